@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE      # where it is set, every import compiles a
 # pip's own folder of wheels, if it is set up with one, is passed on to uv
 FIND_LINKS = $$(echo "$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" | tr -s ' \n' ',')
 
-.PHONY: install demo test nbdev_test pytest check export lab clean chromium
+.PHONY: install demo test nbdev_test pytest check export lab pictures clean chromium
 
 install: .venv/.installed
 
@@ -54,3 +54,6 @@ lab: install                          ## JupyterLab here, with gpuml and the off
 
 clean:
 	rm -rf .venv outputs mlruns mlflow.db dist
+
+pictures: install chromium            ## the README's pictures, from a real JupyterLab
+	GPUML_PICTURES=nbs/images $(BIN)/python -m pytest tests/test_lab.py

@@ -23,6 +23,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'gpuml.config.Diff.__repr__': ('config.html#diff.__repr__', 'gpuml/config.py'),
                               'gpuml.config.GpumlError': ('config.html#gpumlerror', 'gpuml/config.py'),
                               'gpuml.config.GpumlError.__init__': ('config.html#gpumlerror.__init__', 'gpuml/config.py'),
+                              'gpuml.config.GpumlError._render_traceback_': ( 'config.html#gpumlerror._render_traceback_',
+                                                                              'gpuml/config.py'),
                               'gpuml.config.ModelConfig': ('config.html#modelconfig', 'gpuml/config.py'),
                               'gpuml.config.ModelError': ('config.html#modelerror', 'gpuml/config.py'),
                               'gpuml.config.OutputError': ('config.html#outputerror', 'gpuml/config.py'),

@@ -205,3 +205,7 @@ def main(
     except KeyboardInterrupt:
         print("gpuml: interrupted", file=sys.stderr)
         return Preempted.exit_code
+
+# %% ../nbs/13_cli.ipynb #25291da0
+if __name__ == "__main__":
+    sys.exit(main())

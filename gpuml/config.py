@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 
-# %% ../nbs/00_config.ipynb #25581480
+# %% ../nbs/00_config.ipynb #5ab6f8ab
 class GpumlError(Exception):
     "An error that the user can do something about; shown without a traceback"
 
@@ -28,6 +28,10 @@ class GpumlError(Exception):
         super().__init__(message)
         if exit_code is not None:
             self.exit_code = exit_code
+
+    def _render_traceback_(self) -> list[str]:
+        "IPython shows this in place of a traceback; the cell has failed all the same, and the cells below don't run"
+        return [f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(GpumlError):

@@ -76,7 +76,7 @@ _matcher.matcher_api_version = 2
 _matcher.matcher_identifier = "gpuml"
 _matcher.matcher_priority = 200
 
-# %% ../nbs/12_magics.ipynb #ccf13203
+# %% ../nbs/12_magics.ipynb #b51e4e84
 def _help() -> str:
     "The help page of `%gpu_train`, with every key"
     from gpuml.config import config_names, help_text
@@ -93,10 +93,10 @@ _USAGE = """Fine-tune a text classifier here, in this kernel.
 
 Returns a `Run`: its metrics show themselves; `run.predict(["some text"])` gives labels and
 probabilities, `run.mistakes()` the most confident errors, `run.model_folder` the model.
-The stop button ends training cleanly. Tab completes configs, keys and values.
+The stop button ends training cleanly; the cells below don't run then. Tab completes configs, keys and values.
 """
 
-# %% ../nbs/12_magics.ipynb #da359b2e
+# %% ../nbs/12_magics.ipynb #f8aa5b0f
 @magics_class
 class GpumlMagics(Magics):
     "The magics that `%load_ext gpuml` brings"
@@ -111,19 +111,14 @@ class GpumlMagics(Magics):
             print(_help())
             return None
         name, overrides = parse_line(line, self.shell.user_ns)
-        from gpuml.config import GpumlError, Preempted, load
+        from gpuml.config import load
 
-        try:
-            config = load(name, overrides)
-            from gpuml.train import fit
-            from gpuml.widgets import NotebookView, TerminalView
+        config = load(name, overrides)
+        from gpuml.train import fit
+        from gpuml.widgets import NotebookView, TerminalView
 
-            watch = TerminalView() if type(self.shell).__name__ == "TerminalInteractiveShell" else NotebookView()
-            return fit(config, watch=watch)
-        except Preempted as e:
-            print(e)
-        except GpumlError as e:
-            raise UsageError(str(e)) from None
+        watch = TerminalView() if type(self.shell).__name__ == "TerminalInteractiveShell" else NotebookView()
+        return fit(config, watch=watch)
 
     gpu_train.getdoc = _help  # IPython's `?` asks for this, so that the keys need not load at %load_ext
 

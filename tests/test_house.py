@@ -1,0 +1,148 @@
+"The rules of the house: light imports, one direction, generated files in step with their sources"
+
+import ast
+import configparser
+import json
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+from tests.conftest import ROOT, gpuml
+
+MODULES = {re.sub(r"^\d+_", "", p.stem): p for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
+HEAVY = {
+    "torch",
+    "transformers",
+    "mlflow",
+    "kubernetes",
+    "papermill",
+    "s3fs",
+    "pandas",
+    "pyarrow",
+    "matplotlib",
+    "sklearn",
+}
+
+
+def imports(module):
+    "Names of the gpuml modules that a module imports, at the top or inside functions"
+    tree = ast.parse((ROOT / "gpuml" / f"{module}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpuml."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.ImportFrom) and node.module == "gpuml":
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("gpuml."))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_only_smaller_numbers(module):
+    order = list(MODULES)
+    for other in imports(module):
+        assert order.index(other) < order.index(module), f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_are_imported_where_they_are_used(module):
+    code = f"import sys, gpuml.{module}; print(*(set(sys.modules) & {HEAVY!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_load_ext_and_a_typo_import_nothing_heavy():
+    code = f"""
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_line_magic("load_ext", "gpuml")
+print(*(set(sys.modules) & {HEAVY | {"pydantic", "rich", "ruamel"}!r}))
+shell.run_cell("%gpu_train dev train.epoch=5")
+shell.run_cell("%gpu_train?")
+shell.Completer.complete(line_buffer="%gpu_train dev train.ep", cursor_pos=23)
+print(*(set(sys.modules) & {HEAVY!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "" and lines[-1] == "", done.stdout
+    assert "did you mean 'train.epochs'" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_settings_ini_mirrors_pyproject():
+    ini = configparser.ConfigParser()
+    ini.read(ROOT / "settings.ini")
+    mirror, truth = ini["DEFAULT"], tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, nbdev = truth["project"], truth["tool"]["nbdev"]
+    for key in ("lib_path", "nbs_path", "doc_path", "title", "branch", "tst_flags"):
+        assert mirror[key] == nbdev[key], key
+    assert mirror["allowed_cell_metadata_keys"].split() == nbdev["allowed_cell_metadata_keys"]
+    assert mirror["lib_name"] == project["name"] and mirror["description"] == project["description"]
+    assert mirror["min_python"] == project["requires-python"].lstrip(">=")
+    assert mirror["keywords"].split() == project["keywords"]
+    assert mirror["author"] == project["authors"][0]["name"]
+    assert project["urls"]["Repository"].endswith(f"/{mirror['user']}/{mirror['repo']}")
+    assert f'__version__ = "{mirror["version"]}"' in (ROOT / "gpuml" / "__init__.py").read_text()
+    assert (ROOT / "settings.ini").read_text().startswith("# A mirror for nbdev 2")
+
+
+def test_shipped_configs_are_valid_by_the_schema():
+    import jsonschema
+    from ruamel.yaml import YAML
+
+    schema = json.loads((ROOT / "config" / "schema.json").read_text())
+    for file in (ROOT / "config").glob("*.yaml"):
+        jsonschema.Draft202012Validator(schema).validate(YAML(typ="safe", pure=True).load(file.read_text()))
+    with pytest.raises(jsonschema.ValidationError, match="epoch"):
+        jsonschema.validate({"data": {"train": "a"}, "train": {"epoch": 1}}, schema)
+
+
+def test_prod_is_as_designed():
+    from gpuml.config import load
+
+    prod = load("prod", start=ROOT)
+    assert (prod.data.train, prod.tracking.uri, prod.output) == (
+        "s3://datasets/large-dataset", "http://mlflow:5000", "s3://models/production",
+    )  # fmt: skip
+
+
+def test_dependencies_have_floors_and_constraints():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    everything = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    for requirement in everything:
+        name = re.match(r"[A-Za-z0-9.-]+", requirement)[0].lower()
+        assert name == "gpuml" or (">=" in requirement and name.replace(".", "-") in pins), requirement
+
+
+def test_wheel_lays_down_a_project(tmp_path):
+    "The wheel carries what `gpuml init` copies"
+    from gpuml.cli import project_files
+
+    subprocess.run([sys.executable, "-m", "uv", "build", "-q", "--wheel", "-o", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"gpuml/project/{name}" for name in project_files()} <= inside
+
+
+def test_init(tmp_path):
+    done = gpuml("init", cwd=tmp_path)
+    assert done.returncode == 0 and "gpuml train" in done.stdout
+    assert (tmp_path / "nbs" / "train.ipynb").is_file() and (tmp_path / "config" / "dev.yaml").is_file()
+    again = gpuml("init", cwd=tmp_path)
+    assert again.returncode == 73 and "overwrites nothing" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_parameters_tag_survives_cleaning(tmp_path):
+    "Without it papermill injects at the top, the defaults win, and production trains with dev settings"
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    copy = tmp_path / "nbs" / "train.ipynb"
+    copy.write_text((ROOT / "nbs" / "train.ipynb").read_text())
+    subprocess.run([f"{sys.prefix}/bin/nbdev-clean"], cwd=tmp_path, check=True)
+    tagged = [c for c in json.loads(copy.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1 and "".join(tagged[0]["source"]) == 'config = "dev"'

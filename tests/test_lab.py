@@ -1,0 +1,213 @@
+"""A real JupyterLab, a real kernel, a real browser.
+
+Pictures go to the folder named by GPUML_PICTURES; `make pictures` makes the README's there.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import OFFLINE, ROOT, free_port, runs_in
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: install it to run the JupyterLab tests")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    "JupyterLab on loopback over an empty folder: (its address, the folder)"
+    home, port, token = tmp_path_factory.mktemp("lab"), free_port(), "test-token"
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    environment = {**os.environ, **{name: str(home / name.lower()) for name in names}}
+    (home / "work").mkdir()
+    announcements = "@jupyterlab/apputils-extension:announcements"
+    subprocess.run(
+        [f"{sys.prefix}/bin/jupyter", "labextension", "disable", announcements],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    process = subprocess.Popen(
+        [f"{sys.prefix}/bin/jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+         f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=",
+         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"],
+        cwd=home / "work", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                if requests.get(f"{address}/api", timeout=1).ok:
+                    break
+            except requests.RequestException:
+                time.sleep(0.5)
+        else:
+            raise TimeoutError("JupyterLab did not start")
+        yield f"{address}/lab?token={token}", home / "work"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def page(tmp_path):
+    "A page of a fresh browser"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        yield page
+        browser.close()
+
+
+def notebook(*cells: str) -> str:
+    "A notebook with these code cells"
+    made = [
+        dict(cell_type="code", id=f"c{i}", metadata={}, outputs=[], execution_count=None, source=c)
+        for i, c in enumerate(cells)
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    return json.dumps(dict(cells=made, metadata=kernel, nbformat=4, nbformat_minor=5))
+
+
+def open_notebook(page, server, path: Path):
+    "Open it in JupyterLab and wait until its kernel answers"
+    address, work = server
+    page.goto(address.replace("/lab?", f"/lab/tree/{path.relative_to(work)}?"))
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+    page.evaluate(
+        """async () => {
+            while (!window.jupyterapp?.shell?.currentWidget?.sessionContext) await new Promise(r => setTimeout(r, 100));
+            const session = window.jupyterapp.shell.currentWidget.sessionContext;
+            await session.ready;
+            await session.session.kernel.info;
+            await session.session.kernel.requestExecute({code: 'pass', silent: true}).done;
+        }"""
+    )
+
+
+def run_all(page):
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+
+
+def picture(page, name):
+    "Keep a screenshot where they are asked for"
+    if folder := os.environ.get("GPUML_PICTURES"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / name)
+
+
+@pytest.fixture
+def lab_project(project, store, server):
+    "The small project inside JupyterLab's folder"
+    place = server[1] / f"p{time.monotonic_ns()}"
+    shutil.copytree(project, place)
+    return place
+
+
+def test_train_and_look(page, server, mlflow_template):
+    "The shipped notebook on the shipped sample: progress that moves, a report, everything saved in the notebook"
+    place = server[1] / "sample"
+    for part in ("config", "data"):
+        shutil.copytree(ROOT / part, place / part)
+    shutil.copy(mlflow_template, place / "mlflow.db")
+    shutil.copy(ROOT / "nbs" / "train.ipynb", place / "train.ipynb")
+    dev = place / "config" / "dev.yaml"
+    text = dev.read_text().replace("distilbert-base-uncased", OFFLINE).replace(":5000", f":{free_port()}")
+    short = (
+        [] if "GPUML_PICTURES" in os.environ else [("epochs: 3", "epochs: 1"), ("max_length: 256", "max_length: 48")]
+    )
+    for old, new in short:
+        text = text.replace(old, new)
+    dev.write_text(text)
+    open_notebook(page, server, place / "train.ipynb")
+    run_all(page)
+    line = page.locator("svg[aria-label='loss curve'] polyline").first
+    line.wait_for(timeout=120_000)
+    first = line.get_attribute("points")
+    page.wait_for_function(
+        "before => document.querySelector(\"svg[aria-label='loss curve'] polyline\")?.getAttribute('points').length > before",
+        arg=len(first),
+        timeout=60_000,
+    )
+    page.locator("progress").first.wait_for()
+    picture(page, "training.png")
+    page.locator("svg[aria-label='confusion matrix']").first.wait_for(timeout=300_000)
+    page.get_by_text("where is my parcel??").last.wait_for(timeout=60_000)
+    assert page.locator(".jp-RenderedHTMLCommon", has_text="✓").count() >= 1  # the bar gave way to one line
+    assert "Traceback" not in page.locator(".jp-Notebook").inner_text()
+    page.locator("svg[aria-label='confusion matrix']").first.scroll_into_view_if_needed()
+    picture(page, "train.png")
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    deadline = time.monotonic() + 20
+    while "confusion matrix" not in (saved := (place / "train.ipynb").read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "confusion matrix" in saved and "Traceback" not in saved and "widget-view" not in saved
+
+
+def test_tab_completes(page, server, lab_project):
+    path = lab_project / "tab.ipynb"
+    path.write_text(notebook("%load_ext gpuml", ""))
+    open_notebook(page, server, path)
+    run_all(page)
+    page.wait_for_function("() => document.querySelectorAll('.jp-InputPrompt')[0].textContent.includes('1')")
+    cell = page.locator(".jp-CodeCell .cm-content").nth(1)
+    cell.click()
+    page.keyboard.type("run = %gpu_train de")
+    page.keyboard.press("Tab")
+    page.wait_for_function(
+        "() => document.querySelectorAll('.jp-CodeCell .cm-content')[1].textContent.includes('%gpu_train dev')"
+    )
+    page.keyboard.type(" train.epo")
+    page.keyboard.press("Tab")
+    page.wait_for_function(
+        "() => document.querySelectorAll('.jp-CodeCell .cm-content')[1].textContent.includes('train.epochs=')"
+    )
+    page.keyboard.type("2 train.schedule=")
+    page.keyboard.press("Tab")
+    page.locator(".jp-Completer-item").first.wait_for()
+    offered = page.locator(".jp-Completer-item").all_inner_texts()
+    assert [re.split(r"\s", o.strip())[0] for o in offered] == ["linear", "cosine", "constant"]
+    picture(page, "tab.png")
+
+
+def test_stop_button_ends_training_cleanly(page, server, lab_project):
+    path = lab_project / "stop.ipynb"
+    path.write_text(notebook("%load_ext gpuml", "run = %gpu_train dev train.epochs=500", "print('went on')"))
+    open_notebook(page, server, path)
+    run_all(page)
+    page.get_by_text("examples/s").first.wait_for(timeout=120_000)
+    page.locator(
+        "button[data-command='notebook:interrupt-kernel'], jp-button[data-command='notebook:interrupt-kernel']"
+    ).first.click()
+    page.get_by_text("stopped at update").first.wait_for(timeout=60_000)
+    time.sleep(1)
+    assert page.locator(".jp-OutputArea-output", has_text="went on").count() == 0  # the cells below don't run
+    text = page.locator(".jp-Notebook").inner_text()
+    assert "Traceback" not in text and "KeyboardInterrupt" not in text and "Preempted: stopped at update" in text
+    (recorded,) = runs_in(lab_project / "mlflow.db")
+    assert recorded.info.status == "KILLED" and not (lab_project / "outputs").exists()
+    picture(page, "stopped.png")
+
+
+def test_help_and_mistakes_are_readable(page, server, lab_project):
+    path = lab_project / "help.ipynb"
+    path.write_text(notebook("%load_ext gpuml", "%gpu_train dev train.epoch=5", "%gpu_train --help"))
+    open_notebook(page, server, path)
+    run_all(page)
+    page.get_by_text("ConfigError: train.epoch=5: unknown key 'train.epoch'; did you mean 'train.epochs'?").wait_for(
+        timeout=60_000
+    )
+    assert "Traceback" not in page.locator(".jp-Notebook").inner_text()
+    picture(page, "help.png")

