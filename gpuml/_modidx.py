@@ -190,6 +190,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'gpuml.train.new_run_id': ('train.html#new_run_id', 'gpuml/train.py'),
                              'gpuml.train.output_folder': ('train.html#output_folder', 'gpuml/train.py'),
                              'gpuml.train.precision': ('train.html#precision', 'gpuml/train.py'),
+                             'gpuml.train.shown': ('train.html#shown', 'gpuml/train.py'),
                              'gpuml.train.thin': ('train.html#thin', 'gpuml/train.py'),
                              'gpuml.train.trainer_class': ('train.html#trainer_class', 'gpuml/train.py')},
             'gpuml.widgets': { 'gpuml.widgets.NotebookView': ('widgets.html#notebookview', 'gpuml/widgets.py'),

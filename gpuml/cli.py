@@ -16,7 +16,7 @@ from typing import Any
 import gpuml
 from .config import Config, ConfigError, GpumlError, OutputError, Preempted, config_names, help_text, load
 
-# %% ../nbs/13_cli.ipynb #9a64e602
+# %% ../nbs/13_cli.ipynb #c37af9fe
 def train(
     arguments: argparse.Namespace,  # config, overrides
 ) -> int:
@@ -40,6 +40,8 @@ def _print_run(run: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from gpuml.train import shown
+
     m, table = run.metrics, Table(title=run.id, title_justify="left", title_style="bold")
     for name in ("class", "precision", "recall", "F1", "support"):
         table.add_column(name, justify="left" if name == "class" else "right")
@@ -50,7 +52,7 @@ def _print_run(run: Any) -> None:
     console.print(
         f"accuracy {m['accuracy']:.3f}   macro-F1 {m['macro_f1']:.3f}   loss {m['loss']:.3f}   {m['updates']:,} updates in {m['seconds']:.0f} s"
     )
-    console.print(f"model    {run.model_folder}\nMLflow   {m['url']}", markup=False)
+    console.print(f"model    {shown(run.model_folder)}\nMLflow   {m['url']}", markup=False)
 
 # %% ../nbs/13_cli.ipynb #44a4cd8b
 def project_files() -> dict[str, Path]:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['find_files', 'read_text', 'Table', 'read_table', 'split', 'Data', 'read', 'Tokens', 'tokenise', 'Plan', 'plan', 'pad']
 
-# %% ../nbs/02_dataset.ipynb #3d24807c
+# %% ../nbs/02_dataset.ipynb #ec30dff8
 import csv
 import glob
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -342,7 +343,7 @@ def _natural(label: str) -> tuple:
     "Numbers by value, then words by letter"
     return (0, int(label), "") if label.isascii() and label.isdigit() else (1, 0, label)
 
-# %% ../nbs/02_dataset.ipynb #0e5d4c9e
+# %% ../nbs/02_dataset.ipynb #aa8539ee
 _TOKENS_VERSION = 1
 
 
@@ -379,9 +380,11 @@ def tokenise(
 
 
 def _describe(tokenizer: Any) -> str:
-    "All that a tokenizer's output depends on"
+    "All that a tokenizer's output depends on, but for what each call sets anew"
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend.to_str() if backend else f"{type(tokenizer)} {sorted(tokenizer.get_vocab().items())}"
+    if backend is None:
+        return f"{type(tokenizer)} {sorted(tokenizer.get_vocab().items())}"
+    return json.dumps({k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")})
 
 
 def _encode(texts: list[str], tokenizer: Any, max_length: int, on_progress: Any) -> tuple[np.ndarray, np.ndarray]:

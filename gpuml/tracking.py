@@ -41,7 +41,7 @@ def answers(
     except (requests.RequestException, ValueError):
         return False
 
-# %% ../nbs/04_tracking.ipynb #d6ac9158
+# %% ../nbs/04_tracking.ipynb #c0be65bb
 def local_store(
     config: Config,
 ) -> str:
@@ -59,7 +59,7 @@ def find_store(
         raise ConfigError(f"tracking.uri: {uri}: must be http://HOST:PORT or sqlite:///FILE")
     if scheme == "sqlite" or answers(uri):
         return uri, ""
-    note = f"no MLflow server at {uri}: recorded in {config.root / 'mlflow.db'}; `gpuml ui` shows it"
+    note = f"no MLflow server at {uri}: recorded in the project's own mlflow.db; `gpuml ui` shows it"
     return local_store(config), note
 
 # %% ../nbs/04_tracking.ipynb #e78ff6a5

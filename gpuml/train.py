@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['UPDATES_A_SECOND', 'Watch', 'EVALUATION_TOKENS', 'evaluate', 'log_softmax', 'Progress', 'thin', 'curve', 'new_run_id',
-           'output_folder', 'Run', 'Predictions', 'Mistakes', 'confusion_svg', 'logits_of', 'trainer_class',
+           'output_folder', 'shown', 'Run', 'Predictions', 'Mistakes', 'confusion_svg', 'logits_of', 'trainer_class',
            'precision', 'fit', 'load_run']
 
-# %% ../nbs/06_train.ipynb #b15106aa
+# %% ../nbs/06_train.ipynb #46248a0e
 import csv
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class _Reporter:
         "The time until the next update is not training time"
         self._marks = []
 
-# %% ../nbs/06_train.ipynb #8294498c
+# %% ../nbs/06_train.ipynb #0f15cdef
 def thin(
     values: list[float],
     points: int = 100,
@@ -160,7 +161,7 @@ def curve(
         "style='max-width:100%;font:10px sans-serif' xmlns='http://www.w3.org/2000/svg'>"
         f"<path d='M{left} {top}V{bottom}H{right}' fill='none' stroke='#8888'/>"
         f"<g fill='#888'><text x='2' y='{top + 8}'>{high:.2f}</text><text x='2' y='{bottom}'>0</text>"
-        f"<text x='{left}' y='{height - 3}'>loss</text><text x='{right}' y='{height - 3}' text-anchor='end'>{last} updates</text></g>"
+        f"<text x='{left}' y='{height - 3}'>loss: training (line), validation (dots)</text><text x='{right}' y='{height - 3}' text-anchor='end'>{last} updates</text></g>"
         f"<polyline fill='none' stroke='#3b82c4' stroke-width='1.5' points='{' '.join(point(x, y) for x, y in line)}'/>"
         f"<g fill='#e07b39'>{marks}</g></svg>"
     )
@@ -190,7 +191,15 @@ def output_folder(
         raise OutputError(f"output: {config.output}: no permission to write in {there}")
     return folder
 
-# %% ../nbs/06_train.ipynb #e70db63c
+# %% ../nbs/06_train.ipynb #41a45cc3
+def shown(
+    path: Path,
+) -> str:
+    "The path as a person would type it here: relative where that is shorter"
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+# %% ../nbs/06_train.ipynb #35e5e846
 @dataclass(repr=False)
 class Run:
     "A finished run: metrics, predictions, mistakes, the model; shows itself as a report"
@@ -262,7 +271,7 @@ class Run:
             f"{'macro average':<{width}}  {'':>9}  {'':>6}  {m['macro_f1']:>6.3f}  {sum(c['support'] for c in m['classes'].values()):>7,}"
         ]
         head = f"{self.id}: accuracy {m['accuracy']:.3f}, macro-F1 {m['macro_f1']:.3f}, loss {m['loss']:.3f} on validation data"
-        tail = [f"model   {self.model_folder}", f"MLflow  {m['url']}", *m["notes"]]
+        tail = [f"model   {shown(self.model_folder)}", f"MLflow  {m['url']}", *m["notes"]]
         return "\n".join([head, "", *lines, "", *tail])
 
     def _repr_html_(self):
@@ -284,7 +293,7 @@ class Run:
             f" · loss {m['loss']:.3f} · {m['updates']:,} updates in {m['seconds']:.0f} s</div>"
             f"<div style='display:flex;flex-wrap:wrap;gap:1.5em;align-items:center'><div>{table}</div>"
             f"<div>{confusion_svg(m['confusion'], self.labels)}</div><div>{_curve_of(m)}</div></div>"
-            f"<div>model <code>{escape(str(self.model_folder))}</code></div><div>MLflow {link}</div>{notes}"
+            f"<div>model <code>{escape(shown(self.model_folder))}</code></div><div>MLflow {link}</div>{notes}"
         )
 
 # %% ../nbs/06_train.ipynb #32cb024b
@@ -355,7 +364,7 @@ class Mistakes(list):
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if self else "no mistakes"
 
-# %% ../nbs/06_train.ipynb #d7286b7c
+# %% ../nbs/06_train.ipynb #7cc37f52
 def confusion_svg(
     confusion: list[list[int]],  # [labelled, predicted]
     labels: list[str],
@@ -364,15 +373,15 @@ def confusion_svg(
     n = len(labels)
     if n > 30:
         return f"<i>confusion matrix of {n} classes: see metrics.json</i>"
-    size, left, top = max(22, min(44, 440 // n)), 8 + 7 * min(max(map(len, labels)), 16), 34
+    longest = min(max(map(len, labels)), 16)
+    size, left, top = max(22, min(44, 440 // n)), 8 + 7 * longest, 22 + 5 * longest
     cut = [escape(l if len(l) <= 16 else l[:15] + "…") for l in labels]
-    parts = [f"<text x='{left}' y='10'>predicted →</text>"]
+    parts = [f"<text x='2' y='{top - 5}' opacity='.6'>labelled ↓ predicted →</text>"]
     for i, row in enumerate(confusion):
         y = top + i * size
         parts.append(f"<text x='{left - 5}' y='{y + size / 2 + 4:.0f}' text-anchor='end'>{cut[i]}</text>")
-        parts.append(
-            f"<text x='{left + i * size + size / 2:.0f}' y='{top - 6}' text-anchor='middle'>{cut[i][: max(2, size // 7)]}</text>"
-        )
+        x = left + i * size + size / 2
+        parts.append(f"<text transform='translate({x:.0f} {top - 5}) rotate(-40)'>{cut[i]}</text>")
         for j, count in enumerate(row):
             share, x = count / max(sum(row), 1), left + j * size
             color = "59,130,196" if i == j else "224,123,57"
@@ -383,7 +392,7 @@ def confusion_svg(
                 parts.append(
                     f"<text x='{x + size / 2:.0f}' y='{y + size / 2 + 4:.0f}' text-anchor='middle'>{count}</text>"
                 )
-    width, height = left + n * size + 4, top + n * size + 4
+    width, height = left + n * size + 4 * longest + 8, top + n * size + 4
     return (
         f"<svg viewBox='0 0 {width} {height}' width='{width}' role='img' aria-label='confusion matrix' "
         f"style='font:11px sans-serif;max-width:100%' fill='currentColor' xmlns='http://www.w3.org/2000/svg'>{''.join(parts)}</svg>"
@@ -554,7 +563,7 @@ def _callback(job: "_Fit") -> Any:
 
     return Callback()
 
-# %% ../nbs/06_train.ipynb #5b54bfeb
+# %% ../nbs/06_train.ipynb #023d03c5
 class _Fit:
     "The state of one call of `fit`"
 
@@ -605,7 +614,7 @@ class _Fit:
         if torch.cuda.is_available():
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         arguments = TrainingArguments(
-            output_dir=str(self.folder),
+            output_dir=tempfile.gettempdir(),
             num_train_epochs=t.epochs,
             per_device_train_batch_size=t.batch_size,
             learning_rate=t.learning_rate,

@@ -98,3 +98,10 @@ def runs_in(store: Path) -> list:
 
     client = mlflow.MlflowClient(f"sqlite:///{store}")
     return client.search_runs([e.experiment_id for e in client.search_experiments()])
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    "Fixtures learn whether their test failed"
+    outcome = yield
+    item.failed = getattr(item, "failed", False) or outcome.get_result().failed
