@@ -189,8 +189,14 @@ def test_data(name, project, capsys):
     refused(project, [], code, message, capsys)
 
 
+@pytest.fixture(scope="module")
+def imported():
+    "torch and transformers, whose first import on a cold machine takes as long as the disk does"
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer  # noqa: F401
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_model_and_output(name, project, capsys):
+def test_model_and_output(name, project, capsys, imported):
     change, code, message = MODELS[name]
     change(project)
     refused(project, [], code, message, capsys)
