@@ -133,7 +133,7 @@ def interval(
     "Seconds between checkpoints: sqrt(2 · cost · time between failures) (Young 1974), within the limits"
     return max(100 * cost, min(math.sqrt(2 * cost * HOURS_BETWEEN_FAILURES * 3600), LONGEST))
 
-# %% ../nbs/05_checkpoint.ipynb #dcc8f15a
+# %% ../nbs/05_checkpoint.ipynb #5efd455d
 @dataclass
 class Writer:
     "Writes checkpoints beside training"
@@ -154,7 +154,7 @@ class Writer:
         waited = time.monotonic() - self._time
         if (self._thread and self._thread.is_alive()) or waited < 100 * self.cost:
             return False
-        return step - self._step >= self.updates or waited >= interval(self.cost)
+        return step - self._step >= self.updates or waited >= (interval(self.cost) if self.cost else LONGEST)
 
     def save(
         self,

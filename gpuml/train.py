@@ -704,13 +704,14 @@ def _is_done(folder: Path) -> bool:
     record = tracking.read_record(folder)
     return (folder / "certificate.json").is_file() and (record is None or record.complete(folder))
 
-# %% ../nbs/06_train.ipynb #fb5ef431
+# %% ../nbs/06_train.ipynb #968fc148
 class _Fit:
     "The state of one call of `fit`"
 
     def __init__(self, config: Config, watch: Watch | None, resume: str | None = None):
         self.config, self.report, self.tracked, self.trainer = config, _Reporter(watch), None, None
         self.asked, self.best, self.found, self.saved = "", _Best(config.train.best_metric), None, -1
+        self.copies = {}
         self.folder = unfinished(config, resume) if resume else None
         self.run_id = (
             self.folder.name if resume else new_run_id(config.name, datetime.now(), int.from_bytes(os.urandom(2)))
@@ -890,9 +891,10 @@ class _Fit:
 
     def save_checkpoint(self) -> None:
         "Copy all that continuing needs, and start to write it"
+        self.checkpoints.wait()  # the copies below go where those of the checkpoint before lie
         started, trainer, p = time.monotonic(), self.trainer, self.report.progress
         self.tracked.flush()
-        tensors = {f"model.{k}": _copy(v) for k, v in self.classifier.state_dict().items()}
+        tensors = {f"model.{k}": self.copied(f"model.{k}", v) for k, v in self.classifier.state_dict().items()}
         state = {
             "data": self.data_facts(),
             "max_tokens": self.updates.max_tokens,
@@ -904,7 +906,7 @@ class _Fit:
         if trainer.optimizer is not None:
             optimizer = trainer.optimizer.state_dict()
             for i, values in optimizer["state"].items():
-                tensors |= {f"optimizer.{i}.{k}": _copy(v) for k, v in values.items()}
+                tensors |= {f"optimizer.{i}.{k}": self.copied(f"optimizer.{i}.{k}", v) for k, v in values.items()}
             state |= {"groups": optimizer["param_groups"], "scheduler": trainer.lr_scheduler.state_dict()}
             state["scaler"] = trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else None
             tensors |= _rng()
@@ -916,6 +918,14 @@ class _Fit:
             tensors |= {f"best.{k}": v for k, v in self.best.state.items()} | {"best_logits": _tensor(self.best.logits)}
         self.checkpoints.save(p.step, tensors, json.loads(json.dumps(state)), started)
         self.saved = (p.step, len(p.evaluations))
+
+    def copied(self, name: str, tensor: Any) -> Any:
+        "A copy on the CPU, in the memory of the copy before: taking new pages would cost more than the copy"
+        import torch
+
+        if name not in self.copies:
+            self.copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return self.copies[name].copy_(tensor.detach())
 
     def restore(self) -> bool:
         "Go back to the checkpoint that was found; says whether training stopped early there"
@@ -1053,11 +1063,6 @@ class _Fit:
             with suppress(OSError):
                 self.folder.parent.rmdir()
         return note
-
-
-def _copy(tensor: Any) -> Any:
-    "A copy on the CPU"
-    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _tensor(array: np.ndarray) -> Any:
