@@ -113,7 +113,7 @@ def sync(
             )
     return 1 if failed else 0
 
-# %% ../nbs/13_cli.ipynb #5ad5effa
+# %% ../nbs/13_cli.ipynb #df19f5c9
 def ui(
     arguments: argparse.Namespace,  # config, port, no_browser
 ) -> int:
@@ -169,9 +169,12 @@ def _serve(config: Config, store: str, port: int) -> int:
     ]
     command += ["--default-artifact-root", (config.root / "mlruns").as_uri(), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # it starts eight more processes
+    process = subprocess.Popen(command, env=environment)
     try:
-        return subprocess.run(command, env=environment).returncode
-    except KeyboardInterrupt:
+        return process.wait()
+    except (KeyboardInterrupt, Preempted):
+        process.terminate()
+        process.wait()
         return 0
 
 

@@ -27,7 +27,7 @@ def parse_line(
         raise UsageError(f"{line.strip()}: {e}; a value with spaces is written 'key=value with spaces'") from None
     return parse_words(words, namespace.get("config", "dev"))
 
-# %% ../nbs/12_magics.ipynb #4704b3cf
+# %% ../nbs/12_magics.ipynb #43ea8321
 _LINE = re.compile(r"(?:^|[=\s])%gpu_train\s+(.*)$")
 
 
@@ -45,7 +45,7 @@ def complete(
     if equals:
         return [c for c in choices(key) if c.startswith(value)] if key in fields() else []
     names = [] if any("=" not in w for w in before) else config_names()
-    return [w for w in [*names, *(f"{k}=" for k in fields())] if w.startswith(word)]
+    return [w for w in [*names, *(f"{k}=" for k in fields()), "--resume"] if w.startswith(word)]
 
 # %% ../nbs/12_magics.ipynb #08b69ef5
 def _matcher(context: Any) -> dict:

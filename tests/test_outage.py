@@ -129,3 +129,33 @@ def test_hangs_all_the_time(project, server):
     server.start()
     assert gpuml("sync", "dev", cwd=project).returncode == 0
     check(server, run, 9)
+
+
+def test_ui_shows_the_projects_runs(project, store):
+    "`gpuml ui` serves the local store, says where, and ends with its servers when it is stopped"
+    run = fit(load("dev", ["train.epochs=1"]))
+    port = free_port()
+    command = [sys.executable, "-m", "gpuml.cli", "ui", "--no-browser", "--port", str(port)]
+    with open(project / "ui.log", "w") as log:
+        process = subprocess.Popen(command, cwd=project, stdout=log, stderr=log, start_new_session=True)
+    api = f"http://127.0.0.1:{port}/api/2.0/mlflow"
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                found = requests.get(f"{api}/experiments/get-by-name?experiment_name=test", timeout=2).json()
+                break
+            except (requests.RequestException, ValueError):
+                time.sleep(0.5)
+        runs = requests.post(
+            f"{api}/runs/search", json={"experiment_ids": [found["experiment"]["experiment_id"]]}, timeout=10
+        ).json()
+        assert [r["info"]["run_name"] for r in runs["runs"]] == [run.id]
+        process.terminate()
+        assert process.wait(30) == 0
+        with pytest.raises(requests.RequestException):
+            requests.get(f"{api}/experiments/search?max_results=1", timeout=2)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+    assert f"http://localhost:{port}" in (project / "ui.log").read_text()
