@@ -1095,13 +1095,15 @@ def _gpu() -> dict[str, float]:
         pass
     return found
 
-# %% ../nbs/06_train.ipynb #d30e7859
+# %% ../nbs/06_train.ipynb #a8d9eae3
 def fit(
     config: Config,
     watch: Watch | None = None,  # called with a `Progress`, at most four times a second
     resume: str | None = None,  # a run id, or `latest`: go on with that run
 ) -> Run:
     "Train, evaluate, record and save; raises `GpumlError`, and `Preempted` when it is interrupted"
+    # read when torch is loaded: threads that spin while they wait make two trainings on one machine crawl
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     job = _Fit(config, watch, resume)
     with job.signals():
         try:
