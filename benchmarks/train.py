@@ -20,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def arm(name: str, kind: str, count: int, model_name: str) -> dict:
     classifier = model.load_classifier(folder, [str(i) for i in range(labels)])
     gpu = torch.cuda.is_available()
     common = dict(
-        output_dir="/tmp/unused", num_train_epochs=1, learning_rate=1e-4, report_to="none", save_strategy="no",
+        output_dir=tempfile.gettempdir(), num_train_epochs=1, learning_rate=1e-4, report_to="none", save_strategy="no",
         logging_strategy="no", disable_tqdm=True, use_cpu=not gpu,
     )  # fmt: skip
     flat = [tokens.ids[a:b].astype(int).tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
