@@ -704,7 +704,7 @@ def _is_done(folder: Path) -> bool:
     record = tracking.read_record(folder)
     return (folder / "certificate.json").is_file() and (record is None or record.complete(folder))
 
-# %% ../nbs/06_train.ipynb #968fc148
+# %% ../nbs/06_train.ipynb #b7632f7d
 class _Fit:
     "The state of one call of `fit`"
 
@@ -748,7 +748,7 @@ class _Fit:
         if self.saved != (p.step, len(p.evaluations)):
             self.save_checkpoint()
         self.checkpoints.wait()
-        raise Preempted(f"stopped at update {p.step} of {p.steps}; `--resume` goes on there")
+        raise Preempted(f"stopped at update {p.step} of {p.steps}; the same line with `--resume` goes on there")
 
     def prepare(self) -> None:
         "Check and load everything that training needs"
