@@ -431,36 +431,43 @@ def plan(
 ) -> Plan:
     "The epoch's updates: a function of its arguments, so that it can be rebuilt instead of saved"
     n = len(lengths)
-    order = np.random.default_rng([seed, epoch]).permutation(n)
-    updates = np.append(np.arange(0, n, batch_size), n)
-    which = np.arange(n) // batch_size
-    order = order[np.lexsort((-lengths[order], which))]
-    return Plan(order, updates, _cut(lengths[order], updates, batch_size, overhead, max_tokens))
+    order, cuts = np.random.default_rng([seed, epoch]).permutation(n), np.empty(n, bool)
+    whole, stride = n - n % batch_size, batch_size * max(1, 65_536 // batch_size)  # a stride fits in a core's cache
+    for start in [*range(0, whole, stride), whole]:
+        part = order[start : min(start + stride, whole) if start < whole else n]
+        if len(part):
+            grid = part.reshape(-1, min(batch_size, len(part)))
+            found = lengths[grid].astype(np.int64)
+            by_length = np.sort((-found << 32) | np.arange(grid.shape[1]), axis=1) & 0xFFFFFFFF
+            grid[:], found = (np.take_along_axis(a, by_length, 1) for a in (grid, found))
+            cuts[start : start + len(part)] = _cut(found, overhead, max_tokens).ravel()
+    return Plan(order, np.append(np.arange(0, n, batch_size), n), cuts)
 
 # %% ../nbs/02_dataset.ipynb #f0be298c
-def _cut(lengths: np.ndarray, updates: np.ndarray, size: int, overhead: int, max_tokens: int) -> np.ndarray:
-    "True where a micro-batch starts; `lengths` falls inside each update"
-    count, grain = len(updates) - 1, max(1, -(-size // 32))
-    slots = -(-size // grain)
-    grid = np.zeros((count, slots * grain), np.int64)
-    grid[np.arange(len(lengths)) // size, np.arange(len(lengths)) % size] = lengths
-    real = np.minimum(np.diff(updates)[:, None], np.arange(slots + 1) * grain)  # examples before slot s
-    longest = grid[:, ::grain]
-    best, previous = np.full((slots + 1, count), np.inf), np.zeros((slots + 1, count), np.int64)
-    best[0] = 0
+def _cut(lengths: np.ndarray, overhead: int, max_tokens: int) -> np.ndarray:
+    "True where a micro-batch starts, bool [updates, examples]; `lengths` falls inside each update"
+    count, size = lengths.shape
+    bounds = [*range(0, size, -(-size // 32)), size]  # where a micro-batch may start or end
+    longest, slots = np.ascontiguousarray(lengths[:, bounds[:-1]].T), len(bounds) - 1
+    small = 64 * size * (int(lengths.max(initial=1)) + overhead) < 2**31
+    longest = longest.astype(np.int32 if small else np.int64)
+    never, tight = np.iinfo(longest.dtype).max, size * int(longest.max(initial=0)) > max_tokens
+    best = np.zeros((slots + 1, count), longest.dtype)  # 64 · cost + start of the last micro-batch, up to each bound
+    before = np.empty_like(longest)  # the same, with a micro-batch from each bound on, less what its end adds
     for end in range(1, slots + 1):
+        last = end - 1
+        before[last] = 64 * ((best[last] >> 6) + overhead - bounds[last] * longest[last]) + last
+        best[end] = never
         for start in range(end):
-            padded = (real[:, end] - real[:, start]) * longest[:, start]
-            cost = best[start] + padded + overhead * (real[:, end] > real[:, start])
-            if end - start > 1:
-                cost[padded > max_tokens] = np.inf
-            better = cost < best[end]
-            best[end][better], previous[end][better] = cost[better], start
-    cuts, at, rows = np.zeros(len(lengths), bool), np.full(count, slots), np.arange(count)
-    while at.any():
-        at = np.where(at > 0, previous[at, rows], 0)
-        starts = updates[:-1] + np.minimum(real[rows, at], np.diff(updates) - 1)
-        cuts[starts[real[rows, at] < np.diff(updates)]] = True
+            cost = before[start] + 64 * bounds[end] * longest[start]
+            if tight and start < last:
+                cost[(bounds[end] - bounds[start]) * longest[start] > max_tokens] = never
+            np.minimum(best[end], cost, out=best[end])
+    cuts, rows, at = np.zeros((count, size), bool), np.arange(count), np.full(count, slots)
+    while len(rows):
+        at = best[at, rows] & 63
+        cuts[rows, np.take(bounds, at)] = True
+        rows, at = rows[at > 0], at[at > 0]
     return cuts
 
 # %% ../nbs/02_dataset.ipynb #9c60a9da
