@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import free_port
-
 KEY, SECRET = "gpuml-test-key", "gpuml-test-secret-5f2c"
 READER, READER_SECRET = "gpuml-reader-key", "gpuml-reader-secret-77aa"  # may list and read, and not write
 BUCKETS = "datasets,models,mlflow"
@@ -46,6 +44,8 @@ def _write_keys(file: Path) -> Path:
 
 def start(folder: Path) -> tuple[subprocess.Popen, str]:
     "The server's process and endpoint"
+    from tests.conftest import free_port  # which imports this file's fixtures
+
     keys = _write_keys(folder / "s3.json")
     ports = iter([free_port() for _ in range(10)])
     port = next(ports)
