@@ -79,9 +79,9 @@ def views() -> None:
 
         return wrapper
 
-    train._Fit.after_update = timed(train._Fit.after_update, "training thread", time.perf_counter)
-    train._Fit.save_checkpoint = timed(
-        train._Fit.save_checkpoint, "training thread, of which copying for checkpoints", time.perf_counter
+    train._after_update = timed(train._after_update, "training thread", time.perf_counter)
+    train._save_checkpoint = timed(
+        train._save_checkpoint, "training thread, of which copying for checkpoints", time.perf_counter
     )
     tracking._client = timed(tracking._client, "log thread, once: importing and opening MLflow", time.thread_time)
     tracking.sync = timed(tracking.sync, "log thread, sending", time.thread_time)

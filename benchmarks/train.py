@@ -5,9 +5,10 @@
 Arms, all from the same pretrained weights on the same examples for one epoch:
   run_classification  HF's example script: every text padded to max_length (128), batch 8
   default             Trainer's defaults: dynamic padding, batch 8
-  group_by_length     Trainer, batches of similar length, batch 32 (the length of a text correlates with its batch)
-  batch_rebalance     Trainer, batch 8 × accumulation 4, rebalanced, the loss corrected (transformers issue 47688)
+  group_by_length     Trainer, batches of similar length (the length of a text then correlates with its batch)
+  batch_rebalance     Trainer, accumulation 4, rebalanced, the loss corrected (transformers issue 47688)
   gpuml               updates of 32 drawn at random, cut where it saves padding
+The two before the last run at the best of four batch sizes, which a first round of each finds.
 Texts: R8 (see reuters.py), and the same words cut to log-normal lengths, as support tickets have them.
 Prints real (not padding) tokens a second, medians with the spread of the ratios, and gpuml's share of the machine's
 matrix-multiply peak measured in the same process. Training FLOPs per token of an encoder with L layers, width d,
@@ -29,6 +30,7 @@ import numpy as np
 HERE = Path(__file__).parent
 MAX_LENGTH = 128
 ARMS = ("run_classification", "default", "group_by_length", "batch_rebalance", "gpuml")
+BATCHES = {"group_by_length": (8, 16, 32, 64), "batch_rebalance": (16, 32, 64, 128)}  # examples per update
 
 
 def texts_of(kind: str, count: int) -> tuple[list[str], list[int], int]:
@@ -71,25 +73,30 @@ def flops(lengths: np.ndarray, config) -> float:
     return float((3 * s * (2 * layers * (4 * d * d + 2 * d * f) + 4 * layers * d * s)).sum())
 
 
-def arm(name: str, kind: str, count: int, model_name: str) -> dict:
-    "Train one epoch; seconds, real tokens, the last losses"
+def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], seed: int = 0, **arguments):
+    "The Trainer of an arm, `ARM` or `ARM:BATCH`; `arguments` are TrainingArguments"
     import torch
-    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments, set_seed
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
-    from gpuml import dataset, model
-    from gpuml.config import load
-
-    texts, classes, labels = texts_of(kind, count)
-    folder = model.locate(load(HERE / "reuters.yaml", [f"model.name={model_name}"]))
-    tokenizer = model.load_tokenizer(folder)
-    tokens = dataset.tokenise(texts, tokenizer, MAX_LENGTH)
-    set_seed(0)
-    classifier = model.load_classifier(folder, [str(i) for i in range(labels)])
-    gpu = torch.cuda.is_available()
+    name, _, batch = name.partition(":")
+    size, gpu = int(batch or 32), torch.cuda.is_available()
     common = dict(
-        output_dir=tempfile.gettempdir(), num_train_epochs=1, learning_rate=1e-4, report_to="none", save_strategy="no",
-        logging_strategy="no", disable_tqdm=True, use_cpu=not gpu,
+        output_dir=tempfile.gettempdir(), report_to="none", save_strategy="no", logging_strategy="no",
+        disable_tqdm=True, use_cpu=not gpu, seed=seed, **arguments,
     )  # fmt: skip
+    if name == "gpuml":
+        from gpuml.train import _Updates, trainer_class
+
+        trainer = trainer_class()(
+            classifier,
+            TrainingArguments(per_device_train_batch_size=size, bf16=gpu, **common),
+            updates=_Updates(tokens.lengths, size, seed),
+            tokens=tokens,
+            classes=np.array(classes),
+            pad_id=tokenizer.pad_token_id,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
     flat = [tokens.ids[a:b].astype(int).tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
 
     class Examples(torch.utils.data.Dataset):
@@ -102,52 +109,53 @@ def arm(name: str, kind: str, count: int, model_name: str) -> dict:
     def summed(outputs, targets, num_items_in_batch=None):
         return torch.nn.functional.cross_entropy(outputs.logits, targets, reduction="sum") / num_items_in_batch
 
-    with model.quiet():
-        if name == "gpuml":
-            from gpuml.train import _Updates, trainer_class
+    strategy = dict(train_sampling_strategy=name, bf16=gpu)
+    more = {
+        "run_classification": dict(per_device_train_batch_size=8),
+        "default": dict(per_device_train_batch_size=8),
+        "group_by_length": dict(per_device_train_batch_size=size, **strategy),
+        "batch_rebalance": dict(per_device_train_batch_size=size // 4, gradient_accumulation_steps=4, **strategy),
+    }[name]
+    pad = dict(padding="max_length", max_length=MAX_LENGTH) if name == "run_classification" else {}
+    trainer = Trainer(
+        classifier, TrainingArguments(**more, **common), train_dataset=Examples(),
+        data_collator=DataCollatorWithPadding(tokenizer, **pad),
+        compute_loss_func=summed if name == "batch_rebalance" else None,
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
-            arguments = TrainingArguments(per_device_train_batch_size=32, bf16=gpu, **common)
-            updates = _Updates(tokens.lengths, 32, 0)
-            trainer = trainer_class()(
-                classifier,
-                arguments,
-                updates=updates,
-                tokens=tokens,
-                classes=np.array(classes),
-                pad_id=tokenizer.pad_token_id,
-            )
-        else:
-            more = {
-                "run_classification": dict(per_device_train_batch_size=8),
-                "default": dict(per_device_train_batch_size=8),
-                "group_by_length": dict(
-                    per_device_train_batch_size=32, train_sampling_strategy="group_by_length", bf16=gpu
-                ),
-                "batch_rebalance": dict(
-                    per_device_train_batch_size=8,
-                    gradient_accumulation_steps=4,
-                    train_sampling_strategy="batch_rebalance",
-                    bf16=gpu,
-                ),
-            }[name]
-            pad = dict(padding="max_length", max_length=MAX_LENGTH) if name == "run_classification" else {}
-            trainer = Trainer(
-                classifier, TrainingArguments(**more, **common), train_dataset=Examples(),
-                data_collator=DataCollatorWithPadding(tokenizer, **pad),
-                compute_loss_func=summed if name == "batch_rebalance" else None,
-            )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
+
+def arm(name: str, kind: str, count: int, model_name: str) -> dict:
+    "Train one epoch; seconds, real tokens, the share of the peak"
+    from transformers import set_seed
+
+    from gpuml import dataset, model
+    from gpuml.config import load
+
+    texts, classes, labels = texts_of(kind, count)
+    folder = model.locate(load(HERE / "reuters.yaml", [f"model.name={model_name}"]))
+    tokenizer = model.load_tokenizer(folder)
+    tokens = dataset.tokenise(texts, tokenizer, MAX_LENGTH)
+    set_seed(0)
+    classifier = model.load_classifier(folder, [str(i) for i in range(labels)])
+    with model.quiet():
+        trainer = make_trainer(name, classifier, tokenizer, tokens, classes, num_train_epochs=1, learning_rate=1e-4)
         best = peak()
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
     real = int(tokens.lengths.sum())
-    return {
-        "seconds": seconds,
-        "tokens": real,
-        "rate": real / seconds,
-        "share": flops(tokens.lengths, classifier.config) / seconds / best,
-    }
+    return {"tokens": real, "rate": real / seconds, "share": flops(tokens.lengths, classifier.config) / seconds / best}
+
+
+def measured(name: str, kind: str, given: argparse.Namespace) -> dict:
+    "What `arm` returns, from a process of its own"
+    command = [sys.executable, __file__, "--one", name, kind, "--examples", str(given.examples), "--model", given.model]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -161,26 +169,17 @@ def main() -> None:
         print(json.dumps(arm(*given.one, given.examples, given.model)))
         return
     for kind in ("R8", "skewed"):
+        names = {}
+        for name in ARMS:
+            sizes = [f"{name}:{size}" for size in BATCHES.get(name, ())]
+            rates = {tried: measured(tried, kind, given)["rate"] for tried in sizes}
+            names[name] = max(rates, key=rates.get) if rates else name
+            if rates:
+                print(f"{kind}: {', '.join(f'{n} {r:,.0f} tokens/s' for n, r in rates.items())}", flush=True)
         results = {name: [] for name in ARMS}
         for _ in range(given.repeats):
             for name in ARMS:
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--one",
-                    name,
-                    kind,
-                    "--examples",
-                    str(given.examples),
-                    "--model",
-                    given.model,
-                ]
-                done = subprocess.run(
-                    command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-                )
-                if done.returncode:
-                    sys.exit(done.stderr[-3000:])
-                results[name].append(json.loads(done.stdout.splitlines()[-1]))
+                results[name].append(measured(names[name], kind, given))
         lengths = results["gpuml"][0]["tokens"] / given.examples
         print(
             f"\n{kind}: {given.examples} texts, {lengths:.0f} tokens on average, at most {MAX_LENGTH}; {given.repeats} interleaved repeats"
@@ -191,7 +190,7 @@ def main() -> None:
             ratios = sorted(g["rate"] / r["rate"] for g, r in zip(results["gpuml"], results[name], strict=True))
             share = statistics.median(r["share"] for r in results[name])
             print(
-                f"{name:<20} {rate:14,.0f} {statistics.median(ratios):13.2f}x {ratios[0]:7.2f}–{ratios[-1]:.2f}x {100 * share:13.0f}%",
+                f"{names[name]:<20} {rate:14,.0f} {statistics.median(ratios):13.2f}x {ratios[0]:7.2f}–{ratios[-1]:.2f}x {100 * share:13.0f}%",
                 flush=True,
             )
 

@@ -11,6 +11,7 @@ import csv
 import glob
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from html import escape
@@ -473,14 +474,14 @@ def _cut(lengths: np.ndarray, overhead: int, max_tokens: int) -> np.ndarray:
 # %% ../nbs/02_dataset.ipynb #9c60a9da
 def halve(
     micro_batches: list[np.ndarray],  # example indices, longest first
-    lengths: np.ndarray,  # tokens of each example
-    max_tokens: int,  # padded tokens that a micro-batch may have; one example always may
+    size: Callable[[np.ndarray], int],  # tokens of a micro-batch with these examples
+    max_tokens: int,  # that a micro-batch may have; one example always may
 ) -> list[np.ndarray]:
     "The micro-batches, those that are too large cut in halves until none is"
     found, left = [], list(micro_batches)
     while left:
         rows = left.pop(0)
-        if len(rows) > 1 and len(rows) * lengths[rows].max() > max_tokens:
+        if len(rows) > 1 and size(rows) > max_tokens:
             left[:0] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
         else:
             found.append(rows)

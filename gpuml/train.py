@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UPDATES_A_SECOND', 'Watch', 'EVALUATION_TOKENS', 'CPU', 'GPU', 'HARMLESS', 'evaluate', 'log_softmax', 'Progress',
            'thin', 'curve', 'new_run_id', 'output_folder', 'shown', 'Run', 'Predictions', 'Mistakes', 'confusion_svg',
-           'logits_of', 'trainer_class', 'precision', 'unfinished', 'fit', 'load_run']
+           'logits_of', 'trainer_class', 'precision', 'tokens_that_fit', 'unfinished', 'fit', 'load_run']
 
 # %% ../nbs/06_train.ipynb #1ced66e0
 import csv
@@ -420,7 +420,7 @@ def confusion_svg(
     )
 
 # %% ../nbs/06_train.ipynb #55a96f9e
-EVALUATION_TOKENS = 4096  # padded tokens per batch
+EVALUATION_TOKENS = 4096  # padded tokens per batch on a CPU
 
 
 def logits_of(
@@ -435,17 +435,17 @@ def logits_of(
 
     rows = np.arange(len(tokens.offsets) - 1) if rows is None else rows
     order = rows[np.argsort(-tokens.lengths[rows], kind="stable")]
-    found, training, most = {}, classifier.training, EVALUATION_TOKENS
+    most = GPU[1] if classifier.device.type == "cuda" else EVALUATION_TOKENS
+    found, training = {}, classifier.training
     classifier.eval()
     with torch.inference_mode():
         while len(order):
             check()
             batch = order[: max(1, most // int(tokens.lengths[order[0]]))]
-            ids, mask = (torch.from_numpy(a).to(classifier.device) for a in dataset.pad(tokens, batch, pad_id))
             try:
-                logits = classifier(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+                logits = model.logits(classifier, *dataset.pad(tokens, batch, pad_id)).cpu().numpy()
             except torch.OutOfMemoryError:
-                most = _smaller(batch, tokens.lengths)
+                most = _smaller(batch, _Updates(tokens.lengths, len(batch), 0))
                 continue
             found |= zip(batch.tolist(), logits, strict=True)
             order = order[len(batch) :]
@@ -457,7 +457,7 @@ def logits_of(
     )
 
 # %% ../nbs/06_train.ipynb #6ce0860d
-CPU = (64, 8192)  # what one more micro-batch costs, and the most that one may have, in padded tokens
+CPU = (64, 8192)  # what one more micro-batch costs, and the most that one may have, in tokens
 GPU = (4096, 32768)  # a GPU waits for its launches below about 15,000 tokens
 
 
@@ -467,7 +467,8 @@ class _Updates:
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.epoch, self.skip = 0, 0  # updates of the epoch that an earlier attempt did
-        self.max_tokens = 2**40  # padded tokens that a micro-batch may have: less after one did not fit
+        self.max_tokens = 2**40  # that a micro-batch may have: less on a GPU, and after one did not fit
+        self.packed = False  # micro-batches without padding, which need not be of similar length
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -475,8 +476,12 @@ class _Updates:
     def plan(self) -> Plan:
         import torch
 
-        overhead, most = GPU if torch.cuda.is_available() else CPU
+        overhead, most = (2**30, 2**40) if self.packed else GPU if torch.cuda.is_available() else CPU
         return dataset.plan(self.lengths, self.batch_size, self.seed, self.epoch, overhead, most)
+
+    def size(self, rows: np.ndarray) -> int:
+        "Tokens of a micro-batch, with its padding if it has any"
+        return int(self.lengths[rows].sum() if self.packed else len(rows) * self.lengths[rows].max())
 
     def __len__(self) -> int:
         return math.ceil(len(self.lengths) / self.batch_size)
@@ -490,7 +495,6 @@ class _Updates:
 # %% ../nbs/06_train.ipynb #6df6b059
 def trainer_class() -> type:
     "HuggingFace's `Trainer` fed with whole updates; a function, because its import takes seconds"
-    import torch
     from transformers import Trainer
 
     class UpdateTrainer(Trainer):
@@ -501,12 +505,8 @@ def trainer_class() -> type:
         ):
             super().__init__(*args, **kwargs)
             self.updates, self.tokens, self.classes, self.pad_id = updates, tokens, classes, pad_id
-            self.loss, self.examples, self.grad_norm = math.nan, 0, math.nan
-            self.done, self.restore, self.rng = (
-                0,
-                None,
-                None,
-            )  # what a checkpoint brings: updates, a function, random states
+            self.loss, self.examples, self.grad_norm = math.nan, 0, math.nan  # of the last update
+            self.done, self.ready, self.rng = 0, None, None  # a checkpoint's updates and random states; called once
 
         def get_train_dataloader(self):
             return self.updates
@@ -519,8 +519,8 @@ def trainer_class() -> type:
 
         def _prepare_for_training(self, *args, **kwargs):
             prepared = super()._prepare_for_training(*args, **kwargs)
-            if self.restore:
-                self.restore(self)
+            if self.ready:
+                self.ready(self)
             return prepared
 
         def _run_epoch(self, **kwargs):
@@ -538,33 +538,7 @@ def trainer_class() -> type:
 
         def training_step(self, model, inputs, num_items_in_batch=None):
             model.train()
-            while True:
-                parts = dataset.halve(inputs["micro_batches"], self.tokens.lengths, self.updates.max_tokens)
-                try:
-                    return self.accumulate(model, parts)
-                except torch.OutOfMemoryError:
-                    self.updates.max_tokens = _smaller(self.tried, self.tokens.lengths)
-                model.zero_grad()  # a backward pass that broke off has left a part of its gradients: begin the update again
-                torch.cuda.empty_cache()
-
-        def accumulate(self, model, micro_batches):
-            "Gradients of the mean loss over the update's examples"
-            self.examples, total = sum(map(len, micro_batches)), 0.0
-            for rows in micro_batches:
-                self.tried = rows
-                ids, mask = (
-                    torch.from_numpy(a).to(self.args.device) for a in dataset.pad(self.tokens, rows, self.pad_id)
-                )
-                targets = torch.from_numpy(self.classes[rows]).to(self.args.device)
-                with self.compute_loss_context_manager():
-                    logits = model(input_ids=ids, attention_mask=mask).logits
-                    loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / self.examples
-                self.accelerator.backward(loss)
-                total += loss.detach()
-            self.loss = float(total)
-            if not math.isfinite(self.loss):
-                raise TrainError(_not_finite(self.state.global_step + 1, self.loss, np.concatenate(micro_batches)))
-            return total
+            return _accumulate(self, inputs["micro_batches"])
 
         def _get_grad_norm(self, model, grad_norm=None):
             self.grad_norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
@@ -572,17 +546,60 @@ def trainer_class() -> type:
 
     return UpdateTrainer
 
+# %% ../nbs/06_train.ipynb #435e5a1e
+def _accumulate(trainer: Any, micro_batches: list[np.ndarray]) -> Any:
+    "Gradients of the mean loss over the update's examples, in as many parts as memory needs; returns the loss"
+    import torch
 
-def _smaller(rows: np.ndarray, lengths: np.ndarray) -> int:
-    "The padded tokens that a micro-batch may have after one with these rows did not fit; raises `TrainError`"
+    updates, model = trainer.updates, trainer.model
+    while True:
+        parts = dataset.halve(micro_batches, updates.size, updates.max_tokens)
+        trainer.examples, total = sum(map(len, parts)), 0.0
+        try:
+            for rows in parts:
+                total += _backward(trainer, rows)
+            break
+        except torch.OutOfMemoryError:
+            updates.max_tokens = _smaller(rows, updates)
+        model.zero_grad()
+        torch.cuda.empty_cache()
+    trainer.loss = float(total)
+    if not math.isfinite(trainer.loss):
+        raise TrainError(_not_finite(trainer.state.global_step + 1, trainer.loss, np.concatenate(micro_batches)))
+    return total
+
+
+def _backward(trainer: Any, rows: np.ndarray) -> Any:
+    "Add the gradients of some of the update's examples; returns their part of the loss"
+    import torch
+
+    ids, mask = dataset.pad(trainer.tokens, rows, trainer.pad_id)
+    targets = torch.from_numpy(trainer.classes[rows]).to(trainer.args.device)
+    with trainer.compute_loss_context_manager():
+        logits = model.logits(trainer.model, ids, mask, trainer.updates.packed)
+        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / trainer.examples
+    trainer.accelerator.backward(loss)
+    return loss.detach()
+
+
+def _smaller(rows: np.ndarray, updates: _Updates) -> int:
+    "The tokens that a micro-batch may have after one with these rows did not fit; raises `TrainError`"
     if len(rows) == 1:
-        longest = int(lengths[rows[0]])
+        longest = int(updates.lengths[rows[0]])
         raise TrainError(
             f"out of memory with one example of {longest} tokens: a smaller model, or a smaller data.max_length"
         )
-    return len(rows) * int(lengths[rows].max()) // 2
+    return updates.size(rows) // 2
 
 
+def _not_finite(step: int, loss: float, rows: np.ndarray) -> str:
+    "The message for a loss that is not a number"
+    shown = ", ".join(map(str, sorted(rows.tolist())[:8])) + (", …" if len(rows) > 8 else "")
+    return (
+        f"the loss is {loss} at update {step} (training rows {shown}); a lower train.learning_rate is the usual remedy"
+    )
+
+# %% ../nbs/06_train.ipynb #41d05de8
 def _rng() -> dict[str, Any]:
     "The random states that dropout draws from, as tensors"
     import torch
@@ -600,14 +617,6 @@ def _set_rng(tensors: dict[str, Any]) -> None:
         if f"rng.cuda.{i}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng.cuda.{i}"], i)
 
-
-def _not_finite(step: int, loss: float, rows: np.ndarray) -> str:
-    "The message for a loss that is not a number"
-    shown = ", ".join(map(str, sorted(rows.tolist())[:8])) + (", …" if len(rows) > 8 else "")
-    return (
-        f"the loss is {loss} at update {step} (training rows {shown}); a lower train.learning_rate is the usual remedy"
-    )
-
 # %% ../nbs/06_train.ipynb #399be351
 def precision(
     asked: str,  # train.precision
@@ -623,6 +632,53 @@ def precision(
     if asked == "bf16" and not gpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise ConfigError("train.precision: this CPU only emulates bf16, about 70 times slower than fp32; use auto")
     return asked
+
+# %% ../nbs/06_train.ipynb #78becd76
+def tokens_that_fit(
+    tokens: int,  # that a micro-batch had
+    spent: int,  # bytes that it took
+    free: int,  # bytes that are left for a micro-batch
+    most: int = GPU[1],  # tokens
+) -> int:
+    "Tokens of a micro-batch for which a fifth of the memory stays free, a power of two, 512 at least"
+    fit = 0.8 * free / max(spent / tokens, 1)
+    return min(most, 2 ** max(9, int(math.log2(max(fit, 1)))))
+
+
+def _probe(trainer: Any) -> int:
+    "What `tokens_that_fit` says of this GPU; its halves where even the trial does not fit"
+    import torch
+
+    cuda, updates = torch.cuda, trainer.updates
+    longest = np.argsort(-updates.lengths, kind="stable")[: max(1, 4096 // int(updates.lengths.max()))]
+    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    cuda.reset_peak_memory_stats()
+    before, trainer.examples = cuda.memory_allocated(), len(longest)
+    with torch.random.fork_rng():
+        try:
+            _backward(trainer, longest)
+        except torch.OutOfMemoryError:
+            return _smaller(longest, updates)
+        finally:
+            spent = cuda.max_memory_allocated() - before - weights  # the gradients are as large as the weights
+            trainer.model.zero_grad()
+            cuda.empty_cache()
+    free = cuda.mem_get_info()[0] - 3 * weights  # gradients, and the optimiser's two averages
+    return tokens_that_fit(updates.size(longest), spent, free)
+
+# %% ../nbs/06_train.ipynb #5b22e649
+def _tune(trainer: Any) -> str:
+    "Choose packed rows and micro-batches for this GPU; returns why rows are padded, where they are"
+    import torch
+
+    updates, problem = trainer.updates, "it needs a GPU with bf16 or fp16"
+    few = np.argsort(-updates.lengths, kind="stable")[:: max(1, len(updates.lengths) // 4)][:4]
+    if trainer.args.bf16 or trainer.args.fp16:
+        with torch.random.fork_rng():
+            problem = model.use_packed(trainer.model, *dataset.pad(trainer.tokens, few, trainer.pad_id))
+    updates.packed = not problem
+    updates.max_tokens = _probe(trainer)
+    return problem
 
 # %% ../nbs/06_train.ipynb #85c79974
 @dataclass
@@ -644,22 +700,6 @@ class _Best:
         self.score, self.epoch, self.scores, self.logits = score, epoch, scores, logits
         self.state = {k: v.detach().to("cpu", copy=True) for k, v in classifier.state_dict().items()}
         return True
-
-# %% ../nbs/06_train.ipynb #f1ad5474
-def _callback(job: "_Fit") -> Any:
-    "Trainer's view of `_Fit`: what happens after each update and each epoch"
-    from transformers import TrainerCallback
-
-    class Callback(TrainerCallback):
-        "After each update: record; after each epoch: evaluate"
-
-        def on_step_end(self, args, state, control, **kwargs):
-            job.after_update(state.global_step)
-
-        def on_epoch_end(self, args, state, control, **kwargs):
-            control.should_training_stop = job.after_epoch() or state.global_step >= state.max_steps
-
-    return Callback()
 
 # %% ../nbs/06_train.ipynb #905787bf
 HARMLESS = ("output", "data.cache", "train.checkpoint_updates")  # and the sections tracking and compute
@@ -705,370 +745,287 @@ def _is_done(folder: Path) -> bool:
     return (folder / "certificate.json").is_file() and (record is None or record.complete(folder))
 
 # %% ../nbs/06_train.ipynb #b7632f7d
-class _Fit:
-    "The state of one call of `fit`"
+@dataclass
+class _Attempt:
+    "What the steps of one attempt hand on"
 
-    def __init__(self, config: Config, watch: Watch | None, resume: str | None = None):
-        self.config, self.report, self.tracked, self.trainer = config, _Reporter(watch), None, None
-        self.asked, self.best, self.found, self.saved = "", _Best(config.train.best_metric), None, -1
-        self.copies = {}
-        self.folder = unfinished(config, resume) if resume else None
-        self.run_id = (
-            self.folder.name if resume else new_run_id(config.name, datetime.now(), int.from_bytes(os.urandom(2)))
+    config: Config
+    run_id: str
+    folder: Path  # the run's
+    report: _Reporter
+    best: _Best
+    checkpoints: checkpoint.Writer
+    asked: str = ""  # the signal that asked for a stop
+    found: checkpoint.Checkpoint | None = None  # how far an earlier attempt came
+    saved: tuple[int, int] | None = None  # updates and evaluations in the last checkpoint
+    copies: dict[str, Any] = field(default_factory=dict)  # tensors that the next checkpoint is copied into
+    started: float = 0.0  # time.monotonic() when training began
+    seconds: float = 0.0  # that earlier attempts trained
+    store: tuple[str, str] | None = None  # what `tracking.find_store` said
+    tracked: tracking.TrackedRun | None = None
+    data: dataset.Data | None = None
+    tokens: dict[str, Tokens] = field(default_factory=dict)  # of `train` and `validation`
+    classes: dict[str, np.ndarray] = field(default_factory=dict)
+    tokenizer: Any = None
+    classifier: Any = None
+    precision: str = ""
+    trainer: Any = None
+
+    @property
+    def progress(self) -> Progress:
+        "How far it is"
+        return self.report.progress
+
+
+def _begin(config: Config, watch: Watch | None, resume: str | None) -> _Attempt:
+    "An attempt at a new run, or at the one to resume"
+    folder = unfinished(config, resume) if resume else None
+    run_id = folder.name if folder else new_run_id(config.name, datetime.now(), int.from_bytes(os.urandom(2)))
+    folder = folder or output_folder(config) / run_id
+    writer = checkpoint.Writer(folder / "checkpoints", config.train.checkpoint_updates)
+    return _Attempt(config, run_id, folder, _Reporter(watch), _Best(config.train.best_metric), writer)
+
+# %% ../nbs/06_train.ipynb #23d9fbd8
+@contextmanager
+def _signals(attempt: _Attempt) -> Iterator[None]:
+    "SIGTERM and SIGINT ask for a stop inside the block; a second SIGINT does not ask"
+
+    def note(number, frame):
+        if attempt.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        attempt.asked = signal.Signals(number).name
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check(attempt: _Attempt) -> None:
+    "Stop here if a signal asked for it: with a checkpoint, once there is something to save"
+    if not attempt.asked:
+        return
+    p = attempt.progress
+    if attempt.trainer is None or p.step == 0:
+        raise Preempted("stopped before the first update; nothing was lost")
+    _save_checkpoint(attempt)
+    attempt.checkpoints.wait()
+    raise Preempted(f"stopped at update {p.step} of {p.steps}; the same line with `--resume` goes on there")
+
+
+def _at_once(attempt: _Attempt) -> Preempted:
+    "What a second Ctrl-C is told: there was no time for a checkpoint"
+    if attempt.trainer is None or not attempt.progress.step:
+        return Preempted("stopped at once")
+    saved = attempt.saved[0] if attempt.saved else 0
+    again = (
+        f"updates {saved + 1} to {attempt.progress.step} will be done again"
+        if attempt.progress.step > saved
+        else "nothing was lost"
+    )
+    return Preempted(
+        f"stopped at once, without a checkpoint: {again}" + ("; the same line with `--resume` goes on" if saved else "")
+    )
+
+# %% ../nbs/06_train.ipynb #25a8abd8
+def _prepare(attempt: _Attempt) -> None:
+    "Check and load everything that training needs: data, an earlier attempt's checkpoint, the model, tokens"
+    config, report = attempt.config, attempt.report
+    report.now("data", run=attempt.run_id, epochs=config.train.epochs)
+    _check(attempt)
+    attempt.data = dataset.read(config)
+    _check(attempt)
+    report.note(*attempt.data.notes)
+    _find_checkpoint(attempt)
+    report.now("model")
+    place = model.locate(config)
+    attempt.store = tracking.find_store(config)
+    from transformers import set_seed
+
+    _check(attempt)
+    attempt.precision = precision(config.train.precision)
+    set_seed(config.train.seed)
+    _load(attempt, place)
+    _tokenise(attempt)
+    _check(attempt)
+
+
+def _load(attempt: _Attempt, place: Path) -> None:
+    "Tokenizer and classifier"
+    tokenizer, classifier = model.load_tokenizer(place), model.load_classifier(place, attempt.data.labels)
+    if tokenizer.pad_token_id is None:
+        name = attempt.config.model.name
+        raise ModelError(f"model.name: {name}: its tokenizer has neither a padding nor an end token")
+    classifier.config.pad_token_id = tokenizer.pad_token_id
+    attempt.tokenizer, attempt.classifier = tokenizer, classifier
+
+
+def _tokenise(attempt: _Attempt) -> None:
+    "Token ids and class indices of both parts"
+    data, asked = attempt.data, attempt.config.data.max_length
+    length = min(asked, model.token_limit(attempt.classifier, attempt.tokenizer))
+    if length < asked:
+        attempt.report.note(f"the model reads at most {length} tokens; data.max_length is {asked}")
+    cache = attempt.config.path(attempt.config.data.cache)
+    for part in ("train", "validation"):
+        table = getattr(data, part)
+        attempt.tokens[part] = dataset.tokenise(
+            table.texts, attempt.tokenizer, length, cache, lambda _: _check(attempt)
         )
-        self.folder = self.folder or output_folder(config) / self.run_id
-        self.checkpoints = checkpoint.Writer(self.folder / "checkpoints", config.train.checkpoint_updates)
+        attempt.classes[part] = data.classes(table)
+    cut = int((attempt.tokens["train"].lengths >= length).sum())
+    if cut > len(data.train) * 0.05:
+        attempt.report.note(f"{cut:,} of {len(data.train):,} training texts reach {length} tokens and are cut there")
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        "SIGTERM and SIGINT ask for a stop inside the block; a second SIGINT does not ask"
-
-        def note(number, frame):
-            if self.asked and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.asked = signal.Signals(number).name
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def check(self) -> None:
-        "Stop here if a signal asked for it: with a checkpoint, once there is something to save"
-        if not self.asked:
-            return
-        p = self.report.progress
-        if self.trainer is None or p.step == 0:
-            raise Preempted("stopped before the first update; nothing was lost")
-        if self.saved != (p.step, len(p.evaluations)):
-            self.save_checkpoint()
-        self.checkpoints.wait()
-        raise Preempted(f"stopped at update {p.step} of {p.steps}; the same line with `--resume` goes on there")
-
-    def prepare(self) -> None:
-        "Check and load everything that training needs"
-        config, report = self.config, self.report
-        report.now("data", run=self.run_id, epochs=config.train.epochs)
-        self.check()
-        self.data = dataset.read(config)
-        self.check()
-        report.note(*self.data.notes)
-        self.find_checkpoint()
-        report.now("model")
-        place = model.locate(config)
-        self.store = tracking.find_store(config)
-        from transformers import set_seed
-
-        self.check()
-        self.precision = precision(config.train.precision)
-        set_seed(config.train.seed)
-        self.tokenizer = model.load_tokenizer(place)
-        self.classifier = model.load_classifier(place, self.data.labels)
-        if self.tokenizer.pad_token_id is None:
-            raise ModelError(f"model.name: {config.model.name}: its tokenizer has neither a padding nor an end token")
-        self.classifier.config.pad_token_id = self.tokenizer.pad_token_id
-        length = min(config.data.max_length, model.token_limit(self.classifier, self.tokenizer))
-        if length < config.data.max_length:
-            report.note(f"the model reads at most {length} tokens; data.max_length is {config.data.max_length}")
-        cache = config.path(config.data.cache)
-        parts = {part: getattr(self.data, part).texts for part in ("train", "validation")}
-        self.tokens = {
-            k: dataset.tokenise(v, self.tokenizer, length, cache, lambda _: self.check()) for k, v in parts.items()
-        }
-        cut = int((self.tokens["train"].lengths >= length).sum())
-        if cut > len(self.data.train) * 0.05:
-            report.note(f"{cut:,} of {len(self.data.train):,} training texts reach {length} tokens and are cut there")
-        self.classes = {part: self.data.classes(getattr(self.data, part)) for part in ("train", "validation")}
-        self.check()
-
-    def find_checkpoint(self) -> None:
-        "The newest whole checkpoint of the run, if it has one; raises `ConfigError` where the data changed since"
-        self.found, notes = checkpoint.find(self.checkpoints.folder)
-        self.report.note(*notes)
-        for path in self.checkpoints.folder.glob("step-*"):
-            if self.found is None or path.name > self.found.folder.name:
-                shutil.rmtree(path)
-        if self.found and (was := self.found.state["data"]) != (now := self.data_facts()):
-            what = ", ".join(f"{key}: {was[key]} → {now[key]}" for key in now if was[key] != now[key])
-            raise ConfigError(
-                f"--resume: the data changed since the checkpoint of {self.run_id} ({what}); start a new run"
-            )
-
-    def data_facts(self) -> dict[str, Any]:
-        "What identifies the data"
-        rows = {"training rows": len(self.data.train), "validation rows": len(self.data.validation)}
-        return {**rows, "classes": len(self.data.labels), "fingerprint": self.data.fingerprint[:16]}
-
-    def train(self) -> None:
-        "All updates and evaluations that are left"
-        import torch
-
-        t = self.config.train
-        self.updates = _Updates(self.tokens["train"].lengths, t.batch_size, t.seed)
-        steps = len(self.updates) * t.epochs
-        if torch.cuda.is_available():
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        self.trainer = self.make_trainer(steps)
-        self.open_folder()
-        self.report.now("training", steps=steps, url=self.tracked.url)
-        self.started, self.seconds_before = time.monotonic(), 0.0
-        stop = self.restore() if self.found else False
-        if not stop and self.report.progress.step < steps:
-            with model.quiet():
-                self.trainer.train()
-        self.seconds = self.seconds_before + time.monotonic() - self.started
-        self.check()
-        if self.saved != (self.report.progress.step, len(self.report.progress.evaluations)):
-            self.save_checkpoint()
-
-    def make_trainer(self, steps: int) -> Any:
-        "HuggingFace's Trainer for this run"
-        import torch
-        from transformers import PrinterCallback, TrainingArguments
-
-        t = self.config.train
-        arguments = TrainingArguments(
-            output_dir=tempfile.gettempdir(),
-            num_train_epochs=t.epochs,
-            per_device_train_batch_size=t.batch_size,
-            learning_rate=t.learning_rate,
-            weight_decay=t.weight_decay,
-            warmup_steps=math.ceil(t.warmup * steps),
-            lr_scheduler_type={"constant": "constant_with_warmup"}.get(t.schedule, t.schedule),
-            max_grad_norm=t.max_grad_norm,
-            optim="adamw_torch_fused",
-            seed=t.seed,
-            bf16=self.precision == "bf16",
-            fp16=self.precision == "fp16",
-            use_cpu=not torch.cuda.is_available(),
-            report_to="none",
-            save_strategy="no",
-            eval_strategy="no",
-            logging_strategy="no",
-            logging_nan_inf_filter=False,
-            disable_tqdm=True,
+# %% ../nbs/06_train.ipynb #93c118e2
+def _find_checkpoint(attempt: _Attempt) -> None:
+    "The newest whole checkpoint of the run, if it has one; raises `ConfigError` where the data changed since"
+    attempt.found, notes = checkpoint.find(attempt.checkpoints.folder)
+    attempt.report.note(*notes)
+    for path in attempt.checkpoints.folder.glob("step-*"):
+        if attempt.found is None or path.name > attempt.found.folder.name:
+            shutil.rmtree(path)
+    if attempt.found and (was := attempt.found.state["data"]) != (now := _data_facts(attempt)):
+        what = ", ".join(f"{key}: {was[key]} → {now[key]}" for key in now if was[key] != now[key])
+        raise ConfigError(
+            f"--resume: the data changed since the checkpoint of {attempt.run_id} ({what}); start a new run"
         )
-        with model.quiet():
-            trainer = trainer_class()(
-                self.classifier,
-                arguments,
-                callbacks=[_callback(self)],
-                updates=self.updates,
-                tokens=self.tokens["train"],
-                classes=self.classes["train"],
-                pad_id=self.tokenizer.pad_token_id,
-            )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
 
-    def open_folder(self) -> None:
-        "The run's folder and its record in MLflow"
-        if not (self.folder / "config.yaml").exists():
-            whole = self.config.model_copy(update={"data": _absolute(self.config)})
-            write_file(self.folder / "config.yaml", to_yaml(whole))
-        tracking.catch_up(self.folder.parent, self.folder)
-        self.tracked = tracking.open_run(self.config, self.run_id, self.folder, self.facts(), self.store)
-        self.report.note(self.tracked.note)
 
-    def facts(self) -> dict[str, Any]:
-        "Params beside the config: what the data and the machine are"
-        import torch
+def _data_facts(attempt: _Attempt) -> dict[str, Any]:
+    "What identifies the data"
+    data = attempt.data
+    rows = {"training rows": len(data.train), "validation rows": len(data.validation)}
+    return {**rows, "classes": len(data.labels), "fingerprint": data.fingerprint[:16]}
 
-        return {
-            "data.fingerprint": self.data.fingerprint[:16],
-            "data.train_rows": len(self.data.train),
-            "data.validation_rows": len(self.data.validation),
-            "data.classes": len(self.data.labels),
-            "model.parameters": sum(p.numel() for p in self.classifier.parameters()),
-            "train.precision_used": self.precision,
-            "machine.device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        }
+# %% ../nbs/06_train.ipynb #c7f2779b
+def _arguments(config: Config, steps: int, precision: str) -> Any:
+    "The config's part `train` in Trainer's words"
+    import torch
+    from transformers import TrainingArguments
 
-    def save_checkpoint(self) -> None:
-        "Copy all that continuing needs, and start to write it"
-        self.checkpoints.wait()  # the copies below go where those of the checkpoint before lie
-        started, trainer, p = time.monotonic(), self.trainer, self.report.progress
-        self.tracked.flush()
-        tensors = {f"model.{k}": self.copied(f"model.{k}", v) for k, v in self.classifier.state_dict().items()}
-        state = {
-            "data": self.data_facts(),
-            "max_tokens": self.updates.max_tokens,
-            "losses": p.losses,
-            "evaluations": p.evaluations,
-            "notes": p.notes,
-        }
-        state["seconds"] = self.seconds_before + time.monotonic() - self.started
-        if trainer.optimizer is not None:
-            optimizer = trainer.optimizer.state_dict()
-            for i, values in optimizer["state"].items():
-                tensors |= {f"optimizer.{i}.{k}": self.copied(f"optimizer.{i}.{k}", v) for k, v in values.items()}
-            state |= {"groups": optimizer["param_groups"], "scheduler": trainer.lr_scheduler.state_dict()}
-            state["scaler"] = trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else None
-            tensors |= _rng()
-        else:  # an attempt that had nothing left to train: what the checkpoint before it said
-            tensors |= {k: v for k, v in self.found.tensors().items() if k.startswith(("optimizer.", "rng."))}
-            state |= {k: self.found.state[k] for k in ("groups", "scheduler", "scaler")}
-        if self.best.epoch:
-            state["best"] = {"score": self.best.score, "epoch": self.best.epoch, "scores": self.best.scores}
-            tensors |= {f"best.{k}": v for k, v in self.best.state.items()} | {"best_logits": _tensor(self.best.logits)}
-        self.checkpoints.save(p.step, tensors, json.loads(json.dumps(state)), started)
-        self.saved = (p.step, len(p.evaluations))
+    t = config.train
+    arguments = TrainingArguments(
+        output_dir=tempfile.gettempdir(),
+        num_train_epochs=t.epochs,
+        per_device_train_batch_size=t.batch_size,
+        learning_rate=t.learning_rate,
+        weight_decay=t.weight_decay,
+        warmup_steps=math.ceil(t.warmup * steps),
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(t.schedule, t.schedule),
+        max_grad_norm=t.max_grad_norm,
+        optim="adamw_torch_fused",
+        seed=t.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # with more, Trainer would split each micro-batch over all of them
+    return arguments
 
-    def copied(self, name: str, tensor: Any) -> Any:
-        "A copy on the CPU, in the memory of the copy before: taking new pages would cost more than the copy"
-        import torch
 
-        if name not in self.copies:
-            self.copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return self.copies[name].copy_(tensor.detach())
+def _callback(attempt: _Attempt) -> Any:
+    "What happens after each update and each epoch, as Trainer calls it"
+    from transformers import TrainerCallback
 
-    def restore(self) -> bool:
-        "Go back to the checkpoint that was found; says whether training stopped early there"
-        tensors, state, p, trainer = self.found.tensors(), self.found.state, self.report.progress, self.trainer
+    class Callback(TrainerCallback):
+        "After each update: record; after each epoch: evaluate"
 
-        def part(prefix):
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        def on_step_end(self, args, state, control, **kwargs):
+            _after_update(attempt, state.global_step)
 
-        self.classifier.load_state_dict(part("model."))
-        p.step, p.losses, p.evaluations = self.found.step, state["losses"], state["evaluations"]
-        p.notes += [note for note in state["notes"] if note not in p.notes]
-        self.seconds_before, self.updates.max_tokens = state["seconds"], state["max_tokens"]
-        if best := state.get("best"):
-            self.best.score, self.best.epoch, self.best.scores = best["score"], best["epoch"], best["scores"]
-            self.best.state, self.best.logits = part("best."), tensors["best_logits"].numpy()
-        self.saved = (p.step, len(p.evaluations))
+        def on_epoch_end(self, args, state, control, **kwargs):
+            control.should_training_stop = _after_epoch(attempt) or state.global_step >= state.max_steps
 
-        def into(trainer):
-            values = {}
-            for key, tensor in part("optimizer.").items():
-                i, _, name = key.partition(".")
-                values.setdefault(int(i), {})[name] = tensor
-            trainer.optimizer.load_state_dict({"state": values, "param_groups": state["groups"]})
-            trainer.lr_scheduler.load_state_dict(state["scheduler"])
-            if state["scaler"]:
-                trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    return Callback()
 
-        trainer.done, trainer.restore, trainer.rng = p.step, into, part("") if "rng.cpu" in tensors else None
-        if p.step == len(self.updates) * (len(p.evaluations) + 1):  # interrupted before the epoch was evaluated
-            return self.after_epoch()
-        return self.out_of_patience()
 
-    def after_update(self, step: int) -> None:
-        "Record one update; stop or save if it is time"
-        trainer, epoch = self.trainer, step / len(self.updates)
-        self.report.step(trainer.loss, trainer.examples, epoch)
-        values = {"loss": trainer.loss, "learning_rate": trainer._get_learning_rate(), "epoch": epoch}
-        if math.isfinite(trainer.grad_norm):
-            values["grad_norm"] = trainer.grad_norm
-        if self.report.progress.examples_per_second:
-            values["examples_per_second"] = self.report.progress.examples_per_second
-        self.tracked.log({**values, **_gpu()}, step)
-        self.check()
-        if self.checkpoints.due(step):
-            self.save_checkpoint()
+def _make_trainer(attempt: _Attempt, updates: _Updates, steps: int) -> Any:
+    "HuggingFace's Trainer for this run"
+    from transformers import PrinterCallback
 
-    def after_epoch(self) -> bool:
-        "Evaluate; says whether to stop early"
-        p = self.report.progress
-        self.report.now("evaluating")
-        logits = logits_of(self.classifier, self.tokens["validation"], self.tokenizer.pad_token_id, check=self.check)
-        scores, epoch = evaluate(logits, self.classes["validation"], self.data.labels), len(p.evaluations) + 1
-        self.best.offer(self.classifier, epoch, scores, logits)
-        p.evaluations.append(
-            {"step": p.step, "epoch": epoch, **{k: scores[k] for k in ("loss", "accuracy", "macro_f1")}}
+    with model.quiet():
+        trainer = trainer_class()(
+            attempt.classifier,
+            _arguments(attempt.config, steps, attempt.precision),
+            callbacks=[_callback(attempt)],
+            updates=updates,
+            tokens=attempt.tokens["train"],
+            classes=attempt.classes["train"],
+            pad_id=attempt.tokenizer.pad_token_id,
         )
-        named = {"validation_loss": scores["loss"], "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}
-        self.tracked.log(named, p.step, "evaluation")
-        self.report.pause()
-        stop = self.out_of_patience()
-        if p.step < p.steps and not stop:
-            self.report.now("training")
-        self.check()
-        return stop
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
-    def out_of_patience(self) -> bool:
-        "Whether the best epoch is too long ago"
-        patience, epoch = self.config.train.early_stopping, len(self.report.progress.evaluations)
-        if patience is None or epoch - self.best.epoch < patience or epoch >= self.config.train.epochs:
-            return False
-        self.report.note(f"stopped after epoch {epoch}: no better {self.best.metric} for {patience} epochs")
-        return True
-
-    def save(self) -> Run:
-        "Write the results, certificate last"
-        self.checkpoints.wait()
-        self.report.now("saving")
-        self.classifier.load_state_dict(self.best.state)
-        self.classifier.to("cpu")
-        p, folder = self.report.progress, self.folder
-        with write_folder(folder / "model") as aside:
-            model.save(self.classifier, self.tokenizer, aside)
-        self.check()
-        write_file(folder / "predictions.csv", self.predictions())
-        metrics = {
-            **self.best.scores,
-            "epoch": self.best.epoch,
-            "updates": p.step,
-            "seconds": round(self.seconds, 3),
-            "train_loss": float(np.mean(p.losses)),
-            "history": p.evaluations,
-            "curve": thin(p.losses),
-            "notes": p.notes,
-        }
-        write_json(folder / "metrics.json", metrics)
-        write_file(folder / "loss.svg", curve(p))
-        write_file(folder / "confusion.svg", confusion_svg(metrics["confusion"], self.data.labels))
-        self.check()
-        write_json(folder / "certificate.json", self.certificate())
-        return Run(folder)
-
-    def certificate(self) -> dict[str, Any]:
-        "What proves that the run is whole"
-        p = self.report.progress
-        return {
-            "run": self.run_id,
-            "planned_updates": p.steps,
-            "done_updates": p.step,
-            "stopped_early": p.step < p.steps,
-            "evaluation": p.evaluations[-1],
-            "data_fingerprint": self.data.fingerprint,
-            "git_commit": tracking.git_commit(self.config.root),
-            "image": os.environ.get("GPUML_IMAGE"),
-            "versions": tracking.versions(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-
-    def predictions(self) -> str:
-        "The validation rows with what the model says, as CSV"
-        out, rows, names = StringIO(), self.data.validation, self.data.labels
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["file", "line", "label", "predicted", "probability", "text"])
-        likely = np.exp(log_softmax(self.best.logits))
-        for i, c in enumerate(likely.argmax(1)):
-            place = [rows.files[rows.file[i]], rows.line[i]]
-            writer.writerow([*place, rows.labels[i], names[c], f"{likely[i, c]:.6f}", rows.texts[i]])
-        return out.getvalue()
-
-    def close(self, status: str, reason: str = "") -> str:
-        "End the record; a run that has nothing worth keeping leaves nothing"
-        note = self.tracked.close(status, reason, lambda: bool(self.asked)) if self.tracked else ""
-        worth = self.folder / "certificate.json", self.folder / "checkpoints"
-        if self.tracked and status == "FAILED" and not note and not any(p.exists() for p in worth):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            with suppress(OSError):
-                self.folder.parent.rmdir()
-        return note
-
-
-def _tensor(array: np.ndarray) -> Any:
+# %% ../nbs/06_train.ipynb #db02a01d
+def _train(attempt: _Attempt) -> None:
+    "All updates and evaluations that are left"
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(array))
+    t, p = attempt.config.train, attempt.progress
+    updates = _Updates(attempt.tokens["train"].lengths, t.batch_size, t.seed)
+    steps = len(updates) * t.epochs
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    attempt.trainer = _make_trainer(attempt, updates, steps)
+    _open_record(attempt)
+    if attempt.found:
+        _recall(attempt)
+    attempt.report.now("training", steps=steps, url=attempt.tracked.url)
+    attempt.started = time.monotonic()
+    if not _stopped_there(attempt) and p.step < steps:
+        attempt.trainer.ready = lambda trainer: _ready(attempt)
+        with model.quiet():
+            attempt.trainer.train()
+    _check(attempt)
+    _save_checkpoint(attempt)
+    attempt.seconds += time.monotonic() - attempt.started
+
+
+def _ready(attempt: _Attempt) -> None:
+    "Model, optimiser and schedule are where they will be trained: fit them to the GPU, and go back to the checkpoint"
+    trainer = attempt.trainer
+    if trainer.args.device.type == "cuda" and (problem := _tune(trainer)) and attempt.precision != "fp32":
+        attempt.report.note(f"texts are padded on this GPU: {problem}")
+    if attempt.found:
+        _restore(attempt)
+
+# %% ../nbs/06_train.ipynb #06723ae0
+def _open_record(attempt: _Attempt) -> None:
+    "The run's folder and its record in MLflow"
+    config, folder = attempt.config, attempt.folder
+    if not (folder / "config.yaml").exists():
+        write_file(folder / "config.yaml", to_yaml(config.model_copy(update={"data": _absolute(config)})))
+    tracking.catch_up(folder.parent, folder)
+    attempt.tracked = tracking.open_run(config, attempt.run_id, folder, _facts(attempt), attempt.store)
+    attempt.report.note(attempt.tracked.note)
+
+
+def _facts(attempt: _Attempt) -> dict[str, Any]:
+    "Params beside the config: what the data and the machine are"
+    import torch
+
+    data = attempt.data
+    return {
+        "data.fingerprint": data.fingerprint[:16],
+        "data.train_rows": len(data.train),
+        "data.validation_rows": len(data.validation),
+        "data.classes": len(data.labels),
+        "model.parameters": sum(p.numel() for p in attempt.classifier.parameters()),
+        "train.precision_used": attempt.precision,
+        "machine.device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
 
 
 def _absolute(config: Config) -> Any:
@@ -1080,6 +1037,117 @@ def _absolute(config: Config) -> Any:
         return value if value is None or "://" in value else str(config.path(value))
 
     return config.data.model_copy(update={"train": full(config.data.train), "validation": full(config.data.validation)})
+
+# %% ../nbs/06_train.ipynb #a997b326
+def _save_checkpoint(attempt: _Attempt) -> None:
+    "Copy all that continuing needs, and start to write it; nothing where the last checkpoint has it already"
+    p = attempt.progress
+    if attempt.saved == (p.step, len(p.evaluations)):
+        return
+    attempt.checkpoints.wait()  # the copies below go where those of the checkpoint before lie
+    started = time.monotonic()
+    attempt.tracked.flush()
+    tensors = {f"model.{k}": _copied(attempt, f"model.{k}", v) for k, v in attempt.classifier.state_dict().items()}
+    more, state = _optimizer_state(attempt)
+    tensors |= more
+    if attempt.best.epoch:
+        best = attempt.best
+        state["best"] = {"score": best.score, "epoch": best.epoch, "scores": best.scores}
+        tensors |= {f"best.{k}": v for k, v in best.state.items()} | {"best_logits": _tensor(best.logits)}
+    state |= {"losses": p.losses, "evaluations": p.evaluations, "notes": p.notes, "data": _data_facts(attempt)}
+    state |= {"max_tokens": attempt.trainer.updates.max_tokens, "packed": attempt.trainer.updates.packed}
+    state["seconds"] = attempt.seconds + time.monotonic() - attempt.started
+    attempt.checkpoints.save(p.step, tensors, json.loads(json.dumps(state)), started)
+    attempt.saved = (p.step, len(p.evaluations))
+
+
+def _optimizer_state(attempt: _Attempt) -> tuple[dict[str, Any], dict[str, Any]]:
+    "Tensors and state of optimiser, schedule, scaler and random numbers"
+    trainer, found = attempt.trainer, attempt.found
+    if trainer.optimizer is None:  # an attempt that had nothing left to train: what the checkpoint before it said
+        tensors = {k: v for k, v in found.tensors().items() if k.startswith(("optimizer.", "rng."))}
+        return tensors, {k: found.state[k] for k in ("groups", "scheduler", "scaler")}
+    optimizer, tensors = trainer.optimizer.state_dict(), _rng()
+    for i, values in optimizer["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": _copied(attempt, f"optimizer.{i}.{k}", v) for k, v in values.items()}
+    scaler = trainer.accelerator.scaler
+    state = {"groups": optimizer["param_groups"], "scheduler": trainer.lr_scheduler.state_dict()}
+    return tensors, {**state, "scaler": scaler.state_dict() if scaler else None}
+
+
+def _copied(attempt: _Attempt, name: str, tensor: Any) -> Any:
+    "A copy on the CPU, in the memory of the copy before"
+    import torch
+
+    if name not in attempt.copies:
+        attempt.copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return attempt.copies[name].copy_(tensor.detach())
+
+
+def _tensor(array: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+# %% ../nbs/06_train.ipynb #2579f3b8
+def _recall(attempt: _Attempt) -> None:
+    "Weights, history and the best epoch of the checkpoint"
+    tensors, state, p = attempt.found.tensors(), attempt.found.state, attempt.progress
+    attempt.classifier.load_state_dict(_under(tensors, "model."))
+    p.step, p.losses, p.evaluations = attempt.found.step, state["losses"], state["evaluations"]
+    p.notes += [note for note in state["notes"] if note not in p.notes]
+    attempt.seconds = state["seconds"]
+    if best := state.get("best"):
+        attempt.best.score, attempt.best.epoch, attempt.best.scores = best["score"], best["epoch"], best["scores"]
+        attempt.best.state, attempt.best.logits = _under(tensors, "best."), tensors["best_logits"].numpy()
+    attempt.saved = (p.step, len(p.evaluations))
+    attempt.trainer.done = p.step
+    attempt.trainer.rng = _under(tensors, "") if "rng.cpu" in tensors else None
+
+
+def _restore(attempt: _Attempt) -> None:
+    "Optimiser, schedule, scaler and micro-batches of the checkpoint"
+    tensors, state, trainer, values = attempt.found.tensors(), attempt.found.state, attempt.trainer, {}
+    for key, tensor in _under(tensors, "optimizer.").items():
+        i, _, name = key.partition(".")
+        values.setdefault(int(i), {})[name] = tensor
+    trainer.optimizer.load_state_dict({"state": values, "param_groups": state["groups"]})
+    trainer.lr_scheduler.load_state_dict(state["scheduler"])
+    if state["scaler"]:
+        trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    if trainer.updates.packed == state["packed"]:  # another GPU than before may need other micro-batches
+        trainer.updates.max_tokens = state["max_tokens"]
+
+
+def _under(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    "The tensors whose names start with a prefix, without it"
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _stopped_there(attempt: _Attempt) -> bool:
+    "Whether the checkpoint is of a run that had stopped early; an epoch that it had not evaluated is evaluated first"
+    p, updates = attempt.progress, attempt.trainer.updates
+    if not p.step:
+        return False
+    if p.step == len(updates) * (len(p.evaluations) + 1):
+        return _after_epoch(attempt)
+    return _out_of_patience(attempt)
+
+# %% ../nbs/06_train.ipynb #41025182
+def _after_update(attempt: _Attempt, step: int) -> None:
+    "Record one update; stop or save if it is time"
+    trainer, p = attempt.trainer, attempt.progress
+    epoch = step / len(trainer.updates)
+    attempt.report.step(trainer.loss, trainer.examples, epoch)
+    values = {"loss": trainer.loss, "learning_rate": trainer._get_learning_rate(), "epoch": epoch}
+    if math.isfinite(trainer.grad_norm):
+        values["grad_norm"] = trainer.grad_norm
+    if p.examples_per_second:
+        values["examples_per_second"] = p.examples_per_second
+    attempt.tracked.log({**values, **_gpu()}, step)
+    _check(attempt)
+    if attempt.checkpoints.due(step):
+        _save_checkpoint(attempt)
 
 
 def _gpu() -> dict[str, float]:
@@ -1095,6 +1163,102 @@ def _gpu() -> dict[str, float]:
         pass
     return found
 
+# %% ../nbs/06_train.ipynb #13fcdb53
+def _after_epoch(attempt: _Attempt) -> bool:
+    "Evaluate; says whether to stop early"
+    p, pad_id = attempt.progress, attempt.tokenizer.pad_token_id
+    attempt.report.now("evaluating")
+    logits = logits_of(attempt.classifier, attempt.tokens["validation"], pad_id, check=lambda: _check(attempt))
+    scores, epoch = evaluate(logits, attempt.classes["validation"], attempt.data.labels), len(p.evaluations) + 1
+    attempt.best.offer(attempt.classifier, epoch, scores, logits)
+    p.evaluations.append({"step": p.step, "epoch": epoch, **{k: scores[k] for k in ("loss", "accuracy", "macro_f1")}})
+    named = {"validation_loss": scores["loss"], "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}
+    attempt.tracked.log(named, p.step, "evaluation")
+    attempt.report.pause()
+    stop = _out_of_patience(attempt)
+    if p.step < p.steps and not stop:
+        attempt.report.now("training")
+    _check(attempt)
+    return stop
+
+
+def _out_of_patience(attempt: _Attempt) -> bool:
+    "Whether the best epoch is too long ago"
+    patience, epoch, best = attempt.config.train.early_stopping, len(attempt.progress.evaluations), attempt.best
+    if patience is None or epoch - best.epoch < patience or epoch >= attempt.config.train.epochs:
+        return False
+    attempt.report.note(f"stopped after epoch {epoch}: no better {best.metric} for {patience} epochs")
+    return True
+
+# %% ../nbs/06_train.ipynb #922fb5bb
+def _save(attempt: _Attempt) -> None:
+    "Write the results, certificate last"
+    attempt.checkpoints.wait()
+    attempt.report.now("saving")
+    p, folder, best, labels = attempt.progress, attempt.folder, attempt.best, attempt.data.labels
+    attempt.classifier.load_state_dict(best.state)
+    attempt.classifier.to("cpu")
+    with write_folder(folder / "model") as aside:
+        model.save(attempt.classifier, attempt.tokenizer, aside)
+    _check(attempt)
+    write_file(folder / "predictions.csv", _predictions(attempt))
+    metrics = {
+        **best.scores,
+        "epoch": best.epoch,
+        "updates": p.step,
+        "seconds": round(attempt.seconds, 3),
+        "train_loss": float(np.mean(p.losses)),
+        "history": p.evaluations,
+        "curve": thin(p.losses),
+        "notes": p.notes,
+    }
+    write_json(folder / "metrics.json", metrics)
+    write_file(folder / "loss.svg", curve(p))
+    write_file(folder / "confusion.svg", confusion_svg(best.scores["confusion"], labels))
+    _check(attempt)
+    write_json(folder / "certificate.json", _certificate(attempt))
+
+
+def _certificate(attempt: _Attempt) -> dict[str, Any]:
+    "What proves that the run is whole"
+    p = attempt.progress
+    return {
+        "run": attempt.run_id,
+        "planned_updates": p.steps,
+        "done_updates": p.step,
+        "stopped_early": p.step < p.steps,
+        "evaluation": p.evaluations[-1],
+        "data_fingerprint": attempt.data.fingerprint,
+        "git_commit": tracking.git_commit(attempt.config.root),
+        "image": os.environ.get("GPUML_IMAGE"),
+        "versions": tracking.versions(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _predictions(attempt: _Attempt) -> str:
+    "The validation rows with what the model says, as CSV"
+    out, rows, names = StringIO(), attempt.data.validation, attempt.data.labels
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["file", "line", "label", "predicted", "probability", "text"])
+    likely = np.exp(log_softmax(attempt.best.logits))
+    for i, c in enumerate(likely.argmax(1)):
+        place = [rows.files[rows.file[i]], rows.line[i]]
+        writer.writerow([*place, rows.labels[i], names[c], f"{likely[i, c]:.6f}", rows.texts[i]])
+    return out.getvalue()
+
+
+def _close(attempt: _Attempt, status: str, reason: str = "") -> str:
+    "End the record; a run that has nothing worth keeping leaves nothing"
+    tracked, folder = attempt.tracked, attempt.folder
+    note = tracked.close(status, reason, lambda: bool(attempt.asked)) if tracked else ""
+    worth = folder / "certificate.json", folder / "checkpoints"
+    if tracked and status == "FAILED" and not note and not any(p.exists() for p in worth):
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()
+    return note
+
 # %% ../nbs/06_train.ipynb #a8d9eae3
 def fit(
     config: Config,
@@ -1104,33 +1268,33 @@ def fit(
     "Train, evaluate, record and save; raises `GpumlError`, and `Preempted` when it is interrupted"
     # read when torch is loaded: threads that spin while they wait make two trainings on one machine crawl
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    job = _Fit(config, watch, resume)
-    with job.signals():
+    attempt = _begin(config, watch, resume)
+    with _signals(attempt):
         try:
-            if not (job.folder / "certificate.json").exists():
-                job.prepare()
-                job.train()
-                job.save()
+            if not (attempt.folder / "certificate.json").exists():
+                _prepare(attempt)
+                _train(attempt)
+                _save(attempt)
             else:  # only MLflow has not been told everything
-                job.tracked = tracking.open_run(config, job.run_id, job.folder)
+                attempt.tracked = tracking.open_run(config, attempt.run_id, attempt.folder)
         except BaseException as e:
             stopped = isinstance(e, Preempted | KeyboardInterrupt)
-            job.report.now("stopped" if stopped else "failed")
+            attempt.report.now("stopped" if stopped else "failed")
             with suppress(Exception):
-                job.checkpoints.wait()
-            job.close("KILLED" if stopped else "FAILED", "interrupted" if stopped else f"{type(e).__name__}: {e}")
+                attempt.checkpoints.wait()
+            _close(attempt, "KILLED" if stopped else "FAILED", "interrupted" if stopped else f"{type(e).__name__}: {e}")
             if isinstance(e, KeyboardInterrupt):
-                raise Preempted("stopped at once") from None
+                raise _at_once(attempt) from None
             raise
-        note = job.close("FINISHED")
-    if note and job.asked:
+        note = _close(attempt, "FINISHED")
+    if note and attempt.asked:
         raise Preempted(f"trained and certified; {note}")
-    shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
-    job.report.note(note)
-    job.report.now("done", url=job.tracked.url)
-    return Run(job.folder)
+    shutil.rmtree(attempt.folder / "checkpoints", ignore_errors=True)
+    attempt.report.note(note)
+    attempt.report.now("done", url=attempt.tracked.url)
+    return Run(attempt.folder)
 
-
+# %% ../nbs/06_train.ipynb #82b6df05
 def load_run(
     folder: str | Path,  # the run's folder
 ) -> Run:

@@ -25,22 +25,23 @@ def encoder(project):
     return locate(config), tokenizer, dataset.tokenise(texts, tokenizer, 64)
 
 
-def one_update(encoder, cuts, prepare=lambda classifier: None):
+def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max_tokens=2**40):
     "Loss, gradient norm and weights after one update of 16 examples in the given micro-batches"
     from transformers import TrainingArguments, set_seed
 
-    from gpuml.train import trainer_class
+    from gpuml.train import _Updates, trainer_class
 
     folder, tokenizer, tokens = encoder
     set_seed(0)
     classifier = load_classifier(folder, ["a", "b"], dropout=0.0)
     prepare(classifier)
 
-    class Once(list):
-        skip, max_tokens = 0, 2**40
+    class Once(_Updates):
+        def __iter__(self):
+            yield {"micro_batches": cuts}
 
-        def set_epoch(self, epoch):
-            pass
+    updates = Once(tokens.lengths, 16, 0)
+    updates.packed, updates.max_tokens = packed, max_tokens
 
     arguments = TrainingArguments(
         output_dir="unused", num_train_epochs=1, learning_rate=1e-3, lr_scheduler_type="constant", report_to="none",
@@ -49,7 +50,7 @@ def one_update(encoder, cuts, prepare=lambda classifier: None):
     trainer = trainer_class()(
         classifier,
         arguments,
-        updates=Once([{"micro_batches": cuts}]),
+        updates=updates,
         tokens=tokens,
         classes=np.arange(16) % 2,
         pad_id=0,
@@ -70,6 +71,24 @@ def test_how_an_update_is_split_does_not_change_it(encoder, size):
     assert abs(parts[0] - whole[0]) < 1e-4
     assert abs(parts[1] / whole[1] - 1) < 1e-4
     assert np.abs(parts[2] - whole[2]).max() < 1e-4
+
+
+@pytest.mark.parametrize("max_tokens", [2**40, 100])
+def test_without_padding_an_update_is_the_same(encoder, max_tokens):
+    "One row of all texts, as on a GPU, and rows of at most 100 tokens: padded or not, it is the same update"
+    from gpuml.model import use_packed
+
+    seen, rows = [], np.argsort(-encoder[2].lengths, kind="stable")
+
+    def prepare(classifier):
+        assert use_packed(classifier, *dataset.pad(encoder[2], rows[:3], 0)) == ""
+        classifier.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].numel()), with_kwargs=True)
+
+    whole = one_update(encoder, [rows])
+    packed = one_update(encoder, [rows], prepare, packed=True, max_tokens=max_tokens)
+    assert sum(seen) == encoder[2].lengths.sum() and max(seen) <= max_tokens and (len(seen) > 1) == (max_tokens == 100)
+    assert abs(packed[0] - whole[0]) < 1e-4 and abs(packed[1] / whole[1] - 1) < 1e-4
+    assert np.abs(packed[2] - whole[2]).max() < 1e-4
 
 
 def test_update_is_torchs_own(encoder):

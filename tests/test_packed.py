@@ -1,0 +1,100 @@
+"Texts in one row without padding: right for the architectures that take it, refused for all others"
+
+import numpy as np
+import pytest
+
+from gpuml import model
+
+SIZES = dict(vocab_size=99, pad_token_id=0, num_labels=3)
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+
+
+def classifier_of(kind, **more):
+    "A small classifier with random weights, whose dropout is its architecture's default"
+    import transformers
+    from transformers import set_seed
+
+    set_seed(0)
+    name, sizes = {
+        "bert": ("Bert", SMALL),
+        "distilbert": ("DistilBert", dict(dim=32, n_layers=2, n_heads=2, hidden_dim=64)),
+        "roberta": ("Roberta", {**SMALL, "pad_token_id": 1}),
+        "electra": ("Electra", {**SMALL, "embedding_size": 32}),
+        "modernbert": ("ModernBert", {**SMALL, "num_hidden_layers": 3}),
+        "deberta": ("DebertaV2", SMALL),
+        "gpt2": ("GPT2", dict(n_embd=32, n_layer=2, n_head=2)),
+    }[kind]
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **sizes, **more})
+    return getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+
+
+def batch(pad_id=0, lengths=(9, 4, 4, 1)):
+    "Ids and mask of texts with these lengths"
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    ids = np.random.default_rng(0).integers(5, 99, mask.shape)
+    return np.where(mask == 1, ids, pad_id), mask
+
+
+def logits_and_gradients(classifier, ids, mask, packed):
+    import torch
+
+    classifier.zero_grad()
+    out = model.logits(classifier, ids, mask, packed)
+    (out * torch.arange(1, 4)).sum().backward()
+    grads = [p.grad.ravel() for _, p in sorted(classifier.named_parameters()) if p.grad is not None]
+    return out.detach().numpy(), np.concatenate(grads)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra"])
+def test_packed_is_padded_without_the_padding(kind):
+    classifier = classifier_of(kind)
+    ids, mask = batch(classifier.config.pad_token_id)
+    expected = logits_and_gradients(classifier, ids, mask, packed=False)
+    assert model.use_packed(classifier, ids, mask) == ""
+    for found, wanted in zip(logits_and_gradients(classifier, ids, mask, packed=True), expected, strict=True):
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    again = logits_and_gradients(classifier, ids, mask, packed=False)  # padded batches still work, for evaluation
+    assert all(np.array_equal(a, b) for a, b in zip(again, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["modernbert", "deberta", "gpt2"])
+def test_what_does_not_take_it_is_left_as_it_was(kind):
+    "A window around each token, positions inside the attention, a causal model that looks at the last token"
+    classifier = classifier_of(kind)
+    ids, mask = batch()
+    before = classifier.config._attn_implementation
+    expected = model.logits(classifier, ids, mask).detach().numpy()
+    assert model.use_packed(classifier, ids, mask) != ""
+    assert classifier.config._attn_implementation == before
+    assert np.array_equal(model.logits(classifier, ids, mask).detach().numpy(), expected)
+
+
+def test_attention_across_texts_is_noticed(monkeypatch):
+    "Attention that ignores where texts start, as sdpa does with positions that start anew: differences of a millionth"
+    import torch
+
+    def across(query, key, value, starts, longest, dropout, scale):
+        parts = (x.transpose(0, 1)[None] for x in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(*parts, scale=scale)[0].transpose(0, 1)
+
+    monkeypatch.setattr(model, "_attend", across)
+    ids, mask = batch()
+    assert model.use_packed(classifier_of("distilbert"), ids, mask, tolerance=1e9) == "texts attend to their neighbours"
+    assert "differ" in model.use_packed(classifier_of("distilbert"), ids, mask, tolerance=1e-5)
+
+
+def test_dropout_in_attention_is_drawn(monkeypatch):
+    "In training the attention's dropout is the model's own: 0.1 in DistilBERT"
+    seen, attend = [], model._attend
+    monkeypatch.setattr(model, "_attend", lambda *a: seen.append(a[5]) or attend(*a))
+    classifier = classifier_of("distilbert")
+    assert model.use_packed(classifier, *batch()) == "" and set(seen) == {0.0}
+    model.logits(classifier.train(), *batch(), packed=True)
+    assert seen[-1] == 0.1
+
+
+def test_saved_model_does_not_ask_for_it(tmp_path):
+    classifier = classifier_of("bert")
+    model.use_packed(classifier, *batch())
+    classifier.save_pretrained(tmp_path)
+    assert model.PACKED not in (tmp_path / "config.json").read_text()
