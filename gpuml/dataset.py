@@ -616,14 +616,15 @@ def prepare(
     job: Preparation,
 ) -> Shard | None:
     "The file's shard, made where it is not there yet; none where the file is refused, which `job` then knows"
-    data, shown = job.config.data, _shown(file, job.config)
-    key = fingerprint(_VERSION, file.url, file.size, file.version, data.text, data.label, data.delimiter)[:32]
-    cache = job.config.path(data.cache)
-    rows = cache / "rows" / key
-    tokens = cache / "tokens" / fingerprint(key, job.tokens_key)[:32] if job.encode else None
+    shown, cache, rows = (
+        _shown(file, job.config),
+        job.config.path(job.config.data.cache),
+        _rows_folder(file, job.config),
+    )
+    tokens = cache / "tokens" / fingerprint(rows.name, job.tokens_key)[:32] if job.encode else None
     wanted = [folder for folder in (rows, tokens) if folder]
     if not all(_facts(folder) for folder in wanted):
-        with _lock(cache / "locks" / key, _waiting(job, shown)):
+        with _lock(cache / "locks" / rows.name, _waiting(job, shown)):
             missing = [folder for folder in wanted if not _facts(folder) and not _fetch(folder, job)]
             if missing and not _make(file, shown, job, *(f if f in missing else None for f in (rows, tokens))):
                 return None
@@ -635,6 +636,13 @@ def prepare(
             job.complain(Problem(line, reason), shown)
         return None
     return shard
+
+
+def _rows_folder(file: File, config: Config) -> Path:
+    "Where what was read of a file is kept, named after all that it depends on"
+    d = config.data
+    key = fingerprint(_VERSION, file.url, file.size, file.version, d.text, d.label, d.delimiter)
+    return config.path(d.cache) / "rows" / key[:32]
 
 
 def _waiting(job: Preparation, shown: str) -> Callable[[], None]:
@@ -866,21 +874,40 @@ def split(
     "Which rows are held back for validation, bool [rows]; of every class at least one text stays in training"
     mixed = _mix(hashes ^ _mix(np.array([seed], np.uint64)))
     held = mixed < np.uint64(fraction * 2**64)
-    order = np.lexsort((mixed, classes))
-    c, m = classes[order], mixed[order]
-    first = np.append(True, c[1:] != c[:-1])  # of its class
-    distinct = np.cumsum(first | np.append(True, m[1:] != m[:-1]))
-    rank = distinct - distinct[first][np.cumsum(first) - 1]  # of the text in its class
-    texts = np.zeros(classes.max() + 1, np.int64)
-    np.maximum.at(texts, c, rank + 1)
-    few = texts * min(fraction, 1 - fraction) < 100
-    quota = np.clip(np.round(texts * fraction).astype(np.int64), 1, np.maximum(texts - 1, 0))
-    here = few[c]
-    held[order[here]] = rank[here] < quota[c[here]]
-    if few.any():  # a text with several labels may have got both: it stays in training
-        both = np.intersect1d(m[here][held[order[here]]], mixed[~held])
-        held &= ~np.isin(mixed, np.union1d(both, np.intersect1d(m[here][~held[order[here]]], mixed[held])))
+    rows, chosen = np.bincount(classes), np.bincount(classes, held)
+    few = (rows * min(fraction, 1 - fraction) < 100) | (chosen == 0) | (chosen == rows)
+    here = np.flatnonzero(few[classes])
+    held[here] = _smallest(mixed[here], classes[here], fraction)
+    texts = np.unique(mixed[here])  # one with several labels may have got both sides: it stays in training
+    same, which = _find(mixed, texts)
+    sides = np.zeros((2, len(texts)), bool)
+    sides[held[same].astype(int), which] = True
+    held[same[sides.all(0)[which]]] = False
     return held
+
+
+def _smallest(numbers: np.ndarray, classes: np.ndarray, fraction: float) -> np.ndarray:
+    "Which rows have one of their class's smallest numbers: of its different numbers the fraction, one at least, not all"
+    order = np.lexsort((numbers, classes))
+    c, n = classes[order], numbers[order]
+    first = np.append(True, c[1:] != c[:-1])[: len(c)]  # of its class
+    count = np.cumsum(first | np.append(True, n[1:] != n[:-1])[: len(c)])
+    rank = count - count[first][np.cumsum(first) - 1]
+    different = np.zeros(classes.max(initial=0) + 1, np.int64)
+    np.maximum.at(different, c, rank + 1)
+    quota = np.clip(np.round(different * fraction).astype(np.int64), 1, np.maximum(different - 1, 0))
+    chosen = np.empty(len(c), bool)
+    chosen[order] = rank < quota[c]
+    return chosen
+
+
+def _find(values: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The rows whose value is one of those sorted ones, and which it is"
+    if not len(among):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    at = np.minimum(np.searchsorted(among, values), len(among) - 1)
+    rows = np.flatnonzero(among[at] == values)
+    return rows, at[rows]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -968,21 +995,24 @@ def _label_notes(train: Rows) -> list[str]:
 # %% ../nbs/02_dataset.ipynb #ddaa7d08
 def _duplicate_notes(train: Rows, validation: Rows) -> list[str]:
     "Duplicates inside the training data and across the two, counted, with the first place of each"
-    notes, hashes = [], train.hashes()
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    first = np.append(True, ordered[1:] != ordered[:-1])
-    again, original = order[~first], order[first][np.cumsum(first) - 1][~first]
+    notes, hashes, held = [], train.hashes(), validation.hashes()
+    ordered = np.sort(hashes)
+    rows, which = _find(hashes, np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
+    order = np.argsort(which, kind="stable")
+    rows, which = rows[order], which[order]  # text by text, and each in order
+    first = np.append(True, which[1:] != which[:-1])[: len(rows)]
+    again, original = rows[~first], rows[first][np.cumsum(first) - 1][~first]
     same = train.classes[again] == train.classes[original]
-    for which, what in ((same, "repeat another one"), (~same, "repeat another one with a different label")):
-        if which.any():
-            i = int(np.argmin(np.where(which, again, len(hashes))))
+    for some, what in ((same, "repeat another one"), (~same, "repeat another one with a different label")):
+        if some.any():
+            i = int(np.argmin(np.where(some, again, len(hashes))))
             where = f"{train.where(again[i])} = {train.where(original[i])}"
-            notes.append(f"{which.sum():,} training rows {what} (the first: {where})")
-    found = np.searchsorted(ordered, held := validation.hashes())
-    both = np.flatnonzero(ordered[np.minimum(found, len(ordered) - 1)] == held)
-    if len(both):
-        where = f"{validation.where(both[0])} = {train.where(order[found[both[0]]])}"
+            notes.append(f"{some.sum():,} training rows {what} (the first: {where})")
+    queries = np.sort(held)
+    shared = np.unique(queries[_find(queries, ordered)[0]])
+    if len(shared):
+        both = _find(held, shared)[0]
+        where = f"{validation.where(both[0])} = {train.where(int(np.argmax(hashes == held[both[0]])))}"
         notes.append(
             f"{len(both):,} validation rows stand in training too (the first: {where}); scores will be too good"
         )
@@ -1066,7 +1096,7 @@ def look(
         files = [file for key, value in paths.items() if value for file in find_files(value, config, key, job.storage)]
         job.total = sum(file.size for file in files)
         if job.total > LOOK:
-            for file in files:
+            for file in (f for f in files if not _facts(_rows_folder(f, config))):  # the others were read before
                 _look_at(file, job, max(65_536, min(LOOK // 8, LOOK // len(files))))
             job.refuse()
             return False

@@ -48,7 +48,25 @@ def oracle(raw: bytes, delimiter: str) -> list[tuple[list[str], int]] | None:
 def random_table(rng: random.Random, rows: int = 12) -> tuple[bytes, str, list[tuple[str, str]]]:
     "A legal file in a random dialect, its delimiter and its content"
     delimiter, end = rng.choice(",;|\t"), rng.choice(["\n", "\r\n", "\r"])
-    alphabet = ["a", "Zoë", "你好", "🙂", '"', '""', ",", ";", "|", "\t", "\n", "\r\n", "\r", " ", "'", "\u2028", "\x0b"]
+    alphabet = [
+        "a",
+        "Zoë",
+        "你好",
+        "🙂",
+        '"',
+        '""',
+        ",",
+        ";",
+        "|",
+        "\t",
+        "\n",
+        "\r\n",
+        "\r",
+        " ",
+        "'",
+        "\u2028",
+        "\x0b",
+    ]
 
     def text():
         return "x" + "".join(rng.choice(alphabet) for _ in range(rng.randrange(12)))
@@ -171,7 +189,9 @@ def test_legal_oddities(tmp_path):
     assert items(b"t|l\na|b\n", tmp_path, text="t", label="l", delimiter="|") == [Row("a", "b", 2, 4, 4)]
 
 
-@pytest.mark.parametrize("raw", [b'text,label\nfine,a\n"late,delivery\n', b"text,label\nfine,a\n"], ids=["quote", "line"])
+@pytest.mark.parametrize(
+    "raw", [b'text,label\nfine,a\n"late,delivery\n', b"text,label\nfine,a\n"], ids=["quote", "line"]
+)
 def test_what_never_ends_is_bounded(raw, tmp_path, monkeypatch):
     "A quote that is never closed, and a line that never ends, in a file that is larger than a row may be"
     monkeypatch.setattr(dataset, "ROW_BYTES", 100_000)

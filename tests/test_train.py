@@ -198,7 +198,9 @@ def test_best_epoch_is_kept(store):
     best = min(run.metrics["history"], key=lambda e: e["loss"])
     assert run.metrics["epoch"] == best["epoch"] and run.metrics["loss"] == best["loss"]
     texts = dataset.read(load("dev")).validation
-    likely = run.predict(texts.texts()).probabilities[np.arange(len(texts)), [run.labels.index(l) for l in texts.labels]]
+    likely = run.predict(texts.texts()).probabilities[
+        np.arange(len(texts)), [run.labels.index(l) for l in texts.labels]
+    ]
     assert abs(-np.log(likely).mean() - best["loss"]) < 1e-4
 
 
@@ -255,12 +257,15 @@ def test_data_that_changes_while_it_trains_costs_the_texts_only(store):
 
 def test_duplicates_are_counted(project):
     file = project / "data" / "a.csv"
-    text = file.read_text()
-    file.write_text(text + text.split("\n")[1] + "\n" + text.split("\n")[2].replace("delivery", "billing") + "\n")
-    data = dataset.read(load("dev", ["train.seed=5"]))
-    notes = " ".join(data.notes)
-    assert "with a different label" in notes or "stand in training too" in notes
-    assert sum(note.split()[0] == "1" for note in data.notes) == len(data.notes) == 2
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[1], lines[2].replace("delivery", "billing")]) + "\n")
+    (project / "v.csv").write_text("\n".join([lines[0], lines[5], "new,billing", "newer,delivery"]) + "\n")
+    notes = dataset.read(load("dev", ["data.validation=v.csv"])).notes
+    assert [note.split(" (")[0] for note in notes] == [
+        "1 training rows repeat another one",
+        "1 training rows repeat another one with a different label",
+        "1 validation rows stand in training too",
+    ]
 
 
 def test_stop_button_saves_a_checkpoint(store):
