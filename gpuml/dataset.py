@@ -124,7 +124,7 @@ def _lines(reading: Reading, blocks: Iterable[bytes], storage: Storage) -> Itera
             reading.end += len(raw)
             yield text
 
-
+# %% ../nbs/02_dataset.ipynb #891b51ed
 def _too_long(reading: Reading, storage: Storage) -> tuple[int, str]:
     "Line and reason for a row that does not end"
     most = f"{ROW_BYTES // 2**20} MB"
@@ -235,7 +235,7 @@ def _split(header: list[str], delimiter: str, strict: bool = True) -> list[str] 
     except csv.Error as e:
         return None if str(e) == "unexpected end of data" else []
 
-
+# %% ../nbs/02_dataset.ipynb #6d76e704
 def _missing(columns: list[str], data: DataConfig) -> str:
     "The complaint about a header without the columns that the config names"
     missing = {k: c for k, c in (("text", data.text), ("label", data.label)) if c not in columns}
@@ -276,7 +276,7 @@ def parse(
     except Broken as e:
         yield Problem(*e.args, rest=True)
 
-
+# %% ../nbs/02_dataset.ipynb #6cf5221e
 def _complaint(row: list[str], text: int, label: int, width: int, delimiter: str) -> str:
     "What is wrong with a row, if anything"
     if len(row) != width:
@@ -440,7 +440,7 @@ _VERSION = 1  # of what is written
 def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
-
+# %% ../nbs/02_dataset.ipynb #f622a0db
 @dataclass
 class Shard:
     "The rows of one file"
@@ -457,7 +457,7 @@ class Shard:
         with open(self.folder / "skipped.csv", newline="", encoding="utf-8") as f:
             yield from ((int(line), reason) for line, reason in csv.reader(f))
 
-
+# %% ../nbs/02_dataset.ipynb #4a97a5ff
 def open_shard(file: File, shown: str, folder: Path, tokens: Path | None) -> Shard:
     "Map what `prepare` wrote"
     shard = Shard(file, shown, _map(folder / "rows", ROW), _facts(folder), folder)
@@ -505,7 +505,7 @@ def read_back(
             found[i] = text
     return found
 
-
+# %% ../nbs/02_dataset.ipynb #5dd381c2
 def _ranges(rows: np.ndarray) -> Iterator[np.ndarray]:
     "Groups of rows, in file order, that are near enough to be read at once: gaps to 64 kB, together to 8 MB"
     group: list[int] = []
@@ -573,7 +573,7 @@ class Preparation:
             more = f"\n… and {self.bad - 10:,} more rows like these" if self.bad > 10 else ""
             raise DataError("\n".join(self.problems) + more)
 
-
+# %% ../nbs/02_dataset.ipynb #04a7c5a4
 @contextmanager
 def preparation(
     config: Config,
@@ -610,7 +610,7 @@ def _lock(path: Path, wait: Callable[[], None]) -> Iterator[None]:
                 time.sleep(0.1)
         yield
 
-
+# %% ../nbs/02_dataset.ipynb #2259c2e3
 def prepare(
     file: File,
     job: Preparation,
@@ -637,7 +637,7 @@ def prepare(
         return None
     return shard
 
-
+# %% ../nbs/02_dataset.ipynb #41b04cf3
 def _rows_folder(file: File, config: Config) -> Path:
     "Where what was read of a file is kept, named after all that it depends on"
     d = config.data
@@ -674,7 +674,7 @@ def _make(file: File, shown: str, job: Preparation, rows: Path | None, tokens: P
         return False
     return True
 
-
+# %% ../nbs/02_dataset.ipynb #ceaedf70
 class _Refused(Exception):
     "Leave the block, and nothing of what it wrote"
 
@@ -729,7 +729,7 @@ def _open(stack: ExitStack, rows: Path | None, tokens: Path | None) -> dict[str,
             out |= {name: stack.enter_context(open(aside / name, "wb")) for name in names}
     return out
 
-
+# %% ../nbs/02_dataset.ipynb #be08b5ce
 def _batches(reading: Reading, job: Preparation, skipped: Any, facts: dict[str, Any]) -> Iterator[list[Row]]:
     "Good rows, up to 1,000 or half a million characters at a time; the others are noted or complained about"
     batch, size = [], 0
@@ -749,7 +749,7 @@ def _batches(reading: Reading, job: Preparation, skipped: Any, facts: dict[str, 
     if batch:
         yield batch
 
-
+# %% ../nbs/02_dataset.ipynb #68bea121
 def _index(batch: list[Row], labels: dict[str, int]) -> tuple[np.ndarray, int]:
     "What is kept of the rows, and a sum over the texts that have white space around them, which the hashes leave out"
     index, stripped = np.empty(len(batch), ROW), [row.text.strip() for row in batch]
@@ -885,7 +885,7 @@ def split(
     held[same[sides.all(0)[which]]] = False
     return held
 
-
+# %% ../nbs/02_dataset.ipynb #74b3c715
 def _smallest(numbers: np.ndarray, classes: np.ndarray, fraction: float) -> np.ndarray:
     "Which rows have one of their class's smallest numbers: of its different numbers the fraction, one at least, not all"
     order = np.lexsort((numbers, classes))
@@ -982,7 +982,7 @@ def _check_labels(rows: Rows, validation: Rows | None) -> None:
             lines.append(f"{validation.where(row)}: the label '{label}' occurs only in validation{hint}")
         raise DataError("\n".join(lines))
 
-
+# %% ../nbs/02_dataset.ipynb #577774a1
 def _label_notes(train: Rows) -> list[str]:
     "Labels that look like typos, and classes with one example"
     by_case: dict[str, list[str]] = {}
@@ -1053,7 +1053,7 @@ def read(
     notes += dict.fromkeys(job.notes)
     return Data(rows, validation, labels, _fingerprint(rows, validation), notes)
 
-
+# %% ../nbs/02_dataset.ipynb #6a979a7c
 def _shards(job: Preparation, files: list[File]) -> list[Shard]:
     "The good files' shards; what is wrong with the others, `job` knows"
     found = []
