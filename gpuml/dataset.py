@@ -564,8 +564,9 @@ class Preparation:
         "Say every two seconds how far it is"
         self.check()
         if time.monotonic() - self.told >= 2:
-            self.told, gb = time.monotonic(), 1e-9
-            self.say(f"{(self.done + reading.end) * gb:.1f} of {self.total * gb:.1f} GB prepared")
+            unit, name = (1e9, "GB") if self.total > 1e10 else (1e6, "MB")
+            self.told = time.monotonic()
+            self.say(f"{(self.done + reading.end) / unit:,.0f} of {self.total / unit:,.0f} {name} prepared")
 
     def refuse(self) -> None:
         "Raise `DataError` if there is a reason to"

@@ -534,7 +534,7 @@ def test_two_processes_prepare_a_file_once(tmp_path):
     second = reader(tmp_path)
     said = [p.communicate(timeout=60)[0] for p in (first, second)]
     assert all(f"rows {count}" in text for text in said)
-    assert "said" not in said[0] and "said data/a.csv: another process is preparing it; waiting" in said[1]
+    assert "waiting" not in said[0] and "said data/a.csv: another process is preparing it; waiting" in said[1]
 
 
 def test_killed_while_preparing(tmp_path):
