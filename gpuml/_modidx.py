@@ -175,7 +175,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'gpuml.train.Mistakes.__repr__': ('train.html#mistakes.__repr__', 'gpuml/train.py'),
                              'gpuml.train.Mistakes._repr_html_': ('train.html#mistakes._repr_html_', 'gpuml/train.py'),
                              'gpuml.train.Predictions': ('train.html#predictions', 'gpuml/train.py'),
-                             'gpuml.train.Predictions.__iter__': ('train.html#predictions.__iter__', 'gpuml/train.py'),
+                             'gpuml.train.Predictions.__getitem__': ('train.html#predictions.__getitem__', 'gpuml/train.py'),
                              'gpuml.train.Predictions.__len__': ('train.html#predictions.__len__', 'gpuml/train.py'),
                              'gpuml.train.Predictions.__repr__': ('train.html#predictions.__repr__', 'gpuml/train.py'),
                              'gpuml.train.Predictions._repr_html_': ('train.html#predictions._repr_html_', 'gpuml/train.py'),

@@ -38,6 +38,7 @@ from gpuml.config import (
     OutputError,
     Preempted,
     TrainError,
+    config_names,
     diff,
     load,
     to_yaml,
@@ -343,9 +344,9 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __iter__(self) -> Iterator[tuple[str, float]]:
-        "(label, its probability) of each text"
-        return iter(zip(self.labels, self.probabilities.max(1, initial=0).tolist(), strict=True))
+    def __getitem__(self, i: int) -> tuple[str, float]:
+        "(label, its probability) of a text; a loop over the predictions gives them in order"
+        return self.classes[self.probabilities[i].argmax()], float(self.probabilities[i].max())
 
     def __repr__(self):
         return "\n".join(f"{label}  {p:.3f}  {text[:70]!r}" for text, (label, p) in zip(self.texts, self, strict=True))
@@ -1296,10 +1297,14 @@ def fit(
 
 # %% ../nbs/06_train.ipynb #82b6df05
 def load_run(
-    folder: str | Path,  # the run's folder
+    run: str | Path,  # the run's folder, or the id of one of this project's runs
 ) -> Run:
-    "A finished run from its folder; raises `GpumlError` where there is none"
-    folder = Path(folder)
+    "A finished run; raises `GpumlError` where there is none"
+    folder = Path(run)
+    for name in config_names() if folder.name == str(run) else ():
+        with suppress(ConfigError):  # of a config that has nothing to do with the run
+            config = load(name)
+            folder = folder if folder.exists() else config.path(config.output) / run
     if not (folder / "certificate.json").is_file():
-        raise GpumlError(f"{folder}: not a finished run: it has no certificate.json", exit_code=66)
+        raise GpumlError(f"{run}: not a finished run: it has no certificate.json", exit_code=66)
     return Run(folder)
