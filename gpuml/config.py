@@ -93,6 +93,9 @@ class DataConfig(Section):
     delimiter: Literal["auto", ",", ";", "|", "tab"] = Field("auto", description="Column separator of the CSV files")
     max_length: int = Field(256, ge=4, le=131072, description="Tokens per example; longer texts are cut there")
     cache: str = Field("~/.cache/gpuml", min_length=1, description="Folder that keeps tokenised data for the next run")
+    endpoint: str | None = Field(
+        None, min_length=1, description="S3 endpoint of data and output; by default AWS_ENDPOINT_URL, then Amazon's"
+    )
 
 # %% ../nbs/00_config.ipynb #81b41b48
 class ModelConfig(Section):

@@ -105,3 +105,6 @@ def pytest_runtest_makereport(item, call):
     "Fixtures learn whether their test failed"
     outcome = yield
     item.failed = getattr(item, "failed", False) or outcome.get_result().failed
+
+
+from tests.s3 import s3, s3_server  # noqa: E402, F401  fixtures: a real S3 server
