@@ -123,6 +123,9 @@ class Record:
     model: str | None = None
     registered: str | None = None
     told: str | None = None  # the status
+    known: dict[str, int] | None = field(
+        default_factory=dict
+    )  # last steps that it has and the spool has not; none: ask it
 
     @property
     def url(self) -> str:
@@ -228,19 +231,32 @@ def _send_metrics(client: Any, record: Record, folder: Path) -> None:
     spool = folder / "metrics.jsonl"
     if not spool.exists():
         return
+    if record.known is None:
+        record.known = _last_steps(client, record.mlflow_run)
     with open(spool, "rb") as f:
         f.seek(record.sent)
         while True:
             points, size = [], 0
             while len(points) < 900 and (line := f.readline()).endswith(b"\n"):
-                at, step, _, metrics = json.loads(line)
-                points += [Metric(key, value, at, step) for key, value in metrics.items()]
+                at, step, kind, metrics = json.loads(line)
                 size += len(line)
-            if not points:
+                if step > record.known.get(kind, 0):
+                    points += [Metric(key, value, at, step) for key, value in metrics.items()]
+            if not size:
                 return
-            client.log_batch(record.mlflow_run, metrics=points)
+            if points:
+                client.log_batch(record.mlflow_run, metrics=points)
             record.sent += size
             write_json(folder / _RECORD, asdict(record))
+
+
+def _last_steps(client: Any, run: str) -> dict[str, int]:
+    "The last step of each kind that MLflow has: an attempt on another machine may have told it more than it wrote down"
+    histories = {kind: client.get_metric_history(run, key) for kind, key in _TOLD_BY.items()}
+    return {kind: max((m.step for m in history), default=0) for kind, history in histories.items()}
+
+
+_TOLD_BY = {"update": "loss", "evaluation": "validation_loss"}  # a metric that each kind of point has
 
 
 def _send_results(client: Any, record: Record, folder: Path) -> None:
@@ -370,6 +386,7 @@ class TrackedRun:
         self.folder, self.record, self.note = folder, record, note
         self._wake, self._closing, self._idle = threading.Event(), threading.Event(), threading.Event()
         self._answered, self._failing, self._problem = time.monotonic(), False, ""
+        self._working = True  # this machine is importing MLflow, or writes a store of its own: no server is waited for
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / _RECORD, asdict(record))
         self._spool, self._last = self._continue()
@@ -420,13 +437,15 @@ class TrackedRun:
             try:
                 if not self._spool.closed:
                     self._spool.flush()
-                client = client or _client(self.record.uri)
+                if client is None:
+                    client = _client(self.record.uri)
+                    self._answered, self._working = time.monotonic(), self.record.uri.startswith("sqlite")
                 sync(self.folder, self.record, client)
                 self._answered, self._failing = time.monotonic(), False
                 if closing:
                     break
             except Exception as e:  # whatever MLflow's client raises: training goes on
-                self._failing, self._problem = True, f"{type(e).__name__}: {e}"
+                self._failing, self._problem, self._working = True, f"{type(e).__name__}: {e}", False
                 logging.getLogger("gpuml").debug("MLflow: %s", self._problem)
             self._wake.wait(2.0 if self._failing else 1.0)
             self._wake.clear()
@@ -447,7 +466,7 @@ class TrackedRun:
         started = time.monotonic()
         while not self._idle.wait(0.05):
             uploading = "certificate.json" in self.record.files and self.record.model is None and not self._failing
-            limit = 3.0 if hurry() else UPLOAD if uploading else PATIENCE
+            limit = 3.0 if hurry() else UPLOAD if uploading or self._working else PATIENCE
             if time.monotonic() - max(started, self._answered) > limit:
                 self._spool.close()
                 why = f" ({self._problem[:120]})" if self._problem else ""
@@ -465,6 +484,8 @@ def open_run(
 ) -> TrackedRun:
     "Start recording a run, or go on with one that is in the folder already"
     if record := read_record(folder):
+        if record.process and record.process[0] != socket.gethostname():
+            record.known = None
         record.status, record.reason, record.process = "RUNNING", "", _me()
         return TrackedRun(folder, record)
     uri, note = store or find_store(config)
