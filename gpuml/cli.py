@@ -101,9 +101,10 @@ def sync(
     "`gpuml sync [config]`: tell MLflow what it missed of this project's runs"
     config = load(arguments.config or "dev")
     from gpuml import tracking
+    from gpuml.train import output_folder
 
     failed = 0
-    for folder in tracking.behind(config.path(config.output)):
+    for folder in tracking.behind(output_folder(config)):
         try:
             record = tracking.sync(folder)
             print(f"{folder.name}: {record.status}, {record.url}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SERVER_SECONDS', 'PATIENCE', 'UPLOAD', 'answers', 'local_store', 'find_store', 'versions', 'git_commit', 'Record',
-           'read_record', 'sync', 'behind', 'catch_up', 'TrackedRun', 'open_run']
+           'read_record', 'this_host', 'sync', 'behind', 'catch_up', 'TrackedRun', 'open_run']
 
 # %% ../nbs/04_tracking.ipynb #2d280cf1
 import json
@@ -133,14 +133,19 @@ class Record:
         page = self.page.rstrip("/")
         return f"{page}/#/experiments/{self.experiment_id}/runs/{self.mlflow_run}" if self.mlflow_run else page
 
+    @property
+    def host(self) -> str:
+        "The machine that works on the run, or did"
+        return self.process[0] if self.process else ""
+
     def alive(self) -> bool:
         "Whether a process works on the run; on another machine, as far as can be known from here"
         import psutil
 
         if self.process is None or self.status != "RUNNING":
             return False
-        host, pid, started = self.process
-        if host != socket.gethostname():
+        _, pid, started = self.process
+        if self.host != this_host():
             return True
         try:
             return abs(psutil.Process(pid).create_time() - started) < 2
@@ -166,11 +171,16 @@ def read_record(
         return None
 
 
+def this_host() -> str:
+    "The name by which this machine stands in a record"
+    return socket.gethostname()
+
+
 def _me() -> tuple[str, int, float]:
     "This process"
     import psutil
 
-    return socket.gethostname(), os.getpid(), psutil.Process().create_time()
+    return this_host(), os.getpid(), psutil.Process().create_time()
 
 # %% ../nbs/04_tracking.ipynb #46b5287e
 _FILES = ("config.yaml", "metrics.json", "predictions.csv", "loss.svg", "confusion.svg", "certificate.json")
@@ -484,7 +494,7 @@ def open_run(
 ) -> TrackedRun:
     "Start recording a run, or go on with one that is in the folder already"
     if record := read_record(folder):
-        if record.process and record.process[0] != socket.gethostname():
+        if record.host != this_host():
             record.known = None
         record.status, record.reason, record.process = "RUNNING", "", _me()
         return TrackedRun(folder, record)
