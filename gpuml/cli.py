@@ -79,6 +79,7 @@ def init(
     folder, files = Path(arguments.folder), {**project_files(), ".gitignore": None}
     if there := [name for name in files if (folder / name).exists() and name != ".gitignore"]:
         raise OutputError(f"{folder / there[0]} is there already; gpuml init overwrites nothing, take an empty folder")
+    from gpuml.model import OFFLINE
     from gpuml.storage import write_file
 
     for name, source in files.items():
@@ -90,6 +91,7 @@ def init(
         print(folder / name)
     cd = f"cd {folder} && " if folder.resolve() != Path.cwd() else ""
     print(f"\nNext: {cd}gpuml train        or open nbs/train.ipynb in JupyterLab")
+    print(f"Without a model hub: gpuml train model.name={OFFLINE}")
     return 0
 
 # %% ../nbs/13_cli.ipynb #81fa2a09
@@ -99,9 +101,10 @@ def sync(
     "`gpuml sync [config]`: tell MLflow what it missed of this project's runs"
     config = load(arguments.config or "dev")
     from gpuml import tracking
+    from gpuml.train import output_folder
 
     failed = 0
-    for folder in tracking.behind(config.path(config.output)):
+    for folder in tracking.behind(output_folder(config)):
         try:
             record = tracking.sync(folder)
             print(f"{folder.name}: {record.status}, {record.url}")
@@ -169,7 +172,7 @@ def _serve(config: Config, store: str, port: int) -> int:
     ]
     command += ["--default-artifact-root", (config.root / "mlruns").as_uri(), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # it starts eight more processes
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)  # Ctrl-C is for this process alone
     try:
         return process.wait()
     except (KeyboardInterrupt, Preempted):

@@ -495,7 +495,7 @@ def parse_words(
         raise ConfigError(f"unknown option {options[0]}; known: --resume")
     resume = "latest" if "--resume" in words else None
     names = [w for w in words if "=" not in w and not w.startswith("-")]
-    run = next((n for n in names if resume and re.fullmatch(r".+-\d{8}-\d{6}-[0-9a-f]{4}", n)), None)
+    run = next((n for n in names if resume and re.fullmatch(r".+-\d{6,}-\d+-\w+", n)), None)
     if run:
         names.remove(run)
         default = run.rsplit("-", 3)[0]

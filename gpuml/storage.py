@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHANGED', 'Request', 'PART', 'AHEAD', 'writing', 'write_file', 'write_json', 'write_folder', 'fingerprint', 'File',
-           'is_s3', 'reading', 'NotS3', 'refusal', 'S3', 'finish', 'stream', 'Storage']
+           'is_s3', 'reading', 'Refused', 'refusal', 'S3', 'finish', 'stream', 'Storage']
 
 # %% ../nbs/01_storage.ipynb #ff7b997b
 import asyncio
 import glob
 import hashlib
+import io
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import time
 import uuid
 from collections import deque
@@ -170,9 +172,9 @@ def _local_blocks(file: File, start: int, size: int, end: int) -> Iterator[bytes
             start += len(block)
             yield block
 
-# %% ../nbs/01_storage.ipynb #cf8ba930
-class NotS3(Exception):
-    "An answer that no S3 server gives"
+# %% ../nbs/01_storage.ipynb #3cec52c2
+class Refused(Exception):
+    "Asking again is useless: why, and whether it is a matter of permission"
 
 
 _REFUSED = {
@@ -194,6 +196,7 @@ _REFUSED = {
 }
 _DENIED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken")
 _AGAIN = ("SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "OperationAborted")
+_KEYS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _NOT_S3 = "what answers at {server} is not an S3 server; see data.endpoint in the config, or AWS_ENDPOINT_URL"
 
 # %% ../nbs/01_storage.ipynb #987c4dc6
@@ -202,8 +205,12 @@ def refusal(
     answered: bool,  # whether the server has ever answered
 ) -> tuple[str, bool] | None:
     "Why asking again is useless, and whether it is a matter of permission; None where it may help"
+    from aiohttp import ClientConnectorDNSError, ClientResponseError
     from botocore import exceptions as b
+    from botocore.parsers import ResponseParserError
 
+    if isinstance(error, Refused):
+        return error.args
     if isinstance(error, b.ClientError):
         code, status = _code(error)
         if status >= 500 and status != 501 or status == 429 or code in _AGAIN:
@@ -220,19 +227,23 @@ def refusal(
             "https:// where it speaks http://" if "WRONG_VERSION" in str(error) else "a certificate that is not trusted"
         )
         return f"{{server}}: {why}; see data.endpoint in the config, and AWS_CA_BUNDLE", False
-    if isinstance(error, NotS3 | b.ResponseParserError) or "ClientResponseError" in repr(_cause(error)):
+    if isinstance(error, ResponseParserError) or not answered and isinstance(_cause(error), ClientResponseError):
         return _NOT_S3, False
-    if not answered and "DNS" in type(_cause(error)).__name__:
+    if isinstance(error, RecursionError):  # botocore asks a bucket for its region, is redirected, and asks again
+        return _REFUSED["PermanentRedirect"], False
+    if not answered and isinstance(_cause(error), ClientConnectorDNSError):
         return "there is no host of the name in {server}; see data.endpoint in the config, or AWS_ENDPOINT_URL", False
-    if isinstance(error, b.BotoCoreError) and not isinstance(error, b.HTTPClientError | b.IncompleteReadError):
+    passing = b.HTTPClientError | b.ConnectionError | b.IncompleteReadError
+    if isinstance(error, b.BotoCoreError) and not isinstance(error, passing):
         return _plain(str(error)), isinstance(error, b.CredentialRetrievalError)
     return None
 
 # %% ../nbs/01_storage.ipynb #6e4ba6e9
 def _code(error: Exception) -> tuple[str, int]:
-    "The S3 error code and the HTTP status of a botocore `ClientError`"
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return str(error.response.get("Error", {}).get("Code") or status), status
+    "The S3 error code and the HTTP status of an answer; zeros where there was none"
+    response = getattr(error, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return str(response.get("Error", {}).get("Code") or status), status
 
 
 def _cause(error: Exception) -> Exception:
@@ -241,8 +252,7 @@ def _cause(error: Exception) -> Exception:
 
 def _plain(text: str) -> str:
     "One line of a foreign message, without anything secret"
-    names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
-    for secret in filter(None, (os.environ.get(n, "").strip() for n in names)):
+    for secret in filter(None, (os.environ.get(name, "").strip() for name in _KEYS)):
         text = text.replace(secret, "***")
     return " ".join(text.split())[:200].replace("{", "(").replace("}", ")")
 
@@ -257,8 +267,8 @@ def _why(error: Exception) -> str:
     if isinstance(error, b.ConnectTimeoutError | b.ReadTimeoutError | TimeoutError):
         return "no answer in time"
     if isinstance(error, b.EndpointConnectionError):
-        inner = _cause(error)
-        return (getattr(getattr(inner, "os_error", inner), "strerror", None) or "no connection").lower()
+        number = getattr(_cause(error), "errno", None)
+        return os.strerror(number).lower() if number and number > 0 else "no connection"
     return "the connection broke"
 
 # %% ../nbs/01_storage.ipynb #df9a12f2
@@ -296,6 +306,9 @@ class S3:
         client = self.client()
 
         async def send():
+            for name in _KEYS:
+                if os.environ.get(name, "") != os.environ.get(name, "").strip():
+                    raise Refused(f"{name} has a blank or a line break at its end; set it without", True)
             return await request(await client.set_session())
 
         return asyncio.run_coroutine_threadsafe(send(), client.loop)
@@ -308,9 +321,6 @@ def _connect(endpoint: str | None, patience: float) -> Any:
     "An s3fs file system that retries nothing by itself and keeps quiet"
     from s3fs import S3FileSystem
 
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if os.environ.get(name, "") != os.environ.get(name, "").strip():
-            raise DataError(f"{name} has a blank or a line break at its end; set it without", exit_code=77)
     for name in ("botocore", "aiobotocore", "s3fs", "fsspec"):  # their DEBUG lines show session tokens
         if logging.getLogger(name).level == logging.NOTSET:
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -318,6 +328,7 @@ def _connect(endpoint: str | None, patience: float) -> Any:
         "connect_timeout": patience / 12,
         "read_timeout": patience / 4,
         "max_pool_connections": 16,
+        "connector_args": {"socket_factory": _socket},
         "retries": {"total_max_attempts": 1, "mode": "standard"},
         "request_checksum_calculation": "when_required",  # S3 servers other than Amazon's may not know the newer ones
         "response_checksum_validation": "when_required",
@@ -325,6 +336,14 @@ def _connect(endpoint: str | None, patience: float) -> Any:
     return S3FileSystem(
         endpoint_url=endpoint, config_kwargs=settings, skip_instance_cache=True, use_listings_cache=False
     )
+
+
+def _socket(address: tuple) -> socket.socket:
+    "A socket that holds little that is not sent yet, so that on a slow line what has gone out is known"
+    made = socket.socket(*address[:3])
+    made.setblocking(False)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 512 * 1024)
+    return made
 
 # %% ../nbs/01_storage.ipynb #b82fc8bd
 def finish(
@@ -346,13 +365,15 @@ def finish(
             except GpumlError:
                 raise
             except _failures() as e:
-                s3.answered = s3.answered or hasattr(e, "response") and not _code(e)[0].isdigit()
+                s3.answered = s3.answered or not _code(e)[0].isdigit()
                 if refused := refusal(e, s3.answered):
                     raise _error(s3, url, *refused, write) from None
                 why = _why(e)
             limit, waited = s3.patience if s3.answered else s3.first_patience, time.monotonic() - begun
             if waited >= limit:
-                raise _error(s3, url, f"{{server}} did not answer for {waited:.0f} s ({why})", False, write) from None
+                hint = "" if s3.answered else "; see data.endpoint in the config, or AWS_ENDPOINT_URL"
+                gave_up = f"{{server}} did not answer for {waited:.0f} s ({why}){hint}"
+                raise _error(s3, url, gave_up, False, write) from None
             pause = min(random.uniform(0.5, 1) * min(s3.patience / 24, 0.1 * 2**tries), limit - waited)
             _wait(s3, begun, why, until=time.monotonic() + pause)
             future, tries = s3.start(request), tries + 1
@@ -365,8 +386,9 @@ def _failures() -> tuple[type[Exception], ...]:
     "What a request may raise that is not a fault of this program"
     from aiohttp import ClientError as AioError
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
-    return BotoCoreError, ClientError, AioError, OSError, asyncio.TimeoutError, NotS3
+    return BotoCoreError, ClientError, ResponseParserError, AioError, OSError, RecursionError, Refused
 
 
 def _wait(s3: S3, begun: float, why: str, future: Future | None = None, until: float = math.inf) -> Any:
@@ -433,7 +455,7 @@ def _s3_list(s3: S3, url: str, prefix: str, delimiter: str = "", limit: int = 10
                 Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **more
             )
             if "IsTruncated" not in answer:
-                raise NotS3
+                raise Refused(_NOT_S3, False)
             return answer
 
         answer = finish(s3, url, page)
@@ -453,8 +475,9 @@ def _s3_find(s3: S3, url: str, suffixes: tuple[str, ...]) -> list[File]:
     if glob.has_magic(key):
         fixed = re.split(r"[*?[]", key)[0]
         deep, matches = "/" in key[len(fixed) :], re.compile(glob_translate(url)).match
-        found = _s3_list(s3, url, fixed, "" if deep or "**" in key else "/")
-        return sorted((f for f in found if matches(f.url) and not f.url.endswith("/")), key=lambda f: f.url)
+        found = (f for f in _s3_list(s3, url, fixed, "" if deep or "**" in key else "/") if matches(f.url))
+        shown = "/." in key  # a glob finds hidden names only where it asks for them
+        return sorted((f for f in found if shown or "/." not in f.url), key=lambda f: f.url)
     folder = key.rstrip("/") + "/" if key else ""
     found = [f for f in _s3_list(s3, url, folder, "/") if not f.url.endswith("/")]
     return sorted((f for f in found if _in_folder(f.url.rpartition("/")[2], suffixes)), key=lambda f: f.url)
@@ -476,7 +499,7 @@ def _s3_range(file: File, start: int, end: int) -> Request:
         )
         async with answer["Body"] as body:
             if "ETag" not in answer or "ContentRange" not in answer:
-                raise NotS3
+                raise Refused(_NOT_S3, False)
             where = answer["ContentRange"]
             if answer["ETag"].strip('"') != file.version or where.rpartition("/")[2] != str(file.size):
                 raise DataError(f"{file.url}: {CHANGED}")
@@ -501,12 +524,12 @@ def _s3_put(s3: S3, source: Callable[[int, int], bytes], size: int, url: str) ->
     "Write an object that is complete or absent; `source` gives the bytes from one place to another"
     bucket, key = _bucket(url)
     if size < 2 * PART:
-        return finish(s3, url, _s3_part(bucket, key, source(0, size)), write=True)
+        return finish(s3, url, _s3_part(s3, bucket, key, source(0, size)), write=True)
     upload = finish(s3, url, lambda client: client.create_multipart_upload(Bucket=bucket, Key=key), write=True)
     name, part = {"Bucket": bucket, "Key": key, "UploadId": upload["UploadId"]}, max(PART, math.ceil(size / 10_000))
     try:
         parts = (
-            _s3_part(bucket, key, source(at, min(at + part, size)), UploadId=name["UploadId"], PartNumber=i + 1)
+            _s3_part(s3, bucket, key, source(at, min(at + part, size)), UploadId=name["UploadId"], PartNumber=i + 1)
             for i, at in enumerate(range(0, size, part))
         )
         finish(s3, url, _s3_complete(name, list(stream(s3, url, parts, AHEAD, write=True))), write=True)
@@ -519,17 +542,33 @@ def _s3_put(s3: S3, source: Callable[[int, int], bytes], size: int, url: str) ->
         raise
 
 
-def _s3_part(bucket: str, key: str, data: bytes, **part: Any) -> Request:
+def _s3_part(s3: S3, bucket: str, key: str, data: bytes, **part: Any) -> Request:
     "The request that writes an object, or a part of an upload; its answer is the ETag"
 
     async def put(client):
-        send = client.upload_part if part else client.put_object
-        answer = await send(Bucket=bucket, Key=key, Body=data, **part)
+        body, send = io.BytesIO(data), client.upload_part if part else client.put_object
+        answer = await _moving(send(Bucket=bucket, Key=key, Body=body, **part), body, s3.patience / 4)
         if "ETag" not in answer:
-            raise NotS3
+            raise Refused(_NOT_S3, False)
         return answer["ETag"]
 
     return put
+
+
+async def _moving(sending: Awaitable, body: io.BytesIO, silence: float) -> Any:
+    "The answer to an upload; a `TimeoutError` where nothing moves: aiohttp has no limit for sending"
+    task, clock = asyncio.ensure_future(sending), asyncio.get_running_loop().time
+    at, since = -1, clock()
+    try:
+        while not task.done():
+            if body.tell() != at:
+                at, since = body.tell(), clock()
+            elif clock() - since > 1.2 * silence:
+                raise TimeoutError
+            await asyncio.wait({task}, timeout=silence / 10)
+        return task.result()
+    finally:
+        task.cancel()
 
 # %% ../nbs/01_storage.ipynb #40b0ac5d
 def _s3_complete(name: dict[str, str], etags: list[str]) -> Request:

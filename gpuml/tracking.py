@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SERVER_SECONDS', 'PATIENCE', 'UPLOAD', 'answers', 'local_store', 'find_store', 'versions', 'git_commit', 'Record',
-           'read_record', 'sync', 'behind', 'catch_up', 'TrackedRun', 'open_run']
+           'read_record', 'this_host', 'sync', 'behind', 'catch_up', 'TrackedRun', 'open_run']
 
 # %% ../nbs/04_tracking.ipynb #2d280cf1
 import json
@@ -123,6 +123,9 @@ class Record:
     model: str | None = None
     registered: str | None = None
     told: str | None = None  # the status
+    known: dict[str, int] | None = field(
+        default_factory=dict
+    )  # last steps that it has and the spool has not; none: ask it
 
     @property
     def url(self) -> str:
@@ -130,14 +133,19 @@ class Record:
         page = self.page.rstrip("/")
         return f"{page}/#/experiments/{self.experiment_id}/runs/{self.mlflow_run}" if self.mlflow_run else page
 
+    @property
+    def host(self) -> str:
+        "The machine that works on the run, or did"
+        return self.process[0] if self.process else ""
+
     def alive(self) -> bool:
         "Whether a process works on the run; on another machine, as far as can be known from here"
         import psutil
 
         if self.process is None or self.status != "RUNNING":
             return False
-        host, pid, started = self.process
-        if host != socket.gethostname():
+        _, pid, started = self.process
+        if self.host != this_host():
             return True
         try:
             return abs(psutil.Process(pid).create_time() - started) < 2
@@ -163,11 +171,16 @@ def read_record(
         return None
 
 
+def this_host() -> str:
+    "The name by which this machine stands in a record"
+    return socket.gethostname()
+
+
 def _me() -> tuple[str, int, float]:
     "This process"
     import psutil
 
-    return socket.gethostname(), os.getpid(), psutil.Process().create_time()
+    return this_host(), os.getpid(), psutil.Process().create_time()
 
 # %% ../nbs/04_tracking.ipynb #46b5287e
 _FILES = ("config.yaml", "metrics.json", "predictions.csv", "loss.svg", "confusion.svg", "certificate.json")
@@ -228,19 +241,32 @@ def _send_metrics(client: Any, record: Record, folder: Path) -> None:
     spool = folder / "metrics.jsonl"
     if not spool.exists():
         return
+    if record.known is None:
+        record.known = _last_steps(client, record.mlflow_run)
     with open(spool, "rb") as f:
         f.seek(record.sent)
         while True:
             points, size = [], 0
             while len(points) < 900 and (line := f.readline()).endswith(b"\n"):
-                at, step, _, metrics = json.loads(line)
-                points += [Metric(key, value, at, step) for key, value in metrics.items()]
+                at, step, kind, metrics = json.loads(line)
                 size += len(line)
-            if not points:
+                if step > record.known.get(kind, 0):
+                    points += [Metric(key, value, at, step) for key, value in metrics.items()]
+            if not size:
                 return
-            client.log_batch(record.mlflow_run, metrics=points)
+            if points:
+                client.log_batch(record.mlflow_run, metrics=points)
             record.sent += size
             write_json(folder / _RECORD, asdict(record))
+
+
+def _last_steps(client: Any, run: str) -> dict[str, int]:
+    "The last step of each kind that MLflow has: an attempt on another machine may have told it more than it wrote down"
+    histories = {kind: client.get_metric_history(run, key) for kind, key in _TOLD_BY.items()}
+    return {kind: max((m.step for m in history), default=0) for kind, history in histories.items()}
+
+
+_TOLD_BY = {"update": "loss", "evaluation": "validation_loss"}  # a metric that each kind of point has
 
 
 def _send_results(client: Any, record: Record, folder: Path) -> None:
@@ -370,6 +396,7 @@ class TrackedRun:
         self.folder, self.record, self.note = folder, record, note
         self._wake, self._closing, self._idle = threading.Event(), threading.Event(), threading.Event()
         self._answered, self._failing, self._problem = time.monotonic(), False, ""
+        self._working = True  # this machine is importing MLflow, or writes a store of its own: no server is waited for
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / _RECORD, asdict(record))
         self._spool, self._last = self._continue()
@@ -420,13 +447,15 @@ class TrackedRun:
             try:
                 if not self._spool.closed:
                     self._spool.flush()
-                client = client or _client(self.record.uri)
+                if client is None:
+                    client = _client(self.record.uri)
+                    self._answered, self._working = time.monotonic(), self.record.uri.startswith("sqlite")
                 sync(self.folder, self.record, client)
                 self._answered, self._failing = time.monotonic(), False
                 if closing:
                     break
             except Exception as e:  # whatever MLflow's client raises: training goes on
-                self._failing, self._problem = True, f"{type(e).__name__}: {e}"
+                self._failing, self._problem, self._working = True, f"{type(e).__name__}: {e}", False
                 logging.getLogger("gpuml").debug("MLflow: %s", self._problem)
             self._wake.wait(2.0 if self._failing else 1.0)
             self._wake.clear()
@@ -447,7 +476,7 @@ class TrackedRun:
         started = time.monotonic()
         while not self._idle.wait(0.05):
             uploading = "certificate.json" in self.record.files and self.record.model is None and not self._failing
-            limit = 3.0 if hurry() else UPLOAD if uploading else PATIENCE
+            limit = 3.0 if hurry() else UPLOAD if uploading or self._working else PATIENCE
             if time.monotonic() - max(started, self._answered) > limit:
                 self._spool.close()
                 why = f" ({self._problem[:120]})" if self._problem else ""
@@ -465,6 +494,8 @@ def open_run(
 ) -> TrackedRun:
     "Start recording a run, or go on with one that is in the folder already"
     if record := read_record(folder):
+        if record.host != this_host():
+            record.known = None
         record.status, record.reason, record.process = "RUNNING", "", _me()
         return TrackedRun(folder, record)
     uri, note = store or find_store(config)

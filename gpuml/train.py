@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UPDATES_A_SECOND', 'Watch', 'EVALUATION_TOKENS', 'CPU', 'GPU', 'HARMLESS', 'TEXTS', 'evaluate', 'log_softmax',
-           'Progress', 'thin', 'curve', 'new_run_id', 'output_folder', 'shown', 'Run', 'Predictions', 'Mistakes',
-           'confusion_svg', 'logits_of', 'trainer_class', 'precision', 'tokens_that_fit', 'unfinished', 'fit',
-           'load_run']
+           'Progress', 'thin', 'curve', 'new_run_id', 'output_folder', 'stored_at', 'shown', 'Run', 'Predictions',
+           'Mistakes', 'confusion_svg', 'logits_of', 'trainer_class', 'precision', 'tokens_that_fit', 'unfinished',
+           'fit', 'load_run']
 
 # %% ../nbs/06_train.ipynb #1ced66e0
 import csv
@@ -18,7 +18,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,12 +40,13 @@ from gpuml.config import (
     OutputError,
     Preempted,
     TrainError,
+    config_names,
     diff,
     load,
     to_yaml,
 )
 from .dataset import Plan, Tokens
-from .storage import write_file, write_folder, write_json
+from .storage import Storage, fingerprint, is_s3, write_file, write_folder, write_json
 
 # %% ../nbs/06_train.ipynb #0f0ef402
 def evaluate(
@@ -198,16 +199,24 @@ def new_run_id(
 def output_folder(
     config: Config,
 ) -> Path:
-    "The folder that gets a folder per run; raises `OutputError` where it can't be written"
-    if "://" in config.output:
-        raise OutputError(f"output: {config.output}: only local folders can be written so far")
+    "The folder of this machine that gets a folder per run; raises `OutputError` where it can't be written"
     folder = config.path(config.output)
+    if is_s3(config.output):
+        folder = config.path(config.data.cache) / "runs" / fingerprint(config.output.rstrip("/"))[:16]
     there = next(p for p in (folder, *folder.parents) if p.exists())
     if not there.is_dir():
         raise OutputError(f"output: {config.output}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK):
         raise OutputError(f"output: {config.output}: no permission to write in {there}")
     return folder
+
+
+def stored_at(
+    config: Config,
+    run_id: str,
+) -> str:
+    "The run's place on S3; nothing for a run that is kept on this machine"
+    return f"{config.output.rstrip('/')}/{run_id}" if is_s3(config.output) else ""
 
 # %% ../nbs/06_train.ipynb #41a45cc3
 def shown(
@@ -238,6 +247,11 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         "Validation metrics of the epoch that was kept, and `train_loss`, `history`, `seconds`, `updates`, `notes`"
         return json.loads((self.folder / "metrics.json").read_text())
+
+    @property
+    def place(self) -> str:
+        "Where the run is kept: its folder as one would type it here, or its place on S3"
+        return stored_at(self.config, self.id) or shown(self.folder)
 
     @property
     def url(self) -> str:
@@ -295,7 +309,7 @@ class Run:
             f"{'macro average':<{width}}  {'':>9}  {'':>6}  {m['macro_f1']:>6.3f}  {sum(c['support'] for c in m['classes'].values()):>7,}"
         ]
         head = f"{self.id}: accuracy {m['accuracy']:.3f}, macro-F1 {m['macro_f1']:.3f}, loss {m['loss']:.3f} on validation data"
-        tail = [f"model   {shown(self.model_folder)}", f"MLflow  {self.url}", *m["notes"]]
+        tail = [f"model   {self.place}/model", f"MLflow  {self.url}", *m["notes"]]
         return "\n".join([head, "", *lines, "", *tail])
 
     def _repr_html_(self):
@@ -317,7 +331,7 @@ class Run:
             f" · loss {m['loss']:.3f} · {m['updates']:,} updates in {m['seconds']:.0f} s</div>"
             f"<div style='display:flex;flex-wrap:wrap;gap:1.5em;align-items:center'><div>{table}</div>"
             f"<div>{confusion_svg(m['confusion'], self.labels)}</div><div>{_curve_of(m)}</div></div>"
-            f"<div>model <code>{escape(shown(self.model_folder))}</code></div><div>MLflow {link}</div>{notes}"
+            f"<div>model <code>{escape(self.place)}/model</code></div><div>MLflow {link}</div>{notes}"
         )
 
 # %% ../nbs/06_train.ipynb #32cb024b
@@ -346,9 +360,9 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __iter__(self) -> Iterator[tuple[str, float]]:
-        "(label, its probability) of each text"
-        return iter(zip(self.labels, self.probabilities.max(1, initial=0).tolist(), strict=True))
+    def __getitem__(self, i: int) -> tuple[str, float]:
+        "(label, its probability) of a text; a loop over the predictions gives them in order"
+        return self.classes[self.probabilities[i].argmax()], float(self.probabilities[i].max())
 
     def __repr__(self):
         return "\n".join(f"{label}  {p:.3f}  {text[:70]!r}" for text, (label, p) in zip(self.texts, self, strict=True))
@@ -715,20 +729,28 @@ def unfinished(
 ) -> Path:
     "The folder of the run to go on with; raises `ConfigError` where there is none, or where it was made with another config"
     output = output_folder(config)
+    if is_s3(config.output):
+        _fetch_records(config, output)
     if run == "latest":
         prefix = new_run_id(config.name, datetime.now(), 0)[:-20]
         folders = [f.parent for f in output.glob(f"{prefix}*/tracking.json") if f.parent.name[:-20] == prefix]
         folders = [f for f in folders if not _is_done(f)]
         if not folders:
-            raise ConfigError(f"--resume: no interrupted run of the config '{config.name}' in {shown(output)}")
+            raise ConfigError(f"--resume: no interrupted run of the config '{config.name}' in {_shown_output(config)}")
         folder = max(folders, key=lambda f: f.name[-20:])
     else:
         folder = output / run
         if not (folder / "tracking.json").is_file():
-            raise ConfigError(f"--resume: no run '{run}' in {shown(output)}")
+            raise ConfigError(f"--resume: no run '{run}' in {_shown_output(config)}")
         if _is_done(folder):
-            raise ConfigError(f"--resume: {run} is finished; load_run({str(folder)!r}) opens it")
-    if tracking.read_record(folder).alive():
+            raise ConfigError(f"--resume: {run} is finished; load_run({run!r}) opens it")
+    record = tracking.read_record(folder)
+    if record.alive() and record.host != tracking.this_host() and run == "latest":
+        raise ConfigError(
+            f"--resume: {folder.name} is still running on {record.host}, by its record; "
+            f"if that machine is gone, `--resume {folder.name}` goes on with it here"
+        )
+    if record.alive() and record.host == tracking.this_host():
         raise ConfigError(f"--resume: {folder.name} is still running")
     before = load(folder / "config.yaml")
     now = config.model_copy(update={"data": _absolute(config)})
@@ -744,9 +766,35 @@ def unfinished(
 
 
 def _is_done(folder: Path) -> bool:
-    "Whether nothing is left to do: certified, and MLflow knows"
-    record = tracking.read_record(folder)
-    return (folder / "certificate.json").is_file() and (record is None or record.complete(folder))
+    "Whether nothing is left to do: certified, stored, and MLflow knows"
+    if not (folder / "certificate.json").is_file():
+        return False
+    record, config = tracking.read_record(folder), load(folder / "config.yaml")
+    return (record is None or record.complete(folder)) and (not is_s3(config.output) or (folder / _STORED).exists())
+
+
+def _shown_output(config: Config) -> str:
+    "The place of the config's runs as a person would type it"
+    return config.output if is_s3(config.output) else shown(config.path(config.output))
+
+# %% ../nbs/06_train.ipynb #2caffbc8
+_SMALL = ("config.yaml", "tracking.json", "metrics.jsonl")
+_STORED = ".stored"  # beside a certificate: all of the run is on S3
+
+
+def _fetch_records(config: Config, output: Path) -> None:
+    "Records of unfinished runs of this output that are newer on S3, into their folders on this machine"
+    storage, root = Storage(config.data.endpoint), config.output.rstrip("/")
+    found = {f.url.rpartition("/")[0]: f for f in storage.find(f"{root}/*/tracking.json")}
+    done = {f.url.rpartition("/")[0] for f in storage.find(f"{root}/*/certificate.json")}
+    for place in found.keys() - done:
+        folder = output / place.rpartition("/")[2]
+        here, there = tracking.read_record(folder), json.loads(storage.read(found[place]))
+        if here and list(here.process or ()) == list(there["process"] or ()):
+            continue  # nobody else has worked on it
+        for name in _SMALL:
+            if file := storage.info(f"{place}/{name}"):
+                storage.get(file, folder / name)
 
 # %% ../nbs/06_train.ipynb #b7632f7d
 @dataclass
@@ -787,7 +835,9 @@ def _begin(config: Config, watch: Watch | None, resume: str | None) -> _Attempt:
     run_id = folder.name if folder else new_run_id(config.name, datetime.now(), int.from_bytes(os.urandom(2)))
     folder = folder or output_folder(config) / run_id
     writer = checkpoint.Writer(folder / "checkpoints", config.train.checkpoint_updates)
-    return _Attempt(config, run_id, folder, _Reporter(watch), _Best(config.train.best_metric), writer)
+    attempt = _Attempt(config, run_id, folder, _Reporter(watch), _Best(config.train.best_metric), writer)
+    writer.copy = lambda path: _store_checkpoint(attempt, path)
+    return attempt
 
 # %% ../nbs/06_train.ipynb #23d9fbd8
 @contextmanager
@@ -819,7 +869,8 @@ def _check(attempt: _Attempt) -> None:
         raise Preempted("stopped before the first update; nothing was lost")
     _save_checkpoint(attempt)
     attempt.checkpoints.wait()
-    raise Preempted(f"stopped at update {p.step} of {p.steps}; the same line with `--resume` goes on there")
+    where = f"; the checkpoint is on this machine only: {why}" if (why := attempt.checkpoints.problem) else ""
+    raise Preempted(f"stopped at update {p.step} of {p.steps}; the same line with `--resume` goes on there{where}")
 
 
 def _at_once(attempt: _Attempt) -> Preempted:
@@ -842,6 +893,7 @@ def _prepare(attempt: _Attempt) -> None:
     config, report = attempt.config, attempt.report
     report.now("data", run=attempt.run_id, epochs=config.train.epochs)
     _check(attempt)
+    _check_output(attempt)
     small = dataset.look(config, **_asides(attempt))
     report.now("model")
     place = model.locate(config)
@@ -861,6 +913,15 @@ def _prepare(attempt: _Attempt) -> None:
     attempt.classifier = model.load_classifier(place, attempt.data.labels)
     attempt.classifier.config.pad_token_id = attempt.tokenizer.pad_token_id
     _check(attempt)
+
+
+def _check_output(attempt: _Attempt) -> None:
+    "A first word with the S3 server that keeps the run, if one does: a wrong bucket or key shows before data is read"
+    if place := stored_at(attempt.config, attempt.run_id):
+        try:
+            _storage(attempt).info(f"{place}/certificate.json")
+        except DataError as e:
+            raise OutputError(f"output: {e}", exit_code=77 if e.exit_code == 77 else 73) from None
 
 
 def _asides(attempt: _Attempt) -> dict[str, Any]:
@@ -894,6 +955,9 @@ def _read(attempt: _Attempt, place: Path) -> None:
 # %% ../nbs/06_train.ipynb #93c118e2
 def _find_checkpoint(attempt: _Attempt) -> None:
     "The newest whole checkpoint of the run, if it has one; raises `ConfigError` where the data changed since"
+    if (place := stored_at(attempt.config, attempt.run_id)) and attempt.folder.exists():
+        found = checkpoint.fetch(_storage(attempt), f"{place}/checkpoints", attempt.checkpoints.folder)
+        attempt.report.note(*found)
     attempt.found, notes = checkpoint.find(attempt.checkpoints.folder)
     attempt.report.note(*notes)
     for path in attempt.checkpoints.folder.glob("step-*"):
@@ -1019,6 +1083,7 @@ def _open_record(attempt: _Attempt) -> None:
     tracking.catch_up(folder.parent, folder)
     attempt.tracked = tracking.open_run(config, attempt.run_id, folder, _facts(attempt), attempt.store)
     attempt.report.note(attempt.tracked.note)
+    _store(attempt, _SMALL[:2])  # a place that can't be written shows before anything is trained
 
 
 def _facts(attempt: _Attempt) -> dict[str, Any]:
@@ -1097,6 +1162,44 @@ def _tensor(array: np.ndarray) -> Any:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(array))
+
+# %% ../nbs/06_train.ipynb #71a83803
+def _storage(attempt: _Attempt, patience: float = 120.0) -> Storage:
+    "Where data and output are; says what is being waited for"
+    return Storage(attempt.config.data.endpoint, lambda text: attempt.report.now(doing=text), patience=patience)
+
+
+def _store(attempt: _Attempt, names: Iterable[str], patience: float = 120.0) -> None:
+    "Copy files and folders of the run to where it is stored, in this order, if it is kept on S3; raises `OutputError`"
+    if not (place := stored_at(attempt.config, attempt.run_id)):
+        return
+    storage = _storage(attempt, patience)
+    for name in names:
+        path = attempt.folder / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []:
+            storage.put(file, f"{place}/{file.relative_to(attempt.folder)}")
+
+
+def _store_checkpoint(attempt: _Attempt, path: Path) -> None:
+    "Copy a checkpoint, after what MLflow should know up to there"
+    if place := stored_at(attempt.config, attempt.run_id):
+        _store(attempt, _SMALL[1:])
+        checkpoint.put(_storage(attempt), path, f"{place}/checkpoints")
+
+
+def _store_results(attempt: _Attempt) -> None:
+    "Copy everything that a finished run leaves, certificate last; its checkpoints are not needed any more"
+    if not (place := stored_at(attempt.config, attempt.run_id)) or (attempt.folder / _STORED).exists():
+        return
+    last = ("certificate.json",)
+    names = [p.name for p in sorted(attempt.folder.iterdir()) if p.name not in ("checkpoints", *last)]
+    try:
+        _store(attempt, [n for n in names if not n.startswith(".")] + [*last])
+        _storage(attempt).remove(f"{place}/checkpoints")
+    except OutputError as e:
+        how = f"the run is trained, and whole in {shown(attempt.folder)}: the same line with `--resume` copies it"
+        raise OutputError(f"{e}; {how}", exit_code=e.exit_code) from None
+    write_file(attempt.folder / _STORED, "")
 
 # %% ../nbs/06_train.ipynb #2579f3b8
 def _recall(attempt: _Attempt) -> None:
@@ -1293,10 +1396,15 @@ def _close(attempt: _Attempt, status: str, reason: str = "") -> str:
     tracked, folder = attempt.tracked, attempt.folder
     note = tracked.close(status, reason, lambda: bool(attempt.asked)) if tracked else ""
     worth = folder / "certificate.json", folder / "checkpoints"
-    if tracked and status == "FAILED" and not note and not any(p.exists() for p in worth):
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            folder.parent.rmdir()
+    with suppress(GpumlError):  # what S3 does not take now, the next attempt tells it
+        if tracked and status == "FAILED" and not note and not any(p.exists() for p in worth):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()
+            if place := stored_at(attempt.config, attempt.run_id):
+                _storage(attempt, patience=5).remove(place)
+        elif tracked and status != "FINISHED":
+            _store(attempt, _SMALL[1:], patience=5)
     return note
 
 # %% ../nbs/06_train.ipynb #a8d9eae3
@@ -1315,8 +1423,9 @@ def fit(
                 _prepare(attempt)
                 _train(attempt)
                 _save(attempt)
-            else:  # only MLflow has not been told everything
+            else:  # only MLflow or S3 has not got everything
                 attempt.tracked = tracking.open_run(config, attempt.run_id, attempt.folder)
+            _store_results(attempt)
         except BaseException as e:
             stopped = isinstance(e, Preempted | KeyboardInterrupt)
             attempt.report.now("stopped" if stopped else "failed")
@@ -1329,6 +1438,8 @@ def fit(
         note = _close(attempt, "FINISHED")
     if note and attempt.asked:
         raise Preempted(f"trained and certified; {note}")
+    with suppress(OutputError):  # its status there; everything else is there already
+        _store(attempt, _SMALL[1:], patience=5)
     shutil.rmtree(attempt.folder / "checkpoints", ignore_errors=True)
     attempt.report.note(note)
     attempt.report.now("done", url=attempt.tracked.url)
@@ -1336,10 +1447,34 @@ def fit(
 
 # %% ../nbs/06_train.ipynb #82b6df05
 def load_run(
-    folder: str | Path,  # the run's folder
+    run: str | Path,  # the run's folder, its place on S3, or the id of one of this project's runs
+    endpoint: str | None = None,  # S3 server, by default AWS_ENDPOINT_URL
 ) -> Run:
-    "A finished run from its folder; raises `GpumlError` where there is none"
-    folder = Path(folder)
+    "A finished run; raises `GpumlError` where there is none"
+    folder = Path(run)
+    if is_s3(run):
+        output, _, run_id = str(run).rstrip("/").rpartition("/")
+        cache = Path("~/.cache/gpuml/runs").expanduser()
+        folder = _fetched(f"{output}/{run_id}", endpoint, cache / fingerprint(output)[:16] / run_id)
+    for name in config_names() if folder.name == str(run) and not folder.exists() else ():
+        with suppress(GpumlError):  # of a config that has nothing to do with the run
+            config = load(name)
+            folder = output_folder(config) / run
+            if place := stored_at(config, str(run)):
+                _fetched(place, config.data.endpoint, folder)
+            if folder.exists():
+                break
     if not (folder / "certificate.json").is_file():
-        raise GpumlError(f"{folder}: not a finished run: it has no certificate.json", exit_code=66)
+        raise GpumlError(f"{run}: not a finished run: it has no certificate.json", exit_code=66)
     return Run(folder)
+
+
+def _fetched(place: str, endpoint: str | None, folder: Path) -> Path:
+    "The folder, with what a finished run has left on S3 where this machine has not got it yet"
+    storage = Storage(endpoint)
+    if not (folder / "certificate.json").exists() and storage.info(f"{place}/certificate.json"):
+        urls = [f.url for part in ("*", "*/*") for f in storage.find(f"{place}/{part}")]
+        for url in sorted(urls, key=lambda url: url == f"{place}/certificate.json"):
+            storage.get(url, folder / url.removeprefix(f"{place}/"))
+        write_file(folder / _STORED, "")
+    return folder

@@ -137,7 +137,8 @@ def test_several_interruptions(store, undisturbed):
     assert result(finish(store)) == undisturbed
 
 
-def train_in_child(folder, resume, started, more=()):
+def train_in_child(folder, resume, started, more=(), environment=()):
+    os.environ.update(environment)  # the fork server's is that of the first test
     os.chdir(folder)
     started.set()
     try:
@@ -150,7 +151,7 @@ def train_in_child(folder, resume, started, more=()):
 def kill_after(folder, seconds, number, resume):
     "Train in a process of its own, and send it a signal; returns its exit code"
     started = CONTEXT.Event()
-    child = CONTEXT.Process(target=train_in_child, args=(str(folder), resume, started))
+    child = CONTEXT.Process(target=train_in_child, args=(str(folder), resume, started, (), dict(os.environ)))
     child.start()
     started.wait(60)
     child.join(seconds)

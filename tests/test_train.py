@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpuml import dataset, train
-from gpuml.config import DataError, Preempted, TrainError, load
+from gpuml.config import DataError, GpumlError, Preempted, TrainError, load
 from gpuml.model import load_classifier, load_tokenizer, locate, save
 from gpuml.train import Run, fit, load_run, logits_of
 from tests.conftest import gpuml, runs_in
@@ -184,7 +184,10 @@ def test_what_a_run_leaves(store):
     assert certificate["planned_updates"] == certificate["done_updates"] == 6
     again = load_run(run.folder)
     assert again.config.train == load("dev").train and again.config.data.train == str(store.parent / "data")
-    assert again.metrics == run.metrics
+    assert again.metrics == run.metrics and load_run(run.id).metrics == run.metrics
+    assert run.predict(["card charged", "parcel late"])[1] == list(run.predict(["card charged", "parcel late"]))[1]
+    with pytest.raises(GpumlError, match="dev-1: not a finished run"):
+        load_run("dev-1")
     assert len((run.folder / "predictions.csv").read_text().splitlines()) == 5
     assert not list(run.folder.glob(".*"))
     for shown in (repr(run), run._repr_html_(), run.mistakes()._repr_html_(), run.predict(["<b>"])._repr_html_()):

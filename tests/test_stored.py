@@ -1,0 +1,153 @@
+"Runs that are kept on S3: complete there, found again from anywhere, continued on a machine that has nothing else"
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from gpuml.config import ConfigError, OutputError, Preempted, load
+from gpuml.storage import Storage
+from gpuml.train import fit, load_run, output_folder
+from tests.conftest import runs_in
+from tests.test_interrupt import (  # noqa: F401
+    CALM,
+    OVERRIDES,
+    check_steps,
+    kill_after,
+    recorded,
+    result,
+    stop_at,
+    store,
+    tiny,
+    undisturbed,
+)  # fmt: skip
+
+
+@pytest.fixture
+def kept(store, s3, monkeypatch):  # noqa: F811
+    "A project whose output is on S3; the prefix"
+    config = store.parent / "config" / "dev.yaml"
+    config.write_text(config.read_text().replace("output: outputs", f"output: {s3.url('runs')}"))
+    monkeypatch.setenv("HOME", str(store.parent / "home"))  # whose cache is empty
+    return s3.url("runs")
+
+
+def names(place):
+    "What is below a run's place"
+    found = Storage().find(f"{place}/*/**/*") + Storage().find(f"{place}/*/*")
+    return {f.url.removeprefix(place).split("/", 2)[2] for f in found}
+
+
+def move(monkeypatch):
+    "On to another machine, which has nothing of the run"
+    shutil.rmtree(output_folder(load("dev")), ignore_errors=True)
+    monkeypatch.setattr(socket, "gethostname", lambda: f"machine-{random.randrange(10**9)}")
+
+
+def test_everything_is_there(kept, store, undisturbed):  # noqa: F811
+    run = fit(load("dev", OVERRIDES))
+    assert result(run) == undisturbed and run.place == f"{kept}/{run.id}" and f"{run.place}/model" in repr(run)
+    assert names(kept) >= {
+        "certificate.json",
+        "config.yaml",
+        "metrics.json",
+        "predictions.csv",
+        "model/model.safetensors",
+    }
+    assert not any(name.startswith(("checkpoints", ".")) for name in names(kept))
+    told = json.loads(Storage().read(Storage().info(f"{run.place}/tracking.json")))
+    assert told["status"] == told["told"] == "FINISHED"
+    shutil.rmtree(output_folder(load("dev")))
+    for again in (load_run(run.place), load_run(run.id)):
+        assert (
+            result(again) == undisturbed
+            and again.predict(["late parcel"]).labels == run.predict(["late parcel"]).labels
+        )
+
+
+def test_stopped_here_and_continued_elsewhere(kept, store, undisturbed, monkeypatch):  # noqa: F811
+    with pytest.raises(Preempted):
+        fit(load("dev", OVERRIDES), watch=stop_at(4))
+    saved = sorted(n for n in names(kept) if n.endswith("manifest.json"))
+    assert len(saved) == 2 and saved[-1] >= "checkpoints/step-00000004" and "certificate.json" not in names(kept)
+    move(monkeypatch)
+    with pytest.raises(Preempted):
+        fit(load("dev", OVERRIDES), watch=stop_at(7), resume="latest")
+    move(monkeypatch)
+    assert result(fit(load("dev", OVERRIDES), resume="latest")) == undisturbed
+    (run,) = recorded(store)
+    assert run.info.status == "FINISHED"
+    check_steps(store, run)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_machine_is_lost(seed, kept, store, undisturbed, monkeypatch):  # noqa: F811
+    "SIGKILL at a random moment, and the disk is gone; the run goes on elsewhere by its id, and MLflow hears nothing twice"
+    code = kill_after(store.parent, random.Random(seed).uniform(1.0, 3.0), signal.SIGKILL, None)
+    assert code in (-9, 0)
+    place = {f.url.split("/")[-2] for f in Storage().find(f"{kept}/*/tracking.json")}
+    move(monkeypatch)
+    if code == 0 or not place:
+        return
+    (run_id,) = place
+    if "certificate.json" not in names(kept):
+        with pytest.raises(ConfigError, match=f"by its record; if that machine is gone, `--resume {run_id}`"):
+            fit(load("dev", OVERRIDES), resume="latest")
+        assert result(fit(load("dev", OVERRIDES), resume=run_id)) == undisturbed
+        (run,) = recorded(store)
+        check_steps(store, run)
+
+
+@pytest.mark.parametrize("what", ["cut off", "flipped byte", "no manifest"])
+def test_damaged_checkpoint_on_s3_is_passed_over(what, kept, store, undisturbed, monkeypatch):  # noqa: F811
+    with pytest.raises(Preempted):
+        fit(load("dev", OVERRIDES), watch=stop_at(7))
+    newest = max(f.url for f in Storage().find(f"{kept}/*/checkpoints/*/tensors.safetensors"))
+    raw = bytearray(Storage().read(Storage().info(newest)))
+    if what == "no manifest":
+        Storage().remove(newest.replace("tensors.safetensors", "manifest.json"))
+    else:
+        raw[len(raw) // 2] ^= 1
+        Storage().put_bytes(bytes(raw if what == "flipped byte" else raw[: len(raw) // 2]), newest)
+    move(monkeypatch)
+    done = fit(load("dev", OVERRIDES), resume="latest")
+    assert result(done) == undisturbed
+    assert any("is damaged" in note for note in done.metrics["notes"]) == (what != "no manifest")
+
+
+def test_failed_run_leaves_nothing(kept, store):  # noqa: F811
+    with pytest.raises(Exception, match="boom"):
+        fit(load("dev", OVERRIDES), watch=lambda p: p.phase == "training" and (_ for _ in ()).throw(ValueError("boom")))
+    assert names(kept) == set() and runs_in(store)[0].info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "change,code,said",
+    [
+        (lambda m: m.setenv("AWS_SECRET_ACCESS_KEY", "wrong"), 77, "AWS_SECRET_ACCESS_KEY is not the secret"),
+        (lambda m: m.delenv("AWS_ACCESS_KEY_ID"), 77, "no keys for S3"),
+    ],
+)
+def test_output_that_can_not_be_written_is_refused_before_training(change, code, said, kept, monkeypatch):
+    change(monkeypatch)
+    with pytest.raises(OutputError, match=said) as e:
+        fit(load("dev", OVERRIDES))
+    assert e.value.exit_code == code and "output: s3://" in str(e.value)
+    assert os.environ.get("AWS_SECRET_ACCESS_KEY", "?") not in str(e.value)
+    assert not Path(output_folder(load("dev"))).exists()
+
+
+def test_reader_can_not_write(kept, monkeypatch):
+    from tests.s3 import READER, READER_SECRET, keys_in_environment
+
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    keys_in_environment(monkeypatch, READER, READER_SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(OutputError, match="not permitted to write") as e:
+        fit(load("dev", OVERRIDES))
+    assert e.value.exit_code == 77 and not list(output_folder(load("dev")).glob("*"))
