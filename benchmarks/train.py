@@ -97,7 +97,7 @@ def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], s
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
-    flat = [tokens.ids[a:b].astype(int).tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
+    flat = [tokens.ids([i]).tolist() for i in range(len(tokens))]
 
     class Examples(torch.utils.data.Dataset):
         def __len__(self):

@@ -86,13 +86,22 @@ class DataConfig(Section):
         None, description="Validation data, given the same way; without it, a part of the training data is split off"
     )
     validation_fraction: float = Field(
-        0.2, gt=0, lt=1, description="Share of every class that is split off where `validation` is not given"
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of the rows that is split off where `validation` is not given; equal texts stay together",
     )
     text: str = Field("text", min_length=1, description="Column with the text")
     label: str = Field("label", min_length=1, description="Column with the label")
     delimiter: Literal["auto", ",", ";", "|", "tab"] = Field("auto", description="Column separator of the CSV files")
+    on_bad_row: Literal["refuse", "skip"] = Field(
+        "refuse", description="What a malformed row leads to: the data is refused, or the row is left out and listed"
+    )
     max_length: int = Field(256, ge=4, le=131072, description="Tokens per example; longer texts are cut there")
     cache: str = Field("~/.cache/gpuml", min_length=1, description="Folder that keeps tokenised data for the next run")
+    shared_cache: str | None = Field(
+        None, min_length=1, description="Folder or s3:// prefix where tokenised data is kept for other machines"
+    )
     endpoint: str | None = Field(
         None, min_length=1, description="S3 endpoint of data and output; by default AWS_ENDPOINT_URL, then Amazon's"
     )

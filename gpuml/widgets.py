@@ -39,6 +39,8 @@ def facts(
 ) -> list[str]:
     "What is worth a glance: phase, epoch, loss, speed, time left, the latest evaluation"
     p, found = progress, [_PHASES[progress.phase]]
+    if p.doing:
+        found.append(p.doing)
     if p.steps:
         found.append(f"update {p.step:,} of {p.steps:,}")
         found.append(f"epoch {min(p.epoch, p.epochs):.1f} of {p.epochs}")

@@ -1,5 +1,6 @@
 "Training itself: what an update is, what is repeatable, what is recorded, what an interruption leaves"
 
+import csv
 import json
 import threading
 import time
@@ -7,9 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from gpuml import dataset
-from gpuml.config import GpumlError, Preempted, TrainError, load
-from gpuml.dataset import Tokens
+from gpuml import dataset, train
+from gpuml.config import DataError, GpumlError, Preempted, TrainError, load
 from gpuml.model import load_classifier, load_tokenizer, locate, save
 from gpuml.train import Run, fit, load_run, logits_of
 from tests.conftest import gpuml, runs_in
@@ -140,7 +140,7 @@ def test_prediction_keeps_the_order_of_the_texts(encoder):
     classifier = load_classifier(folder, ["a", "b"])
     together = logits_of(classifier, tokens, 0)
     for i in range(len(together)):
-        alone = Tokens(tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]], np.array([0, tokens.lengths[i]]))
+        alone = tokens.take(np.array([i]))
         assert np.abs(logits_of(classifier, alone, 0)[0] - together[i]).max() < 1e-5
 
 
@@ -201,7 +201,9 @@ def test_best_epoch_is_kept(store):
     best = min(run.metrics["history"], key=lambda e: e["loss"])
     assert run.metrics["epoch"] == best["epoch"] and run.metrics["loss"] == best["loss"]
     texts = dataset.read(load("dev")).validation
-    likely = run.predict(texts.texts).probabilities[np.arange(len(texts)), [run.labels.index(l) for l in texts.labels]]
+    likely = run.predict(texts.texts()).probabilities[
+        np.arange(len(texts)), [run.labels.index(l) for l in texts.labels]
+    ]
     assert abs(-np.log(likely).mean() - best["loss"]) < 1e-4
 
 
@@ -215,31 +217,58 @@ def test_early_stopping(store):
 def test_second_run_reads_the_token_cache(store, monkeypatch):
     config = load("dev")
     fit(config)
-    folders = sorted((store.parent / "cache" / "tokens").iterdir())
-    times = [(f / "ids.npy").stat().st_mtime_ns for f in folders]
-    assert len(folders) == 2  # training, validation
-    monkeypatch.setattr(dataset, "_encode", None)  # a second run that tokenised would fail
+    (folder,) = (store.parent / "cache" / "tokens").iterdir()  # training and validation rows are from one file
+    before = (folder / "ids").stat().st_mtime_ns
+    monkeypatch.setattr(dataset, "_make", None)  # a second run that read the file again would fail
     fit(config)
-    assert [(f / "ids.npy").stat().st_mtime_ns for f in sorted((store.parent / "cache" / "tokens").iterdir())] == times
+    assert (folder / "ids").stat().st_mtime_ns == before
 
 
-def test_changed_text_is_tokenised_anew(project):
-    tokenizer = load_tokenizer(locate(load("dev")))
-    cache = project / "cache"
-    dataset.tokenise(["one", "two"], tokenizer, 8, cache)
-    again = dataset.tokenise(["one", "two three"], tokenizer, 8, cache)
-    assert again.lengths.tolist() == [3, 4]
-    assert len(list((cache / "tokens").iterdir())) == 2
+def test_skipped_rows_are_listed(store):
+    with open(store.parent / "data" / "a.csv", "a") as f:
+        f.write('late,"again",delivery\n')
+    with pytest.raises(DataError):
+        fit(load("dev"))
+    run = fit(load("dev", ["data.on_bad_row=skip"]))
+    assert (run.folder / "skipped.csv").read_text().splitlines() == [
+        '"file","line","reason"',
+        '"data/a.csv","26","3 fields where the header has 2; a text with \',\' in it needs quotes"',
+    ]
+    assert any("1 malformed row was skipped" in note for note in run.metrics["notes"])
+
+
+def test_predictions_of_many_rows_have_the_wrong_texts_only(store, monkeypatch):
+    monkeypatch.setattr(train, "TEXTS", 1)
+    run = fit(load("dev", ["train.learning_rate=1e-9", "train.epochs=1"]))
+    with open(run.folder / "predictions.csv", newline="") as f:
+        found = list(csv.DictReader(f))
+    wrong = [row for row in found if row["label"] != row["predicted"]]
+    assert len(found) == 4 and sum(bool(row["text"]) for row in found) == 1 == bool(wrong[0]["text"])
+    assert any("texts of wrong rows only, 1 of 4" in note for note in run.metrics["notes"])
+
+
+def test_data_that_changes_while_it_trains_costs_the_texts_only(store):
+    def watch(progress):
+        if progress.phase == "training":
+            (store.parent / "data" / "a.csv").write_text("text,label\n")
+
+    run = fit(load("dev"), watch=watch)
+    with open(run.folder / "predictions.csv", newline="") as f:
+        assert [row["text"] for row in csv.DictReader(f)] == [""] * 4
+    assert any("predictions.csv lacks texts" in note for note in run.metrics["notes"])
 
 
 def test_duplicates_are_counted(project):
     file = project / "data" / "a.csv"
-    text = file.read_text()
-    file.write_text(text + text.split("\n")[1] + "\n" + text.split("\n")[2].replace("delivery", "billing") + "\n")
-    data = dataset.read(load("dev", ["train.seed=5"]))
-    notes = " ".join(data.notes)
-    assert "with a different label" in notes or "stand in training too" in notes
-    assert sum(note.split()[0] == "1" for note in data.notes) == len(data.notes) == 2
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[1], lines[2].replace("delivery", "billing")]) + "\n")
+    (project / "v.csv").write_text("\n".join([lines[0], lines[5], "new,billing", "newer,delivery"]) + "\n")
+    notes = dataset.read(load("dev", ["data.validation=v.csv"])).notes
+    assert [note.split(" (")[0] for note in notes] == [
+        "1 training rows repeat another one",
+        "1 training rows repeat another one with a different label",
+        "1 validation rows stand in training too",
+    ]
 
 
 def test_stop_button_saves_a_checkpoint(store):
