@@ -199,45 +199,6 @@ _AGAIN = ("SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzCont
 _KEYS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _NOT_S3 = "what answers at {server} is not an S3 server; see data.endpoint in the config, or AWS_ENDPOINT_URL"
 
-# %% ../nbs/01_storage.ipynb #987c4dc6
-def refusal(
-    error: Exception,  # what the S3 client raised
-    answered: bool,  # whether the server has ever answered
-) -> tuple[str, bool] | None:
-    "Why asking again is useless, and whether it is a matter of permission; None where it may help"
-    from aiohttp import ClientConnectorDNSError, ClientResponseError
-    from botocore import exceptions as b
-    from botocore.parsers import ResponseParserError
-
-    if isinstance(error, Refused):
-        return error.args
-    if isinstance(error, b.ClientError):
-        code, status = _code(error)
-        if status >= 500 and status != 501 or status == 429 or code in _AGAIN:
-            return None
-        if code.isdigit() and code not in ("403", "412"):  # the error carries no S3 error document
-            return _NOT_S3, False
-        code = {"403": "AccessDenied", "412": "PreconditionFailed"}.get(code, code)
-        words = error.response.get("Error", {}).get("Message") or "no reason given"
-        return _REFUSED.get(code, f"the server refused to {{verb}} it: {code}: {_plain(words)}"), code in _DENIED
-    if isinstance(error, b.NoCredentialsError | b.PartialCredentialsError):
-        return "no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE", True
-    if isinstance(error, b.SSLError):
-        why = (
-            "https:// where it speaks http://" if "WRONG_VERSION" in str(error) else "a certificate that is not trusted"
-        )
-        return f"{{server}}: {why}; see data.endpoint in the config, and AWS_CA_BUNDLE", False
-    if isinstance(error, ResponseParserError) or not answered and isinstance(_cause(error), ClientResponseError):
-        return _NOT_S3, False
-    if isinstance(error, RecursionError):  # botocore asks a bucket for its region, is redirected, and asks again
-        return _REFUSED["PermanentRedirect"], False
-    if not answered and isinstance(_cause(error), ClientConnectorDNSError):
-        return "there is no host of the name in {server}; see data.endpoint in the config, or AWS_ENDPOINT_URL", False
-    passing = b.HTTPClientError | b.ConnectionError | b.IncompleteReadError
-    if isinstance(error, b.BotoCoreError) and not isinstance(error, passing):
-        return _plain(str(error)), isinstance(error, b.CredentialRetrievalError)
-    return None
-
 # %% ../nbs/01_storage.ipynb #6e4ba6e9
 def _code(error: Exception) -> tuple[str, int]:
     "The S3 error code and the HTTP status of an answer; zeros where there was none"
@@ -271,6 +232,45 @@ def _why(error: Exception) -> str:
         return os.strerror(number).lower() if number and number > 0 else "no connection"
     return "the connection broke"
 
+# %% ../nbs/01_storage.ipynb #987c4dc6
+def refusal(
+    error: Exception,  # what the S3 client raised
+    answered: bool,  # whether the server has ever answered
+) -> tuple[str, bool] | None:
+    "Why asking again is useless, and whether it is a matter of permission; None where it may help"
+    from aiohttp import ClientConnectorDNSError, ClientResponseError
+    from botocore import exceptions as b
+    from botocore.parsers import ResponseParserError
+
+    if isinstance(error, Refused):
+        return error.args
+    if isinstance(error, b.ClientError):
+        code, status = _code(error)
+        if status >= 500 and status != 501 or status == 429 or code in _AGAIN:
+            return None
+        if code.isdigit() and code not in ("403", "412"):  # no S3 error document: of a proxy, where S3 has answered
+            return None if answered else (_NOT_S3, False)
+        code = {"403": "AccessDenied", "412": "PreconditionFailed"}.get(code, code)
+        words = error.response.get("Error", {}).get("Message") or "no reason given"
+        return _REFUSED.get(code, f"the server refused to {{verb}} it: {code}: {_plain(words)}"), code in _DENIED
+    if isinstance(error, b.NoCredentialsError | b.PartialCredentialsError):
+        return "no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE", True
+    if isinstance(error, b.SSLError):
+        why = (
+            "https:// where it speaks http://" if "WRONG_VERSION" in str(error) else "a certificate that is not trusted"
+        )
+        return f"{{server}}: {why}; see data.endpoint in the config, and AWS_CA_BUNDLE", False
+    if not answered and isinstance(_cause(error), ResponseParserError | ClientResponseError):
+        return _NOT_S3, False
+    if isinstance(error, RecursionError):  # botocore asks a bucket for its region, is redirected, and asks again
+        return _REFUSED["PermanentRedirect"], False
+    if not answered and isinstance(_cause(error), ClientConnectorDNSError):
+        return "there is no host of the name in {server}; see data.endpoint in the config, or AWS_ENDPOINT_URL", False
+    passing = b.HTTPClientError | b.ConnectionError | b.IncompleteReadError
+    if isinstance(error, b.BotoCoreError) and not isinstance(error, passing):
+        return _plain(str(error)), isinstance(error, b.CredentialRetrievalError)
+    return None
+
 # %% ../nbs/01_storage.ipynb #df9a12f2
 class S3:
     "A connection to an S3 server that asks again while the server does not answer"
@@ -280,7 +280,7 @@ class S3:
         endpoint: str | None,  # by default AWS_ENDPOINT_URL, then Amazon's
         say: Callable[[str], None],  # is told what is being waited for
         check: Callable[[], None],  # called while waiting; may raise
-        patience: float,  # seconds for which one request is sent again
+        patience: float,  # seconds for which one request is sent again; all other times are shares of it
         first_patience: float,  # the same, while the server has never answered
     ):
         self.endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
@@ -302,14 +302,17 @@ class S3:
         return self.clients[os.getpid()]
 
     def start(self, request: "Request") -> Future:
-        "Send a request"
+        "Send a request; what it raises is the result"
         client = self.client()
 
         async def send():
-            for name in _KEYS:
-                if os.environ.get(name, "") != os.environ.get(name, "").strip():
-                    raise Refused(f"{name} has a blank or a line break at its end; set it without", True)
-            return await request(await client.set_session())
+            try:
+                for name in _KEYS:
+                    if os.environ.get(name, "") != os.environ.get(name, "").strip():
+                        raise Refused(f"{name} has a blank or a line break at its end; set it without", True)
+                return await request(await client.set_session())
+            except Exception as e:
+                return e  # as a value: asyncio logs what is raised in a request that nobody waits for any more
 
         return asyncio.run_coroutine_threadsafe(send(), client.loop)
 
@@ -374,7 +377,7 @@ def finish(
                 hint = "" if s3.answered else "; see data.endpoint in the config, or AWS_ENDPOINT_URL"
                 gave_up = f"{{server}} did not answer for {waited:.0f} s ({why}){hint}"
                 raise _error(s3, url, gave_up, False, write) from None
-            pause = min(random.uniform(0.5, 1) * min(s3.patience / 24, 0.1 * 2**tries), limit - waited)
+            pause = min(random.uniform(0.5, 1) * s3.patience * min(1 / 24, 2**tries / 1200), limit - waited)
             _wait(s3, begun, why, until=time.monotonic() + pause)
             future, tries = s3.start(request), tries + 1
     except BaseException:
@@ -395,8 +398,9 @@ def _wait(s3: S3, begun: float, why: str, future: Future | None = None, until: f
     "Wait for an answer, or until a moment, and say so now and then"
     while (now := time.monotonic()) < until:
         s3.check()
-        quiet = (2 if s3.answered else 0) if why else 10
-        if now - begun >= quiet and now - s3.said >= 10:
+        often = s3.patience / 12
+        quiet = (often / 5 if s3.answered else 0) if why else often
+        if now - begun >= quiet and now - s3.said >= often:
             problem = f"does not answer ({why}); trying again" if why else "is slow to answer; waiting"
             s3.say(f"S3 at {s3.server} {problem}, {now - begun:.0f} s so far")
             s3.said = now
@@ -405,10 +409,12 @@ def _wait(s3: S3, begun: float, why: str, future: Future | None = None, until: f
             time.sleep(pause)
         else:
             try:
-                return future.result(timeout=pause)
+                answer = future.result(timeout=pause)
             except NotYet:
-                if future.done():
-                    raise
+                continue
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
 
 def _error(s3: S3, url: str, text: str, denied: bool, write: bool) -> GpumlError:
@@ -568,6 +574,7 @@ async def _moving(sending: Awaitable, body: io.BytesIO, silence: float) -> Any:
             await asyncio.wait({task}, timeout=silence / 10)
         return task.result()
     finally:
+        task.add_done_callback(lambda t: t.cancelled() or t.exception())
         task.cancel()
 
 # %% ../nbs/01_storage.ipynb #40b0ac5d

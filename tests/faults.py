@@ -33,6 +33,7 @@ class Fault:
     cut     the connection is reset in the middle of the request's body
     lost    the server does what it was asked, and its answer never arrives
     half    half of the answer's body, then the connection is closed
+    short   half of the answer's body, as if it were the whole
     hang    no answer for `seconds`, then a reset
     slow    the answer comes `seconds` late
     """
@@ -155,6 +156,10 @@ class Proxy:
             up_writer.write(b"\r\n".join([*keep, b"Connection: close", b"", b""]) + body)
             answer = [line for line in await _head(up_reader) if not line.lower().startswith(b"connection:")]
             size = _header(answer, b"content-length")
+            if kind == "short" and size is not None:
+                size = str(int(size) // 2)
+                answer = [line for line in answer if not line.lower().startswith(b"content-length:")]
+                answer.append(f"Content-Length: {size}".encode())
             if kind == "lost":
                 await up_reader.read()
                 writer.transport.abort()

@@ -4,6 +4,7 @@ What was read is what had been written, whatever happens on the way; what was wr
 be is said in a sentence. Times are scaled by `patience`: 120 seconds for users, a few here.
 """
 
+import gc
 import hashlib
 import logging
 import math
@@ -33,6 +34,14 @@ from tests.s3 import KEY, READER, READER_SECRET, SECRET, keys_in_environment
 def proxy(s3):
     with Proxy(s3.endpoint) as proxy:
         yield proxy
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    "Requests that nobody waits for any more leave no errors in the log"
+    yield
+    gc.collect()
+    assert [r.getMessage() for r in caplog.get_records("call") if r.name == "asyncio" and r.levelname == "ERROR"] == []
 
 
 @pytest.fixture(scope="module")
@@ -336,8 +345,10 @@ PASSING = {
     "cut": Fault("cut"),
     "lost": Fault("lost"),
     "half": Fault("half"),
+    "short": Fault("short"),
+    "page of a proxy": Fault("answer", status=404, body="default backend - 404"),
     "hang": Fault("hang", 5),
-    "slow": Fault("slow", 0.5),
+    "slow": Fault("slow", 0.3),
 }
 
 
@@ -350,11 +361,31 @@ def test_a_fault_that_passes(name, s3, proxy, content, tmp_path):
         key = (request.method, request.path)
         return None if key in hit or hit.add(key) else fault
 
+    storage = Storage(proxy.endpoint, patience=3)
+    assert storage.find(s3.prefix) == []
     proxy.plan = once_each
-    storage = Storage(proxy.endpoint, patience=4)
     storage.put_bytes(content, s3.url("a"))
     assert digest(storage.blocks(storage.info(s3.url("a")))) == digest([content])
     assert len(proxy.faults) >= 7 and Storage(s3.endpoint).sweep(s3.prefix + "/", older=0) <= 1
+
+
+def test_a_completion_whose_answer_is_lost(s3, proxy, content):
+    "Amazon's S3 then knows nothing of the upload any more; what tells is whether the object is the one"
+    storage, asked = Storage(proxy.endpoint, patience=4), []
+
+    def plan(request):
+        if request.method == "POST" and "uploadId" in request.path:
+            asked.append(request)
+            return first if len(asked) == 1 else s3_error(404, "NoSuchUpload")
+
+    first, proxy.plan = Fault("lost"), plan
+    storage.put_bytes(content, s3.url("a"))
+    assert len(asked) == 2 and storage.info(s3.url("a")).size == len(content)
+    first = Fault("reset")  # the server has not seen it, and somebody has removed the parts
+    asked.clear()
+    with pytest.raises(OutputError, match="NoSuchUpload"):
+        storage.put_bytes(content[::-1], s3.url("a"))
+    assert digest(storage.blocks(storage.info(s3.url("a")))) == digest([content])
 
 
 def test_200_random_faults_lose_nothing(s3, proxy, content, tmp_path):
@@ -362,10 +393,11 @@ def test_200_random_faults_lose_nothing(s3, proxy, content, tmp_path):
     dice = random.Random(9)
     choices = [*PASSING.values()]
     weights = [1.0 if f.kind not in ("hang", "slow") else 0.1 for f in choices]
-    proxy.plan = lambda request: dice.choices(choices, weights)[0] if dice.random() < 0.45 else None
     storage, direct, written, wrong = Storage(proxy.endpoint, patience=5), Storage(s3.endpoint), {}, 0
+    assert storage.find(s3.prefix) == []
+    proxy.plan = lambda request: dice.choices(choices, weights)[0] if dice.random() < 0.45 else None
     while len(proxy.faults) < 200:
-        name = s3.url(f"{len(written) % 7}")
+        name = s3.url(str(dice.randrange(7)))
         data = content[
             : dice.choice([0, 5, 1_000, 70_000, 300_000, 300_000, 1_000_000, len(content)])
         ] + dice.randbytes(8)
@@ -385,14 +417,15 @@ def test_an_outage_is_waited_for(s3, proxy, content):
     said = []
     storage = Storage(proxy.endpoint, say=said.append, patience=6)
     storage.put_bytes(content, s3.url("a"))
-    proxy.outage(3)
+    proxy.outage(2)
     begun = time.monotonic()
     assert digest(storage.blocks(storage.info(s3.url("a")))) == digest([content])
-    assert 3 < time.monotonic() - begun < 5
-    assert len(said) == 1 and said[0].startswith(f"S3 at {proxy.endpoint} does not answer (connection refused); trying")
-    assert said[0].endswith("again, 2 s so far")
+    assert 2 < time.monotonic() - begun < 4
+    words = f"S3 at {proxy.endpoint} does not answer (connection refused); trying again, "
+    assert all(text.startswith(words) and text.endswith(" s so far") for text in said)
+    assert 2 <= len(said) <= 5  # in 2 seconds, of which the first word takes 0.1 and every other 0.5
     proxy.rate = 30e6
-    threading.Timer(0.3, proxy.outage, [1.5]).start()  # in the middle of an upload
+    threading.Timer(0.3, proxy.outage, [1]).start()  # in the middle of an upload
     storage.put_bytes(content[::-1], s3.url("b"))
     assert digest(storage.blocks(storage.info(s3.url("b")))) == digest([content[::-1]])
 
@@ -421,10 +454,11 @@ def test_a_server_that_comes_late(s3):
     "Nothing answers at first contact: it is said promptly, and waited for a little"
     said = []
     with Proxy(s3.endpoint) as proxy:
-        proxy.outage(3)
+        proxy.outage(2)
         storage = Storage(proxy.endpoint, say=said.append)
         assert storage.find(s3.prefix) == []
-    assert "does not answer (connection refused); trying again, " in said[0]
+    words = f"S3 at {proxy.endpoint} does not answer (connection refused); trying again, "
+    assert said[0] in (f"{words}0 s so far", f"{words}1 s so far")
 
 
 def test_a_slow_line_is_not_a_dead_one(s3, proxy, content):
@@ -452,7 +486,7 @@ def test_waiting_ends_at_once(way, s3, proxy, content):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    storage, direct = Storage(proxy.endpoint, say=say, check=check), Storage(s3.endpoint)
+    storage, direct = Storage(proxy.endpoint, say=say, check=check, patience=30), Storage(s3.endpoint)
     storage.put_bytes(content, s3.url("a"))
     file = storage.info(s3.url("a"))
     proxy.plan = lambda request: SLOW_DOWN if request.method in ("PUT", "GET") else None
@@ -463,7 +497,7 @@ def test_waiting_ends_at_once(way, s3, proxy, content):
             signal.setitimer(signal.ITIMER_REAL, 0.5 if way == "signal" else 0)
             with pytest.raises(KeyboardInterrupt if way == "signal" else Preempted):
                 act()
-            assert time.monotonic() - begun < (3.5 if way == "say" else 1.5)  # the first word comes after two seconds
+            assert time.monotonic() - begun < 1.5
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
