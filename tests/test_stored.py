@@ -14,6 +14,7 @@ from gpuml.config import ConfigError, OutputError, Preempted, load
 from gpuml.storage import Storage
 from gpuml.train import fit, load_run, output_folder
 from tests.conftest import runs_in
+from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy
 from tests.test_interrupt import (  # noqa: F401
     CALM,
     OVERRIDES,
@@ -151,3 +152,45 @@ def test_reader_can_not_write(kept, monkeypatch):
     with pytest.raises(OutputError, match="not permitted to write") as e:
         fit(load("dev", OVERRIDES))
     assert e.value.exit_code == 77 and not list(output_folder(load("dev")).glob("*"))
+
+
+@pytest.fixture
+def proxy(kept, store, s3, monkeypatch):  # noqa: F811
+    "Data and output are on S3, behind a proxy that can break requests"
+    data = store.parent / "data" / "a.csv"
+    Storage().put(data, s3.url("in/a.csv"))
+    data.unlink()
+    with Proxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+def same(run, undisturbed):  # noqa: F811
+    "Weights and metrics; the predictions name other files"
+    return json.loads(result(run))[:2] == json.loads(undisturbed)[:2]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_broken_requests_change_nothing(seed, proxy, s3, undisturbed):  # noqa: F811
+    "A third of all requests fail: reading, tokenising, checkpoints, results"
+    dice = random.Random(seed)
+    kinds = [SLOW_DOWN, INTERNAL, GATEWAY, *map(Fault, ("reset", "cut", "lost", "half", "short"))]
+    proxy.plan = lambda request: dice.choice(kinds) if dice.random() < 0.3 else None
+    run = fit(load("dev", [*OVERRIDES, f"data.train={s3.url('in')}"]))
+    assert same(run, undisturbed) and len(proxy.faults) > 10
+    assert not [note for note in run.metrics["notes"] if "S3" in note]
+
+
+def test_s3_goes_away_while_training(proxy, s3, undisturbed, monkeypatch):  # noqa: F811
+    "Away for 12 s from the first update on: training goes on, and waits at its end"
+    left, said = [12], []
+
+    def watch(progress):
+        if progress.step and left:
+            proxy.outage(left.pop())
+        said.append(progress.doing)
+
+    run = fit(load("dev", [*OVERRIDES, f"data.train={s3.url('in')}"]), watch=watch)
+    assert same(run, undisturbed) and any("does not answer" in text and "so far" in text for text in said)
+    move(monkeypatch)
+    assert same(load_run(run.place), undisturbed)
