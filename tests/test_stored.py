@@ -155,7 +155,7 @@ def test_reader_can_not_write(kept, monkeypatch):
 
 
 @pytest.fixture
-def proxy(kept, store, s3, monkeypatch):  # noqa: F811
+def proxy(undisturbed, kept, store, s3, monkeypatch):  # noqa: F811
     "Data and output are on S3, behind a proxy that can break requests"
     data = store.parent / "data" / "a.csv"
     Storage().put(data, s3.url("in/a.csv"))
@@ -192,5 +192,6 @@ def test_s3_goes_away_while_training(proxy, s3, undisturbed, monkeypatch):  # no
 
     run = fit(load("dev", [*OVERRIDES, f"data.train={s3.url('in')}"]), watch=watch)
     assert same(run, undisturbed) and any("does not answer" in text and "so far" in text for text in said)
+    place = run.place
     move(monkeypatch)
-    assert same(load_run(run.place), undisturbed)
+    assert same(load_run(place), undisturbed)
