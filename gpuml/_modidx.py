@@ -131,6 +131,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'gpuml.dataset._header': ('dataset.html#_header', 'gpuml/dataset.py'),
                                'gpuml.dataset._iconv': ('dataset.html#_iconv', 'gpuml/dataset.py'),
                                'gpuml.dataset._index': ('dataset.html#_index', 'gpuml/dataset.py'),
+                               'gpuml.dataset._kept_notes': ('dataset.html#_kept_notes', 'gpuml/dataset.py'),
                                'gpuml.dataset._label_notes': ('dataset.html#_label_notes', 'gpuml/dataset.py'),
                                'gpuml.dataset._lines': ('dataset.html#_lines', 'gpuml/dataset.py'),
                                'gpuml.dataset._lock': ('dataset.html#_lock', 'gpuml/dataset.py'),

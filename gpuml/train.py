@@ -91,7 +91,6 @@ class Progress:
 
     run: str = ""  # the run id
     phase: str = "data"  # data, model, training, evaluating, saving, done, stopped, failed
-    doing: str = ""  # what the phase is at, where that takes long
     step: int = 0  # updates done
     steps: int = 0  # updates planned
     epoch: float = 0.0  # epochs done
@@ -104,6 +103,7 @@ class Progress:
     seconds_left: float | None = None  # until the last update
     notes: list[str] = field(default_factory=list)  # what a person should know
     url: str = ""  # the MLflow run's page
+    doing: str = ""  # what the phase is at, where that takes long
 
 
 Watch = Callable[[Progress], None]

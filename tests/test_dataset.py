@@ -376,6 +376,18 @@ def test_notes(tmp_path):
     assert "(the first: v.csv:3 = data/a.csv:13)" in notes[4]
 
 
+def test_notes_of_many_rows_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "MANY", 10)
+    file = write(tmp_path, "data/a.csv", some(60) + some(20))
+    notes = read(config_in(tmp_path)).notes
+    assert "training rows repeat another one" in notes[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "_duplicate_notes", None)
+        assert read(config_in(tmp_path)).notes == notes
+    file.rename(file.with_name("b.csv"))
+    assert read(config_in(tmp_path)).notes == [note.replace("a.csv", "b.csv") for note in notes]
+
+
 # ---- tokens
 
 
