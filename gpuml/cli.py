@@ -49,8 +49,6 @@ def _print_run(run: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from gpuml.train import shown
-
     m, table = run.metrics, Table(title=run.id, title_justify="left", title_style="bold")
     for name in ("class", "precision", "recall", "F1", "support"):
         table.add_column(name, justify="left" if name == "class" else "right")
@@ -61,7 +59,7 @@ def _print_run(run: Any) -> None:
     console.print(
         f"accuracy {m['accuracy']:.3f}   macro-F1 {m['macro_f1']:.3f}   loss {m['loss']:.3f}   {m['updates']:,} updates in {m['seconds']:.0f} s"
     )
-    console.print(f"model    {shown(run.model_folder)}\nMLflow   {run.url}", markup=False)
+    console.print(f"model    {run.place}/model\nMLflow   {run.url}", markup=False)
 
 # %% ../nbs/13_cli.ipynb #44a4cd8b
 def project_files() -> dict[str, Path]:

@@ -917,9 +917,9 @@ def _prepare(attempt: _Attempt) -> None:
 
 def _check_output(attempt: _Attempt) -> None:
     "A first word with the S3 server that keeps the run, if one does: a wrong bucket or key shows before data is read"
-    if place := stored_at(attempt.config, attempt.run_id):
+    if is_s3(attempt.config.output):
         try:
-            _storage(attempt).info(f"{place}/certificate.json")
+            _storage(attempt).info(attempt.config.output.rstrip("/"))
         except DataError as e:
             raise OutputError(f"output: {e}", exit_code=77 if e.exit_code == 77 else 73) from None
 

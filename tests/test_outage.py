@@ -111,11 +111,11 @@ def test_comes_and_goes_while_training(project, server):
         server.start()
 
     thread = threading.Thread(target=interfere)
-    run = fit(config(server, 100), watch=lambda p: p.step and (thread.ident or thread.start()))
+    run = fit(config(server, 50), watch=lambda p: p.step and (thread.ident or thread.start()))
     thread.join()
     if gpuml("sync", "dev", cwd=project).returncode:
         raise AssertionError("the server is back")
-    check(server, run, 300)
+    check(server, run, 150)
 
 
 def test_hangs_all_the_time(project, server):
