@@ -356,6 +356,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'gpuml.train._fetched': ('train.html#_fetched', 'gpuml/train.py'),
                              'gpuml.train._find_checkpoint': ('train.html#_find_checkpoint', 'gpuml/train.py'),
                              'gpuml.train._gpu': ('train.html#_gpu', 'gpuml/train.py'),
+                             'gpuml.train._is_ahead': ('train.html#_is_ahead', 'gpuml/train.py'),
                              'gpuml.train._is_done': ('train.html#_is_done', 'gpuml/train.py'),
                              'gpuml.train._load_tokenizer': ('train.html#_load_tokenizer', 'gpuml/train.py'),
                              'gpuml.train._make_trainer': ('train.html#_make_trainer', 'gpuml/train.py'),

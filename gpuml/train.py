@@ -790,11 +790,18 @@ def _fetch_records(config: Config, output: Path) -> None:
     for place in found.keys() - done:
         folder = output / place.rpartition("/")[2]
         here, there = tracking.read_record(folder), json.loads(storage.read(found[place]))
-        if here and list(here.process or ()) == list(there["process"] or ()):
-            continue  # nobody else has worked on it
-        for name in _SMALL:
-            if file := storage.info(f"{place}/{name}"):
-                storage.get(file, folder / name)
+        files = [file for name in _SMALL if (file := storage.info(f"{place}/{name}"))]
+        if here and (list(here.process or ()) == list(there["process"] or ()) or _is_ahead(folder, there, files)):
+            continue
+        for file in files:
+            storage.get(file, folder / file.url.rpartition("/")[2])
+
+
+def _is_ahead(folder: Path, there: dict[str, Any], files: list[Any]) -> bool:
+    "Whether this machine came further than the last attempt elsewhere, and could not say so"
+    spool = folder / "metrics.jsonl"
+    length = next((file.size for file in files if file.url.endswith(f"/{spool.name}")), 0)
+    return there["status"] != "RUNNING" and spool.exists() and spool.stat().st_size > length
 
 # %% ../nbs/06_train.ipynb #b7632f7d
 @dataclass
