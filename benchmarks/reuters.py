@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -68,7 +69,7 @@ def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
 
     from gpuml import dataset, model
     from gpuml.config import load
-    from gpuml.train import logits_of
+    from gpuml.train import keeping_memory, logits_of
 
     parts, found, clock = fetch(), [], {}
     labels = sorted({label for _, label in parts["train"]})
@@ -100,7 +101,8 @@ def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
     with model.quiet():
         trainer = make_trainer(name, classifier, tokenizer, tokens["train"], classes["train"].tolist(), seed, **recipe)
         trainer.add_callback(Look())
-        trainer.train()
+        with keeping_memory() if name.startswith("gpuml") else nullcontext():  # as `fit` does
+            trainer.train()
     return found
 
 

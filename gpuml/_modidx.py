@@ -393,6 +393,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'gpuml.train.curve': ('train.html#curve', 'gpuml/train.py'),
                              'gpuml.train.evaluate': ('train.html#evaluate', 'gpuml/train.py'),
                              'gpuml.train.fit': ('train.html#fit', 'gpuml/train.py'),
+                             'gpuml.train.keeping_memory': ('train.html#keeping_memory', 'gpuml/train.py'),
                              'gpuml.train.load_run': ('train.html#load_run', 'gpuml/train.py'),
                              'gpuml.train.log_softmax': ('train.html#log_softmax', 'gpuml/train.py'),
                              'gpuml.train.logits_of': ('train.html#logits_of', 'gpuml/train.py'),
