@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'ROW_BYTES', 'ROW', 'LOOK', 'find_files', 'Broken', 'Reading', 'Row', 'Problem', 'parse', 'Tokens', 'join',
            'encoder', 'tokenise', 'cores', 'Shard', 'open_shard', 'read_back', 'Preparation', 'preparation', 'prepare',
-           'Rows', 'all_rows', 'split', 'Data', 'read', 'look', 'Plan', 'plan', 'halve', 'pad']
+           'Rows', 'all_rows', 'split', 'Data', 'read', 'look', 'Mark', 'texts', 'survey', 'Plan', 'plan', 'halve',
+           'pad']
 
 # %% ../nbs/02_dataset.ipynb #5b11be4a
 import csv
@@ -110,7 +111,7 @@ def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 # %% ../nbs/02_dataset.ipynb #d9a8cda4
 def _lines(reading: Reading, blocks: Iterable[bytes], storage: Storage) -> Iterator[str]:
     "The decoded lines of a file with their line ends; raises `Broken` at what is not UTF-8 text"
-    for chunk in _whole_lines(_check_start(iter(blocks), reading)):
+    for chunk in _whole_lines(blocks if reading.end else _check_start(iter(blocks), reading)):
         for raw in chunk.splitlines(keepends=True):
             reading.line += 1
             if b"\0" in raw:
@@ -207,7 +208,7 @@ _DELIMITERS = {",": ",", ";": ";", "|": "|", "tab": "\t"}
 _UNCHECKED = "; what stands behind it was not checked"
 
 # %% ../nbs/02_dataset.ipynb #7af52669
-def _header(lines: Iterator[str], reading: Reading, data: DataConfig) -> None:
+def _header(lines: Iterator[str], reading: Reading, data: DataConfig, wanted: tuple[str, ...]) -> None:
     "Find delimiter and columns in the first line that is not blank, or in a few where a column's name has line breaks"
     start = next((line for line in lines if line.strip("\ufeff \t\r\n")), None)
     if start is None:
@@ -217,14 +218,14 @@ def _header(lines: Iterator[str], reading: Reading, data: DataConfig) -> None:
     while True:
         names = {d: _split(header, d) for d in known}
         for delimiter, columns in names.items():
-            if columns and data.text in columns and data.label in columns:
-                for column in (data.text, data.label):
+            if columns and all(getattr(data, key) in columns for key in wanted):
+                for column in (getattr(data, key) for key in wanted):
                     if columns.count(column) > 1:
                         raise Broken(at, f"the column '{column}' stands twice in the header")
                 reading.delimiter, reading.columns = delimiter, tuple(columns)
                 return
         if all(columns is not None for columns in names.values()) or len(header) == 20 or not (more := next(lines, "")):
-            raise Broken(at, _missing(max((_split(header[:1], d, strict=False) for d in known), key=len), data))
+            raise Broken(at, _missing(max((_split(header[:1], d, strict=False) for d in known), key=len), data, wanted))
         header.append(more)
 
 
@@ -236,9 +237,9 @@ def _split(header: list[str], delimiter: str, strict: bool = True) -> list[str] 
         return None if str(e) == "unexpected end of data" else []
 
 # %% ../nbs/02_dataset.ipynb #6d76e704
-def _missing(columns: list[str], data: DataConfig) -> str:
+def _missing(columns: list[str], data: DataConfig, wanted: tuple[str, ...]) -> str:
     "The complaint about a header without the columns that the config names"
-    missing = {k: c for k, c in (("text", data.text), ("label", data.label)) if c not in columns}
+    missing = {key: getattr(data, key) for key in wanted if getattr(data, key) not in columns}
     near = {k: get_close_matches(c, columns, n=1) for k, c in missing.items()}
     hints = [f"did you mean data.{k}={n[0]}?" if n else f"set data.{k} to one of them" for k, n in near.items()]
     what = " and ".join(f"no column '{c}'" for c in missing.values()) or "broken quoting in the header"
@@ -246,19 +247,21 @@ def _missing(columns: list[str], data: DataConfig) -> str:
 
 # %% ../nbs/02_dataset.ipynb #bf6bf97c
 def parse(
-    reading: Reading,  # tells how far it is
+    reading: Reading,  # tells how far it is; where it has been begun, it goes on behind the row that it is at
     data: DataConfig,
     storage: Storage,
     block: int = 8 * 2**20,  # bytes that are read at a time
+    labelled: bool = True,  # without, no label is looked for, and every row's is empty
 ) -> Iterator[Row | Problem]:
     "Every row of a file, or what is wrong with it, in bounded memory; raises `DataError` where the file can't be read"
     csv.field_size_limit(2**31 - 1)  # rows are bounded above
-    lines = _lines(reading, storage.blocks(reading.file, size=block), storage)
+    lines = _lines(reading, storage.blocks(reading.file, reading.end, block), storage)
     try:
-        _header(lines, reading, data)
+        if not reading.columns:
+            _header(lines, reading, data, ("text", "label") if labelled else ("text",))
         reader = csv.reader(lines, delimiter=reading.delimiter, strict=True)
         width, columns = len(reading.columns), reading.columns
-        text, label = columns.index(data.text), columns.index(data.label)
+        text, label = columns.index(data.text), columns.index(data.label) if labelled else None
         while True:
             reading.row, reading.first = reading.end, reading.line + 1
             try:
@@ -272,18 +275,21 @@ def parse(
             if problem := _complaint(row, text, label, width, reading.delimiter):
                 yield Problem(reading.first, problem)
             else:
-                yield Row(row[text], row[label].strip(), reading.first, reading.row, reading.end - reading.row)
+                name = "" if label is None else row[label].strip()
+                yield Row(row[text], name, reading.first, reading.row, reading.end - reading.row)
     except Broken as e:
         yield Problem(*e.args, rest=True)
 
 # %% ../nbs/02_dataset.ipynb #6cf5221e
-def _complaint(row: list[str], text: int, label: int, width: int, delimiter: str) -> str:
+def _complaint(row: list[str], text: int, label: int | None, width: int, delimiter: str) -> str:
     "What is wrong with a row, if anything"
     if len(row) != width:
         hint = f"; a text with '{delimiter}' in it needs quotes" if len(row) > width else "; is the row cut off?"
         return f"{len(row)} fields where the header has {width}{hint}"
     if not row[text].strip():
         return "the text is empty"
+    if label is None:
+        return ""
     name = row[label].strip()
     if not name:
         return "the label is missing"
@@ -560,13 +566,13 @@ class Preparation:
             more = "; data.on_bad_row=skip leaves out rows, not files" if problem.rest and self.skip else ""
             self.problems.append(problem.at(shown) + more)
 
-    def tell(self, reading: Reading) -> None:
-        "Say every two seconds how far it is"
+    def tell(self, end: int, what: str = "prepared") -> None:
+        "Say every two seconds how far it is: at which byte of a file"
         self.check()
         if time.monotonic() - self.told >= 2:
             unit, name = (1e9, "GB") if self.total > 1e10 else (1e6, "MB")
             self.told = time.monotonic()
-            self.say(f"{(self.done + reading.end) / unit:,.0f} of {self.total / unit:,.0f} {name} prepared")
+            self.say(f"{(self.done + end) / unit:,.0f} of {self.total / unit:,.0f} {name} {what}")
 
     def refuse(self) -> None:
         "Raise `DataError` if there is a reason to"
@@ -697,7 +703,7 @@ def _stream(reading: Reading, job: Preparation, out: dict[str, Any]) -> dict[str
             out[name].write(array.tobytes())
 
     for batch in _batches(reading, job, out.get("skipped.csv"), facts):
-        job.tell(reading)
+        job.tell(reading.end)
         if job.bad > before:  # refused: the rest is only counted
             continue
         index, padded = _index(batch, labels)
@@ -1114,6 +1120,56 @@ def _look_at(file: File, job: Preparation, most: int) -> None:
             return
         if isinstance(item, Problem) and (item.rest or not job.skip):
             job.complain(item, reading.shown)
+
+# %% ../nbs/02_dataset.ipynb #dab797b4
+class Mark(NamedTuple):
+    "A place in several files, behind a row"
+
+    file: int  # which of the files
+    end: int  # bytes of it that lie before
+    line: int  # lines of it that lie before
+    delimiter: str
+    columns: tuple[str, ...]
+
+
+def texts(
+    files: list[File],
+    job: Preparation,
+    mark: Mark | None = None,  # where to go on; by default at the start
+) -> Iterator[tuple[Row | Problem, str, Mark]]:
+    "Every row of the files, or what is wrong with it; with the name of its file, and the place behind it"
+    for i in range(mark.file if mark else 0, len(files)):
+        reading = Reading(files[i], _shown(files[i], job.config))
+        if mark and mark.file == i:
+            reading.end, reading.line, reading.delimiter = mark.end, mark.line, mark.delimiter
+            reading.columns = mark.columns
+        for item in parse(reading, job.config.data, job.storage, labelled=False):
+            yield item, reading.shown, Mark(i, reading.end, reading.line, reading.delimiter, reading.columns)
+        job.done += files[i].size
+
+# %% ../nbs/02_dataset.ipynb #121da5bf
+def survey(
+    files: list[File],
+    job: Preparation,
+) -> tuple[int, int, str]:
+    "Good rows, malformed ones, and what is wrong with the first of them; raises `DataError` where they are not to be skipped"
+    rows = skipped = 0
+    first, job.total, job.done = "", sum(file.size for file in files), 0
+    for item, shown, mark in texts(files, job):
+        if isinstance(item, Row):
+            rows += 1
+            if rows % 1000:
+                continue
+        elif job.skip and not item.rest:
+            skipped += 1
+            first = first or item.at(shown)
+        else:
+            job.complain(item, shown)
+        job.tell(mark.end, "checked")
+    job.refuse()
+    if not rows:
+        raise DataError(f"{_shown(files[0], job.config)}: no good row in {len(files):,} file{'s' * (len(files) > 1)}")
+    return rows, skipped, first
 
 # %% ../nbs/02_dataset.ipynb #c3bb32e4
 @dataclass
