@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'ROW_BYTES', 'ROW', 'LOOK', 'find_files', 'Broken', 'Reading', 'Row', 'Problem', 'parse', 'Tokens', 'join',
            'encoder', 'tokenise', 'cores', 'Shard', 'open_shard', 'read_back', 'Preparation', 'preparation', 'prepare',
-           'Rows', 'all_rows', 'split', 'Data', 'read', 'look', 'Mark', 'texts', 'survey', 'Plan', 'plan', 'halve',
-           'pad']
+           'Rows', 'all_rows', 'split', 'Data', 'histogram', 'read', 'look', 'Mark', 'texts', 'survey', 'Plan', 'plan',
+           'halve', 'pad']
 
 # %% ../nbs/02_dataset.ipynb #5b11be4a
 import csv
@@ -934,6 +934,7 @@ class Data:
     labels: list[str]  # sorted; a label's place is its class index
     fingerprint: str  # changes whenever a text, a label, the order or the split changes, and not with the place
     notes: list[str] = field(default_factory=list)  # what a person should know, such as duplicates
+    max_length: int = 0  # tokens at which a text is cut; 0 where there are no tokens
 
     def rows(self) -> list[tuple[str, int, int, str]]:
         "(label, rows in training, rows in validation, an example of the first 50) of every class"
@@ -955,10 +956,29 @@ class Data:
         for shard in {s.file.url: s for s in self.train.shards + self.validation.shards}.values():
             yield from ((shard.shown, line, reason) for line, reason in shard.skipped())
 
+    def facts(self) -> dict[str, Any]:
+        "All that is known of it, as JSON: files, rows, classes, tokens, notes"
+        files = sorted({s.shown for s in self.train.shards + self.validation.shards})
+        rows = {"train": len(self.train), "validation": len(self.validation), "skipped": self.skips}
+        train, validation = (np.bincount(r.classes, minlength=len(self.labels)) for r in (self.train, self.validation))
+        counts = zip(self.labels, train.tolist(), validation.tolist())
+        classes = {label: {"train": t, "validation": v} for label, t, v in counts}
+        found = {"files": files, "rows": rows, "classes": classes, "tokens": None, "notes": self.notes}
+        if self.max_length:
+            lengths = self.train.tokens.lengths
+            cut = int((lengths >= self.max_length).sum())
+            sums = {"train": int(lengths.sum()), "validation": int(self.validation.tokens.lengths.sum())}
+            found["tokens"] = {**sums, "max_length": self.max_length, "cut": cut, "lengths": histogram(lengths)}
+        return {**found, "fingerprint": self.fingerprint}
+
     def __repr__(self):
-        width = max(map(len, [*self.labels, "label"]))
-        lines = [f"{l:<{width}}  {t:>8,}  {v:>10,}" for l, t, v, _ in self.rows()]
-        return "\n".join([f"{'label':<{width}}  {'train':>8}  {'validation':>10}", *lines, *self.notes])
+        width, sums = max(map(len, [*self.labels, "label"])), (len(self.train), len(self.validation))
+        lines = [
+            f"{l:<{width}}  {t:>8,}  {t / sums[0]:>6.1%}  {v:>10,}  {v / sums[1]:>6.1%}" for l, t, v, _ in self.rows()
+        ]
+        head = f"{'label':<{width}}  {'train':>8}  {'share':>6}  {'validation':>10}  {'share':>6}"
+        total = f"{'':<{width}}  {sums[0]:>8,}  {'':>6}  {sums[1]:>10,}"
+        return "\n".join([head, *lines, total, *_token_lines(self.facts()["tokens"]), *self.notes])
 
     def _repr_html_(self):
         rows = "".join(
@@ -968,7 +988,33 @@ class Data:
         )
         notes = "".join(f"<div>⚠ {escape(n)}</div>" for n in self.notes)
         head = "<tr><th style='text-align:left'>label</th><th>train</th><th>validation</th><th style='text-align:left'>for example</th></tr>"
-        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>{notes}"
+        tokens = "\n".join(_token_lines(self.facts()["tokens"]))
+        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>{f'<pre>{tokens}</pre>' if tokens else ''}{notes}"
+
+# %% ../nbs/02_dataset.ipynb #35d32032
+def histogram(
+    lengths: np.ndarray,  # int [texts], at least 1
+) -> list[tuple[int, int, int]]:
+    "(shortest, longest, texts) of ranges of lengths, each twice as wide as the one before"
+    ends = [8]
+    while ends[-1] < lengths.max(initial=1):
+        ends.append(2 * ends[-1])
+    counts = np.bincount(np.searchsorted(ends, lengths), minlength=len(ends))
+    return list(zip([1, *(end + 1 for end in ends)], ends, counts.tolist()))
+
+
+def _token_lines(tokens: dict[str, Any] | None) -> list[str]:
+    "Sums and a histogram of what `Data.facts` says of the tokens"
+    if not tokens:
+        return []
+    rows = sum(n for *_, n in tokens["lengths"])
+    most = max(n for *_, n in tokens["lengths"])
+    bars = [
+        f"{f'{a:,}–{b:,}':>13}  {n:>9,}  {n / rows:>6.1%}  {'█' * -(-24 * n // most)}" for a, b, n in tokens["lengths"]
+    ]
+    cut = f"{tokens['cut']:,} training texts ({tokens['cut'] / rows:.1%}) reach {tokens['max_length']:,} tokens and are cut there"
+    sums = f"{tokens['train']:,} tokens in training, {tokens['validation']:,} in validation, {tokens['train'] / rows:.0f} a text"
+    return [sums, f"{'tokens':>13}  {'texts':>9}  {'share':>6}", *bars, *([cut] if tokens["cut"] else [])]
 
 # %% ../nbs/02_dataset.ipynb #14a137bb
 def _check_labels(rows: Rows, validation: Rows | None) -> None:
@@ -1058,7 +1104,7 @@ def read(
         raise DataError(f"{rows.where(0)}: {len(rows)} rows are too few to split off validation data")
     notes = _label_notes(rows) + _duplicate_notes(rows, validation) + _skip_notes(train + (held or []))
     notes += dict.fromkeys(job.notes)
-    return Data(rows, validation, labels, _fingerprint(rows, validation), notes)
+    return Data(rows, validation, labels, _fingerprint(rows, validation), notes, max_length if tokenizer else 0)
 
 # %% ../nbs/02_dataset.ipynb #6a979a7c
 def _shards(job: Preparation, files: list[File]) -> list[Shard]:

@@ -6,7 +6,7 @@
 __all__ = ['UPDATES_A_SECOND', 'Watch', 'EVALUATION_TOKENS', 'CPU', 'GPU', 'HARMLESS', 'TEXTS', 'TOGETHER', 'evaluate',
            'log_softmax', 'Progress', 'thin', 'curve', 'new_run_id', 'output_folder', 'stored_at', 'shown', 'Run',
            'Predictions', 'Mistakes', 'confusion_svg', 'logits_of', 'trainer_class', 'precision', 'tokens_that_fit',
-           'unfinished', 'fit', 'load_run', 'PredictedFile']
+           'unfinished', 'read_data', 'fit', 'load_run', 'PredictedFile', 'prepare_data', 'expected_epoch']
 
 # %% ../nbs/06_train.ipynb #1ced66e0
 import csv
@@ -26,6 +26,7 @@ from functools import cached_property
 from html import escape
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -924,7 +925,7 @@ def _prepare(attempt: _Attempt) -> None:
 
     _check(attempt)
     attempt.precision = precision(config.train.precision)
-    attempt.tokenizer = _load_tokenizer(attempt, place)
+    attempt.tokenizer = _load_tokenizer(config, place)
     if not small:
         model.load_classifier(place, ["a", "b"])  # what is wrong with it shows before hours of tokenising
     report.now("data")
@@ -951,28 +952,39 @@ def _asides(attempt: _Attempt) -> dict[str, Any]:
     return {"check": lambda: _check(attempt), "say": lambda text: attempt.report.now(doing=text)}
 
 
-def _load_tokenizer(attempt: _Attempt, place: Path) -> Any:
+def _load_tokenizer(config: Config, place: Path) -> Any:
     "The model's tokenizer, if it can pad"
     tokenizer = model.load_tokenizer(place)
     if tokenizer.pad_token_id is None:
-        name = attempt.config.model.name
-        raise ModelError(f"model.name: {name}: its tokenizer has neither a padding nor an end token")
+        raise ModelError(f"model.name: {config.model.name}: its tokenizer has neither a padding nor an end token")
     return tokenizer
 
 
 def _read(attempt: _Attempt, place: Path) -> None:
     "Rows, token ids and class indices of both parts"
-    config, report, asked = attempt.config, attempt.report, attempt.config.data.max_length
-    length = min(asked, model.token_limit(model.load_config(place), attempt.tokenizer))
-    if length < asked:
-        report.note(f"the model reads at most {length} tokens; data.max_length is {asked}")
-    data = attempt.data = dataset.read(config, attempt.tokenizer, length, **_asides(attempt))
-    report.note(*data.notes)
+    data = attempt.data = read_data(attempt.config, place, attempt.tokenizer, **_asides(attempt))
+    attempt.report.note(*data.notes)
     attempt.tokens = {"train": data.train.tokens, "validation": data.validation.tokens}
     attempt.classes = {"train": data.train.classes, "validation": data.validation.classes}
+
+
+def read_data(
+    config: Config,
+    place: Path,  # the model's folder
+    tokenizer: Any,
+    check: Callable[[], None] = lambda: None,  # called often; may raise
+    say: Callable[[str], None] = lambda text: None,  # called with what it is doing, where that takes long
+) -> dataset.Data:
+    "The config's data, tokenised for this model, with notes on what is cut"
+    asked = config.data.max_length
+    length = min(asked, model.token_limit(model.load_config(place), tokenizer))
+    data = dataset.read(config, tokenizer, length, check=check, say=say)
+    if length < asked:
+        data.notes.insert(0, f"the model reads at most {length} tokens; data.max_length is {asked}")
     cut = int((data.train.tokens.lengths >= length).sum())
     if cut > len(data.train) * 0.05:
-        report.note(f"{cut:,} of {len(data.train):,} training texts reach {length} tokens and are cut there")
+        data.notes.append(f"{cut:,} of {len(data.train):,} training texts reach {length} tokens and are cut there")
+    return data
 
 # %% ../nbs/06_train.ipynb #93c118e2
 def _find_checkpoint(attempt: _Attempt) -> None:
@@ -1117,6 +1129,7 @@ def _facts(attempt: _Attempt) -> dict[str, Any]:
         "data.fingerprint": data.fingerprint[:16],
         "data.train_rows": len(data.train),
         "data.validation_rows": len(data.validation),
+        "data.train_tokens": int(data.train.tokens.lengths.sum()),
         "data.classes": len(data.labels),
         "model.parameters": sum(p.numel() for p in attempt.classifier.parameters()),
         "train.precision_used": attempt.precision,
@@ -1785,3 +1798,52 @@ class PredictedFile:
         return "\n".join(
             [f"{self.output}: {len(self):,} rows", f"{'label':<{width}}  {'rows':>10}   share", *lines, *self.notes]
         )
+
+# %% ../nbs/06_train.ipynb #68c64f6d
+def prepare_data(
+    config: Config,
+    watch: Watch | None = None,  # called with a `Progress`
+) -> dataset.Data:
+    "Check and tokenise the config's data, so that training starts at once; raises `GpumlError`"
+    report, signals = _Reporter(watch), SimpleNamespace(asked="")
+
+    def check():
+        if signals.asked:
+            raise Preempted("stopped; the files that are finished stay prepared, and the same line goes on behind them")
+
+    asides = {"check": check, "say": lambda text: report.now(doing=text)}
+    with _signals(signals):
+        try:
+            report.now("data", run=config.name)
+            dataset.look(config, **asides)
+            report.now("model")
+            place = model.locate(config)
+            tokenizer = _load_tokenizer(config, place)
+            report.now("data")
+            data = read_data(config, place, tokenizer, **asides)
+        except BaseException as e:
+            report.now("stopped" if isinstance(e, Preempted | KeyboardInterrupt) else "failed")
+            raise
+    report.now("done")
+    return data
+
+# %% ../nbs/06_train.ipynb #677b98cd
+def expected_epoch(
+    config: Config,
+    data: dataset.Data,  # with tokens
+) -> tuple[float, str] | None:
+    "Seconds that an epoch with its evaluation should take, and by which run; none where no run of this config and model has finished"
+    folders = [
+        f.parent
+        for f in output_folder(config).glob(f"{new_run_id(config.name, datetime.now(), 0)[:-20]}*/certificate.json")
+    ]
+    for folder in sorted(folders, key=lambda f: f.name[-20:], reverse=True):
+        try:
+            record, then, metrics = tracking.read_record(folder), load(folder / "config.yaml"), Run(folder).metrics
+            tokens, epochs = int(record.params["data.train_tokens"]), len(metrics["history"])
+        except (GpumlError, OSError, ValueError, KeyError, AttributeError):  # of an older version, or damaged
+            continue
+        if then.model == config.model and tokens and epochs:
+            seconds = metrics["seconds"] / epochs * int(data.train.tokens.lengths.sum()) / tokens
+            return seconds, f"{folder.name} on {record.params.get('machine.device')}"
+    return None
