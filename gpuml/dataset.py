@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'ROW_BYTES', 'ROW', 'MANY', 'LOOK', 'find_files', 'Broken', 'Reading', 'Row', 'Problem', 'parse', 'Tokens',
            'join', 'encoder', 'tokenise', 'cores', 'Shard', 'open_shard', 'read_back', 'Preparation', 'preparation',
-           'prepare', 'Rows', 'all_rows', 'split', 'Data', 'read', 'look', 'Plan', 'plan', 'halve', 'pad']
+           'prepare', 'Rows', 'all_rows', 'split', 'Data', 'histogram', 'read', 'look', 'Mark', 'texts', 'survey',
+           'Plan', 'plan', 'halve', 'pad']
 
 # %% ../nbs/02_dataset.ipynb #5b11be4a
 import csv
@@ -110,7 +111,7 @@ def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 # %% ../nbs/02_dataset.ipynb #d9a8cda4
 def _lines(reading: Reading, blocks: Iterable[bytes], storage: Storage) -> Iterator[str]:
     "The decoded lines of a file with their line ends; raises `Broken` at what is not UTF-8 text"
-    for chunk in _whole_lines(_check_start(iter(blocks), reading)):
+    for chunk in _whole_lines(blocks if reading.end else _check_start(iter(blocks), reading)):
         for raw in chunk.splitlines(keepends=True):
             reading.line += 1
             if b"\0" in raw:
@@ -207,7 +208,7 @@ _DELIMITERS = {",": ",", ";": ";", "|": "|", "tab": "\t"}
 _UNCHECKED = "; what stands behind it was not checked"
 
 # %% ../nbs/02_dataset.ipynb #7af52669
-def _header(lines: Iterator[str], reading: Reading, data: DataConfig) -> None:
+def _header(lines: Iterator[str], reading: Reading, data: DataConfig, wanted: tuple[str, ...]) -> None:
     "Find delimiter and columns in the first line that is not blank, or in a few where a column's name has line breaks"
     start = next((line for line in lines if line.strip("\ufeff \t\r\n")), None)
     if start is None:
@@ -217,14 +218,14 @@ def _header(lines: Iterator[str], reading: Reading, data: DataConfig) -> None:
     while True:
         names = {d: _split(header, d) for d in known}
         for delimiter, columns in names.items():
-            if columns and data.text in columns and data.label in columns:
-                for column in (data.text, data.label):
+            if columns and all(getattr(data, key) in columns for key in wanted):
+                for column in (getattr(data, key) for key in wanted):
                     if columns.count(column) > 1:
                         raise Broken(at, f"the column '{column}' stands twice in the header")
                 reading.delimiter, reading.columns = delimiter, tuple(columns)
                 return
         if all(columns is not None for columns in names.values()) or len(header) == 20 or not (more := next(lines, "")):
-            raise Broken(at, _missing(max((_split(header[:1], d, strict=False) for d in known), key=len), data))
+            raise Broken(at, _missing(max((_split(header[:1], d, strict=False) for d in known), key=len), data, wanted))
         header.append(more)
 
 
@@ -236,9 +237,9 @@ def _split(header: list[str], delimiter: str, strict: bool = True) -> list[str] 
         return None if str(e) == "unexpected end of data" else []
 
 # %% ../nbs/02_dataset.ipynb #6d76e704
-def _missing(columns: list[str], data: DataConfig) -> str:
+def _missing(columns: list[str], data: DataConfig, wanted: tuple[str, ...]) -> str:
     "The complaint about a header without the columns that the config names"
-    missing = {k: c for k, c in (("text", data.text), ("label", data.label)) if c not in columns}
+    missing = {key: getattr(data, key) for key in wanted if getattr(data, key) not in columns}
     near = {k: get_close_matches(c, columns, n=1) for k, c in missing.items()}
     hints = [f"did you mean data.{k}={n[0]}?" if n else f"set data.{k} to one of them" for k, n in near.items()]
     what = " and ".join(f"no column '{c}'" for c in missing.values()) or "broken quoting in the header"
@@ -246,19 +247,21 @@ def _missing(columns: list[str], data: DataConfig) -> str:
 
 # %% ../nbs/02_dataset.ipynb #bf6bf97c
 def parse(
-    reading: Reading,  # tells how far it is
+    reading: Reading,  # tells how far it is; where it has been begun, it goes on behind the row that it is at
     data: DataConfig,
     storage: Storage,
     block: int = 8 * 2**20,  # bytes that are read at a time
+    labelled: bool = True,  # without, no label is looked for, and every row's is empty
 ) -> Iterator[Row | Problem]:
     "Every row of a file, or what is wrong with it, in bounded memory; raises `DataError` where the file can't be read"
     csv.field_size_limit(2**31 - 1)  # rows are bounded above
-    lines = _lines(reading, storage.blocks(reading.file, size=block), storage)
+    lines = _lines(reading, storage.blocks(reading.file, reading.end, block), storage)
     try:
-        _header(lines, reading, data)
+        if not reading.columns:
+            _header(lines, reading, data, ("text", "label") if labelled else ("text",))
         reader = csv.reader(lines, delimiter=reading.delimiter, strict=True)
         width, columns = len(reading.columns), reading.columns
-        text, label = columns.index(data.text), columns.index(data.label)
+        text, label = columns.index(data.text), columns.index(data.label) if labelled else None
         while True:
             reading.row, reading.first = reading.end, reading.line + 1
             try:
@@ -272,18 +275,21 @@ def parse(
             if problem := _complaint(row, text, label, width, reading.delimiter):
                 yield Problem(reading.first, problem)
             else:
-                yield Row(row[text], row[label].strip(), reading.first, reading.row, reading.end - reading.row)
+                name = "" if label is None else row[label].strip()
+                yield Row(row[text], name, reading.first, reading.row, reading.end - reading.row)
     except Broken as e:
         yield Problem(*e.args, rest=True)
 
 # %% ../nbs/02_dataset.ipynb #6cf5221e
-def _complaint(row: list[str], text: int, label: int, width: int, delimiter: str) -> str:
+def _complaint(row: list[str], text: int, label: int | None, width: int, delimiter: str) -> str:
     "What is wrong with a row, if anything"
     if len(row) != width:
         hint = f"; a text with '{delimiter}' in it needs quotes" if len(row) > width else "; is the row cut off?"
         return f"{len(row)} fields where the header has {width}{hint}"
     if not row[text].strip():
         return "the text is empty"
+    if label is None:
+        return ""
     name = row[label].strip()
     if not name:
         return "the label is missing"
@@ -560,13 +566,13 @@ class Preparation:
             more = "; data.on_bad_row=skip leaves out rows, not files" if problem.rest and self.skip else ""
             self.problems.append(problem.at(shown) + more)
 
-    def tell(self, reading: Reading) -> None:
-        "Say every two seconds how far it is"
+    def tell(self, end: int, what: str = "prepared") -> None:
+        "Say every two seconds how far it is: at which byte of a file"
         self.check()
         if time.monotonic() - self.told >= 2:
             unit, name = (1e9, "GB") if self.total > 1e10 else (1e6, "MB")
             self.told = time.monotonic()
-            self.say(f"{(self.done + reading.end) / unit:,.0f} of {self.total / unit:,.0f} {name} prepared")
+            self.say(f"{(self.done + end) / unit:,.0f} of {self.total / unit:,.0f} {name} {what}")
 
     def refuse(self) -> None:
         "Raise `DataError` if there is a reason to"
@@ -697,7 +703,7 @@ def _stream(reading: Reading, job: Preparation, out: dict[str, Any]) -> dict[str
             out[name].write(array.tobytes())
 
     for batch in _batches(reading, job, out.get("skipped.csv"), facts):
-        job.tell(reading)
+        job.tell(reading.end)
         if job.bad > before:  # refused: the rest is only counted
             continue
         index, padded = _index(batch, labels)
@@ -928,6 +934,7 @@ class Data:
     labels: list[str]  # sorted; a label's place is its class index
     fingerprint: str  # changes whenever a text, a label, the order or the split changes, and not with the place
     notes: list[str] = field(default_factory=list)  # what a person should know, such as duplicates
+    max_length: int = 0  # tokens at which a text is cut; 0 where there are no tokens
 
     def rows(self) -> list[tuple[str, int, int, str]]:
         "(label, rows in training, rows in validation, an example of the first 50) of every class"
@@ -949,10 +956,29 @@ class Data:
         for shard in {s.file.url: s for s in self.train.shards + self.validation.shards}.values():
             yield from ((shard.shown, line, reason) for line, reason in shard.skipped())
 
+    def facts(self) -> dict[str, Any]:
+        "All that is known of it, as JSON: files, rows, classes, tokens, notes"
+        files = sorted({s.shown for s in self.train.shards + self.validation.shards})
+        rows = {"train": len(self.train), "validation": len(self.validation), "skipped": self.skips}
+        train, validation = (np.bincount(r.classes, minlength=len(self.labels)) for r in (self.train, self.validation))
+        counts = zip(self.labels, train.tolist(), validation.tolist())
+        classes = {label: {"train": t, "validation": v} for label, t, v in counts}
+        found = {"files": files, "rows": rows, "classes": classes, "tokens": None, "notes": self.notes}
+        if self.max_length:
+            lengths = self.train.tokens.lengths
+            cut = int((lengths >= self.max_length).sum())
+            sums = {"train": int(lengths.sum()), "validation": int(self.validation.tokens.lengths.sum())}
+            found["tokens"] = {**sums, "max_length": self.max_length, "cut": cut, "lengths": histogram(lengths)}
+        return {**found, "fingerprint": self.fingerprint}
+
     def __repr__(self):
-        width = max(map(len, [*self.labels, "label"]))
-        lines = [f"{l:<{width}}  {t:>8,}  {v:>10,}" for l, t, v, _ in self.rows()]
-        return "\n".join([f"{'label':<{width}}  {'train':>8}  {'validation':>10}", *lines, *self.notes])
+        width, sums = max(map(len, [*self.labels, "label"])), (len(self.train), len(self.validation))
+        lines = [
+            f"{l:<{width}}  {t:>8,}  {t / sums[0]:>6.1%}  {v:>10,}  {v / sums[1]:>6.1%}" for l, t, v, _ in self.rows()
+        ]
+        head = f"{'label':<{width}}  {'train':>8}  {'share':>6}  {'validation':>10}  {'share':>6}"
+        total = f"{'':<{width}}  {sums[0]:>8,}  {'':>6}  {sums[1]:>10,}"
+        return "\n".join([head, *lines, total, *_token_lines(self.facts()["tokens"]), *self.notes])
 
     def _repr_html_(self):
         rows = "".join(
@@ -962,7 +988,33 @@ class Data:
         )
         notes = "".join(f"<div>⚠ {escape(n)}</div>" for n in self.notes)
         head = "<tr><th style='text-align:left'>label</th><th>train</th><th>validation</th><th style='text-align:left'>for example</th></tr>"
-        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>{notes}"
+        tokens = "\n".join(_token_lines(self.facts()["tokens"]))
+        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>{f'<pre>{tokens}</pre>' if tokens else ''}{notes}"
+
+# %% ../nbs/02_dataset.ipynb #35d32032
+def histogram(
+    lengths: np.ndarray,  # int [texts], at least 1
+) -> list[tuple[int, int, int]]:
+    "(shortest, longest, texts) of ranges of lengths, each twice as wide as the one before"
+    ends = [8]
+    while ends[-1] < lengths.max(initial=1):
+        ends.append(2 * ends[-1])
+    counts = np.bincount(np.searchsorted(ends, lengths), minlength=len(ends))
+    return list(zip([1, *(end + 1 for end in ends)], ends, counts.tolist()))
+
+
+def _token_lines(tokens: dict[str, Any] | None) -> list[str]:
+    "Sums and a histogram of what `Data.facts` says of the tokens"
+    if not tokens:
+        return []
+    rows = sum(n for *_, n in tokens["lengths"])
+    most = max(n for *_, n in tokens["lengths"])
+    bars = [
+        f"{f'{a:,}–{b:,}':>13}  {n:>9,}  {n / rows:>6.1%}  {'█' * -(-24 * n // most)}" for a, b, n in tokens["lengths"]
+    ]
+    cut = f"{tokens['cut']:,} training texts ({tokens['cut'] / rows:.1%}) reach {tokens['max_length']:,} tokens and are cut there"
+    sums = f"{tokens['train']:,} tokens in training, {tokens['validation']:,} in validation, {tokens['train'] / rows:.0f} a text"
+    return [sums, f"{'tokens':>13}  {'texts':>9}  {'share':>6}", *bars, *([cut] if tokens["cut"] else [])]
 
 # %% ../nbs/02_dataset.ipynb #14a137bb
 def _check_labels(rows: Rows, validation: Rows | None) -> None:
@@ -1067,7 +1119,7 @@ def read(
     content = _fingerprint(rows, validation)
     notes = _label_notes(rows) + _kept_notes(rows, validation, content) + _skip_notes(train + (held or []))
     notes += dict.fromkeys(job.notes)
-    return Data(rows, validation, labels, content, notes)
+    return Data(rows, validation, labels, content, notes, max_length if tokenizer else 0)
 
 # %% ../nbs/02_dataset.ipynb #6a979a7c
 def _shards(job: Preparation, files: list[File]) -> list[Shard]:
@@ -1129,6 +1181,56 @@ def _look_at(file: File, job: Preparation, most: int) -> None:
             return
         if isinstance(item, Problem) and (item.rest or not job.skip):
             job.complain(item, reading.shown)
+
+# %% ../nbs/02_dataset.ipynb #dab797b4
+class Mark(NamedTuple):
+    "A place in several files, behind a row"
+
+    file: int  # which of the files
+    end: int  # bytes of it that lie before
+    line: int  # lines of it that lie before
+    delimiter: str
+    columns: tuple[str, ...]
+
+
+def texts(
+    files: list[File],
+    job: Preparation,
+    mark: Mark | None = None,  # where to go on; by default at the start
+) -> Iterator[tuple[Row | Problem, str, Mark]]:
+    "Every row of the files, or what is wrong with it; with the name of its file, and the place behind it"
+    for i in range(mark.file if mark else 0, len(files)):
+        reading = Reading(files[i], _shown(files[i], job.config))
+        if mark and mark.file == i:
+            reading.end, reading.line, reading.delimiter = mark.end, mark.line, mark.delimiter
+            reading.columns = mark.columns
+        for item in parse(reading, job.config.data, job.storage, labelled=False):
+            yield item, reading.shown, Mark(i, reading.end, reading.line, reading.delimiter, reading.columns)
+        job.done += files[i].size
+
+# %% ../nbs/02_dataset.ipynb #121da5bf
+def survey(
+    files: list[File],
+    job: Preparation,
+) -> tuple[int, int, str]:
+    "Good rows, malformed ones, and what is wrong with the first of them; raises `DataError` where they are not to be skipped"
+    rows = skipped = 0
+    first, job.total, job.done = "", sum(file.size for file in files), 0
+    for item, shown, mark in texts(files, job):
+        if isinstance(item, Row):
+            rows += 1
+            if rows % 1000:
+                continue
+        elif job.skip and not item.rest:
+            skipped += 1
+            first = first or item.at(shown)
+        else:
+            job.complain(item, shown)
+        job.tell(mark.end, "checked")
+    job.refuse()
+    if not rows:
+        raise DataError(f"{_shown(files[0], job.config)}: no good row in {len(files):,} file{'s' * (len(files) > 1)}")
+    return rows, skipped, first
 
 # %% ../nbs/02_dataset.ipynb #c3bb32e4
 @dataclass

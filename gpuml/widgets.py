@@ -27,6 +27,7 @@ _PHASES = {
     "model": "loading the model",
     "training": "training",
     "evaluating": "evaluating",
+    "predicting": "predicting",
     "saving": "saving",
     "done": "done",
     "stopped": "stopped",
@@ -41,15 +42,17 @@ def facts(
     p, found = progress, [_PHASES[progress.phase]]
     if p.doing:
         found.append(p.doing)
-    if p.steps:
+    if p.steps and not p.epochs:  # of a prediction
+        found.append(f"{p.step:,} of {p.steps:,} rows")
+    elif p.steps:
         found.append(f"update {p.step:,} of {p.steps:,}")
         found.append(f"epoch {min(p.epoch, p.epochs):.1f} of {p.epochs}")
     if p.losses:
         recent = p.losses[-10:]
         found.append(f"loss {sum(recent) / len(recent):.3f}")
-    if p.examples_per_second and p.phase in ("training", "evaluating"):
-        found.append(f"{p.examples_per_second:,.0f} examples/s")
-    if p.seconds_left is not None and p.phase == "training" and p.step < p.steps:
+    if p.examples_per_second and p.phase in ("training", "evaluating", "predicting"):
+        found.append(f"{p.examples_per_second:,.0f} {'examples' if p.epochs else 'rows'}/s")
+    if p.seconds_left is not None and p.phase in ("training", "predicting") and p.step < p.steps:
         found.append(f"{duration(p.seconds_left)} left")
     if p.evaluations:
         found.append(f"accuracy {p.evaluations[-1]['accuracy']:.3f}, macro-F1 {p.evaluations[-1]['macro_f1']:.3f}")

@@ -621,3 +621,46 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         peak.append(int(done.stdout.split()[-1]))
     rows = 144 * MB // 400 * 150 / MB  # what is kept of a row, and the sorting of it
     assert peak[1] < peak[0] + rows + 20, peak
+
+
+def test_prepared_by_itself(project, capsys):
+    "`gpuml data`: says what is in the data, and training finds all of it tokenised"
+    import json
+
+    from gpuml.cli import main
+
+    assert main(["data", "dev", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["rows"] == {"train": 20, "validation": 4, "skipped": 0} and facts["files"] == ["data/a.csv"]
+    assert facts["classes"]["billing"] == {"train": 10, "validation": 2} and facts["epoch"] is None
+    tokens = facts["tokens"]
+    assert sum(n for *_, n in tokens["lengths"]) == 20 and tokens["max_length"] == 24 and tokens["train"] > 60
+    made = {p: p.stat().st_mtime_ns for p in project.glob("cache/*/*/*")}
+    assert len(made) == 6  # rows, skipped.csv, ids, lengths, and what says that they are whole
+    assert main(["data"]) == 0
+    said = capsys.readouterr().out
+    assert "1 file, 24 rows, 0 skipped" in said and "tokens in training" in said and "not known yet" in said
+    assert {p: p.stat().st_mtime_ns for p in project.glob("cache/*/*/*")} == made
+
+
+def test_lengths_at_the_edges():
+    lengths = np.concatenate([np.arange(1, 300), [1000]])
+    found = dataset.histogram(lengths)
+    assert [(a, b) for a, b, _ in found][:3] == [(1, 8), (9, 16), (17, 32)] and found[-1][:2] == (513, 1024)
+    assert [n for *_, n in found] == [((lengths >= a) & (lengths <= b)).sum() for a, b, _ in found]
+    assert dataset.histogram(np.array([8])) == [(1, 8, 1)]
+
+
+def test_parsing_goes_on_at_every_row(tmp_path):
+    "Whichever row a reader was interrupted behind, the rest is what it would have read; a text may look like a zip file"
+    for seed in range(8):
+        raw, _, content = random_table(random.Random(seed))
+        raw = raw.replace(b"x", b"PK\x03\x04").replace(b"tePK\x03\x04t", b"text")
+        (tmp_path / "a.csv").write_bytes(raw)
+        config = Config(data={"train": str(tmp_path / "a.csv"), "cache": str(tmp_path / "cache")})
+        with dataset.preparation(config) as job:
+            files = dataset.find_files(config.data.train, config)
+            calm = list(dataset.texts(files, job))
+            assert len(calm) == len(content)
+            for i, (_, _, mark) in enumerate(calm):
+                assert list(dataset.texts(files, job, mark)) == calm[i + 1 :]

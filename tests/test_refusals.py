@@ -1,6 +1,6 @@
 """What users get wrong, and what they read then.
 
-Each row breaks one thing in a good project and runs `gpuml train`: the message names the place, the exit code is the
+Each row breaks one thing in a good project and runs `gpuml train` (or `data`, or `predict`): the message names the place, the exit code is the
 contract's, there is no traceback, no run folder, and no MLflow run.
 """
 
@@ -163,10 +163,18 @@ LINES = {
 }  # fmt: skip
 
 
-def refused(project, arguments, code, message, capsys):
+def a_run(project):
+    "What `gpuml predict` reads of a finished run before it loads the model"
+    (project / "outputs" / "dev-1").mkdir(parents=True)
+    (project / "outputs" / "dev-1" / "certificate.json").write_text("{}")
+    (project / "outputs" / "dev-1" / "metrics.json").write_text('{"classes": {"billing": {}, "delivery": {}}}')
+    (project / "outputs" / "dev-1" / "config.yaml").write_text((project / "config" / "dev.yaml").read_text())
+
+
+def refused(project, arguments, code, message, capsys, command="train"):
     "Run the command and check everything that a refusal promises"
     before, started = set(project.rglob("*")), time.monotonic()
-    assert main(["train", *arguments]) == code
+    assert main([command, *arguments]) == code
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
@@ -182,11 +190,49 @@ def test_config(name, project, capsys):
     refused(project, [], code, message, capsys)
 
 
+@pytest.mark.parametrize("command", ["train", "data"])
 @pytest.mark.parametrize("name", DATA)
-def test_data(name, project, capsys):
+def test_data(name, command, project, capsys):
     change, code, message = DATA[name]
     change(project)
-    refused(project, [], code, message, capsys)
+    refused(project, [], code, message, capsys, command)
+
+
+PREDICTIONS = {
+    "no such run": (["dev-2", "data", "out.csv"], 66, "dev-2: not a finished run"),
+    "no such input": (["dev-1", "data/b.csv", "out.csv"], 66, "input: no such file or folder: data/b.csv"),
+    "glob without a match": (["dev-1", "data/2026-*.csv", "out.csv"], 66, "no file matches data/2026-*.csv"),
+    "no text column": (["dev-1", "data", "out.csv", "data.text=body"], 65, "data/a.csv:1: no column 'body'; the columns are: text, label; set data.text to one of them"),
+    "output is an input": (["dev-1", "data", "data/a.csv", "--force"], 73, "data/a.csv: is one of the input files"),
+    "output is there": (["dev-1", "data", "config/dev.yaml"], 73, "config/dev.yaml: is there already; `--force` replaces it"),
+    "output is a folder": (["dev-1", "data", "config/"], 73, "config/: is a folder; name a file in it, such as config/predictions.csv"),
+    "output below a file": (["dev-1", "data", "data/a.csv/out.csv"], 73, "data/a.csv/out.csv: "),
+    "output is a bucket": (["dev-1", "data", "s3://models"], 73, "s3://models: names no object; add its name, such as s3://models/predictions.csv"),
+    "output elsewhere": (["dev-1", "data", "gs://models/a.csv"], 78, "gs://models/a.csv: must be a local path or s3://BUCKET/KEY"),
+    "several inputs": (["dev-1", "data/a.csv", "data/b.csv", "out.csv"], 78, "out.csv: gpuml predict takes a run, one input, one output, and key=value; several files are a folder, or a glob in quotes"),
+    "unknown option": (["dev-1", "data", "out.csv", "--forse"], 78, "--forse: gpuml predict takes a run, one input, one output, and key=value; unknown option; known: --force"),
+    "unknown key": (["dev-1", "data", "out.csv", "data.txt=body"], 78, "data.txt=body: unknown key 'data.txt'; did you mean 'data.text'?"),
+    "key without effect": (["dev-1", "data", "out.csv", "train.epochs=5"], 78, "train.epochs=5: a prediction does not depend on it; what can be set: data.text, data.delimiter"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_prediction(name, project, capsys):
+    arguments, code, message = PREDICTIONS[name]
+    a_run(project)
+    refused(project, arguments, code, message, capsys, "predict")
+
+
+@pytest.mark.parametrize("how", ["empty text", "Latin-1", "quote not doubled", "header only", "extra field"])
+def test_prediction_of_bad_data(how, project, capsys):
+    a_run(project)
+    DATA[how][0](project)
+    message = "data/a.csv: no good row in 1 file" if how == "header only" else DATA[how][2]
+    refused(project, ["dev-1", "data", "out.csv"], 65, message, capsys, "predict")
+
+
+def test_data_does_not_resume(project, capsys):
+    refused(project, ["--resume"], 78, "--resume: goes with gpuml train", capsys, "data")
 
 
 @pytest.fixture(scope="module")
