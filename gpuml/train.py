@@ -1530,7 +1530,12 @@ def load_run(
             if folder.exists():
                 break
     if not (folder / "certificate.json").is_file():
-        raise GpumlError(f"{run}: not a finished run: it has no certificate.json", exit_code=66)
+        why = (
+            "it has no certificate.json"
+            if folder.exists()
+            else "there is no such folder, and no such run of this project"
+        )
+        raise GpumlError(f"{run}: not a finished run: {why}", exit_code=66)
     return Run(folder)
 
 

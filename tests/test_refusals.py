@@ -199,7 +199,7 @@ def test_data(name, command, project, capsys):
 
 
 PREDICTIONS = {
-    "no such run": (["dev-2", "data", "out.csv"], 66, "dev-2: not a finished run"),
+    "no such run": (["dev-2", "data", "out.csv"], 66, "dev-2: not a finished run: there is no such folder, and no such run of this project"),
     "no such input": (["dev-1", "data/b.csv", "out.csv"], 66, "input: no such file or folder: data/b.csv"),
     "glob without a match": (["dev-1", "data/2026-*.csv", "out.csv"], 66, "no file matches data/2026-*.csv"),
     "no text column": (["dev-1", "data", "out.csv", "data.text=body"], 65, "data/a.csv:1: no column 'body'; the columns are: text, label; set data.text to one of them"),
