@@ -131,6 +131,7 @@ def test_s3_that_is_not_to_be_written_shows_at_once(run, s3, monkeypatch):
 def predict_in_child(folder, words, environment):
     os.environ.update(environment)
     os.chdir(folder)
+    os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)  # the fork server's is another test's
     os._exit(main(["predict", *words]))
 
 
@@ -155,7 +156,7 @@ def stop_in_the_middle(project, words, number, chunks):
     return child.exitcode, sum(state["counts"].values())
 
 
-def test_killed_and_continued(run, project, capfd):
+def test_killed_and_continued(run, project):
     "SIGKILL, SIGTERM, and on to the end: each row is predicted once, and the output is what a calm run writes"
     texts = some_texts(6 * TOGETHER["cpu"])
     for i in range(3):  # whose ends are not those of chunks
@@ -167,7 +168,7 @@ def test_killed_and_continued(run, project, capfd):
         f.write("half a ro")  # as if it had been killed while it wrote
     code, second = stop_in_the_middle(project, words, signal.SIGTERM, 2)
     assert code == 75 and second > first and not Path("out.csv").exists()
-    said = capfd.readouterr().err
+    said = (project / "stderr").read_text()
     assert (
         f"stopped at row {second:,} of {len(texts):,}; the same line goes on there" in said and "Traceback" not in said
     )
