@@ -248,10 +248,10 @@ def outage(bench: Bench) -> None:
     shutil.copy(bench.home / "empty.db", bench.home / "server" / "server.db")
     server, seconds = Server(bench.home / "server"), {"up": [], "away": []}
     server.start()
-    for _ in range(5):
+    for _ in range(4):
         for state, uri in (("up", server.uri), ("away", "http://127.0.0.2:9")):
             folder = bench.project()
-            bench.attempt(folder, more=[f"tracking.uri={uri}", "train.epochs=60"])
+            bench.attempt(folder, more=[f"tracking.uri={uri}", "train.epochs=30"])
             seconds[state].append(load_run(begun(folder)[0]).metrics["seconds"])
     server.stop()
     ratios = [b / a for a, b in zip(seconds["up"], seconds["away"], strict=True)]
