@@ -475,8 +475,8 @@ def test_a_server_that_comes_late(s3):
 
 def test_a_slow_line_is_not_a_dead_one(s3, proxy, content):
     "Each part takes longer than a silent server is given"
-    storage = Storage(proxy.endpoint, patience=4)  # gives a silent server one second
-    proxy.rate = 4e6
+    storage = Storage(proxy.endpoint, patience=10)  # gives a silent server two and a half seconds
+    proxy.rate = 2e6
     storage.put_bytes(content, s3.url("a"))
     assert digest(storage.blocks(storage.info(s3.url("a")))) == digest([content])
     assert Counter(r.method for r in proxy.requests)["PUT"] == 3 and not proxy.faults
