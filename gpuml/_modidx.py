@@ -424,6 +424,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'gpuml.train._tune': ('train.html#_tune', 'gpuml/train.py'),
                              'gpuml.train._under': ('train.html#_under', 'gpuml/train.py'),
                              'gpuml.train._wait_for_other': ('train.html#_wait_for_other', 'gpuml/train.py'),
+                             'gpuml.train._worked_on': ('train.html#_worked_on', 'gpuml/train.py'),
                              'gpuml.train._working_folder': ('train.html#_working_folder', 'gpuml/train.py'),
                              'gpuml.train.confusion_svg': ('train.html#confusion_svg', 'gpuml/train.py'),
                              'gpuml.train.curve': ('train.html#curve', 'gpuml/train.py'),

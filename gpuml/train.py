@@ -211,7 +211,7 @@ def output_folder(
     "The folder of this machine that gets a folder per run; raises `OutputError` where it can't be written"
     folder = config.path(config.output)
     if is_s3(config.output):
-        folder = config.path(config.data.cache) / "runs" / fingerprint(config.output.rstrip("/"))[:16]
+        folder = _worked_on(config.path(config.data.cache), config.output)
     _check_folder(folder, f"output: {config.output}")
     return folder
 
@@ -223,6 +223,11 @@ def _check_folder(folder: Path, where: str) -> None:
         raise OutputError(f"{where}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK):
         raise OutputError(f"{where}: no permission to write in {there}")
+
+
+def _worked_on(cache: Path, output: str) -> Path:
+    "The folder in a cache for the runs of an output on S3"
+    return cache / "runs" / fingerprint(output.rstrip("/"))[:16]
 
 
 def stored_at(
@@ -1519,8 +1524,8 @@ def load_run(
     folder = Path(run)
     if is_s3(run):
         output, _, run_id = str(run).rstrip("/").rpartition("/")
-        cache = Path("~/.cache/gpuml/runs").expanduser()
-        folder = _fetched(f"{output}/{run_id}", endpoint, cache / fingerprint(output)[:16] / run_id)
+        cache = _worked_on(Path("~/.cache/gpuml").expanduser(), output)
+        folder = _fetched(f"{output}/{run_id}", endpoint, cache / run_id)
     for name in config_names() if folder.name == str(run) and not folder.exists() else ():
         with suppress(GpumlError):  # of a config that has nothing to do with the run
             config = load(name)
