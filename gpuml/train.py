@@ -948,7 +948,7 @@ def _prepare(attempt: _Attempt) -> None:
     _find_checkpoint(attempt)
     report.now("model")
     set_seed(config.train.seed)
-    attempt.classifier = model.load_classifier(place, attempt.data.labels)
+    attempt.classifier = model.load_classifier(place, attempt.data.labels, config.model.dropout)
     attempt.classifier.config.pad_token_id = attempt.tokenizer.pad_token_id
     _check(attempt)
 
