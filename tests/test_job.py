@@ -26,7 +26,9 @@ EVERYTHING = [
     "compute.env={HF_HUB_OFFLINE: '1'}",
     "compute.grace=90",
 ]
-SOURCE = Source("0f2a9c11d4e5aa01", "s3://models/production/.bundles/0f2a9c11d4e5aa01.tar.gz", "nbs/train.ipynb", "Ada L.", "c0ffee")
+SOURCE = Source(
+    "0f2a9c11d4e5aa01", "s3://models/production/.bundles/0f2a9c11d4e5aa01.tar.gz", "nbs/train.ipynb", "Ada L.", "c0ffee"
+)
 
 
 def made(*overrides: str) -> dict:
@@ -52,7 +54,10 @@ def validate(tmp_path_factory):
     if not tool.exists():
         shutil.rmtree(home, ignore_errors=True)
         subprocess.run([*uv, "venv", "-q", "--python", sys.executable, home], check=True)
-        subprocess.run([*uv, "pip", "install", "-q", "--python", home / "bin" / "python", "kubernetes-validate==1.37.0"], check=True)
+        subprocess.run(
+            [*uv, "pip", "install", "-q", "--python", home / "bin" / "python", "kubernetes-validate==1.37.0"],
+            check=True,
+        )
 
     def run(version, text):
         file = tmp_path_factory.mktemp("manifest") / "job.yaml"
@@ -84,7 +89,11 @@ def test_rules_of_the_job_api():
         assert ("onPodConditions" in rule) != ("onExitCodes" in rule)
         if codes := rule.get("onExitCodes"):
             assert codes["containerName"] in names and codes["operator"] == "In"
-            assert 0 not in codes["values"] and codes["values"] == sorted(set(codes["values"])) and len(codes["values"]) <= 255
+            assert (
+                0 not in codes["values"]
+                and codes["values"] == sorted(set(codes["values"]))
+                and len(codes["values"]) <= 255
+            )
     assert len(job["metadata"]["name"]) <= 63
     assert all(len(value) <= 63 for value in job["metadata"]["labels"].values())
 
@@ -100,7 +109,9 @@ def test_verdicts(code):
 def test_restricted():
     "The Pod Security Standard `restricted`, field by field"
     pod = made()["spec"]["template"]["spec"]
-    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    assert (
+        pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    )
     for container in pod["containers"]:
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False and context["capabilities"] == {"drop": ["ALL"]}

@@ -1,7 +1,6 @@
 "Jobs on a real control plane: submitted, explained, followed, preempted, cancelled, found again"
 
 import json
-import os
 
 import pytest
 
