@@ -17,7 +17,7 @@ import psutil
 from tests.cluster.api import ApiError
 
 ROOT = Path(__file__).parent.parent.parent
-ISOLATED = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child"]
+ISOLATED = ["unshare", "--mount", "--pid", "--uts", "sh", "-c", 'setpriv --pdeathsig KILL "$@"; exit $?', "sh"]
 PULL_BACK_OFF, CONFIG_RETRY = 5.0, 1.0  # seconds; a kubelet takes 10 and more
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 KINDS = {"secret": "Secret", "configMap": "ConfigMap"}
