@@ -36,7 +36,7 @@ class Agent:
         self.services = {}  # addresses that pods know by name, such as {"mlflow": "127.1.2.3"}
         self.image = {"PATH": f"{Path(sys.executable).parent}:{PATH}"}  # as an image's ENV
         self.entrypoint = []  # as an image's ENTRYPOINT: for containers without `command`
-        self.isolated = _may_isolate()
+        self.isolated = _may_isolate()  # may be set to False, for the pods that start from then on
         self.logs = log_server(self, plane.certificate, plane.key)
         self.stopping = threading.Event()
 

@@ -126,7 +126,6 @@ class Plane:
     def _controller_manager(self) -> dict:
         return {
             "kubeconfig": self.kubeconfig(),
-            "controllers": "*,-attachdetach,-bootstrapsigner,-nodeipam,-tokencleaner",
             "service-account-private-key-file": self.key,
             "root-ca-file": self.certificate,
             "node-monitor-period": "1s",

@@ -49,6 +49,7 @@ def test_a_job_runs_and_its_log_can_be_read_meanwhile_and_after(cluster, namespa
     follower.join(10)
     assert followed == ["one\ntwo\n"] == [cluster.admin.logs(namespace, pod)]
     assert cluster.admin.logs(namespace, pod, tailLines=1) == "two\n"
+    assert cluster.admin.logs(namespace, pod, tailLines=9) == "one\ntwo\n"
     assert cluster.admin.logs(namespace, pod, timestamps="true").startswith("20")
 
 
@@ -122,15 +123,16 @@ def test_volumes(cluster, namespace):
     volumes = [{"name": "scratch", "emptyDir": {}}, {"name": "keys", "secret": {"secretName": "gpuml-s3"}}]
     places = {"scratch": ["/no-such-folder/scratch", "/home/nobody-lives-here/x", "/tmp"], "keys": ["/var/keys"]}
     mounts = [{"name": name, "mountPath": path} for name, paths in places.items() for path in paths]
-    script = "echo hello > /tmp/a; cat /no-such-folder/scratch/a /home/nobody-lives-here/x/a /var/keys/KEY; ls /tmp; "
-    body = job("j", script + "pwd; python -c 'import gpuml'", volumes=volumes, workingDir="/tmp")
+    script = "echo hello > /tmp/a; cat /no-such-folder/scratch/a /home/nobody-lives-here/x/a /var/keys/KEY; "
+    script += "echo; pwd; touch $HOME/a $TMPDIR/a; python -c 'import gpuml'"
+    body = job("j", script, volumes=volumes)
     container = body["spec"]["template"]["spec"]["containers"][0]
     container |= {"volumeMounts": mounts, "workingDir": "/no-such-folder/scratch"}
     cluster.admin.create("jobs", namespace, body)
     assert cluster.wait_job(namespace, "j") == "Complete"
     (pod,) = cluster.pods(namespace, "j")
     log = cluster.admin.logs(namespace, pod["metadata"]["name"])
-    assert log.startswith("hello\nhello\nk1") and log.endswith("a\n/no-such-folder/scratch\n")
+    assert log == "hello\nhello\nk1\n/no-such-folder/scratch\n"
     assert not any(os.path.exists(path) for path in ("/no-such-folder", "/home/nobody-lives-here", "/var/keys"))
 
 
@@ -167,6 +169,18 @@ def test_after_the_grace_period_it_is_killed(cluster, namespace):
     last = next(changed for kind, changed in watched if kind == "DELETED")
     assert 2 <= time.monotonic() - asked < 8
     assert state(last)["exitCode"] == 137 and not process.is_running()
+
+
+def test_without_namespaces(cluster, namespace, monkeypatch):
+    monkeypatch.setattr(cluster.agent, "isolated", False)
+    submit(cluster, namespace, "j", f"echo because > $GPUML_TERMINATION_LOG; cd $HOME; sleep 60 & {POLITE}", grace=20)
+    pod = logged(cluster, namespace, "j")
+    (left,) = [child for child in cluster.agent.worker(namespace, pod).main.children() if "60" in child.cmdline()]
+    watched = cluster.admin.watch("pods", namespace, fieldSelector=f"metadata.name={pod}")
+    cluster.admin.delete("pods", namespace, pod)
+    last = next(changed for kind, changed in watched if kind == "DELETED")
+    assert (state(last)["exitCode"], state(last)["message"]) == (75, "because\n")
+    cluster.wait(lambda: not left.is_running(), 5, "the end of what the main process left behind")
 
 
 def test_process_1_gets_no_signal_that_it_does_not_ask_for(cluster, namespace):

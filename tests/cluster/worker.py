@@ -41,7 +41,7 @@ class Worker(threading.Thread):
         self.node, self.container = self.spec["nodeName"], self.spec["containers"][0]
         self.folder = agent.folder / f"{self.name}-{self.uid[:8]}"
         self.process, self.main, self.started_at = None, None, None
-        self.kill_at, self.abandoned, self.changed = None, False, threading.Event()
+        self.kill_at, self.told, self.abandoned, self.changed = None, False, False, threading.Event()
         self.bound_at, self.waiting = now(), "ContainerCreating"
         self.end_as, self.evicted = {}, {}  # how the end is reported, if not by the exit code alone
         self.lines, self.ended, self.more = [], False, threading.Condition()  # the log: (time, line)
@@ -66,14 +66,21 @@ class Worker(threading.Thread):
 
     def terminate(self, grace: float) -> None:
         "SIGTERM now, SIGKILL after the grace period"
-        first, kill_at = self.kill_at is None, time.monotonic() + grace
-        self.kill_at = kill_at if first else min(self.kill_at, kill_at)
+        kill_at = time.monotonic() + grace
+        self.kill_at = kill_at if self.kill_at is None else min(self.kill_at, kill_at)
         self.changed.set()
-        if first and self.main:
-            self._event("Killing", f"Stopping container {self.container['name']}")
-            self._signal(signal.SIGTERM)
+        self._say_stop()
         if self.ended:
             self.delete()
+
+    def _say_stop(self) -> None:
+        "SIGTERM, once"
+        with self.more:
+            first = self.main and not self.told
+            self.told = self.told or first
+        if first:
+            self._signal(signal.SIGTERM)
+            self._event("Killing", f"Stopping container {self.container['name']}")
 
     def abandon(self) -> None:
         "The process ends at once, and nothing is reported"
@@ -227,8 +234,8 @@ class Worker(threading.Thread):
         self._report("Running", {"running": {"startedAt": self.started_at}})
         if self.abandoned:  # while it was starting
             self._signal(signal.SIGKILL)
-        elif self.kill_at:
-            self._signal(signal.SIGTERM)
+        elif self.kill_at is not None:
+            self._say_stop()
 
     def _check_command(self, program: str, environment: dict[str, str]) -> None:
         in_volume = any(Path(program).is_relative_to(m["mountPath"]) for m in self.container.get("volumeMounts", []))
@@ -250,7 +257,7 @@ class Worker(threading.Thread):
         hosts = self.folder / "hosts"
         hosts.write_text("".join(f"{address}\t{name}\n" for name, address in names.items()))
         mounts = [(hosts, "/etc/hosts"), (self.folder / "termination-log", "/dev/termination-log"), *mounts]
-        image = [ROOT, Path(sys.base_prefix)]  # what an image would have: not to be hidden by a volume
+        image = [ROOT, Path(sys.base_prefix), self.folder]  # what an image would have: not to be hidden by a volume
         mounts += [(folder, folder) for folder in image if any(folder.is_relative_to(target) for _, target in mounts)]
         script = [Path(__file__).with_name("pod.sh"), self.folder / "root", self.name, workdir, self.folder / "started"]
         return [*ISOLATED, *map(str, script), *(str(path) for mount in mounts for path in mount), "--"]
