@@ -12,6 +12,7 @@ import pytest
 from tests.cluster.api import ApiError
 from tests.cluster.cluster import job, phase, state
 from tests.cluster.plane import find_servers
+from tests.cluster.worker import ROOT, reachable
 
 STUBBORN = "trap 'echo told to stop' TERM; echo ready; while true; do sleep 0.1; done"
 POLITE = "trap 'echo told to stop; exit 75' TERM; echo ready; while true; do sleep 0.1; done"
@@ -134,6 +135,24 @@ def test_volumes(cluster, namespace):
     log = cluster.admin.logs(namespace, pod["metadata"]["name"])
     assert log == "hello\nhello\nk1\n/no-such-folder/scratch\n"
     assert not any(os.path.exists(path) for path in ("/no-such-folder", "/home/nobody-lives-here", "/var/keys"))
+
+
+def test_security_context(cluster, namespace):
+    if not cluster.agent.isolated:
+        pytest.skip("users and mounts need namespaces of Linux: run as root")
+    security = {"runAsUser": 10001, "runAsGroup": 10001}
+    body = job("j", "id -u; touch /work/a; for d in / /tmp /work /var $HOME /ro; do [ -w $d ] && echo $d; done; true")
+    spec = body["spec"]["template"]["spec"] | {
+        "volumes": [{"name": "work", "emptyDir": {}}],
+        "securityContext": security,
+    }
+    mounts = [{"name": "work", "mountPath": "/work"}, {"name": "work", "mountPath": "/ro", "readOnly": True}]
+    spec["containers"][0] |= {"volumeMounts": mounts, "securityContext": {"readOnlyRootFilesystem": True}}
+    body["spec"]["template"]["spec"] = spec
+    cluster.admin.create("jobs", namespace, body)
+    pod = cluster.wait_pod(namespace, "j", phase("Succeeded"))["metadata"]["name"]
+    uid = 10001 if reachable(ROOT) else 0
+    assert cluster.admin.logs(namespace, pod) == f"{uid}\n/work\n"
 
 
 def test_pods_know_services_by_name(cluster, namespace):

@@ -40,6 +40,8 @@ class Worker(threading.Thread):
         self.namespace, self.name, self.uid = (pod["metadata"][key] for key in ("namespace", "name", "uid"))
         self.node, self.container = self.spec["nodeName"], self.spec["containers"][0]
         self.folder = agent.folder / f"{self.name}-{self.uid[:8]}"
+        self.inside = Path("/pod") if agent.isolated else self.folder  # the folder as the pod sees it
+        self.security = self.spec.get("securityContext", {}) | self.container.get("securityContext", {})
         self.process, self.main, self.started_at = None, None, None
         self.kill_at, self.told, self.abandoned, self.changed = None, False, False, threading.Event()
         self.bound_at, self.waiting = now(), "ContainerCreating"
@@ -48,7 +50,8 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         for part in ("home", "tmp", "work", "root", "volumes"):
-            (self.folder / part).mkdir(parents=True, exist_ok=True)
+            (self.folder / part).mkdir(parents=True)
+            (self.folder / part).chmod(0o777)  # the pod's user writes there
         try:
             self._wait("ContainerCreating")
             self._pull_image()
@@ -167,6 +170,7 @@ class Worker(threading.Thread):
         for volume in self.spec.get("volumes", []):
             folders[volume["name"]] = folder = self.folder / "volumes" / volume["name"]
             folder.mkdir(exist_ok=True)
+            folder.chmod(0o777)
             for kind in KINDS.keys() & volume.keys():
                 for name, value in self._data(kind, volume[kind]).items():
                     (folder / name).write_text(value)
@@ -174,7 +178,7 @@ class Worker(threading.Thread):
 
     def _environment(self) -> dict[str, str]:
         "All that the process finds in its environment: nothing of the tests' own"
-        own = {"HOSTNAME": self.name, "HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp")}
+        own = {"HOSTNAME": self.name, "HOME": str(self.inside / "home"), "TMPDIR": str(self.inside / "tmp")}
         if not self.agent.isolated:
             own["GPUML_TERMINATION_LOG"] = str(self.folder / "termination-log")
         values = own | self.agent.image
@@ -212,13 +216,12 @@ class Worker(threading.Thread):
         command = [*(self.container.get("command") or self.agent.entrypoint), *self.container.get("args", [])]
         command = [expand(word, environment) for word in command]
         self._check_command(command[0], environment)
-        mounts = self.container.get("volumeMounts", [])
-        mounts = [(volumes[m["name"]] / m.get("subPath", ""), m["mountPath"]) for m in mounts]
-        workdir = self.container.get("workingDir") or str(self.folder / "work")
+        workdir = Path(self.container.get("workingDir") or self.inside / "work")
         (self.folder / "termination-log").touch()
+        (self.folder / "termination-log").chmod(0o666)
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *self._isolation(mounts, workdir), *command],
-            cwd=workdir if Path(workdir).is_dir() else self.folder / "work",
+            ["setpriv", "--pdeathsig", "KILL", *self._isolation(volumes, workdir), *command],
+            cwd=workdir if workdir.is_dir() else self.folder / "work",
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -249,18 +252,26 @@ class Worker(threading.Thread):
         self._report_end(128)
         raise Stopped
 
-    def _isolation(self, mounts: list[tuple[Path, str]], workdir: str) -> list[str]:
+    def _isolation(self, volumes: dict[str, Path], workdir: Path) -> list[str]:
         "What comes before the command where it gets namespaces of its own"
         if not self.agent.isolated:
             return []
         names = {"localhost": "127.0.0.1", self.name: "127.0.0.1", **self.agent.services}
         hosts = self.folder / "hosts"
         hosts.write_text("".join(f"{address}\t{name}\n" for name, address in names.items()))
-        mounts = [(hosts, "/etc/hosts"), (self.folder / "termination-log", "/dev/termination-log"), *mounts]
-        image = [ROOT, Path(sys.base_prefix), self.folder]  # what an image would have: not to be hidden by a volume
-        mounts += [(folder, folder) for folder in image if any(folder.is_relative_to(target) for _, target in mounts)]
-        script = [Path(__file__).with_name("pod.sh"), self.folder / "root", self.name, workdir, self.folder / "started"]
-        return [*ISOLATED, *map(str, script), *(str(path) for mount in mounts for path in mount), "--"]
+        mode = "ro" if self.security.get("readOnlyRootFilesystem") else "rw"
+        mounts = [(self.folder, self.inside, mode), (hosts, "/etc/hosts", mode)]
+        mounts += [(self.folder / "termination-log", "/dev/termination-log", "rw")]
+        for mount in self.container.get("volumeMounts", []):
+            source = volumes[mount["name"]] / mount.get("subPath", "")
+            mounts.append((source, mount["mountPath"], "ro" if mount.get("readOnly") else "rw"))
+        for folder in (ROOT, Path(sys.base_prefix)):  # what an image would have: not to be hidden by a volume
+            if any(folder.is_relative_to(target) for _, target, _ in mounts):
+                mounts.append((folder, folder, mode))
+        user = self.security.get("runAsUser", 0) if reachable(ROOT) else 0
+        settings = [self.folder / "root", mode, f"{user}:{self.security.get('runAsGroup', 0)}"]
+        settings += [self.name, workdir, self.folder / "started", *(part for mount in mounts for part in mount), "--"]
+        return [*ISOLATED, *map(str, [Path(__file__).with_name("pod.sh"), *settings])]
 
     def _main_process(self) -> psutil.Process | None:
         "The process that gets the signals: number 1 of the pod, once its namespaces are made"
@@ -367,6 +378,11 @@ class Worker(threading.Thread):
             self.api.create("events", self.namespace, {**body, "firstTimestamp": now(), "lastTimestamp": now()})
         except ApiError:
             pass  # the namespace is being deleted
+
+
+def reachable(folder: Path) -> bool:
+    "Whether any user can get there"
+    return all(place.stat().st_mode & 0o001 for place in (folder, *folder.parents))
 
 
 def now() -> str:
