@@ -11,7 +11,6 @@ import pytest
 
 from tests.cluster.api import ApiError
 from tests.cluster.cluster import job, phase, state
-from tests.cluster.plane import find_servers
 from tests.cluster.worker import ROOT, reachable
 
 STUBBORN = "trap 'echo told to stop' TERM; echo ready; while true; do sleep 0.1; done"
@@ -57,8 +56,8 @@ def test_a_job_runs_and_its_log_can_be_read_meanwhile_and_after(cluster, namespa
 def test_the_usual_client_reads_the_log(cluster, namespace):
     import kubernetes
 
-    submit(cluster, namespace, "j", "echo one; sleep 0.2; echo two")
-    pod = cluster.wait_pod(namespace, "j", phase("Succeeded"))["metadata"]["name"]
+    submit(cluster, namespace, "j", "echo one; sleep 1; echo two")
+    pod = cluster.wait_pod(namespace, "j", phase("Running"))["metadata"]["name"]
     api = kubernetes.client.CoreV1Api(kubernetes.config.new_client_from_config(str(cluster.plane.kubeconfig())))
     answer = api.read_namespaced_pod_log(pod, namespace, follow=True, _preload_content=False)
     assert b"".join(answer.stream()) == b"one\ntwo\n"
@@ -335,7 +334,7 @@ def test_users(cluster, namespace):
             cluster.plane.api(user).get("pods", namespace)
 
 
-def test_nothing_outlives_the_tests(tmp_path):
+def test_nothing_outlives_the_tests(plane, tmp_path):
     "Neither servers nor pods, also when the tests are killed"
     script = """
         import pathlib, sys, time
@@ -348,7 +347,6 @@ def test_nothing_outlives_the_tests(tmp_path):
         print("running", flush=True)
         time.sleep(60)
     """
-    find_servers()
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
     tests = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."})
     assert tests.stdout.readline() == "running\n"

@@ -1,6 +1,5 @@
-"One pod on the agent's node: its environment, its process, and what is reported of it"
+"One pod on a node of the agent's: its process, and what is reported of it"
 
-import base64
 import datetime
 import os
 import re
@@ -15,20 +14,16 @@ from pathlib import Path
 import psutil
 
 from tests.cluster.api import ApiError
+from tests.cluster.environment import ConfigError, expand, variables, write_volumes
 
 ROOT = Path(__file__).parent.parent.parent
 ISOLATED = ["unshare", "--mount", "--pid", "--uts", "sh", "-c", 'setpriv --pdeathsig KILL "$@"; exit $?', "sh"]
 PULL_BACK_OFF, CONFIG_RETRY = 5.0, 1.0  # seconds; a kubelet takes 10 and more
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-KINDS = {"secret": "Secret", "configMap": "ConfigMap"}
 
 
 class Stopped(Exception):
     "The pod is deleted, or its node lost, before its process started"
-
-
-class ConfigError(Exception):
-    "The container can't be made as it is described"
 
 
 class Worker(threading.Thread):
@@ -40,7 +35,8 @@ class Worker(threading.Thread):
         self.namespace, self.name, self.uid = (pod["metadata"][key] for key in ("namespace", "name", "uid"))
         self.node, self.container = self.spec["nodeName"], self.spec["containers"][0]
         self.folder = agent.folder / f"{self.name}-{self.uid[:8]}"
-        self.inside = Path("/pod") if agent.isolated else self.folder  # the folder as the pod sees it
+        self.isolated = agent.isolated
+        self.inside = Path("/pod") if self.isolated else self.folder  # the folder as the pod sees it
         self.security = self.spec.get("securityContext", {}) | self.container.get("securityContext", {})
         self.process, self.main, self.started_at = None, None, None
         self.kill_at, self.told, self.abandoned, self.changed = None, False, False, threading.Event()
@@ -49,7 +45,7 @@ class Worker(threading.Thread):
         self.lines, self.ended, self.more = [], False, threading.Condition()  # the log: (time, line)
 
     def run(self) -> None:
-        for part in ("home", "tmp", "work", "root", "volumes"):
+        for part in ("home", "tmp", "work", "root"):
             (self.folder / part).mkdir(parents=True)
             (self.folder / part).chmod(0o777)  # the pod's user writes there
         try:
@@ -125,10 +121,8 @@ class Worker(threading.Thread):
         if "no-such-image" not in image:
             self._event("Pulled", f'Container image "{image}" already present on machine')
             return
-        failure = (
-            f'failed to pull and unpack image "{image}": failed to resolve reference "{image}": {image}: not found'
-        )
-        failure = f"rpc error: code = NotFound desc = {failure}"
+        failure = f'failed to pull and unpack image "{image}": failed to resolve reference "{image}": {image}'
+        failure = f"rpc error: code = NotFound desc = {failure}: not found"
         while True:
             self._event("Pulling", f'Pulling image "{image}"')
             self._event("Failed", f'Failed to pull image "{image}": {failure}', "Warning")
@@ -142,73 +136,20 @@ class Worker(threading.Thread):
 
     def _configure(self) -> tuple[dict[str, Path], dict[str, str]]:
         "Volumes and environment, once what they need is there"
+        image = {"HOSTNAME": self.name, "HOME": str(self.inside / "home"), "TMPDIR": str(self.inside / "tmp")}
+        if not self.isolated:
+            image["GPUML_TERMINATION_LOG"] = str(self.folder / "termination-log")
+        image |= self.agent.image
         said = None
         while True:
             try:
-                return self._volumes(), self._environment()
+                return write_volumes(self.api, self.pod, self.folder / "volumes"), variables(self.api, self.pod, image)
             except ConfigError as error:
                 if said != str(error):
                     said = str(error)
                     self._event("Failed", f"Error: {said}", "Warning")
                     self._wait("CreateContainerConfigError", said)
                 self._pause(CONFIG_RETRY)
-
-    def _data(self, kind: str, source: dict) -> dict[str, str]:
-        "The content of a Secret or a ConfigMap"
-        name = source.get("name") or source["secretName"]
-        try:
-            data = self.api.get(f"{kind.lower()}s", self.namespace, name).get("data", {})
-        except ApiError as error:
-            if error.status == 404 and source.get("optional"):
-                return {}
-            raise ConfigError(f'{kind.lower()} "{name}" not found') from None
-        return {key: base64.b64decode(value).decode() for key, value in data.items()} if kind == "secret" else data
-
-    def _volumes(self) -> dict[str, Path]:
-        "A folder for each volume, by its name: with the files of a Secret or ConfigMap, else empty"
-        folders = {}
-        for volume in self.spec.get("volumes", []):
-            folders[volume["name"]] = folder = self.folder / "volumes" / volume["name"]
-            folder.mkdir(exist_ok=True)
-            folder.chmod(0o777)
-            for kind in KINDS.keys() & volume.keys():
-                for name, value in self._data(kind, volume[kind]).items():
-                    (folder / name).write_text(value)
-        return folders
-
-    def _environment(self) -> dict[str, str]:
-        "All that the process finds in its environment: nothing of the tests' own"
-        own = {"HOSTNAME": self.name, "HOME": str(self.inside / "home"), "TMPDIR": str(self.inside / "tmp")}
-        if not self.agent.isolated:
-            own["GPUML_TERMINATION_LOG"] = str(self.folder / "termination-log")
-        values = own | self.agent.image
-        for source in self.container.get("envFrom", []):
-            (kind,) = (kind for kind in KINDS if f"{kind}Ref" in source)
-            data = self._data(kind, source[f"{kind}Ref"])
-            values |= {source.get("prefix", "") + key: value for key, value in data.items()}
-        for variable in self.container.get("env", []):
-            value = self._value(variable["valueFrom"]) if "valueFrom" in variable else variable.get("value", "")
-            if value is not None:
-                values[variable["name"]] = expand(value, values)
-        return values
-
-    def _value(self, source: dict) -> str | None:
-        "What `valueFrom` stands for"
-        if "fieldRef" in source:
-            return self._field(source["fieldRef"]["fieldPath"])
-        (kind,) = (kind for kind in KINDS if f"{kind}KeyRef" in source)
-        source = source[f"{kind}KeyRef"]
-        data = self._data(kind, source)
-        if source["key"] not in data and not source.get("optional"):
-            raise ConfigError(f"couldn't find key {source['key']} in {KINDS[kind]} {self.namespace}/{source['name']}")
-        return data.get(source["key"])
-
-    def _field(self, path: str) -> str:
-        "Such as metadata.name, or metadata.labels['app']"
-        whole = {**self.pod, "status": {"podIP": "127.0.0.1", "hostIP": "127.0.0.1"}}
-        section, field, key = re.fullmatch(r"(\w+)\.(\w+)(?:\['(.+)'\])?", path).groups()
-        found = whole[section].get(field, "")
-        return found.get(key, "") if key else found
 
     # The process
 
@@ -244,17 +185,15 @@ class Worker(threading.Thread):
         in_volume = any(Path(program).is_relative_to(m["mountPath"]) for m in self.container.get("volumeMounts", []))
         if in_volume or shutil.which(program, path=environment["PATH"]):
             return
-        self.end_as = {
-            "reason": "StartError",
-            "message": f'exec: "{program}": executable file not found in $PATH: unknown',
-        }
-        self._event("Failed", f"Error: {self.end_as['message']}", "Warning")
+        failure = f'exec: "{program}": executable file not found in $PATH: unknown'
+        self.end_as = {"reason": "StartError", "message": failure}
+        self._event("Failed", f"Error: {failure}", "Warning")
         self._report_end(128)
         raise Stopped
 
     def _isolation(self, volumes: dict[str, Path], workdir: Path) -> list[str]:
         "What comes before the command where it gets namespaces of its own"
-        if not self.agent.isolated:
+        if not self.isolated:
             return []
         names = {"localhost": "127.0.0.1", self.name: "127.0.0.1", **self.agent.services}
         hosts = self.folder / "hosts"
@@ -276,7 +215,7 @@ class Worker(threading.Thread):
     def _main_process(self) -> psutil.Process | None:
         "The process that gets the signals: number 1 of the pod, once its namespaces are made"
         outer = psutil.Process(self.process.pid)
-        if not self.agent.isolated:
+        if not self.isolated:
             return outer
         while not (self.folder / "started").exists() and self.process.poll() is None:
             time.sleep(0.01)
@@ -295,7 +234,7 @@ class Worker(threading.Thread):
         if not self.main:
             return
         try:
-            if number == signal.SIGKILL and not self.agent.isolated:
+            if number == signal.SIGKILL and not self.isolated:
                 os.killpg(self.process.pid, number)
             else:
                 self.main.send_signal(number)
@@ -335,7 +274,7 @@ class Worker(threading.Thread):
 
     def _report_end(self, code: int) -> None:
         if self.process:
-            if not self.agent.isolated:
+            if not self.isolated:
                 self._signal(signal.SIGKILL)  # what the main process left behind
             self.reader.join(2)
         log = self.folder / "termination-log"
@@ -352,11 +291,9 @@ class Worker(threading.Thread):
             return
         ready = phase == "Running"
         unready = {} if ready else {"reason": "PodCompleted" if phase == "Succeeded" else "ContainersNotReady"}
-        readiness = {"status": str(ready), **unready}
+        readiness = {"status": str(ready), "lastTransitionTime": now(), **unready}
         conditions = [{"type": "Initialized", "status": "True"}]
-        conditions += [
-            {"type": kind, "lastTransitionTime": now(), **readiness} for kind in ("Ready", "ContainersReady")
-        ]
+        conditions += [{"type": kind, **readiness} for kind in ("Ready", "ContainersReady")]
         if more and self.agent.version >= (1, 26):
             conditions.append({"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"})
         container = {"name": self.container["name"], "image": self.container["image"], "imageID": "", "restartCount": 0}
@@ -397,12 +334,3 @@ def in_bytes(quantity: str) -> float:
     "Such as 512Mi"
     number, unit = re.fullmatch(r"([\d.]+)(\w*)", str(quantity)).groups()
     return float(number) * UNITS[unit]
-
-
-def expand(text: str, values: dict[str, str]) -> str:
-    "With $(NAME) replaced, as Kubernetes does it: $$(NAME) stays, and so does what is not known"
-
-    def replace(match):
-        return match[0][1:] if match[1] else values.get(match[2], match[0])
-
-    return re.sub(r"(\$?)\$\((\w+)\)", replace, text)
