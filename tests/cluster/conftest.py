@@ -6,7 +6,7 @@
         (pod,) = cluster.pods(namespace, "j")
         assert cluster.admin.logs(namespace, pod["metadata"]["name"]) == "hello\\n"
 
-plane      (session) the control plane; skips where its servers are missing
+plane      (session) the control plane; where its servers are missing, all these tests are skipped
     plane.version                           such as (1, 20)
     plane.kubeconfig(user, namespace)       a file for KUBECONFIG; users: admin, prod-user, dev-user, outsider
     plane.api(user)                         an `Api`: that user's requests, as plain dicts
@@ -40,18 +40,27 @@ state(pod) are in tests.cluster.cluster. An image whose name contains `no-such-i
 A memory limit is kept for the whole process tree; what exceeds it ends with 137, OOMKilled.
 """
 
+from pathlib import Path
+
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.plane import MissingServers, Plane
+from tests.cluster.plane import MissingServers, Plane, find_servers
+
+
+def pytest_collection_modifyitems(items):
+    "Where there are no servers, the tests are left out, and one line for each file says so"
+    try:
+        find_servers()
+    except MissingServers as missing:
+        for item in items:
+            if item.path.is_relative_to(Path(__file__).parent):
+                item.add_marker(pytest.mark.skip(reason=str(missing)))
 
 
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory):
-    try:
-        plane = Plane(tmp_path_factory.mktemp("plane"))
-    except MissingServers as missing:
-        pytest.skip(str(missing))
+    plane = Plane(tmp_path_factory.mktemp("plane"))
     yield plane.start()
     plane.stop()
 

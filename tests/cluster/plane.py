@@ -32,7 +32,7 @@ def find_servers() -> dict[str, str]:
     if missing and named:
         raise MissingServers(f"GPUML_TEST_KUBERNETES={named} has no {missing}")
     if missing:
-        raise MissingServers(f"cluster tests left out, {missing} missing: `make test-all` builds them once")
+        raise MissingServers(f"no {missing} in {CACHE}: `make test-all` puts them there")
     return found
 
 
