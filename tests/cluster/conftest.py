@@ -11,6 +11,7 @@ plane      (session) the control plane; where its servers are missing, all these
     plane.kubeconfig(user, namespace)       a file for KUBECONFIG; users: admin, prod-user, dev-user, outsider
     plane.api(user)                         an `Api`: that user's requests, as plain dicts
     plane.url, plane.tokens[user], plane.certificate
+    plane.down("kube-apiserver"), plane.up("kube-apiserver")      or another server: an outage
 cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `control` (takes no pods), the
            PriorityClasses gpuml-prod (100000) and gpuml-dev (-1000, never preempts)
     cluster.admin                           the `Api` of the administrator:
@@ -27,7 +28,8 @@ cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `c
     cluster.secret(namespace, "gpuml-s3", AWS_ACCESS_KEY_ID="...", AWS_SECRET_ACCESS_KEY="...")
     cluster.service("mlflow")               an address of this machine that pods know as `mlflow`: start a server there, on
                                             its usual port; skips the test where pods get no /etc/hosts of their own
-    cluster.make_namespace(name), cluster.remove_namespace(name), cluster.remove_pod(namespace, name)
+    cluster.make_namespace(name), cluster.remove_namespace(name)  a name is free again some seconds after its removal
+    cluster.remove_pod(namespace, name)                           at once, with SIGKILL
     cluster.agent.add_node(name, gpus=1, cpu="16", memory="64Gi", labels={}, taints=[]), .remove_node(name)
     cluster.agent.vanish(node), .come_back(node)      a lost node: taken for lost after 10 s, its pods deleted 3 s later
     cluster.agent.evict(namespace, pod)               as a kubelet that runs out of memory

@@ -320,6 +320,19 @@ def test_a_lost_node(cluster, namespace):
         cluster.agent.remove_node("gpu-2")
 
 
+def test_the_api_server_goes_and_comes_back(cluster, namespace):
+    submit(cluster, namespace, "j", "echo one; while [ ! -e go ]; do sleep 0.05; done; echo two")
+    pod = logged(cluster, namespace, "j", "one\n")
+    cluster.plane.down("kube-apiserver")
+    (cluster.agent.worker(namespace, pod).folder / "work" / "go").touch()
+    cluster.agent.worker(namespace, pod).process.wait(10)
+    cluster.plane.up("kube-apiserver")
+    assert cluster.wait_job(namespace, "j") == "Complete"
+    assert cluster.admin.logs(namespace, pod) == "one\ntwo\n"
+    cluster.remove_pod(namespace, pod)
+    cluster.wait(lambda: not cluster.agent.worker(namespace, pod), 20, "the agent to see it")
+
+
 def test_quota(cluster, namespace):
     hard = {"requests.nvidia.com/gpu": "0"}
     cluster.admin.create("resourcequotas", namespace, {"metadata": {"name": "gpus"}, "spec": {"hard": hard}})
