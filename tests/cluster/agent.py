@@ -31,12 +31,12 @@ class Agent:
     "The nodes, and the workers of the pods that are bound to them"
 
     def __init__(self, plane, folder: Path):
-        self.api, self.folder, self.version = plane.api(), folder, plane.version
+        self.api, self.folder, self.version = plane.api(patience=60), folder, plane.version
         self.nodes, self.vanished, self.workers = set(), set(), {}  # names; names; by the pod's uid
         self.services = {}  # addresses that pods know by name, such as {"mlflow": "127.1.2.3"}
         self.image = {"PATH": f"{Path(sys.executable).parent}:{PATH}"}  # as an image's ENV
         self.entrypoint = []  # as an image's ENTRYPOINT: for containers without `command`
-        self.isolated = _may_isolate()
+        self.isolated = _may_isolate()  # may be set to False, for the pods that start from then on
         self.logs = log_server(self, plane.certificate, plane.key)
         self.stopping = threading.Event()
 
@@ -126,22 +126,29 @@ class Agent:
                     pass  # there is a next time
 
     def _watch(self) -> None:
+        "All pods as they are, then their changes, and all again where the connection breaks"
         while not self.stopping.is_set():
             try:
-                for change, pod in self.api.watch("pods"):
-                    self._follow(change, pod)
+                listed = self.api.get("pods")
+                for uid in self.workers.keys() - {pod["metadata"]["uid"] for pod in listed["items"]}:
+                    self._forget(uid)
+                for pod in listed["items"]:
+                    self._follow(pod)
+                for change, pod in self.api.watch("pods", resourceVersion=listed["metadata"]["resourceVersion"]):
+                    self._forget(pod["metadata"]["uid"]) if change == "DELETED" else self._follow(pod)
             except BROKEN:
                 self.stopping.wait(0.2)
 
-    def _follow(self, change: str, pod: dict) -> None:
-        "What a change of a pod means for its worker"
+    def _forget(self, uid: str) -> None:
+        "The pod's object is gone"
+        if worker := self.workers.pop(uid, None):
+            worker.abandon()
+            worker.join(5)
+            shutil.rmtree(worker.folder, ignore_errors=True)
+
+    def _follow(self, pod: dict) -> None:
+        "What the pod as it is now means for its worker"
         uid = pod["metadata"]["uid"]
-        if change == "DELETED":
-            if worker := self.workers.pop(uid, None):
-                worker.abandon()
-                worker.join(5)
-                shutil.rmtree(worker.folder, ignore_errors=True)
-            return
         if pod["spec"].get("nodeName") not in self.nodes - self.vanished:
             return
         if uid not in self.workers and pod["status"]["phase"] == "Pending":

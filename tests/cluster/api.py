@@ -1,6 +1,7 @@
 "Requests to a Kubernetes API server, as plain dicts"
 
 import json
+import time
 from collections.abc import Iterator
 
 import urllib3
@@ -8,7 +9,6 @@ import urllib3
 GROUPS = {
     "jobs": "/apis/batch/v1",
     "leases": "/apis/coordination.k8s.io/v1",
-    "poddisruptionbudgets": "/apis/policy/v1",
     "priorityclasses": "/apis/scheduling.k8s.io/v1",
     "roles": "/apis/rbac.authorization.k8s.io/v1",
     "rolebindings": "/apis/rbac.authorization.k8s.io/v1",
@@ -36,8 +36,8 @@ def address(resource: str, namespace: str = "", name: str = "", part: str = "") 
 class Api:
     "One user's requests; for any number of threads"
 
-    def __init__(self, url: str, token: str, certificate: str):
-        self.url, self.token = url, token
+    def __init__(self, url: str, token: str, certificate: str, patience: float = 0):
+        self.url, self.token, self.patience = url, token, patience  # seconds in which a server may come back
         self.http = urllib3.PoolManager(maxsize=20, ca_certs=certificate, retries=False)
 
     def request(self, method: str, path: str, body=None, query=None, kind: str = "application/json", **options):
@@ -45,7 +45,7 @@ class Api:
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": kind}
         data = None if body is None else json.dumps(body)
         text = "?" + "&".join(f"{k}={v}" for k, v in query.items()) if query else ""
-        answer = self.http.request(method, self.url + path + text, body=data, headers=headers, **options)
+        answer = self._send(method, self.url + path + text, body=data, headers=headers, **options)
         if answer.status < 400:
             return answer
         try:
@@ -53,6 +53,16 @@ class Api:
         except (ValueError, KeyError, TypeError):
             message = answer.data.decode(errors="replace")
         raise ApiError(answer.status, message)
+
+    def _send(self, *request, **options) -> urllib3.BaseHTTPResponse:
+        end = time.monotonic() + self.patience
+        while True:
+            try:
+                return self.http.request(*request, **options)
+            except urllib3.exceptions.HTTPError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
 
     def get(self, resource: str, namespace: str = "", name: str = "", **query) -> dict:
         "One object, or a list with `items`; `labelSelector`, `fieldSelector` and the like choose"
@@ -84,4 +94,6 @@ class Api:
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 event = json.loads(line)
+                if event["type"] == "ERROR":  # such as 410: what changed since is no longer known
+                    raise ApiError(event["object"]["code"], event["object"]["message"])
                 yield event["type"], event["object"]

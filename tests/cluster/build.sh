@@ -5,6 +5,7 @@ set -euo pipefail
 version=1.20.2
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/gpuml-tests/kubernetes-$version
 servers="kube-apiserver kube-scheduler kube-controller-manager"
+unset MAKEFLAGS MFLAGS MAKELEVEL    # of the make that called this
 
 say() { echo "cluster tests: $*" >&2; }
 give_up() { say "$*; or name other servers with GPUML_TEST_KUBERNETES=FOLDER"; exit 1; }

@@ -42,9 +42,9 @@ class Cluster:
 
     def remove_namespace(self, name: str) -> None:
         "With all its pods, at once; the namespace itself goes a little later"
+        self.admin.delete("namespaces", "", name)  # first: from here on no Job makes another pod
         for pod in self.admin.get("pods", name)["items"]:
             self.remove_pod(name, pod["metadata"]["name"])
-        self.admin.delete("namespaces", "", name)
 
     def remove_pod(self, namespace: str, name: str) -> None:
         "At once"

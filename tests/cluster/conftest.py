@@ -6,11 +6,12 @@
         (pod,) = cluster.pods(namespace, "j")
         assert cluster.admin.logs(namespace, pod["metadata"]["name"]) == "hello\\n"
 
-plane      (session) the control plane; skips where its servers are missing
+plane      (session) the control plane; where its servers are missing, all these tests are skipped
     plane.version                           such as (1, 20)
     plane.kubeconfig(user, namespace)       a file for KUBECONFIG; users: admin, prod-user, dev-user, outsider
     plane.api(user)                         an `Api`: that user's requests, as plain dicts
     plane.url, plane.tokens[user], plane.certificate
+    plane.down("kube-apiserver"), plane.up("kube-apiserver")      or another server: an outage
 cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `control` (takes no pods), the
            PriorityClasses gpuml-prod (100000) and gpuml-dev (-1000, never preempts)
     cluster.admin                           the `Api` of the administrator:
@@ -27,7 +28,8 @@ cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `c
     cluster.secret(namespace, "gpuml-s3", AWS_ACCESS_KEY_ID="...", AWS_SECRET_ACCESS_KEY="...")
     cluster.service("mlflow")               an address of this machine that pods know as `mlflow`: start a server there, on
                                             its usual port; skips the test where pods get no /etc/hosts of their own
-    cluster.make_namespace(name), cluster.remove_namespace(name), cluster.remove_pod(namespace, name)
+    cluster.make_namespace(name), cluster.remove_namespace(name)  a name is free again some seconds after its removal
+    cluster.remove_pod(namespace, name)                           at once, with SIGKILL
     cluster.agent.add_node(name, gpus=1, cpu="16", memory="64Gi", labels={}, taints=[]), .remove_node(name)
     cluster.agent.vanish(node), .come_back(node)      a lost node: taken for lost after 10 s, its pods deleted 3 s later
     cluster.agent.evict(namespace, pod)               as a kubelet that runs out of memory
@@ -40,18 +42,27 @@ state(pod) are in tests.cluster.cluster. An image whose name contains `no-such-i
 A memory limit is kept for the whole process tree; what exceeds it ends with 137, OOMKilled.
 """
 
+from pathlib import Path
+
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.plane import MissingServers, Plane
+from tests.cluster.plane import MissingServers, Plane, find_servers
+
+
+def pytest_collection_modifyitems(items):
+    "Where there are no servers, the tests are left out, and one line for each file says so"
+    try:
+        find_servers()
+    except MissingServers as missing:
+        for item in items:
+            if item.path.is_relative_to(Path(__file__).parent):
+                item.add_marker(pytest.mark.skip(reason=str(missing)))
 
 
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory):
-    try:
-        plane = Plane(tmp_path_factory.mktemp("plane"))
-    except MissingServers as missing:
-        pytest.skip(str(missing))
+    plane = Plane(tmp_path_factory.mktemp("plane"))
     yield plane.start()
     plane.stop()
 

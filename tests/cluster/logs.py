@@ -51,8 +51,8 @@ class Logs(http.server.BaseHTTPRequestHandler):
 def lines(worker, query: dict):
     "The lines that a request asks for, and with `follow` those that come, until the process has ended"
     shown = [index for index, (at, _) in enumerate(worker.lines) if at >= _since(query)]
-    tail = int(query.get("tailLines", len(shown)))
-    position = shown[-min(tail, len(shown))] if shown and tail else len(worker.lines)
+    tail = min(int(query.get("tailLines", len(shown))), len(shown))
+    position = shown[-tail] if tail else len(worker.lines)
     follow, timestamps = (query.get(name) == "true" for name in ("follow", "timestamps"))
     while True:
         with worker.more:

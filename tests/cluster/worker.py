@@ -1,6 +1,5 @@
-"One pod on the agent's node: its environment, its process, and what is reported of it"
+"One pod on a node of the agent's: its process, and what is reported of it"
 
-import base64
 import datetime
 import os
 import re
@@ -15,20 +14,16 @@ from pathlib import Path
 import psutil
 
 from tests.cluster.api import ApiError
+from tests.cluster.environment import ConfigError, expand, variables, write_volumes
 
 ROOT = Path(__file__).parent.parent.parent
-ISOLATED = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child"]
+ISOLATED = ["unshare", "--mount", "--pid", "--uts", "sh", "-c", 'setpriv --pdeathsig KILL "$@"; exit $?', "sh"]
 PULL_BACK_OFF, CONFIG_RETRY = 5.0, 1.0  # seconds; a kubelet takes 10 and more
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-KINDS = {"secret": "Secret", "configMap": "ConfigMap"}
 
 
 class Stopped(Exception):
     "The pod is deleted, or its node lost, before its process started"
-
-
-class ConfigError(Exception):
-    "The container can't be made as it is described"
 
 
 class Worker(threading.Thread):
@@ -40,15 +35,19 @@ class Worker(threading.Thread):
         self.namespace, self.name, self.uid = (pod["metadata"][key] for key in ("namespace", "name", "uid"))
         self.node, self.container = self.spec["nodeName"], self.spec["containers"][0]
         self.folder = agent.folder / f"{self.name}-{self.uid[:8]}"
+        self.isolated = agent.isolated
+        self.inside = Path("/pod") if self.isolated else self.folder  # the folder as the pod sees it
+        self.security = self.spec.get("securityContext", {}) | self.container.get("securityContext", {})
         self.process, self.main, self.started_at = None, None, None
-        self.kill_at, self.abandoned, self.changed = None, False, threading.Event()
+        self.kill_at, self.told, self.abandoned, self.changed = None, False, False, threading.Event()
         self.bound_at, self.waiting = now(), "ContainerCreating"
         self.end_as, self.evicted = {}, {}  # how the end is reported, if not by the exit code alone
         self.lines, self.ended, self.more = [], False, threading.Condition()  # the log: (time, line)
 
     def run(self) -> None:
-        for part in ("home", "tmp", "work", "root", "volumes"):
-            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        for part in ("home", "tmp", "work", "root"):
+            (self.folder / part).mkdir(parents=True)
+            (self.folder / part).chmod(0o777)  # the pod's user writes there
         try:
             self._wait("ContainerCreating")
             self._pull_image()
@@ -66,14 +65,21 @@ class Worker(threading.Thread):
 
     def terminate(self, grace: float) -> None:
         "SIGTERM now, SIGKILL after the grace period"
-        first, kill_at = self.kill_at is None, time.monotonic() + grace
-        self.kill_at = kill_at if first else min(self.kill_at, kill_at)
+        kill_at = time.monotonic() + grace
+        self.kill_at = kill_at if self.kill_at is None else min(self.kill_at, kill_at)
         self.changed.set()
-        if first and self.main:
-            self._event("Killing", f"Stopping container {self.container['name']}")
-            self._signal(signal.SIGTERM)
+        self._say_stop()
         if self.ended:
             self.delete()
+
+    def _say_stop(self) -> None:
+        "SIGTERM, once"
+        with self.more:
+            first = self.main and not self.told
+            self.told = self.told or first
+        if first:
+            self._signal(signal.SIGTERM)
+            self._event("Killing", f"Stopping container {self.container['name']}")
 
     def abandon(self) -> None:
         "The process ends at once, and nothing is reported"
@@ -115,10 +121,8 @@ class Worker(threading.Thread):
         if "no-such-image" not in image:
             self._event("Pulled", f'Container image "{image}" already present on machine')
             return
-        failure = (
-            f'failed to pull and unpack image "{image}": failed to resolve reference "{image}": {image}: not found'
-        )
-        failure = f"rpc error: code = NotFound desc = {failure}"
+        failure = f'failed to pull and unpack image "{image}": failed to resolve reference "{image}": {image}'
+        failure = f"rpc error: code = NotFound desc = {failure}: not found"
         while True:
             self._event("Pulling", f'Pulling image "{image}"')
             self._event("Failed", f'Failed to pull image "{image}": {failure}', "Warning")
@@ -132,10 +136,14 @@ class Worker(threading.Thread):
 
     def _configure(self) -> tuple[dict[str, Path], dict[str, str]]:
         "Volumes and environment, once what they need is there"
+        image = {"HOSTNAME": self.name, "HOME": str(self.inside / "home"), "TMPDIR": str(self.inside / "tmp")}
+        if not self.isolated:
+            image["GPUML_TERMINATION_LOG"] = str(self.folder / "termination-log")
+        image |= self.agent.image
         said = None
         while True:
             try:
-                return self._volumes(), self._environment()
+                return write_volumes(self.api, self.pod, self.folder / "volumes"), variables(self.api, self.pod, image)
             except ConfigError as error:
                 if said != str(error):
                     said = str(error)
@@ -143,75 +151,18 @@ class Worker(threading.Thread):
                     self._wait("CreateContainerConfigError", said)
                 self._pause(CONFIG_RETRY)
 
-    def _data(self, kind: str, source: dict) -> dict[str, str]:
-        "The content of a Secret or a ConfigMap"
-        name = source.get("name") or source["secretName"]
-        try:
-            data = self.api.get(f"{kind.lower()}s", self.namespace, name).get("data", {})
-        except ApiError as error:
-            if error.status == 404 and source.get("optional"):
-                return {}
-            raise ConfigError(f'{kind.lower()} "{name}" not found') from None
-        return {key: base64.b64decode(value).decode() for key, value in data.items()} if kind == "secret" else data
-
-    def _volumes(self) -> dict[str, Path]:
-        "A folder for each volume, by its name: with the files of a Secret or ConfigMap, else empty"
-        folders = {}
-        for volume in self.spec.get("volumes", []):
-            folders[volume["name"]] = folder = self.folder / "volumes" / volume["name"]
-            folder.mkdir(exist_ok=True)
-            for kind in KINDS.keys() & volume.keys():
-                for name, value in self._data(kind, volume[kind]).items():
-                    (folder / name).write_text(value)
-        return folders
-
-    def _environment(self) -> dict[str, str]:
-        "All that the process finds in its environment: nothing of the tests' own"
-        own = {"HOSTNAME": self.name, "HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp")}
-        if not self.agent.isolated:
-            own["GPUML_TERMINATION_LOG"] = str(self.folder / "termination-log")
-        values = own | self.agent.image
-        for source in self.container.get("envFrom", []):
-            (kind,) = (kind for kind in KINDS if f"{kind}Ref" in source)
-            data = self._data(kind, source[f"{kind}Ref"])
-            values |= {source.get("prefix", "") + key: value for key, value in data.items()}
-        for variable in self.container.get("env", []):
-            value = self._value(variable["valueFrom"]) if "valueFrom" in variable else variable.get("value", "")
-            if value is not None:
-                values[variable["name"]] = expand(value, values)
-        return values
-
-    def _value(self, source: dict) -> str | None:
-        "What `valueFrom` stands for"
-        if "fieldRef" in source:
-            return self._field(source["fieldRef"]["fieldPath"])
-        (kind,) = (kind for kind in KINDS if f"{kind}KeyRef" in source)
-        source = source[f"{kind}KeyRef"]
-        data = self._data(kind, source)
-        if source["key"] not in data and not source.get("optional"):
-            raise ConfigError(f"couldn't find key {source['key']} in {KINDS[kind]} {self.namespace}/{source['name']}")
-        return data.get(source["key"])
-
-    def _field(self, path: str) -> str:
-        "Such as metadata.name, or metadata.labels['app']"
-        whole = {**self.pod, "status": {"podIP": "127.0.0.1", "hostIP": "127.0.0.1"}}
-        section, field, key = re.fullmatch(r"(\w+)\.(\w+)(?:\['(.+)'\])?", path).groups()
-        found = whole[section].get(field, "")
-        return found.get(key, "") if key else found
-
     # The process
 
     def _start(self, volumes: dict[str, Path], environment: dict[str, str]) -> None:
         command = [*(self.container.get("command") or self.agent.entrypoint), *self.container.get("args", [])]
         command = [expand(word, environment) for word in command]
         self._check_command(command[0], environment)
-        mounts = self.container.get("volumeMounts", [])
-        mounts = [(volumes[m["name"]] / m.get("subPath", ""), m["mountPath"]) for m in mounts]
-        workdir = self.container.get("workingDir") or str(self.folder / "work")
+        workdir = Path(self.container.get("workingDir") or self.inside / "work")
         (self.folder / "termination-log").touch()
+        (self.folder / "termination-log").chmod(0o666)
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *self._isolation(mounts, workdir), *command],
-            cwd=workdir if Path(workdir).is_dir() else self.folder / "work",
+            ["setpriv", "--pdeathsig", "KILL", *self._isolation(volumes, workdir), *command],
+            cwd=workdir if workdir.is_dir() else self.folder / "work",
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -227,38 +178,44 @@ class Worker(threading.Thread):
         self._report("Running", {"running": {"startedAt": self.started_at}})
         if self.abandoned:  # while it was starting
             self._signal(signal.SIGKILL)
-        elif self.kill_at:
-            self._signal(signal.SIGTERM)
+        elif self.kill_at is not None:
+            self._say_stop()
 
     def _check_command(self, program: str, environment: dict[str, str]) -> None:
         in_volume = any(Path(program).is_relative_to(m["mountPath"]) for m in self.container.get("volumeMounts", []))
         if in_volume or shutil.which(program, path=environment["PATH"]):
             return
-        self.end_as = {
-            "reason": "StartError",
-            "message": f'exec: "{program}": executable file not found in $PATH: unknown',
-        }
-        self._event("Failed", f"Error: {self.end_as['message']}", "Warning")
+        failure = f'exec: "{program}": executable file not found in $PATH: unknown'
+        self.end_as = {"reason": "StartError", "message": failure}
+        self._event("Failed", f"Error: {failure}", "Warning")
         self._report_end(128)
         raise Stopped
 
-    def _isolation(self, mounts: list[tuple[Path, str]], workdir: str) -> list[str]:
+    def _isolation(self, volumes: dict[str, Path], workdir: Path) -> list[str]:
         "What comes before the command where it gets namespaces of its own"
-        if not self.agent.isolated:
+        if not self.isolated:
             return []
         names = {"localhost": "127.0.0.1", self.name: "127.0.0.1", **self.agent.services}
         hosts = self.folder / "hosts"
         hosts.write_text("".join(f"{address}\t{name}\n" for name, address in names.items()))
-        mounts = [(hosts, "/etc/hosts"), (self.folder / "termination-log", "/dev/termination-log"), *mounts]
-        image = [ROOT, Path(sys.base_prefix)]  # what an image would have: not to be hidden by a volume
-        mounts += [(folder, folder) for folder in image if any(folder.is_relative_to(target) for _, target in mounts)]
-        script = [Path(__file__).with_name("pod.sh"), self.folder / "root", self.name, workdir, self.folder / "started"]
-        return [*ISOLATED, *map(str, script), *(str(path) for mount in mounts for path in mount), "--"]
+        mode = "ro" if self.security.get("readOnlyRootFilesystem") else "rw"
+        mounts = [(self.folder, self.inside, mode), (hosts, "/etc/hosts", mode)]
+        mounts += [(self.folder / "termination-log", "/dev/termination-log", "rw")]
+        for mount in self.container.get("volumeMounts", []):
+            source = volumes[mount["name"]] / mount.get("subPath", "")
+            mounts.append((source, mount["mountPath"], "ro" if mount.get("readOnly") else "rw"))
+        for folder in (ROOT, Path(sys.base_prefix)):  # what an image would have: not to be hidden by a volume
+            if any(folder.is_relative_to(target) for _, target, _ in mounts):
+                mounts.append((folder, folder, mode))
+        user = self.security.get("runAsUser", 0) if reachable(ROOT) else 0
+        settings = [self.folder / "root", mode, f"{user}:{self.security.get('runAsGroup', 0)}"]
+        settings += [self.name, workdir, self.folder / "started", *(part for mount in mounts for part in mount), "--"]
+        return [*ISOLATED, *map(str, [Path(__file__).with_name("pod.sh"), *settings])]
 
     def _main_process(self) -> psutil.Process | None:
         "The process that gets the signals: number 1 of the pod, once its namespaces are made"
         outer = psutil.Process(self.process.pid)
-        if not self.agent.isolated:
+        if not self.isolated:
             return outer
         while not (self.folder / "started").exists() and self.process.poll() is None:
             time.sleep(0.01)
@@ -277,7 +234,7 @@ class Worker(threading.Thread):
         if not self.main:
             return
         try:
-            if number == signal.SIGKILL and not self.agent.isolated:
+            if number == signal.SIGKILL and not self.isolated:
                 os.killpg(self.process.pid, number)
             else:
                 self.main.send_signal(number)
@@ -317,7 +274,7 @@ class Worker(threading.Thread):
 
     def _report_end(self, code: int) -> None:
         if self.process:
-            if not self.agent.isolated:
+            if not self.isolated:
                 self._signal(signal.SIGKILL)  # what the main process left behind
             self.reader.join(2)
         log = self.folder / "termination-log"
@@ -334,11 +291,9 @@ class Worker(threading.Thread):
             return
         ready = phase == "Running"
         unready = {} if ready else {"reason": "PodCompleted" if phase == "Succeeded" else "ContainersNotReady"}
-        readiness = {"status": str(ready), **unready}
+        readiness = {"status": str(ready), "lastTransitionTime": now(), **unready}
         conditions = [{"type": "Initialized", "status": "True"}]
-        conditions += [
-            {"type": kind, "lastTransitionTime": now(), **readiness} for kind in ("Ready", "ContainersReady")
-        ]
+        conditions += [{"type": kind, **readiness} for kind in ("Ready", "ContainersReady")]
         if more and self.agent.version >= (1, 26):
             conditions.append({"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"})
         container = {"name": self.container["name"], "image": self.container["image"], "imageID": "", "restartCount": 0}
@@ -362,6 +317,11 @@ class Worker(threading.Thread):
             pass  # the namespace is being deleted
 
 
+def reachable(folder: Path) -> bool:
+    "Whether any user can get there"
+    return all(place.stat().st_mode & 0o001 for place in (folder, *folder.parents))
+
+
 def now() -> str:
     return precise_now()[:19] + "Z"
 
@@ -374,12 +334,3 @@ def in_bytes(quantity: str) -> float:
     "Such as 512Mi"
     number, unit = re.fullmatch(r"([\d.]+)(\w*)", str(quantity)).groups()
     return float(number) * UNITS[unit]
-
-
-def expand(text: str, values: dict[str, str]) -> str:
-    "With $(NAME) replaced, as Kubernetes does it: $$(NAME) stays, and so does what is not known"
-
-    def replace(match):
-        return match[0][1:] if match[1] else values.get(match[2], match[0])
-
-    return re.sub(r"(\$?)\$\((\w+)\)", replace, text)
