@@ -483,6 +483,16 @@ def test_a_slow_line_is_not_a_dead_one(s3, proxy, content):
     assert Counter(r.method for r in proxy.requests)["PUT"] == 3 and not proxy.faults
 
 
+def test_a_server_far_away(s3, proxy, content):
+    "Blocks are asked for ahead, so that the line is full in spite of its latency; the limits are the proxy's"
+    storage = Storage(proxy.endpoint)
+    storage.put_bytes(content, s3.url("a"))
+    file, proxy.latency, proxy.bandwidth = storage.info(s3.url("a")), 0.2, 20e6
+    begun = time.monotonic()
+    assert digest(storage.blocks(file, size=2**20)) == digest([content])
+    assert len(content) / 20e6 < time.monotonic() - begun < len(content) / 20e6 + 17 * 0.2 / 2
+
+
 @pytest.mark.parametrize("way", ["check", "say", "signal"])
 def test_waiting_ends_at_once(way, s3, proxy, content):
     "By a signal, or an exception from what is called while waiting; the parts of an upload are aborted"
