@@ -18,8 +18,9 @@ install: .venv/.installed
 	  || $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: install                         ## train the sample on the offline encoder
+demo: install                         ## train the sample on the offline encoder, then the shipped notebook as a job on this machine
 	$(BIN)/gpuml train dev $(OFFLINE)
+	$(BIN)/gpuml submit dev $(OFFLINE) train.epochs=1 --local --wait
 
 test: demo check nbdev_test pytest    ## the demo, then every check that needs no building
 

@@ -1,0 +1,150 @@
+"Jobs on this machine: submitted once, followed, killed, continued, cancelled, found again"
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from gpuml import cluster as c
+from gpuml.config import GpumlError, load
+from tests.conftest import ROOT, gpuml, runs_in
+
+
+@pytest.fixture
+def shipped(project, store, monkeypatch):
+    "The shipped notebook beside a small project"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (project / "nbs").mkdir()
+    notebook = project / "nbs" / "train.ipynb"
+    notebook.write_text((ROOT / "nbs" / "train.ipynb").read_text())
+    yield notebook
+    for job, state in c.jobs([load("dev")]):
+        if not state.over:
+            job.cancel()
+
+
+def until(check, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.05)
+    return found
+
+
+def weights(run):
+    return (run.folder / "model" / "model.safetensors").read_bytes()
+
+
+def test_submit_wait_and_everything_a_job_tells(shipped, project):
+    "The command and the handle, on one job; what happens to a job that was killed and goes on is bit-equal"
+    done = gpuml("submit", "dev", "--local", "--wait", "train.epochs=1", cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "training" in done.stdout and "macro-F1" in done.stdout
+    ((job, state),) = c.jobs([load("dev")])
+    assert (state.phase, state.exit_code, state.attempts) == ("succeeded", 0, 1)
+    assert job.run.id == job.run_id and job.place == str(project / "outputs" / job.run_id)
+    assert "update" in job.logs() and len(job.metrics()["loss"]) == job.run.metrics["updates"]
+    cells = json.loads(job.notebook().read_text())["cells"]
+    assert not [o for cell in cells for o in cell.get("outputs", []) if o["output_type"] == "error"]
+    assert [r.info.status for r in runs_in(project / "mlflow.db")] == ["FINISHED"]
+    assert job.run_id in repr(job) and "succeeded" in job._repr_html_()
+    for words in (["jobs"], ["jobs", job.run_id], ["logs", job.run_id], ["wait", job.run_id]):
+        shown = gpuml(*words, cwd=project)
+        assert shown.returncode == 0 and shown.stdout, shown.stderr
+    assert c.find(job.run_id, [load("dev")]).run_id == job.run_id
+    missing = gpuml("logs", "no-such-job", cwd=project)
+    assert missing.returncode == 66 and "no job no-such-job" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_twenty_at_once_are_one(shipped):
+    config = load("dev", ["train.epochs=50"])
+    with ThreadPoolExecutor(20) as pool:
+        made = list(pool.map(lambda _: c.submit(config, shipped, local=True), range(20)))
+    assert len({job.run_id for job in made}) == 1 and len(c.jobs([config])) == 1
+    again = c.submit(config, shipped, local=True, again=True)
+    assert again.run_id != made[0].run_id and len(c.jobs([config])) == 2
+    with pytest.raises(GpumlError, match="is there already"):
+        c.submit(load("dev"), shipped, local=True, name=again.run_id)
+    for job, _ in c.jobs([config]):
+        job.cancel()
+        assert until(lambda job=job: job.status.over) and job.status.phase == "cancelled"
+
+
+def test_stopped_and_killed_it_goes_on(shipped, project):
+    "SIGTERM to an attempt is a preemption; the worker's death is a restart of the machine: the result is the same"
+    config = load("dev", ["train.epochs=12", "train.checkpoint_updates=5"])
+    quiet = c.submit(config, shipped, local=True, name="quiet")
+    assert quiet.wait(300).phase == "succeeded", quiet.logs()
+    job = c.submit(config, shipped, local=True, name="disturbed", again=True)
+    until(lambda: "update 5 of" in job.logs() or (job.status.progress and "update" in job.status.progress))
+    told = json.loads((job.folder / "state.json").read_text())
+    os.kill(told["attempts"][-1]["pid"], signal.SIGTERM)
+    until(lambda: job.status.attempts == 2 and job.status.phase == "running")
+    until(lambda: job.logs().count("training") > 1)
+    told = json.loads((job.folder / "state.json").read_text())
+    psutil.Process(told["process"][0]).kill()
+    os.killpg(told["attempts"][-1]["pid"], signal.SIGKILL)
+    assert until(lambda: job.status.phase == "waiting") and "its process is gone" in job.why()
+    same = c.submit(config, shipped, local=True, name="disturbed")
+    assert same.run_id == "disturbed" and same.wait(300).phase == "succeeded", same.logs()
+    assert weights(same.run) == weights(quiet.run)
+    assert same.run.metrics["train_loss"] == quiet.run.metrics["train_loss"]
+
+
+def test_it_outlives_who_started_it(shipped, project):
+    code = """
+import os
+from gpuml import cluster
+from gpuml.config import load
+print(cluster.submit(load("dev", ["train.epochs=1"]), "nbs/train.ipynb", local=True).run_id, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
+    started = time.monotonic()
+    job = c.find(done.stdout.strip(), [load("dev")])
+    assert time.monotonic() - started < 5
+    assert job.wait(300).phase == "succeeded", job.logs()
+
+
+def test_what_fails_says_why(shipped, project):
+    config = load("dev", ["train.learning_rate=0.9", "train.max_grad_norm=1e30", "train.epochs=200"])
+    job = c.submit(config, shipped, local=True)
+    state = job.wait(300)
+    assert state.phase == "failed" and state.attempts == 1 and state.exit_code == 1, job.logs()
+    assert "loss is" in state.why
+    text = shipped.read_text().replace("run.mistakes(8)", "1 / 0")
+    shipped.write_text(text)
+    job = c.submit(load("dev", ["train.epochs=1"]), shipped, local=True)
+    state = job.wait(300)
+    assert (state.phase, state.exit_code) == ("failed", 1) and "ZeroDivisionError" in state.why
+
+
+def test_deadline(shipped):
+    job = c.submit(load("dev", ["train.epochs=500", "compute.deadline=0.004"]), shipped, local=True)
+    state = job.wait(120)
+    assert state.phase == "failed" and "deadline" in state.why
+
+
+def test_refused_before_anything_is_left(shipped, project):
+    "Every finding at once, and no job, bundle or output"
+    shipped.write_text(shipped.read_text().replace('"parameters"', '"none"'))
+    with pytest.raises(GpumlError) as refused:
+        c.submit(load("dev", ["data.train=missing.csv"]), shipped, local=True)
+    text = str(refused.value)
+    assert "✗ notebook" in text and "✗ data: data.train: no such file" in text and "✓ output" in text
+    assert not c.jobs([load("dev")]) and not list(project.glob("outputs/*/*"))
+    done = gpuml("submit", "dev", "--local", "data.train=missing.csv", cwd=project)
+    assert done.returncode != 0 and "not submitted" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_dry_run_sends_nothing(shipped, project):
+    done = gpuml("submit", "dev", "--local", "--dry-run", "train.epochs=7", cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kind: Job" in done.stdout and "train.epochs" in done.stdout and "✓ data" in done.stdout
+    assert not (project / "cache" / "jobs").exists()
