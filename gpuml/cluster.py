@@ -8,7 +8,7 @@ __all__ = ['PATIENCE', 'PHASES', 'FOLLOW_SECONDS', 'Answer', 'Api', 'State', 'Se
            'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner', 'Submission', 'prepare',
            'packed_name', 'submit', 'local_job', 'JobList', 'jobs', 'find']
 
-# %% ../nbs/10_cluster.ipynb #e8ab393f
+# %% ../nbs/10_cluster.ipynb #e50dc298
 import codecs
 import fcntl
 import json
@@ -34,7 +34,7 @@ from .config import ClusterError, Config, ConfigError, DataError, GpumlError, No
 from .job import CONTAINER, FINAL, PREFIX
 from .storage import Storage, is_s3, write_json
 
-# %% ../nbs/10_cluster.ipynb #1baac253
+# %% ../nbs/10_cluster.ipynb #fe766b55
 PATIENCE = 20.0  # seconds for which an API server that does not answer is asked again
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -114,7 +114,7 @@ class Api:
         "The items of a list"
         return (self.get(path, **query) or {}).get("items", [])
 
-# %% ../nbs/10_cluster.ipynb #258dcdf9
+# %% ../nbs/10_cluster.ipynb #f2cb7f91
 def _transport_errors() -> tuple[type[Exception], ...]:
     "What the connection raises while a server is away"
     from urllib3.exceptions import HTTPError
@@ -135,7 +135,7 @@ def _first_line(e: Exception) -> str:
     text = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
     return re.sub(r"^.*Max retries exceeded with url: \S+ \(Caused by (.*)\)$", r"\1", text)[:300]
 
-# %% ../nbs/10_cluster.ipynb #32263d41
+# %% ../nbs/10_cluster.ipynb #b26404a0
 @contextmanager
 def _plainly(what: str, context: str | None = None) -> Iterator[None]:
     "An API server's refusal inside the block, as a sentence"
@@ -151,7 +151,7 @@ def _plainly(what: str, context: str | None = None) -> Iterator[None]:
             raise ClusterError(f"{what}: not permitted: {e}", 77) from None
         raise ClusterError(f"{what}: {e}") from None
 
-# %% ../nbs/10_cluster.ipynb #f3b818e4
+# %% ../nbs/10_cluster.ipynb #b7b27338
 PHASES = (
     "pending",
     "running",
@@ -197,7 +197,7 @@ class Seen:
     holders: list[dict[str, Any]] | None = None  # pods that hold GPUs anywhere
     outcome: dict[str, Any] | None = None  # what the last attempt wrote into storage
 
-# %% ../nbs/10_cluster.ipynb #6d9dfb66
+# %% ../nbs/10_cluster.ipynb #7b2948bd
 def time_of(
     text: str | None,  # as Kubernetes writes it
 ) -> datetime | None:
@@ -226,7 +226,7 @@ def _said(seen: Seen, *reasons: str) -> str:
     told = [message for reason, message in map(_reason_of, seen.events) if reason in reasons]
     return told[-1] if told else ""
 
-# %% ../nbs/10_cluster.ipynb #99d6f67d
+# %% ../nbs/10_cluster.ipynb #2742e78d
 def explain(
     seen: Seen,
 ) -> State:
@@ -262,7 +262,7 @@ def explain(
         state.why = "Kubernetes has not made its pod yet"
     return state
 
-# %% ../nbs/10_cluster.ipynb #993df0fe
+# %% ../nbs/10_cluster.ipynb #12da1343
 _CODES = {
     1: "the notebook's code failed", 65: "the data is bad", 66: "data or model was not found", 70: "the kernel died",
     73: "the output can't be written", 75: "interrupted with a checkpoint", 77: "not permitted",
@@ -305,7 +305,7 @@ def _between(ended: dict[str, Any], seen: Seen) -> str:
         return f"{what}; another attempt would end the same way"
     return f"{what}; Kubernetes starts the next attempt after 10 s, after more the more often it happens"
 
-# %% ../nbs/10_cluster.ipynb #091e6690
+# %% ../nbs/10_cluster.ipynb #776d1e2d
 def _refused(message: str) -> str:
     "Why the pod is not made, from the controller's event"
     if quota := re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", message):
@@ -319,7 +319,7 @@ def _refused(message: str) -> str:
     told = re.sub(r"^Error creating: (pods \S+ is forbidden: )?", "", message)
     return f"its pod is not accepted: {told}"
 
-# %% ../nbs/10_cluster.ipynb #4beb34f0
+# %% ../nbs/10_cluster.ipynb #c96bd78e
 def _of_pod(pod: dict[str, Any], seen: Seen) -> tuple[str, str]:
     "Phase and cause of a job whose pod is there"
     status, name = pod["status"], pod["metadata"]["name"]
@@ -363,7 +363,7 @@ def _config_error(message: str, pod: str) -> str:
         return f"Secret {missing[1]} is not in this namespace; an administrator makes it, or compute.s3_secret names another"
     return f"the container can't be made: {message}"
 
-# %% ../nbs/10_cluster.ipynb #87a6f149
+# %% ../nbs/10_cluster.ipynb #7f1745c5
 def _gpus(pod: dict[str, Any], resource: str) -> int:
     "GPUs that a pod holds or wants"
     wanted = (
@@ -433,7 +433,7 @@ def _held_by(seen: Seen, resource: str) -> str:
     shown = " and ".join(f"{n} {kind} {'job' if n == 1 else 'jobs'}" for kind, n in groups.items())
     return f"held by {shown}; it starts when one ends" if shown else "it starts when one is free"
 
-# %% ../nbs/10_cluster.ipynb #51c1dc2e
+# %% ../nbs/10_cluster.ipynb #e89e58e6
 _SHOWN = {
     "pending": "⏳",
     "waiting": "⏳",
@@ -577,7 +577,7 @@ def _read_json(storage: Storage, url: str) -> dict[str, Any] | None:
     except (GpumlError, ValueError):
         return None
 
-# %% ../nbs/10_cluster.ipynb #ba8229f0
+# %% ../nbs/10_cluster.ipynb #1d4443e9
 _JOBS, _PODS = "/apis/batch/v1/namespaces/{}/jobs", "/api/v1/namespaces/{}/pods"
 
 
@@ -665,7 +665,7 @@ class ClusterJob(Job):
     def _follow(self, out: Callable[[str], None]) -> None:
         _follow_pods(self, out)
 
-# %% ../nbs/10_cluster.ipynb #3bed2e52
+# %% ../nbs/10_cluster.ipynb #2e19f13f
 def gpu_holders(api: Api, namespace: str) -> tuple[list[dict[str, Any]] | None, list[dict[str, Any]]]:
     "All nodes, and the pods that are on them; of this namespace only where no more is permitted"
     try:
@@ -677,7 +677,7 @@ def gpu_holders(api: Api, namespace: str) -> tuple[list[dict[str, Any]] | None, 
             return nodes, api.items(path, fieldSelector="status.phase!=Succeeded,status.phase!=Failed")
     return nodes, []
 
-# %% ../nbs/10_cluster.ipynb #69312cd2
+# %% ../nbs/10_cluster.ipynb #2dc4e095
 class _NotThere(Exception):
     "It is gone already"
 
@@ -707,7 +707,7 @@ def events_of(
         ours, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or e["metadata"]["creationTimestamp"]
     )
 
-# %% ../nbs/10_cluster.ipynb #38d8ad47
+# %% ../nbs/10_cluster.ipynb #7d806445
 def _log(job_: ClusterJob, pod: str, stream: bool = False, **query: Any) -> Any:
     "A pod's log: text, or the answer to read it from while it grows; empty where there is none yet"
     path = f"{_PODS.format(job_.namespace)}/{pod}/log"
@@ -727,7 +727,7 @@ def last_progress(
     lines = [line for line in log.splitlines() if line.startswith(f"{run}: ")]
     return lines[-1].removeprefix(f"{run}: ") if lines else ""
 
-# %% ../nbs/10_cluster.ipynb #3822aa5c
+# %% ../nbs/10_cluster.ipynb #326482aa
 def _watched(job_: ClusterJob) -> Iterator[State]:
     "The state, again whenever the job or its pods change, and every five seconds while the cause may change"
     changed, over = threading.Event(), threading.Event()
@@ -766,7 +766,7 @@ def _watch(api: Api, path: str, selector: dict[str, str], changed: threading.Eve
         except (Answer, ClusterError, OSError, *_transport_errors()):
             over.wait(1.0)
 
-# %% ../nbs/10_cluster.ipynb #c2841c5f
+# %% ../nbs/10_cluster.ipynb #1777bf7b
 def _follow_pods(job_: ClusterJob, out: Callable[[str], None]) -> None:
     "Print the logs of all attempts until the job is over; what it waits for in between, in brackets"
     told, printed = "", {}
@@ -794,7 +794,7 @@ def _print_log(job_: ClusterJob, pod: str, printed: dict[str, int], out: Callabl
             printed[pod] = printed.get(pod, 0) + len(new)
             out(decoder.decode(new))
 
-# %% ../nbs/10_cluster.ipynb #270d1b6b
+# %% ../nbs/10_cluster.ipynb #7000f6f0
 _STATE = "state.json"
 
 
@@ -865,7 +865,7 @@ class LocalJob(Job):
             if state.over:
                 return
 
-# %% ../nbs/10_cluster.ipynb #deb7d17b
+# %% ../nbs/10_cluster.ipynb #e5658314
 def _local_state(folder: Path) -> dict[str, Any]:
     "What the process that works on a job has written"
     try:
@@ -902,7 +902,7 @@ def start_local(
             start_new_session=True,
         )
 
-# %% ../nbs/10_cluster.ipynb #d43bb8c2
+# %% ../nbs/10_cluster.ipynb #65a329c6
 @dataclass
 class _Work:
     "What the steps of the process that works on a job share"
@@ -1014,7 +1014,7 @@ def _local_outcome(manifest: dict[str, Any]) -> dict[str, Any] | None:
     place = manifest["metadata"]["annotations"][f"{PREFIX}/output"]
     return _read_json(Storage(manifest["metadata"]["annotations"].get(f"{PREFIX}/endpoint")), f"{place}/outcome.json")
 
-# %% ../nbs/10_cluster.ipynb #c2a90386
+# %% ../nbs/10_cluster.ipynb #29f92ae2
 @dataclass
 class Finding:
     "One check: what was looked at, and what was found"
@@ -1050,7 +1050,7 @@ class Findings(list):
 class _Unknown(Exception):
     "It can't be checked from here"
 
-# %% ../nbs/10_cluster.ipynb #3386aeb8
+# %% ../nbs/10_cluster.ipynb #c3050b73
 def check_here(
     config: Config,  # resolved
     path: Path,  # the notebook
@@ -1093,6 +1093,8 @@ def _check_output(config: Config) -> str:
         f"{config.output.rstrip('/') if is_s3(config.output) else config.path(config.output)}/.bundles/.can-be-written"
     )
     storage = Storage(config.data.endpoint)
+    if is_s3(config.output):
+        storage.info(config.output.rstrip("/"))  # some servers make a missing bucket when it is written to
     storage.put_bytes(b"", trial)
     storage.remove(trial)
     return config.output
@@ -1108,7 +1110,7 @@ def _check_tracking(config: Config) -> str:
         )
     return config.tracking.uri
 
-# %% ../nbs/10_cluster.ipynb #77757e77
+# %% ../nbs/10_cluster.ipynb #e89de70f
 def check_cluster(
     api: Api,
     config: Config,
@@ -1217,7 +1219,7 @@ def _check_manifest(api: Api, manifest: dict[str, Any]) -> str:
             raise
     return "accepted by the API server, as a trial"
 
-# %% ../nbs/10_cluster.ipynb #1b3a3f2c
+# %% ../nbs/10_cluster.ipynb #5d122a7a
 def owner() -> str:
     "Who submits, for other people to read"
     import getpass
@@ -1248,7 +1250,7 @@ class Submission:
         ]
         return "\n\n".join([*parts, f"differences:\n{self.changes}", job.yaml([self.manifest])])
 
-# %% ../nbs/10_cluster.ipynb #8795301a
+# %% ../nbs/10_cluster.ipynb #ac803086
 def prepare(
     config: Config,  # resolved
     path: str | Path,  # the notebook
@@ -1314,7 +1316,7 @@ def _renewed(config: Config, **changes: Any) -> Config:
     new._name, new._root = config.name, config.root
     return new
 
-# %% ../nbs/10_cluster.ipynb #b30cf102
+# %% ../nbs/10_cluster.ipynb #0a96cf2e
 def submit(
     config: Config,  # resolved
     path: str | Path,  # the notebook
@@ -1331,7 +1333,7 @@ def submit(
     send = _send_local if local else _send
     return send(planned, again, name, api)
 
-# %% ../nbs/10_cluster.ipynb #44a51a1b
+# %% ../nbs/10_cluster.ipynb #f3eea6bd
 def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:
     "Find the same job at work, or make one; of many at once, and of one whose answer was lost, there is one"
     manifest, storage = planned.manifest, Storage(planned.config.data.endpoint)
@@ -1391,7 +1393,7 @@ def _next_name(planned: Submission, taken: Iterable[str], storage: Storage) -> s
     ]
     return f"{stem}{max(numbers, default=0) + 1}"
 
-# %% ../nbs/10_cluster.ipynb #505700ac
+# %% ../nbs/10_cluster.ipynb #36374b6e
 def _about(manifest: dict[str, Any]) -> dict[str, str]:
     "What a job is, from its manifest"
     notes, labels = manifest["metadata"].get("annotations", {}), manifest["metadata"]["labels"]
@@ -1456,7 +1458,7 @@ def local_job(
         folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), _about(manifest), note, folder
     )
 
-# %% ../nbs/10_cluster.ipynb #79d0dea3
+# %% ../nbs/10_cluster.ipynb #f0e0c0d0
 class JobList(list):
     "Jobs with their states; shows itself as a table"
 
@@ -1505,7 +1507,7 @@ def _age(seconds: float) -> str:
             return f"{seconds // size:.0f}{unit}"
     return f"{max(0, seconds):.0f}s"
 
-# %% ../nbs/10_cluster.ipynb #1b17c674
+# %% ../nbs/10_cluster.ipynb #c24222a4
 def jobs(
     configs: list[Config],  # whose clusters, namespaces and folders are looked at
     name: str | None = None,  # one of them only
@@ -1553,7 +1555,7 @@ def _cluster_jobs(api: Api, config: Config, name: str | None, pool: ThreadPoolEx
     order = sorted(range(len(listed)), key=lambda i: listed[i]["metadata"]["creationTimestamp"], reverse=True)
     return [(handles[i], states[i]) for i in order]
 
-# %% ../nbs/10_cluster.ipynb #de980144
+# %% ../nbs/10_cluster.ipynb #7f2ddac5
 def find(
     name: str,  # run id, or the name that it was given
     configs: list[Config],  # whose clusters, namespaces, folders and outputs are looked at
