@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,10 @@ def run(
 
     try:
         with _unpacked(arguments.bundle) as folder:
-            return execute_bundle(folder, arguments.run).exit_code
+            code = execute_bundle(folder, arguments.run).exit_code
+            with suppress(ValueError):  # not in the main thread
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has ended, and said how
+            return code
     except GpumlError as e:
         leave_word(str(e))
         raise
@@ -495,7 +498,8 @@ def _preemptible() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/13_cli.ipynb #355f0692
 def main(

@@ -1,0 +1,597 @@
+"""`gpuml run`: real kernels, real papermill, real training; signals, kills, and what is left behind.
+
+Signals go to the runner, as from Kubernetes; what the next attempt finds is what the one before left.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gpuml import notebook, train
+from gpuml.config import NotebookError, Preempted, load
+from gpuml.notebook import execute, imports, problems
+from gpuml.storage import Storage
+from gpuml.train import Run, fit
+from tests.conftest import ROOT, gpuml, runs_in
+from tests.faults import SLOW_DOWN, Proxy
+from tests.test_interrupt import OVERRIDES, result, stop_at, tiny  # noqa: F401
+from tests.test_interrupt import store as tiny_store  # noqa: F401
+from tests.test_interrupt import undisturbed as tiny_undisturbed  # noqa: F401
+from tests.test_stored import kept, move  # noqa: F401
+
+PARAMETERS = ('config = "dev"', "parameters")
+
+
+def write_notebook(path, *cells):
+    "A notebook; a cell is its source, or that and tags"
+    cells = [(cell,) if isinstance(cell, str) else cell for cell in cells]
+    made = [
+        {"cell_type": "code", "id": f"c{i}", "source": source, "metadata": {"tags": tags}, "execution_count": None, "outputs": []}
+        for i, (source, *tags) in enumerate(cells)
+    ]  # fmt: skip
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def executed(place):
+    "States and outputs of an executed notebook's cells, without the note on top, and that note"
+    note, *cells = json.loads((Path(place) / "notebook.ipynb").read_text())["cells"]
+    states = [cell["metadata"]["papermill"]["status"] for cell in cells]
+    return states, [json.dumps(cell.get("outputs", [])) for cell in cells], note["source"]
+
+
+def outcome(place):
+    return json.loads((Path(place) / "outcome.json").read_text())
+
+
+@pytest.fixture
+def here(tmp_path):
+    "Execute cells in this process, with a kernel; the outcome"
+
+    def run(*cells, **more):
+        file = write_notebook(tmp_path / "n" / "n.ipynb", PARAMETERS, *cells)
+        values = {"values": {"config": "prod"}, "run": "job-1", "place": str(tmp_path / "job-1"), **more}
+        return execute(file, **values)
+
+    return run
+
+
+# ---- the contract
+
+
+CONTRACT = {
+    "fine": ([PARAMETERS, "run = %gpu_train train.epochs=2"], []),
+    "in a cell magic": ([PARAMETERS, "%%time\nrun = %gpu_train"], []),
+    "not tagged": (['config = "dev"', "%gpu_train"], ["no cell is tagged `parameters`"]),
+    "two tagged": ([PARAMETERS, PARAMETERS, "%gpu_train"], ["cells 1 and 2: are all tagged"]),
+    "not run in a job": ([("config = 'dev'", "parameters", "dev-only"), "%gpu_train"], ["cell 1: is tagged `parameters`, and a job"]),
+    "sets no config": ([("x = 1", "parameters"), "%gpu_train"], ["cell 1: is tagged `parameters` and does not set config"]),
+    "config is a number": ([("config = 1", "parameters"), "%gpu_train"], ["cell 1: is tagged `parameters` and does not set config"]),
+    "no training": ([PARAMETERS, "print(1)"], ["no cell has a `%gpu_train`"]),
+    "training at the desk only": ([PARAMETERS, ("%gpu_train", "dev-only")], ["no cell has a `%gpu_train`"]),
+    "hard-coded": ([PARAMETERS, "x = 1\nrun = %gpu_train dev"], ["cell 2, line 2: `%gpu_train dev` always trains the config 'dev'"]),
+    "hard-coded in a branch": ([PARAMETERS, "if 1:\n    %gpu_train dev"], ["cell 2, line 2: `%gpu_train dev` always trains"]),
+    "goes on with a run": ([PARAMETERS, "%gpu_train --resume dev-20260101-000000-ab12"], ["goes on with the run dev-2026"]),
+    "unknown option": ([PARAMETERS, "%gpu_train --fast"], ["cell 2, line 1: %gpu_train --fast: unknown option --fast"]),
+    "not Python": ([PARAMETERS, "%gpu_train", "x = (\n"], ["cell 3, line 1: '(' was never closed; it would fail"]),
+    "an executed one": ([PARAMETERS, ("config = 'prod'", "injected-parameters"), "%gpu_train"], ["cell 2: was put in by papermill"]),
+    "all at once": ([("x = 1", "parameters"), "%gpu_train dev", "f("], ["cell 1:", "cell 2, line 1:", "cell 3, line 1:"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_contract(name, tmp_path):
+    cells, wanted = CONTRACT[name]
+    found = problems(write_notebook(tmp_path / "n.ipynb", *cells))
+    assert len(found) == len(wanted) and all(w in f for w, f in zip(wanted, found, strict=True)), found
+
+
+def test_shipped_notebook_keeps_the_contract():
+    assert problems(ROOT / "nbs" / "train.ipynb") == []
+    assert imports(ROOT / "nbs" / "train.ipynb") == set()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"cells": 5}', '{"worksheets": []}', "\x00"])
+def test_not_a_notebook(text, tmp_path):
+    (tmp_path / "n.ipynb").write_text(text)
+    with pytest.raises(NotebookError, match="n.ipynb: not a notebook of format 4") as e:
+        problems(tmp_path / "n.ipynb")
+    assert e.value.exit_code == 78
+
+
+# ---- parameters are values, never code
+
+
+def probes(canary):
+    "A hundred texts that do harm where they are taken for code"
+    act = f"open({str(canary)!r}, 'w').close()"
+    shell = f"touch {canary}"
+    plain = [
+        act,
+        f"!{shell}",
+        f"%system {shell}",
+        f"%%bash\n{shell}",
+        f"__import__('os').system({shell!r})",
+        "{" + act + "}",
+    ]
+    around = [
+        "{}",
+        '"; {} #',
+        "'; {} #",
+        '"\n{}\n"',
+        '\\"; {} #',
+        "\\'; {} #",
+        '"""\n{}\n"""',
+        "'''\n{}\n'''",
+        "\r\n{}\r\n",
+        "\u2028{}\u2028",
+    ]
+    around += [
+        "\x00{}",
+        "\\\n{}",
+        "x = 1; {}",
+        "x={}",
+        "$({})",
+        "`{}`",
+        "{{{{{}}}}}",
+        "\x0c{}",
+        "#\n{}",
+        "\\N{{BULLET}}{}",
+    ]
+    return [a.format(p) for p in plain for a in around][:100]  # fmt: skip
+
+
+def test_names_are_refused(here, tmp_path):
+    names = [
+        *probes(tmp_path / "canary"),
+        "other",
+        "",
+        " config",
+        "config ",
+        "config\n",
+        "ｃonfig",
+        "__class__",
+        "config:str",
+    ]
+    for name in names:
+        with pytest.raises(NotebookError, match="is not set in the cell tagged"):
+            here(values={name: "x"})
+
+    class Sly(str):
+        def __format__(self, spec):
+            return probes(tmp_path / "canary")[0]
+
+    for values in ({Sly("config"): "x"}, {5: "x"}, {None: "x"}):
+        with pytest.raises(NotebookError):
+            here(values=values)
+    for value in ([1], {}, (1,), Path("x"), float("nan"), float("inf"), 2**70, Sly("x"), b"x", "\ud800", object()):
+        with pytest.raises(NotebookError, match="is not text, a finite number, true, false or null"):
+            here(values={"config": value})
+    assert not (tmp_path / "job-1").exists() and not (tmp_path / "canary").exists()
+
+
+def test_values_arrive_as_they_are(tmp_path):
+    values = {f"p{i}": text for i, text in enumerate([*probes(tmp_path / "canary"), 5, -1.5e-7, True, None, 2**60, ""])}
+    cells = (
+        ("\n".join(f"{name} = 0" for name in values), "parameters"),
+        f"import json; json.dump([{','.join(values)}], open('v.json', 'w'))",
+    )
+    file = write_notebook(tmp_path / "n" / "n.ipynb", *cells)
+    assert execute(file, values, "job-1", str(tmp_path / "job-1")).exit_code == 0
+    assert json.loads((tmp_path / "n" / "v.json").read_text()) == list(values.values())
+    assert not (tmp_path / "canary").exists()  # fmt: skip
+
+
+# ---- how it can end
+
+
+RAISED = {
+    "code": ("1/0", 1, "cell 3 raised ZeroDivisionError: division by zero"),
+    "bad data": ("from gpuml.config import DataError\nraise DataError('a.csv:3: a NUL byte\\nb.csv:1: too')", 65, "a.csv:3: a NUL byte; b.csv:1: too"),
+    "of the instance": ("from gpuml.config import DataError\nraise DataError('not there', exit_code=66)", 66, "not there"),
+    "S3 is away": ("from gpuml.config import OutputError\nraise OutputError('S3 did not answer', exit_code=75)", 75, "S3 did not answer"),
+    "interrupted by nobody": ("raise KeyboardInterrupt", 1, "cell 3 raised KeyboardInterrupt"),
+    "exit": ("import sys\nsys.exit(0)", 1, "cell 3 raised SystemExit: 0"),
+    "not Python": ("x = (", 1, "cell 3 raised SyntaxError: "),
+    "kernel killed": ("import os\nos.kill(os.getpid(), 9)", 70, "the kernel died in cell 3 (killed by signal 9; out of memory?)"),
+    "segmentation fault": ("import ctypes\nctypes.string_at(0)", 70, "the kernel died in cell 3 (killed by signal 11; a segmentation fault)"),
+    "kernel exits": ("import os\nos._exit(0)", 70, "the kernel died in cell 3 (exit code 0)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RAISED)
+def test_a_cell_does_not_end_well(name, here, tmp_path, monkeypatch):
+    cell, code, reason = RAISED[name]
+    monkeypatch.setenv("GPUML_TERMINATION_LOG", str(tmp_path / "termination"))
+    ended = here("print('so far', config)", cell, "print('never')")
+    assert (ended.exit_code, ended.cell) == (code, 3) and ended.reason.startswith(reason), ended
+    states, outputs, note = executed(tmp_path / "job-1")
+    assert states == ["completed", "completed", "completed", "failed", "pending"]
+    assert "so far prod" in outputs[2] and outputs[4] == "[]" and f"{ended.reason} (exit code {code})" in note
+    assert outcome(tmp_path / "job-1")["reason"] == ended.reason == (tmp_path / "termination").read_text()
+
+
+def test_all_cells_done(here, tmp_path, capfd):
+    ended = here(
+        "print(config)", ("print('at the desk')", "dev-only"), "import os\nos.environ['GPUML_RUN'], os.getcwd()"
+    )
+    assert (ended.exit_code, ended.cell, ended.attempt) == (0, None, 1)
+    states, outputs, note = executed(tmp_path / "job-1")
+    assert states == ["completed", "completed", "completed", "skipped", "completed"] and note.endswith(
+        ": all cells are done"
+    )
+    assert "skipped in a job: dev-only" in outputs[3] and "'job-1'" in outputs[4] and str(tmp_path / "n") in outputs[4]
+    said = capfd.readouterr().out
+    assert "\nprod\n" in said and "at the desk" not in said
+    assert here("1").attempt == 2
+    logs = sorted(p.read_text() for p in (tmp_path / "job-1" / "logs").iterdir())
+    assert len(logs) == 2 and said in logs
+
+
+def test_files_that_can_not_be_written_cost_nothing(here, tmp_path):
+    (tmp_path / "job-1" / "notebook.ipynb").mkdir(parents=True)
+    ended = here("print('all the same')")
+    assert ended.exit_code == 0 and outcome(tmp_path / "job-1")["exit_code"] == 0
+    (log,) = (tmp_path / "job-1" / "logs").iterdir()
+    assert "notebook.ipynb is not where it belongs" in log.read_text() and "Is a directory" in log.read_text()
+
+
+SECRETS = {"MY_TOKEN": "tok-1234567890", "DB_PASSWORD": "pa<ss>&'\"word\\x", "AWS_ACCESS_KEY_ID": "AKIAXXXXYYYY", "PEM_SECRET": "-----BEGIN\nline-two-of-it\n"}  # fmt: skip
+
+
+def test_secrets_are_not_written(here, tmp_path, capfd, monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    show = """
+    import json, os, sys, urllib.parse
+    from IPython.display import HTML, display
+    values = [os.environ[n] for n in ('MY_TOKEN', 'DB_PASSWORD', 'AWS_ACCESS_KEY_ID', 'PEM_SECRET')]
+    for v in values:
+        print(v, json.dumps(v), urllib.parse.quote(v)); print(v, file=sys.stderr)
+        for half in (v[:5], v[5:]):
+            print(half, end=''); sys.stdout.flush()
+        print(); display(HTML(f'<b>{v}</b>'), {'text/plain': v, v: 'x'}, raw=False); display(v, display_id=True)
+    os.system('echo $MY_TOKEN; echo $AWS_ACCESS_KEY_ID >&2')
+    values
+    """
+    ended = here("\n".join(line[4:] for line in show.splitlines()), "raise ValueError(values[0] + values[1])")
+    assert ended.exit_code == 1 and "[MY_TOKEN]" in ended.reason
+    written = "".join(p.read_text() for p in (tmp_path / "job-1").rglob("*") if p.is_file()) + "".join(
+        capfd.readouterr()
+    )
+    for value in ("tok-1234567890", "pa<ss>&", "pa%3Css", "pa&lt;ss", "AKIAXXXXYYYY", "line-two-of-it"):
+        assert value not in written, value
+    assert all(f"[{name}]" in written for name in SECRETS)
+
+
+# ---- with training
+
+
+TRAINING = """\
+import os, signal, time
+
+def pause(where):
+    "Where the test asks for it, wait for a signal"
+    if os.environ.get("PAUSE") == where:
+        time.sleep(120)
+    if os.environ.get("PAUSE") == f"after {where}":
+        get_ipython().events.register("post_run_cell", lambda result: os.kill(os.getppid(), signal.SIGTERM))
+"""
+
+
+@pytest.fixture
+def job(project, store):
+    "A project whose notebook trains, as an unpacked bundle"
+    cells = [PARAMETERS, "%load_ext gpuml", TRAINING, "pause('early')", "run = %gpu_train train.epochs=4"]
+    cells += ["pause('late')\nrun", "pause('last')\nprint(run.predict(['late parcel']).labels)"]
+    write_notebook(project / "nbs" / "n.ipynb", *cells)
+    about = {"format": 1, "notebook": "nbs/n.ipynb", "config": "dev", "root": ".", "path": [".", "nbs"]}
+    (project / "bundle.json").write_text(json.dumps(about))
+    return project
+
+
+class Attempt:
+    "`gpuml run` in a process of its own"
+
+    def __init__(self, project, run="job-1", prefix=(), **environment):
+        command = [*prefix, sys.executable, "-m", "gpuml.cli", "run", str(project), "--run", run]
+        self.said, self.environment = "", {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment
+        )
+
+    def until(self, pattern):
+        "Read what it prints up to a line with the pattern"
+        for line in self.process.stdout:
+            self.said += line
+            if re.search(pattern, line):
+                return self
+        raise AssertionError(self.said)
+
+    @property
+    def runner(self):
+        "The runner's process: of a prefix, the child"
+        me = psutil.Process(self.process.pid)
+        return next((p for p in [me, *me.children(recursive=True)] if p.cmdline()[0] == sys.executable), me)
+
+    def stop(self, number=signal.SIGTERM):
+        self.runner.send_signal(number)
+        return self
+
+    def end(self):
+        "The exit code"
+        self.said += self.process.communicate(timeout=240)[0]
+        return self.process.returncode
+
+
+def weights(project, run="job-1"):
+    "All that an interruption must not change"
+    return result(Run(project / "outputs" / run))
+
+
+MOMENTS = [  # in this order: each attempt goes on where the one before was stopped; last, what MLflow says then
+    ("kernel starts", {}, "job-1: n.ipynb on", signal.SIGTERM, "stopped by SIGTERM before", None),
+    ("before training", {"PAUSE": "early"}, "cell 4:", signal.SIGINT, "stopped by SIGINT in cell 4", None),
+    ("training", {}, "training, update 0", signal.SIGTERM, r"stopped at update \d+ of 12; the next attempt", "KILLED"),
+    ("evaluating", {}, "evaluating, update [369] ", signal.SIGTERM, r"stopped at update \d+ of 12; the next", "KILLED"),
+    ("killed", {}, "training, update [3-9]", signal.SIGKILL, "", "RUNNING"),
+    ("between cells", {"PAUSE": "after late"}, "cell 6:", None, "stopped by SIGTERM before cell 7; the", "FINISHED"),
+    ("last cell", {"PAUSE": "last"}, "cell 7:", signal.SIGTERM, "stopped by SIGTERM in cell 7; the next", "FINISHED"),
+]
+
+
+def test_stopped_at_every_moment(job, store):
+    "One run, stopped seven times; in the end it is the same as if nothing had happened"
+    place, calm = job / "outputs" / "job-1", Attempt(job, "calm")
+    assert calm.end() == 0, calm.said
+    for name, environment, seen, number, reason, status in MOMENTS:
+        attempt = Attempt(job, **environment).until(seen)
+        if number:
+            attempt.stop(number)
+        code = attempt.end()
+        assert "Traceback" not in attempt.said, attempt.said
+        states, _, note = executed(place)
+        if name == "killed":
+            assert code == -9 and states[5:7] == ["running", "pending"] and "cell 5 of 7 was running at" in note
+        else:
+            assert code == 75 and re.search(reason, outcome(place)["reason"]), (name, attempt.said)
+            assert outcome(place)["reason"] in note and states[-1] in ("pending", "failed")
+        assert [r.info.status for r in runs_in(store) if r.info.run_name == "job-1"] == [status] * bool(status), name
+        assert (place / "certificate.json").exists() == (status == "FINISHED")
+    last = Attempt(job)
+    assert last.end() == 0, last.said
+    states, outputs, note = executed(place)
+    assert set(states) == {"completed"} and "delivery" in outputs[-1] and f"attempt {len(MOMENTS) + 1} " in note
+    assert weights(job) == weights(job, "calm")
+    history = mlflow_steps(store, "job-1")
+    assert history == mlflow_steps(store, "calm") == list(range(1, 13))
+
+
+def mlflow_steps(store, name):
+    "The updates that MLflow has"
+    import mlflow
+
+    (run,) = [r for r in runs_in(store) if r.info.run_name == name]
+    client = mlflow.MlflowClient(f"sqlite:///{store}")
+    return [m.step for m in client.get_metric_history(run.info.run_id, "loss")]
+
+
+# ---- signals
+
+
+@pytest.fixture
+def plain(tmp_path):
+    "A bundle that does not train; its last cells are given"
+
+    def make(*cells):
+        write_notebook(tmp_path / "nbs" / "n.ipynb", PARAMETERS, *cells)
+        (tmp_path / "config").mkdir(exist_ok=True)
+        (tmp_path / "config" / "dev.yaml").write_text("data:\n  train: data\noutput: outputs\n")
+        about = {"format": 1, "notebook": "nbs/n.ipynb", "config": "dev", "root": ".", "path": ["."]}
+        (tmp_path / "bundle.json").write_text(json.dumps(about))
+        return tmp_path
+
+    return make
+
+
+PID_1 = ("unshare", "--pid", "--fork", "--mount-proc")
+CAN_UNSHARE = subprocess.run([*PID_1, "true"], capture_output=True).returncode == 0
+WAITING = """\
+import time
+print("pid", os.getpid() if (os := __import__("os")) else 0)
+print("waiting", flush=True)
+try:
+    time.sleep(120)
+except KeyboardInterrupt:
+    print("arrived", time.time())
+    raise
+"""
+
+
+@pytest.mark.parametrize("prefix", [(), PID_1], ids=["a process", "PID 1"])
+def test_signal_reaches_the_cell_at_once(prefix, plain):
+    if prefix and not CAN_UNSHARE:
+        pytest.skip("no permission for a PID namespace of its own")
+    attempt = Attempt(plain(WAITING, "print('never')"), prefix=prefix).until("^waiting")
+    sent = time.time()
+    assert attempt.stop().end() == 75
+    delay = float(re.search(r"arrived (\S+)", attempt.said)[1]) - sent
+    assert delay < 1.0, f"{delay:.3f} s"  # 2 ms on an idle machine; 50 ms is the promise
+    assert "never" not in attempt.said and "stopped by SIGTERM in cell 2" in attempt.said
+
+
+SWALLOWED = """\
+import time
+for _ in range(2):
+    try:
+        print("waiting", flush=True)
+        time.sleep(3)
+    except BaseException as e:
+        print(type(e).__name__)
+print("went on")
+"""
+CELLS = {  # what the cell does when the job is to stop: exit code, what is printed, and what not
+    "awaits": ("import asyncio\nprint('waiting', flush=True)\nawait asyncio.sleep(120)", 75, "in cell 2", "never"),
+    "swallows it": (SWALLOWED, 75, "went on", "never"),
+    "runs a process": ("print('waiting', flush=True)\nimport subprocess; subprocess.run(['sleep', '120'])", 75, "in cell 2", "never"),
+    "shell": ("print('waiting', flush=True)\n!sleep 120", 75, "", "never"),
+    "takes SIGTERM away": ("import signal; signal.signal(15, signal.SIG_DFL)\nprint('waiting', flush=True)\nimport time; time.sleep(120)", 75, "in cell 2", "never"),
+    "makes another error of it": ("print('waiting', flush=True)\nimport time\ntry:\n    time.sleep(120)\nexcept KeyboardInterrupt:\n    raise RuntimeError('oh')", 75, "in cell 2", "never"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_that_are_stopped(name, plain):
+    cell, code, said, unsaid = CELLS[name]
+    attempt = Attempt(plain(cell, f"print({unsaid!r})")).until("^waiting").stop()
+    time.sleep(0.2)
+    attempt.stop()  # a second signal changes nothing
+    assert attempt.end() == code, attempt.said
+    assert (
+        said in attempt.said
+        and f"\n{unsaid}\n" not in attempt.said
+        and "Traceback (most" not in attempt.said.split("cell 2:")[0]
+    )
+    assert executed(plain(cell).joinpath("outputs", "job-1"))[0][-1] == "pending"  # fmt: skip
+
+
+def test_signal_in_the_last_cell_that_ends_well(plain):
+    "All cells are done: that is success, whatever was asked meanwhile"
+    cell = "import os, signal\nget_ipython().events.register('post_run_cell', lambda r: os.kill(os.getppid(), signal.SIGTERM))"
+    attempt = Attempt(plain(cell))
+    assert attempt.end() == 0 and "SIGTERM: the kernel is told" in attempt.said, attempt.said
+
+
+def test_random_moments(plain):
+    "From the first import to the last byte: 75 while cells are left, 0 when none is, and never anything else"
+    project, rng = plain("import time\ntime.sleep(0.5)", "time.sleep(0.5)"), random.Random(0)
+    for _ in range(6):
+        attempt = Attempt(project)
+        time.sleep(rng.uniform(1.0, 5.0))
+        code = attempt.stop().end()
+        assert code in (0, 75) and "Traceback" not in attempt.said, (code, attempt.said)
+        assert code == 75 or "all cells are done" in attempt.said
+
+
+def test_runner_is_killed(plain):
+    "The kernel goes with it, and what is left says what ran"
+    project = plain(WAITING, "print('never')")
+    attempt = Attempt(project).until("^waiting")
+    kernel = psutil.Process(int(re.search(r"pid (\d+)", attempt.said)[1]))
+    time.sleep(1)
+    assert attempt.stop(signal.SIGKILL).end() == -9
+    kernel.wait(20)
+    states, outputs, note = executed(project / "outputs" / "job-1")
+    assert states == ["completed", "completed", "running", "pending"] and "cell 2 of 3 was running at" in note
+
+
+def test_usage(tmp_path, plain):
+    project = plain("1")
+    for arguments, code, said in [
+        ([str(project), "--run", "../x"], 78, "--run: '../x' is not a run's id: lower-case letters"),
+        ([str(tmp_path / "nbs"), "--run", "a"], 66, "not an unpacked bundle"),
+        ([str(tmp_path / "none.tar.gz"), "--run", "a"], 66, "none.tar.gz: no such bundle"),
+        ([str(project)], 2, "the following arguments are required: --run"),
+    ]:
+        done = gpuml(
+            "run", *arguments, cwd=tmp_path, env={**os.environ, "GPUML_TERMINATION_LOG": str(tmp_path / "word")}
+        )
+        assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert "none.tar.gz" in (tmp_path / "word").read_text()
+    write_notebook(project / "nbs" / "n.ipynb", ("x = 1", "parameters"), "%gpu_train")
+    done = gpuml("run", str(project), "--run", "a", cwd=tmp_path)
+    assert done.returncode == 78 and "parameter 'config' is not set in the cell tagged `parameters`" in done.stderr
+    assert not (project / "outputs").exists()
+
+
+# ---- S3
+
+
+def test_everything_is_on_s3(here, s3, tmp_path):
+    place = s3.url("runs/job-1")
+    for attempt, (cell, code) in enumerate([("1/0", 1), ("1", 0)], 1):
+        ended = here(cell, place=place)
+        assert (ended.exit_code, ended.attempt) == (code, attempt)
+        for name in ("notebook.ipynb", "outcome.json"):
+            Storage().get(f"{place}/{name}", tmp_path / "copy" / name)
+        states, _, note = executed(tmp_path / "copy")
+        assert states[-1] == ("completed" if code == 0 else "failed") and f"attempt {attempt} " in note
+        assert outcome(tmp_path / "copy")["attempt"] == attempt
+    logs = [Storage().read(f).decode() for f in Storage().find(f"{place}/logs/")]
+    assert len(logs) == 2 and "ZeroDivisionError" in logs[0] and logs[1].endswith("job-1: all cells are done\n")
+
+
+def test_notebooks_that_s3_does_not_take_cost_nothing(here, s3, monkeypatch, capfd):
+    monkeypatch.setattr(notebook, "PATIENCE", 2.0)
+    with Proxy(s3.endpoint, lambda request: SLOW_DOWN if ".ipynb" in request.path else None) as proxy:
+        ended = here("print('all the same')", place=s3.url("runs/job-1"), endpoint=proxy.endpoint)
+    assert ended.exit_code == 0 and proxy.faults
+    there = {f.url.rpartition("/")[2] for f in Storage().find(s3.url("runs/job-1/*"))}
+    assert there == {"outcome.json"} and len(Storage().find(s3.url("runs/job-1/logs/"))) == 1
+    said = re.search(r"note: notebook.ipynb is not where it belongs, but in (\S+): .*503", capfd.readouterr().out)
+    assert executed(said[1])[0][-1] == "completed"
+    shutil.rmtree(said[1])
+
+
+# ---- `fit` in a job
+
+
+@pytest.fixture
+def in_job(monkeypatch):
+    "As a job sees it; another process than before"
+
+    def enter(run="job-1"):
+        monkeypatch.setenv("GPUML_RUN", run)
+        train._fits.clear()
+
+    return enter
+
+
+def test_fit_goes_on_by_itself(in_job, tiny_store, tiny_undisturbed):  # noqa: F811
+    in_job()
+    with pytest.raises(Preempted, match=r"stopped at update \d of 9; the next attempt goes on there"):
+        fit(load("dev", OVERRIDES), watch=stop_at(4))
+    in_job()
+    run = fit(load("dev", OVERRIDES))
+    assert run.id == "job-1" and result(run) == tiny_undisturbed
+    before = (run.folder / "tracking.json").read_bytes()
+    in_job()
+    phases = []
+    again = fit(load("dev", OVERRIDES), watch=lambda p: phases.append(p.phase))
+    assert again.folder == run.folder and phases == ["done"] and (run.folder / "tracking.json").read_bytes() == before
+    second = fit(load("dev", [*OVERRIDES, "train.epochs=1"]))
+    assert second.id == "job-1-2" and result(run) == tiny_undisturbed
+
+
+def test_fit_that_fails_leaves_the_jobs_files(in_job, tiny_store):  # noqa: F811
+    in_job()
+    place = tiny_store.parent / "outputs" / "job-1"
+    (place / "logs").mkdir(parents=True)
+    with pytest.raises(ValueError):
+        fit(load("dev", OVERRIDES), watch=lambda p: p.phase == "training" and (_ for _ in ()).throw(ValueError("boom")))
+    assert (place / "logs").exists()
+
+
+def test_fit_goes_on_elsewhere(kept, in_job, tiny_store, tiny_undisturbed, monkeypatch):  # noqa: F811
+    in_job()
+    with pytest.raises(Preempted):
+        fit(load("dev", OVERRIDES), watch=stop_at(4))
+    move(monkeypatch)
+    in_job()
+    assert result(fit(load("dev", OVERRIDES))) == tiny_undisturbed
+    move(monkeypatch)
+    in_job()
+    phases = []
+    assert result(fit(load("dev", OVERRIDES), watch=lambda p: phases.append(p.phase))) == tiny_undisturbed
+    assert phases == ["done"]
