@@ -3,9 +3,12 @@
 What a kubelet does and this does too: environment from Secrets and ConfigMaps, volumes, statuses and events, SIGTERM and
 the grace period, logs through the API server, the termination message, memory limits, image pull errors.
 Where it may (as root on Linux), the process is number 1 of namespaces of its own, with the pod's name as its host name,
-the volumes mounted, and an /etc/hosts that names the cluster's services. Elsewhere `isolated` is False: then the process
-leads a session of its own, mount paths and names are not real, and HOME, TMPDIR and the working folder are the pod's.
-What it leaves out: images, users, more than one container, restarts in place (`restartPolicy: Never` is all it knows).
+its volumes mounted, its user, a root folder that is read-only if the pod says so, and an /etc/hosts that names the
+cluster's services. Its image is this machine: the project and its environment are where they are here.
+Elsewhere `isolated` is False: the process leads a session of its own, and mount paths, users and names are not real.
+HOME, TMPDIR and the working folder are the pod's in both cases.
+What it leaves out: images, probes, more than one container, restarts in place (it takes every pod for one with
+`restartPolicy: Never`), and volumes other than emptyDir, Secret and ConfigMap, which are empty folders.
 """
 
 import datetime
@@ -38,7 +41,7 @@ class Agent:
         self.entrypoint = []  # as an image's ENTRYPOINT: for containers without `command`
         self.isolated = _may_isolate()  # may be set to False, for the pods that start from then on
         self.logs = log_server(self, plane.certificate, plane.key)
-        self.stopping = threading.Event()
+        self.stopping, self.following = threading.Event(), threading.Lock()
 
     def start(self) -> "Agent":
         for task in (self._watch, self._beat, self.logs.serve_forever):
@@ -81,9 +84,12 @@ class Agent:
         "A lost node is there again, and says that what ran on it has ended"
         self._renew_lease(name)
         self._report_ready(name)
-        self.vanished.discard(name)
         for worker in self._workers_on(name):
             worker.report_after_loss()
+        with self.following:
+            self.vanished.discard(name)
+            for pod in self.api.get("pods", fieldSelector=f"spec.nodeName={name}")["items"]:
+                self._follow(pod)
 
     def evict(self, namespace: str, name: str) -> None:
         "As a kubelet does whose node runs out of memory: the pod has failed, and its object stays"
@@ -133,9 +139,11 @@ class Agent:
                 for uid in self.workers.keys() - {pod["metadata"]["uid"] for pod in listed["items"]}:
                     self._forget(uid)
                 for pod in listed["items"]:
-                    self._follow(pod)
+                    with self.following:
+                        self._follow(pod)
                 for change, pod in self.api.watch("pods", resourceVersion=listed["metadata"]["resourceVersion"]):
-                    self._forget(pod["metadata"]["uid"]) if change == "DELETED" else self._follow(pod)
+                    with self.following:
+                        self._forget(pod["metadata"]["uid"]) if change == "DELETED" else self._follow(pod)
             except BROKEN:
                 self.stopping.wait(0.2)
 

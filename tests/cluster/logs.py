@@ -25,7 +25,7 @@ class Logs(http.server.BaseHTTPRequestHandler):
         worker = self.server.agent.worker(namespace, name)
         if not worker:
             return self._refuse(404, f'pods "{name}" not found')
-        if worker.abandoned:
+        if worker.node in self.server.agent.vanished:
             return None  # a lost node does not answer
         if not worker.started_at:
             return self._refuse(400, f'container "{container}" in pod "{name}" is waiting to start: {worker.waiting}')

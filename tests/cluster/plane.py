@@ -180,7 +180,7 @@ class Plane:
         with open(self.folder / f"{server}.log", "a") as log:
             self.processes[server] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
-    def _wait(self, server: str, ready, seconds: float = 60) -> None:
+    def _wait(self, server: str, ready, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while not ready():
             dead = next((name for name, process in self.processes.items() if process.poll() is not None), None)

@@ -83,7 +83,7 @@ class Worker(threading.Thread):
 
     def abandon(self) -> None:
         "The process ends at once, and nothing is reported"
-        self.abandoned = True
+        self.abandoned = self.abandoned or not self.ended
         self.changed.set()
         self._signal(signal.SIGKILL)
 
@@ -95,6 +95,8 @@ class Worker(threading.Thread):
 
     def report_after_loss(self) -> None:
         "What a kubelet says of a container whose end it has not seen"
+        if not self.abandoned:  # it was reported in time
+            return
         self.join(10)
         self.abandoned = False
         self.end_as = {"reason": "ContainerStatusUnknown", "message": "The container could not be located"}
@@ -231,7 +233,7 @@ class Worker(threading.Thread):
                 self.more.notify_all()
 
     def _signal(self, number: int) -> None:
-        if not self.main:
+        if not self.main or self.ended:
             return
         try:
             if number == signal.SIGKILL and not self.isolated:
