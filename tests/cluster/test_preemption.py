@@ -1,0 +1,163 @@
+"Production preempts development on the only GPU: from a line in a real kernel to two finished runs in MLflow"
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from queue import Empty
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+from gpuml import cluster as c
+from gpuml.storage import Storage
+from tests.cluster.cluster import phase
+from tests.cluster.site import Site
+from tests.s3 import SECRET
+
+
+@pytest.fixture
+def mlflow(cluster, tmp_path):
+    "A tracking server at http://mlflow:5000, as pods know it; its database"
+    address, database = cluster.service("mlflow"), tmp_path / "server.db"
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{database}",
+        "--host",
+        address,
+    ]
+    command += ["--port", "5000", "--workers", "1", "--allowed-hosts", f"mlflow:5000,{address}:5000"]
+    command += ["--default-artifact-root", str(tmp_path / "artifacts")]
+    with open(tmp_path / "mlflow.log", "w") as log:
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    from gpuml.tracking import answers
+
+    try:
+        cluster.wait(lambda: answers(f"http://{address}:5000"), 120)
+        yield database
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+@pytest.fixture
+def kernel(site):
+    "A kernel that belongs to the project's notebook, as JupyterLab starts one"
+    environment = {**os.environ, "JPY_SESSION_NAME": str(site.notebook)}
+    manager, client = start_new_kernel(cwd=str(site.notebook.parent), env=environment, startup_timeout=120)
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def site(cluster, namespace, project, s3, monkeypatch):
+    return Site(cluster, namespace, project, s3, monkeypatch)
+
+
+def run_cell(client, source):
+    "Text of all that a cell shows"
+    shown, ident = [], client.execute(source)
+    while True:
+        try:
+            message = client.get_iopub_msg(timeout=120)
+        except Empty:
+            raise AssertionError(f"no end of {source!r}; so far {shown}") from None
+        content = message["content"]
+        if message["parent_header"].get("msg_id") != ident:
+            continue
+        if message["msg_type"] == "status" and content["execution_state"] == "idle":
+            return "\n".join(shown)
+        shown += [content["text"]] if "text" in content else [content.get("data", {}).get("text/plain", "")]
+        shown += content.get("traceback", [])
+
+
+def add_cell(notebook, source):
+    "Write a cell and save"
+    tree = json.loads(notebook.read_text())
+    tree["cells"].append(
+        {"cell_type": "code", "id": "added", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
+    )
+    notebook.write_text(json.dumps(tree))
+
+
+def undisturbed(site, epochs):
+    "The weights of the development run when nothing interferes"
+    words = [
+        f"output={site.folder / 'quiet'}",
+        f"tracking.uri=sqlite:///{site.folder / 'quiet.db'}",
+        f"train.epochs={epochs}",
+    ]
+    command = [sys.executable, "-m", "gpuml.cli", "train", "dev", *words]
+    done = subprocess.run(
+        command, cwd=site.folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return next((site.folder / "quiet").glob("*/model/model.safetensors")).read_bytes()
+
+
+def test_production_goes_first_and_nothing_is_lost(site, mlflow, kernel):
+    epochs = 16
+    site.write("dev", "gpuml-dev", epochs)
+    add_cell(site.notebook, "job = %submit_prod train.epochs=2\njob")
+    dev = site.submit(name="dev")
+    site.cluster.wait(lambda: "update" in dev.status.progress and "update 0" not in dev.status.progress, 300)
+    assert "ERROR" not in run_cell(kernel, "%load_ext gpuml")
+    begun = time.monotonic()
+    shown = run_cell(kernel, "job = %submit_prod train.epochs=2\njob")
+    prod = next(job for job, _ in c.jobs([site.config()]) if job.run_id.startswith("prod-"))
+    assert prod.run_id in shown
+    pod = site.cluster.wait_pod(site.namespace, prod.run_id, phase("Running"), 70)
+    started = time.monotonic() - begun
+    assert started < 60 + 5 + 30, started  # grace, and the promise's 5 s; the submission itself is in it
+    most, states = 0, set()
+    while not (prod.status.over and dev.status.over):
+        pods = site.cluster.admin.get("pods", site.namespace)["items"]
+        most = max(most, sum(p["status"]["phase"] == "Running" for p in pods))
+        states.add(str(dev.status)[:60])
+        assert time.monotonic() - begun < 600, (states, dev.logs(), prod.logs())
+        time.sleep(0.5)
+    assert most == 1 and pod["spec"]["nodeName"] == "gpu-1"
+    for job in (prod, dev):
+        assert job.status.phase == "succeeded", f"{job}\n{job.logs()}"
+        assert Storage(site.s3.endpoint).info(f"{job.place}/certificate.json")
+        errors = [
+            o
+            for cell in json.loads(job.notebook().read_text())["cells"]
+            for o in cell.get("outputs", [])
+            if o["output_type"] == "error"
+        ]
+        assert not errors
+    assert dev.outcome()["attempt"] == 2 and len(c.Storage(site.s3.endpoint).find(f"{dev.place}/logs/*.txt")) == 2
+    assert "in a job: %submit_prod does nothing here" in prod.notebook().read_text()
+    assert (dev.run.folder / "model" / "model.safetensors").read_bytes() == undisturbed(site, epochs)
+    found = sqlite3.connect(mlflow).execute("select name, status from runs").fetchall()
+    assert sorted(found) == sorted([(dev.run_id, "FINISHED"), (prod.run_id, "FINISHED")])
+    params = "select value from params join runs using (run_uuid) where name = ? and key = 'train.epochs'"
+    assert sqlite3.connect(mlflow).execute(params, (prod.run_id,)).fetchone() == ("2",)
+    steps = (
+        "select step, count(*) from metrics join runs using (run_uuid) where name = ? and key = 'loss' group by step"
+    )
+    counted = sqlite3.connect(mlflow).execute(steps, (dev.run_id,)).fetchall()
+    assert counted == [(i, 1) for i in range(1, dev.run.metrics["updates"] + 1)]
+    assert not leaks(site, mlflow, SECRET)
+
+
+def leaks(site, database, secret):
+    "Where the secret stands although it must not"
+    found = []
+    for kind in ("jobs", "pods", "events", "configmaps"):
+        found += [kind for item in site.cluster.admin.get(kind, site.namespace)["items"] if secret in json.dumps(item)]
+    storage = Storage(site.s3.endpoint)
+    for pattern in ("*", "*/*", "*/*/*", ".bundles/*"):
+        found += [f.url for f in storage.find(site.s3.url(f"out/{pattern}")) if secret.encode() in storage.read(f)]
+    if secret in "\n".join(sqlite3.connect(database).iterdump()):
+        found.append("MLflow")
+    return found + [str(p) for p in site.folder.rglob("*.ipynb") if secret in p.read_text()]
