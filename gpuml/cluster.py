@@ -8,7 +8,7 @@ __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'Answer', 'Api', 'Sta
            'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner', 'Submission',
            'prepare', 'packed_name', 'submit', 'local_job', 'JobList', 'jobs', 'find']
 
-# %% ../nbs/10_cluster.ipynb #c75520a4
+# %% ../nbs/10_cluster.ipynb #4fcb6191
 import codecs
 import fcntl
 import json
@@ -34,7 +34,7 @@ from .config import ClusterError, Config, ConfigError, DataError, GpumlError, No
 from .job import CONTAINER, FINAL, PREFIX
 from .storage import Storage, is_s3, write_json
 
-# %% ../nbs/10_cluster.ipynb #10102674
+# %% ../nbs/10_cluster.ipynb #911a3ac7
 PATIENCE = 20.0  # seconds for which an API server that does not answer is asked again
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -55,7 +55,8 @@ class Api:
 
         self.patience, self._settings = patience, client.Configuration()
         try:
-            config.load_kube_config(context=context, client_configuration=self._settings)
+            named = os.environ.get("KUBECONFIG")  # the library looks at it once, when it is imported
+            config.load_kube_config(named, context=context, client_configuration=self._settings)
         except (config.ConfigException, OSError, ValueError) as e:
             try:
                 config.load_incluster_config(client_configuration=self._settings)
@@ -114,7 +115,7 @@ class Api:
         "The items of a list"
         return (self.get(path, **query) or {}).get("items", [])
 
-# %% ../nbs/10_cluster.ipynb #1edc18a2
+# %% ../nbs/10_cluster.ipynb #7c083161
 def _transport_errors() -> tuple[type[Exception], ...]:
     "What the connection raises while a server is away"
     from urllib3.exceptions import HTTPError
@@ -135,7 +136,7 @@ def _first_line(e: Exception) -> str:
     text = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
     return re.sub(r"^.*Max retries exceeded with url: \S+ \(Caused by (.*)\)$", r"\1", text)[:300]
 
-# %% ../nbs/10_cluster.ipynb #1644feb0
+# %% ../nbs/10_cluster.ipynb #11548b20
 @contextmanager
 def _plainly(what: str, context: str | None = None) -> Iterator[None]:
     "An API server's refusal inside the block, as a sentence"
@@ -151,7 +152,7 @@ def _plainly(what: str, context: str | None = None) -> Iterator[None]:
             raise ClusterError(f"{what}: not permitted: {e}", 77) from None
         raise ClusterError(f"{what}: {e}") from None
 
-# %% ../nbs/10_cluster.ipynb #d6923c89
+# %% ../nbs/10_cluster.ipynb #991736f2
 OVER = ("succeeded", "failed", "cancelled", "gone")
 PHASES = ("pending", "running", "stopping", "waiting", *OVER)  # waiting: for its next attempt
 
@@ -189,7 +190,7 @@ class Seen:
     holders: list[dict[str, Any]] | None = None  # pods that hold GPUs anywhere
     outcome: dict[str, Any] | None = None  # what the last attempt wrote into storage
 
-# %% ../nbs/10_cluster.ipynb #e5c807f6
+# %% ../nbs/10_cluster.ipynb #372553ba
 def time_of(
     text: str | None,  # as Kubernetes writes it
 ) -> datetime | None:
@@ -218,7 +219,7 @@ def _said(seen: Seen, *reasons: str) -> str:
     told = [message for reason, message in map(_reason_of, seen.events) if reason in reasons]
     return told[-1] if told else ""
 
-# %% ../nbs/10_cluster.ipynb #2e024f0c
+# %% ../nbs/10_cluster.ipynb #ac5f50eb
 def explain(
     seen: Seen,
 ) -> State:
@@ -254,7 +255,7 @@ def explain(
         state.why = "Kubernetes has not made its pod yet"
     return state
 
-# %% ../nbs/10_cluster.ipynb #0e66cd79
+# %% ../nbs/10_cluster.ipynb #a9dfeb06
 _CODES = {
     1: "the notebook's code failed", 65: "the data is bad", 66: "data or model was not found", 70: "the kernel died",
     73: "the output can't be written", 75: "interrupted with a checkpoint", 77: "not permitted",
@@ -297,7 +298,7 @@ def _between(ended: dict[str, Any], seen: Seen) -> str:
         return f"{what}; another attempt would end the same way"
     return f"{what}; Kubernetes starts the next attempt after 10 s, after more the more often it happens"
 
-# %% ../nbs/10_cluster.ipynb #f739d218
+# %% ../nbs/10_cluster.ipynb #2b5cccdb
 def _refused(message: str) -> str:
     "Why the pod is not made, from the controller's event"
     if quota := re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", message):
@@ -311,7 +312,7 @@ def _refused(message: str) -> str:
     told = re.sub(r"^Error creating: (pods \S+ is forbidden: )?", "", message)
     return f"its pod is not accepted: {told}"
 
-# %% ../nbs/10_cluster.ipynb #f6d66722
+# %% ../nbs/10_cluster.ipynb #4ab776ea
 def _of_pod(pod: dict[str, Any], seen: Seen) -> tuple[str, str]:
     "Phase and cause of a job whose pod is there"
     status, name = pod["status"], pod["metadata"]["name"]
@@ -355,7 +356,7 @@ def _config_error(message: str, pod: str) -> str:
         return f"Secret {missing[1]} is not in this namespace; an administrator makes it, or compute.s3_secret names another"
     return f"the container can't be made: {message}"
 
-# %% ../nbs/10_cluster.ipynb #01a5ce28
+# %% ../nbs/10_cluster.ipynb #fac58fd3
 def _gpus(pod: dict[str, Any], resource: str) -> int:
     "GPUs that a pod holds or wants"
     wanted = (
@@ -425,7 +426,7 @@ def _held_by(seen: Seen, resource: str) -> str:
     shown = " and ".join(f"{n} {kind} {'job' if n == 1 else 'jobs'}" for kind, n in groups.items())
     return f"held by {shown}; it starts when one ends" if shown else "it starts when one is free"
 
-# %% ../nbs/10_cluster.ipynb #4ab838d9
+# %% ../nbs/10_cluster.ipynb #10a0c9e0
 _SHOWN = {
     "pending": "⏳",
     "waiting": "⏳",
@@ -569,7 +570,7 @@ def _read_json(storage: Storage, url: str) -> dict[str, Any] | None:
     except (GpumlError, ValueError):
         return None
 
-# %% ../nbs/10_cluster.ipynb #56cb575b
+# %% ../nbs/10_cluster.ipynb #1fb1f809
 _JOBS, _PODS = "/apis/batch/v1/namespaces/{}/jobs", "/api/v1/namespaces/{}/pods"
 
 
@@ -657,7 +658,7 @@ class ClusterJob(Job):
     def _follow(self, out: Callable[[str], None]) -> None:
         _follow_pods(self, out)
 
-# %% ../nbs/10_cluster.ipynb #dae66c70
+# %% ../nbs/10_cluster.ipynb #6a701aba
 def gpu_holders(api: Api, namespace: str) -> tuple[list[dict[str, Any]] | None, list[dict[str, Any]]]:
     "All nodes, and the pods that are on them; of this namespace only where no more is permitted"
     try:
@@ -669,7 +670,7 @@ def gpu_holders(api: Api, namespace: str) -> tuple[list[dict[str, Any]] | None, 
             return nodes, api.items(path, fieldSelector="status.phase!=Succeeded,status.phase!=Failed")
     return nodes, []
 
-# %% ../nbs/10_cluster.ipynb #7776fc17
+# %% ../nbs/10_cluster.ipynb #f309b7ff
 class _NotThere(Exception):
     "It is gone already"
 
@@ -699,7 +700,7 @@ def events_of(
         ours, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or e["metadata"]["creationTimestamp"]
     )
 
-# %% ../nbs/10_cluster.ipynb #5578a080
+# %% ../nbs/10_cluster.ipynb #47fe4c81
 def _log(job_: ClusterJob, pod: str, stream: bool = False, **query: Any) -> Any:
     "A pod's log: text, or the answer to read it from while it grows; empty where there is none yet"
     path = f"{_PODS.format(job_.namespace)}/{pod}/log"
@@ -719,7 +720,7 @@ def last_progress(
     lines = [line for line in log.splitlines() if line.startswith(f"{run}: ")]
     return lines[-1].removeprefix(f"{run}: ") if lines else ""
 
-# %% ../nbs/10_cluster.ipynb #db5a2afe
+# %% ../nbs/10_cluster.ipynb #ef7b6da9
 def _watched(job_: ClusterJob) -> Iterator[State]:
     "The state, again whenever the job or its pods change, and every five seconds while the cause may change"
     changed, over = threading.Event(), threading.Event()
@@ -758,7 +759,7 @@ def _watch(api: Api, path: str, selector: dict[str, str], changed: threading.Eve
         except (Answer, ClusterError, OSError, *_transport_errors()):
             over.wait(1.0)
 
-# %% ../nbs/10_cluster.ipynb #6d509457
+# %% ../nbs/10_cluster.ipynb #c6f456e1
 def _follow_pods(job_: ClusterJob, out: Callable[[str], None]) -> None:
     "Print the logs of all attempts until the job is over; what it waits for in between, in brackets"
     told, printed = "", {}
@@ -786,7 +787,7 @@ def _print_log(job_: ClusterJob, pod: str, printed: dict[str, int], out: Callabl
             printed[pod] = printed.get(pod, 0) + len(new)
             out(decoder.decode(new))
 
-# %% ../nbs/10_cluster.ipynb #e64c48db
+# %% ../nbs/10_cluster.ipynb #82996c23
 _STATE = "state.json"
 
 
@@ -857,7 +858,7 @@ class LocalJob(Job):
             if state.over:
                 return
 
-# %% ../nbs/10_cluster.ipynb #63d5a465
+# %% ../nbs/10_cluster.ipynb #1cb3bbcd
 def _local_state(folder: Path) -> dict[str, Any]:
     "What the process that works on a job has written"
     try:
@@ -894,7 +895,7 @@ def start_local(
             start_new_session=True,
         )
 
-# %% ../nbs/10_cluster.ipynb #bcc09ccd
+# %% ../nbs/10_cluster.ipynb #1b4c4e4e
 @dataclass
 class _Work:
     "What the steps of the process that works on a job share"
@@ -1006,7 +1007,7 @@ def _local_outcome(manifest: dict[str, Any]) -> dict[str, Any] | None:
     place = manifest["metadata"]["annotations"][f"{PREFIX}/output"]
     return _read_json(Storage(manifest["metadata"]["annotations"].get(f"{PREFIX}/endpoint")), f"{place}/outcome.json")
 
-# %% ../nbs/10_cluster.ipynb #52b555f5
+# %% ../nbs/10_cluster.ipynb #e29034cd
 @dataclass
 class Finding:
     "One check: what was looked at, and what was found"
@@ -1042,7 +1043,7 @@ class Findings(list):
 class _Unknown(Exception):
     "It can't be checked from here"
 
-# %% ../nbs/10_cluster.ipynb #5bf9a914
+# %% ../nbs/10_cluster.ipynb #68270f9b
 def check_here(
     config: Config,  # resolved
     path: Path,  # the notebook
@@ -1102,7 +1103,7 @@ def _check_tracking(config: Config) -> str:
         )
     return config.tracking.uri
 
-# %% ../nbs/10_cluster.ipynb #b5ca321d
+# %% ../nbs/10_cluster.ipynb #f563d5ed
 def check_cluster(
     api: Api,
     config: Config,
@@ -1211,7 +1212,7 @@ def _check_manifest(api: Api, manifest: dict[str, Any]) -> str:
             raise
     return "accepted by the API server, as a trial"
 
-# %% ../nbs/10_cluster.ipynb #a90ca6df
+# %% ../nbs/10_cluster.ipynb #0e4bd706
 def owner() -> str:
     "Who submits, for other people to read"
     import getpass
@@ -1242,7 +1243,7 @@ class Submission:
         ]
         return "\n\n".join([*parts, f"differences:\n{self.changes}", job.yaml([self.manifest])])
 
-# %% ../nbs/10_cluster.ipynb #d352d748
+# %% ../nbs/10_cluster.ipynb #ee951b73
 def prepare(
     config: Config,  # resolved
     path: str | Path,  # the notebook
@@ -1308,7 +1309,7 @@ def _renewed(config: Config, **changes: Any) -> Config:
     new._name, new._root = config.name, config.root
     return new
 
-# %% ../nbs/10_cluster.ipynb #4512b17e
+# %% ../nbs/10_cluster.ipynb #9bced07d
 def submit(
     config: Config,  # resolved
     path: str | Path,  # the notebook
@@ -1325,7 +1326,7 @@ def submit(
     send = _send_local if local else _send
     return send(planned, again, name, api)
 
-# %% ../nbs/10_cluster.ipynb #67672ba6
+# %% ../nbs/10_cluster.ipynb #298699d6
 def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:
     "Find the same job at work, or make one; of many at once, and of one whose answer was lost, there is one"
     manifest, storage = planned.manifest, Storage(planned.config.data.endpoint)
@@ -1385,7 +1386,7 @@ def _next_name(planned: Submission, taken: Iterable[str], storage: Storage) -> s
     ]
     return f"{stem}{max(numbers, default=0) + 1}"
 
-# %% ../nbs/10_cluster.ipynb #b5924156
+# %% ../nbs/10_cluster.ipynb #1b977634
 def _about(manifest: dict[str, Any]) -> dict[str, str]:
     "What a job is, from its manifest"
     notes, labels = manifest["metadata"].get("annotations", {}), manifest["metadata"]["labels"]
@@ -1449,7 +1450,7 @@ def local_job(
         folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), _about(manifest), note, folder
     )
 
-# %% ../nbs/10_cluster.ipynb #90d2258a
+# %% ../nbs/10_cluster.ipynb #1cc6174d
 class JobList(list):
     "Jobs with their states; shows itself as a table"
 
@@ -1498,7 +1499,7 @@ def _age(seconds: float) -> str:
             return f"{seconds // size:.0f}{unit}"
     return f"{max(0, seconds):.0f}s"
 
-# %% ../nbs/10_cluster.ipynb #191829c5
+# %% ../nbs/10_cluster.ipynb #8043082d
 def jobs(
     configs: list[Config],  # whose clusters, namespaces and folders are looked at
     name: str | None = None,  # one of them only
@@ -1546,7 +1547,7 @@ def _cluster_jobs(api: Api, config: Config, name: str | None, pool: ThreadPoolEx
     order = sorted(range(len(listed)), key=lambda i: listed[i]["metadata"]["creationTimestamp"], reverse=True)
     return [(handles[i], states[i]) for i in order]
 
-# %% ../nbs/10_cluster.ipynb #e23c6335
+# %% ../nbs/10_cluster.ipynb #14e2d8d8
 def find(
     name: str,  # run id, or the name that it was given
     configs: list[Config],  # whose clusters, namespaces, folders and outputs are looked at

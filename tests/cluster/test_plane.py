@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.api import ApiError
 from tests.cluster.cluster import job, phase, state
-from tests.cluster.worker import ROOT, reachable
+from tests.cluster.worker import ROOT, for_any_user
 
 STUBBORN = "trap 'echo told to stop' TERM; echo ready; while true; do sleep 0.1; done"
 POLITE = "trap 'echo told to stop; exit 75' TERM; echo ready; while true; do sleep 0.1; done"
@@ -165,7 +165,7 @@ def test_security_context(cluster, namespace):
     body["spec"]["template"]["spec"] = spec
     cluster.admin.create("jobs", namespace, body)
     pod = cluster.wait_pod(namespace, "j", phase("Succeeded"))["metadata"]["name"]
-    uid = 10001 if reachable(ROOT) else 0
+    uid = 10001 if for_any_user() else 0
     assert cluster.admin.logs(namespace, pod) == f"{uid}\n/work\n"
 
 

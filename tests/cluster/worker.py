@@ -209,7 +209,7 @@ class Worker(threading.Thread):
         for folder in (ROOT, Path(sys.base_prefix)):  # what an image would have: not to be hidden by a volume
             if any(folder.is_relative_to(target) for _, target, _ in mounts):
                 mounts.append((folder, folder, mode))
-        user = self.security.get("runAsUser", 0) if reachable(ROOT) else 0
+        user = self.security.get("runAsUser", 0) if for_any_user() else 0
         settings = [self.folder / "root", mode, f"{user}:{self.security.get('runAsGroup', 0)}"]
         settings += [self.name, workdir, self.folder / "started", *(part for mount in mounts for part in mount), "--"]
         return [*ISOLATED, *map(str, [Path(__file__).with_name("pod.sh"), *settings])]
@@ -319,9 +319,10 @@ class Worker(threading.Thread):
             pass  # the namespace is being deleted
 
 
-def reachable(folder: Path) -> bool:
-    "Whether any user can get there"
-    return all(place.stat().st_mode & 0o001 for place in (folder, *folder.parents))
+def for_any_user() -> bool:
+    "Whether any user can get to the checkout, and to Python"
+    folders = [Path(sys.base_prefix).resolve(), ROOT]
+    return all(place.stat().st_mode & 0o001 for folder in folders for place in (folder, *folder.parents))
 
 
 def now() -> str:
