@@ -414,7 +414,8 @@ def _start_kernel(folder: Path, environment: dict[str, str], cwd: Path, log: Log
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import run_sync
 
-    place = {"connection_file": str(folder / "kernel.json"), "transport": "ipc"}
+    transport = "ipc" if len(str(folder)) < 80 else "tcp"  # the name of a socket has 107 bytes at most
+    place = {"connection_file": str(folder / "kernel.json"), "transport": transport}
     native = KernelSpecManager(kernel_dirs=[])  # no kernel that somebody installed under the same name
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=native, **place)
     lines = "__import__('gpuml.notebook').notebook.listen()"
@@ -610,6 +611,11 @@ def engine_class() -> type:
             super().__init__(nb, progress_bar=False)
             self.attempt, self.saved = attempt, 0.0
 
+        def notebook_start(self, **kwargs):
+            output = f"{self.attempt.files.place}/notebook.ipynb"
+            self.nb.metadata.papermill.update(input_path=self.attempt.notebook.name, output_path=output)
+            super().notebook_start(**kwargs)
+
         def save(self, **kwargs):
             self.attempt.keep(self.nb)
             self.saved = time.monotonic()
@@ -676,12 +682,13 @@ def _run_cells(client: Any, attempt: _Attempt) -> None:
         record.cell_start(cell, index)
         try:
             client.execute_cell(cell, index)
-        except CellExecutionError as e:
+        except Exception as e:
             record.cell_exception(cell)
-            raise _cell_error(client, attempt, e) from None
-        except DeadKernelError:
-            record.cell_exception(cell)
-            raise _death(attempt, f"in cell {attempt.cell}") from None
+            if isinstance(e, CellExecutionError):
+                raise _cell_error(client, attempt, e) from None
+            if isinstance(e, DeadKernelError):
+                raise _death(attempt, f"in cell {attempt.cell}") from None
+            raise
         finally:
             attempt.log.end()
             _finish_cell(record, cell)
