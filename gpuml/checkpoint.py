@@ -186,6 +186,7 @@ class Writer:
     copy: Callable[[Path], None] = lambda path: None  # puts a checkpoint into storage, beside training
     problem: str = ""  # why the last one is on this machine only
     cost: float = 0.0  # seconds that training waited for the last one
+    longest: float = 0.0  # seconds until the slowest one was written and copied
     _step: int = 0
     _time: float = field(default_factory=time.monotonic)
     _thread: threading.Thread | None = None
@@ -216,10 +217,12 @@ class Writer:
         self.cost = self._time - started
 
     def _write(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        begun = time.monotonic()
         try:
             path = save(self.folder, step, tensors, state)
             prune(self.folder)
             self._copy(path)
+            self.longest = max(self.longest, time.monotonic() - begun)
         except BaseException as e:
             self._error = e
 

@@ -8,7 +8,7 @@ __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'Answer', 'Api', 'Sta
            'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner', 'Submission',
            'prepare', 'packed_name', 'submit', 'local_job', 'JobList', 'jobs', 'find']
 
-# %% ../nbs/10_cluster.ipynb #4fcb6191
+# %% ../nbs/10_cluster.ipynb #942d4e3b
 import codecs
 import fcntl
 import json
@@ -34,7 +34,7 @@ from .config import ClusterError, Config, ConfigError, DataError, GpumlError, No
 from .job import CONTAINER, FINAL, PREFIX
 from .storage import Storage, is_s3, write_json
 
-# %% ../nbs/10_cluster.ipynb #911a3ac7
+# %% ../nbs/10_cluster.ipynb #32467841
 PATIENCE = 20.0  # seconds for which an API server that does not answer is asked again
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -115,7 +115,7 @@ class Api:
         "The items of a list"
         return (self.get(path, **query) or {}).get("items", [])
 
-# %% ../nbs/10_cluster.ipynb #7c083161
+# %% ../nbs/10_cluster.ipynb #08831a2d
 def _transport_errors() -> tuple[type[Exception], ...]:
     "What the connection raises while a server is away"
     from urllib3.exceptions import HTTPError
@@ -136,7 +136,7 @@ def _first_line(e: Exception) -> str:
     text = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
     return re.sub(r"^.*Max retries exceeded with url: \S+ \(Caused by (.*)\)$", r"\1", text)[:300]
 
-# %% ../nbs/10_cluster.ipynb #11548b20
+# %% ../nbs/10_cluster.ipynb #36d2b361
 @contextmanager
 def _plainly(what: str, context: str | None = None) -> Iterator[None]:
     "An API server's refusal inside the block, as a sentence"
@@ -152,7 +152,7 @@ def _plainly(what: str, context: str | None = None) -> Iterator[None]:
             raise ClusterError(f"{what}: not permitted: {e}", 77) from None
         raise ClusterError(f"{what}: {e}") from None
 
-# %% ../nbs/10_cluster.ipynb #991736f2
+# %% ../nbs/10_cluster.ipynb #b7af9a0c
 OVER = ("succeeded", "failed", "cancelled", "gone")
 PHASES = ("pending", "running", "stopping", "waiting", *OVER)  # waiting: for its next attempt
 
@@ -190,7 +190,7 @@ class Seen:
     holders: list[dict[str, Any]] | None = None  # pods that hold GPUs anywhere
     outcome: dict[str, Any] | None = None  # what the last attempt wrote into storage
 
-# %% ../nbs/10_cluster.ipynb #372553ba
+# %% ../nbs/10_cluster.ipynb #a7662a24
 def time_of(
     text: str | None,  # as Kubernetes writes it
 ) -> datetime | None:
@@ -219,7 +219,7 @@ def _said(seen: Seen, *reasons: str) -> str:
     told = [message for reason, message in map(_reason_of, seen.events) if reason in reasons]
     return told[-1] if told else ""
 
-# %% ../nbs/10_cluster.ipynb #ac5f50eb
+# %% ../nbs/10_cluster.ipynb #d26743f5
 def explain(
     seen: Seen,
 ) -> State:
@@ -255,7 +255,7 @@ def explain(
         state.why = "Kubernetes has not made its pod yet"
     return state
 
-# %% ../nbs/10_cluster.ipynb #a9dfeb06
+# %% ../nbs/10_cluster.ipynb #6eb1aa41
 _CODES = {
     1: "the notebook's code failed", 65: "the data is bad", 66: "data or model was not found", 70: "the kernel died",
     73: "the output can't be written", 75: "interrupted with a checkpoint", 77: "not permitted",
@@ -298,7 +298,7 @@ def _between(ended: dict[str, Any], seen: Seen) -> str:
         return f"{what}; another attempt would end the same way"
     return f"{what}; Kubernetes starts the next attempt after 10 s, after more the more often it happens"
 
-# %% ../nbs/10_cluster.ipynb #2b5cccdb
+# %% ../nbs/10_cluster.ipynb #19bb0576
 def _refused(message: str) -> str:
     "Why the pod is not made, from the controller's event"
     if quota := re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", message):
@@ -312,7 +312,7 @@ def _refused(message: str) -> str:
     told = re.sub(r"^Error creating: (pods \S+ is forbidden: )?", "", message)
     return f"its pod is not accepted: {told}"
 
-# %% ../nbs/10_cluster.ipynb #4ab776ea
+# %% ../nbs/10_cluster.ipynb #a68fd1c5
 def _of_pod(pod: dict[str, Any], seen: Seen) -> tuple[str, str]:
     "Phase and cause of a job whose pod is there"
     status, name = pod["status"], pod["metadata"]["name"]
@@ -356,7 +356,7 @@ def _config_error(message: str, pod: str) -> str:
         return f"Secret {missing[1]} is not in this namespace; an administrator makes it, or compute.s3_secret names another"
     return f"the container can't be made: {message}"
 
-# %% ../nbs/10_cluster.ipynb #fac58fd3
+# %% ../nbs/10_cluster.ipynb #15d7d7e6
 def _gpus(pod: dict[str, Any], resource: str) -> int:
     "GPUs that a pod holds or wants"
     wanted = (
@@ -426,7 +426,7 @@ def _held_by(seen: Seen, resource: str) -> str:
     shown = " and ".join(f"{n} {kind} {'job' if n == 1 else 'jobs'}" for kind, n in groups.items())
     return f"held by {shown}; it starts when one ends" if shown else "it starts when one is free"
 
-# %% ../nbs/10_cluster.ipynb #10a0c9e0
+# %% ../nbs/10_cluster.ipynb #682b6ca1
 _SHOWN = {
     "pending": "⏳",
     "waiting": "⏳",
@@ -570,7 +570,7 @@ def _read_json(storage: Storage, url: str) -> dict[str, Any] | None:
     except (GpumlError, ValueError):
         return None
 
-# %% ../nbs/10_cluster.ipynb #1fb1f809
+# %% ../nbs/10_cluster.ipynb #ca64427f
 _JOBS, _PODS = "/apis/batch/v1/namespaces/{}/jobs", "/api/v1/namespaces/{}/pods"
 
 
@@ -658,7 +658,7 @@ class ClusterJob(Job):
     def _follow(self, out: Callable[[str], None]) -> None:
         _follow_pods(self, out)
 
-# %% ../nbs/10_cluster.ipynb #6a701aba
+# %% ../nbs/10_cluster.ipynb #faefc6ec
 def gpu_holders(api: Api, namespace: str) -> tuple[list[dict[str, Any]] | None, list[dict[str, Any]]]:
     "All nodes, and the pods that are on them; of this namespace only where no more is permitted"
     try:
@@ -670,7 +670,7 @@ def gpu_holders(api: Api, namespace: str) -> tuple[list[dict[str, Any]] | None, 
             return nodes, api.items(path, fieldSelector="status.phase!=Succeeded,status.phase!=Failed")
     return nodes, []
 
-# %% ../nbs/10_cluster.ipynb #f309b7ff
+# %% ../nbs/10_cluster.ipynb #22fbdf20
 class _NotThere(Exception):
     "It is gone already"
 
@@ -700,7 +700,7 @@ def events_of(
         ours, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or e["metadata"]["creationTimestamp"]
     )
 
-# %% ../nbs/10_cluster.ipynb #47fe4c81
+# %% ../nbs/10_cluster.ipynb #fbacd6ff
 def _log(job_: ClusterJob, pod: str, stream: bool = False, **query: Any) -> Any:
     "A pod's log: text, or the answer to read it from while it grows; empty where there is none yet"
     path = f"{_PODS.format(job_.namespace)}/{pod}/log"
@@ -720,7 +720,7 @@ def last_progress(
     lines = [line for line in log.splitlines() if line.startswith(f"{run}: ")]
     return lines[-1].removeprefix(f"{run}: ") if lines else ""
 
-# %% ../nbs/10_cluster.ipynb #ef7b6da9
+# %% ../nbs/10_cluster.ipynb #42fd6b90
 def _watched(job_: ClusterJob) -> Iterator[State]:
     "The state, again whenever the job or its pods change, and every five seconds while the cause may change"
     changed, over = threading.Event(), threading.Event()
@@ -759,7 +759,7 @@ def _watch(api: Api, path: str, selector: dict[str, str], changed: threading.Eve
         except (Answer, ClusterError, OSError, *_transport_errors()):
             over.wait(1.0)
 
-# %% ../nbs/10_cluster.ipynb #c6f456e1
+# %% ../nbs/10_cluster.ipynb #29d41b2f
 def _follow_pods(job_: ClusterJob, out: Callable[[str], None]) -> None:
     "Print the logs of all attempts until the job is over; what it waits for in between, in brackets"
     told, printed = "", {}
@@ -787,7 +787,7 @@ def _print_log(job_: ClusterJob, pod: str, printed: dict[str, int], out: Callabl
             printed[pod] = printed.get(pod, 0) + len(new)
             out(decoder.decode(new))
 
-# %% ../nbs/10_cluster.ipynb #82996c23
+# %% ../nbs/10_cluster.ipynb #3648f80f
 _STATE = "state.json"
 
 
@@ -858,7 +858,7 @@ class LocalJob(Job):
             if state.over:
                 return
 
-# %% ../nbs/10_cluster.ipynb #1cb3bbcd
+# %% ../nbs/10_cluster.ipynb #7c556976
 def _local_state(folder: Path) -> dict[str, Any]:
     "What the process that works on a job has written"
     try:
@@ -895,7 +895,7 @@ def start_local(
             start_new_session=True,
         )
 
-# %% ../nbs/10_cluster.ipynb #1b4c4e4e
+# %% ../nbs/10_cluster.ipynb #5a62e374
 @dataclass
 class _Work:
     "What the steps of the process that works on a job share"
@@ -1007,7 +1007,7 @@ def _local_outcome(manifest: dict[str, Any]) -> dict[str, Any] | None:
     place = manifest["metadata"]["annotations"][f"{PREFIX}/output"]
     return _read_json(Storage(manifest["metadata"]["annotations"].get(f"{PREFIX}/endpoint")), f"{place}/outcome.json")
 
-# %% ../nbs/10_cluster.ipynb #e29034cd
+# %% ../nbs/10_cluster.ipynb #177e78d7
 @dataclass
 class Finding:
     "One check: what was looked at, and what was found"
@@ -1043,7 +1043,7 @@ class Findings(list):
 class _Unknown(Exception):
     "It can't be checked from here"
 
-# %% ../nbs/10_cluster.ipynb #68270f9b
+# %% ../nbs/10_cluster.ipynb #c736c7c5
 def check_here(
     config: Config,  # resolved
     path: Path,  # the notebook
@@ -1103,7 +1103,7 @@ def _check_tracking(config: Config) -> str:
         )
     return config.tracking.uri
 
-# %% ../nbs/10_cluster.ipynb #f563d5ed
+# %% ../nbs/10_cluster.ipynb #c120f817
 def check_cluster(
     api: Api,
     config: Config,
@@ -1212,7 +1212,7 @@ def _check_manifest(api: Api, manifest: dict[str, Any]) -> str:
             raise
     return "accepted by the API server, as a trial"
 
-# %% ../nbs/10_cluster.ipynb #0e4bd706
+# %% ../nbs/10_cluster.ipynb #d7d5ca2c
 def owner() -> str:
     "Who submits, for other people to read"
     import getpass
@@ -1243,7 +1243,7 @@ class Submission:
         ]
         return "\n\n".join([*parts, f"differences:\n{self.changes}", job.yaml([self.manifest])])
 
-# %% ../nbs/10_cluster.ipynb #ee951b73
+# %% ../nbs/10_cluster.ipynb #76ac8578
 def prepare(
     config: Config,  # resolved
     path: str | Path,  # the notebook
@@ -1264,13 +1264,22 @@ def prepare(
     names = notebook.imports(path) if path.is_file() else set()
     packed = bundle.pack(config, path, names, {"git": {"commit": commit}, "versions": versions()})
     source = job.Source(packed.name, _address(config, packed), packed_name(packed, path), owner(), commit)
-    manifest = job.manifest(config, name or job.run_id(config.name, packed.name, 1), source)
+    manifest = job.manifest(config, name or job.run_id(config.name, packed.name, 1), source, _grace(config))
     if local and config.data.endpoint:
         manifest["metadata"]["annotations"][f"{PREFIX}/endpoint"] = config.data.endpoint
     findings = check_here(config, path)
     if not local:
         findings += check_cluster(api, config, manifest)
     return Submission(config, packed, manifest, findings, diff(before, config) if before else Diff(), local)
+
+
+def _grace(config: Config) -> int:
+    "Seconds to save in, by what earlier runs of this config needed"
+    storage, saves = Storage(config.data.endpoint, patience=5), [0.0]
+    with suppress(GpumlError):
+        for file in storage.find(f"{config.output.rstrip('/')}/{job.slug(config.name)}-*/metrics.json")[-5:]:
+            saves.append((_read_json(storage, file.url) or {}).get("save_seconds", 0.0))
+    return job.grace_seconds(max(saves)) if len(saves) > 1 else 60
 
 
 def packed_name(packed: bundle.Bundle, path: Path) -> str:
@@ -1309,7 +1318,7 @@ def _renewed(config: Config, **changes: Any) -> Config:
     new._name, new._root = config.name, config.root
     return new
 
-# %% ../nbs/10_cluster.ipynb #9bced07d
+# %% ../nbs/10_cluster.ipynb #a304f63a
 def submit(
     config: Config,  # resolved
     path: str | Path,  # the notebook
@@ -1326,7 +1335,7 @@ def submit(
     send = _send_local if local else _send
     return send(planned, again, name, api)
 
-# %% ../nbs/10_cluster.ipynb #298699d6
+# %% ../nbs/10_cluster.ipynb #fecb911e
 def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:
     "Find the same job at work, or make one; of many at once, and of one whose answer was lost, there is one"
     manifest, storage = planned.manifest, Storage(planned.config.data.endpoint)
@@ -1386,7 +1395,7 @@ def _next_name(planned: Submission, taken: Iterable[str], storage: Storage) -> s
     ]
     return f"{stem}{max(numbers, default=0) + 1}"
 
-# %% ../nbs/10_cluster.ipynb #1b977634
+# %% ../nbs/10_cluster.ipynb #b1ef12bc
 def _about(manifest: dict[str, Any]) -> dict[str, str]:
     "What a job is, from its manifest"
     notes, labels = manifest["metadata"].get("annotations", {}), manifest["metadata"]["labels"]
@@ -1450,7 +1459,7 @@ def local_job(
         folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), _about(manifest), note, folder
     )
 
-# %% ../nbs/10_cluster.ipynb #1cc6174d
+# %% ../nbs/10_cluster.ipynb #00c31166
 class JobList(list):
     "Jobs with their states; shows itself as a table"
 
@@ -1499,7 +1508,7 @@ def _age(seconds: float) -> str:
             return f"{seconds // size:.0f}{unit}"
     return f"{max(0, seconds):.0f}s"
 
-# %% ../nbs/10_cluster.ipynb #8043082d
+# %% ../nbs/10_cluster.ipynb #7a2e8ce0
 def jobs(
     configs: list[Config],  # whose clusters, namespaces and folders are looked at
     name: str | None = None,  # one of them only
@@ -1547,7 +1556,7 @@ def _cluster_jobs(api: Api, config: Config, name: str | None, pool: ThreadPoolEx
     order = sorted(range(len(listed)), key=lambda i: listed[i]["metadata"]["creationTimestamp"], reverse=True)
     return [(handles[i], states[i]) for i in order]
 
-# %% ../nbs/10_cluster.ipynb #14e2d8d8
+# %% ../nbs/10_cluster.ipynb #50ca00ce
 def find(
     name: str,  # run id, or the name that it was given
     configs: list[Config],  # whose clusters, namespaces, folders and outputs are looked at

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEFT_OUT', 'SECONDS', 'PATIENCE', 'Cell', 'read', 'syntax', 'parameters', 'problems', 'notes', 'find', 'imports',
            'source_hash', 'check_parameters', 'secrets', 'redact', 'Log', 'show', 'listen', 'last_error', 'Outcome',
-           'engine_class', 'execute', 'leave_word', 'execute_bundle']
+           'execute', 'leave_word', 'execute_bundle']
 
 # %% ../nbs/07_notebook.ipynb #8a1fe42f
 import ast
@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -152,8 +153,8 @@ def _code_problems(cell: Cell) -> Iterator[str]:
         yield f'cell {cell.number}: is tagged `parameters` and does not set config = "dev", which a job replaces'
     for line, words in _trainings(tree):
         try:
-            name, _, run = parse_words(words.split(), "")
-        except ConfigError as e:
+            name, _, run = parse_words(shlex.split(words), "")
+        except (ConfigError, ValueError) as e:
             yield f"cell {cell.number}, line {line}: %gpu_train {words}: {e}"
             continue
         if name and not re.search(r"[{$]", name):
@@ -170,9 +171,17 @@ def problems(
     cells = read(path)
     running = [cell for cell in cells if cell.runs]
     found = [*_tag_problems(cells), *(problem for cell in running for problem in _code_problems(cell))]
-    if not any("%gpu_train" in cell.source for cell in running):
+    if not any(map(_trains, running)):
         found.append("no cell has a `%gpu_train`; that is where a job trains (cells tagged `dev-only` don't run in it)")
     return found
+
+
+def _trains(cell: Cell) -> bool:
+    "Whether it has a `%gpu_train`"
+    try:
+        return any(_trainings(syntax(cell)))
+    except SyntaxError:  # said already
+        return "%gpu_train" in cell.source
 
 # %% ../nbs/07_notebook.ipynb #b9d1c018
 def notes(
@@ -182,7 +191,7 @@ def notes(
     found = []
     for cell in (cell for cell in read(path) if cell.runs):
         for line, words in _trainings(syntax(cell)):
-            _, overrides, run = parse_words(words.split(), "")
+            _, overrides, run = parse_words(shlex.split(words), "")
             where = f"cell {cell.number}, line {line}: "
             if overrides:
                 found.append(f"{where}{' '.join(overrides)} goes for every config, also in the job")
@@ -341,6 +350,13 @@ class Log:
             self.line(rest)
         self._begun = {}
 
+    def close(self) -> None:
+        "End the file; what comes later goes to stdout alone"
+        if self._file:
+            with suppress(OSError):
+                self._file.close()
+        self._file = None
+
 # %% ../nbs/07_notebook.ipynb #d980424b
 def show(
     log: Log,
@@ -397,7 +413,7 @@ def _in_cell(frame: Any) -> bool:
         frame = frame.f_back
     return False
 
-
+# %% ../nbs/07_notebook.ipynb #5177c2b6
 def last_error() -> tuple[int, bool]:
     "In a job's kernel: the exit code that the last error means, and whether its message is made for people"
     error = cause = getattr(sys, "last_value", None)
@@ -414,7 +430,8 @@ def _start_kernel(folder: Path, environment: dict[str, str], cwd: Path, log: Log
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import run_sync
 
-    place = {"connection_file": str(folder / "kernel.json"), "transport": "ipc"}
+    transport = "ipc" if len(str(folder)) < 80 else "tcp"  # the name of a socket has 107 bytes at most
+    place = {"connection_file": str(folder / "kernel.json"), "transport": transport}
     native = KernelSpecManager(kernel_dirs=[])  # no kernel that somebody installed under the same name
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=native, **place)
     lines = "__import__('gpuml.notebook').notebook.listen()"
@@ -440,7 +457,7 @@ class Outcome:
     attempt: int | None  # from 1; none where S3 did not say how many there were before
     exit_code: int
     reason: str  # one sentence
-    cell: int | None  # the cell that was running, or was the next one
+    cell: int | None  # the cell that was running, or was the next one; its place among all, from 1
     started: str
     finished: str
     host: str
@@ -450,78 +467,83 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 # %% ../nbs/07_notebook.ipynb #87c39223
+@dataclass
 class _Files:
     "Keeps some files of a run current where its output is, beside the cells: what can't be written costs nothing"
 
-    def __init__(
-        self,
-        place: str,  # folder or s3:// prefix of the run
-        here: Path,  # the same folder; for S3, one on this machine
-        endpoint: str | None,
-        log: Path,
-    ):
-        self.place, self.here, self.endpoint, self.log = place, here, endpoint, log
-        self.problems: dict[str, str] = {}  # of files that are not there, or not current
-        self.attempt = None if is_s3(place) else self._attempts(sorted((here / "logs").glob("*.txt")))
-        self._sources: dict[str, Callable[[], bytes]] = {}
-        self._changed, self._copied = set(), 0  # names, and bytes of the log on S3
-        self._wake, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._work, name="gpuml-files", daemon=True)
-        self._thread.start()
+    place: str  # folder or s3:// prefix of the run
+    here: Path  # the same folder; for S3, one on this machine
+    log: Path  # grows by itself, in `here`
+    endpoint: str | None = None
+    attempt: int | None = None  # this one's number
+    problems: dict[str, str] = field(default_factory=dict)  # of files that are not there, or not current
+    sources: dict[str, Callable[[], bytes]] = field(default_factory=dict)  # what gives a file's content
+    changed: set[str] = field(default_factory=set)
+    copied: int = 0  # bytes of the log on S3
+    wake: threading.Event = field(default_factory=threading.Event)
+    closing: threading.Event = field(default_factory=threading.Event)
 
-    def _attempts(self, logs: list[Any]) -> int:
-        "The number of this attempt: one more than there are logs of others"
-        return 1 + sum(not str(log).endswith(self.log.name) for log in logs)
+    def __post_init__(self):
+        self.thread = threading.Thread(target=_keep_writing, args=(self,), name="gpuml-files", daemon=True)
+        self.thread.start()
 
     def offer(self, name: str, source: Callable[[], bytes]) -> None:
         "Write soon what the source gives then"
-        self._sources[name] = source
-        self._changed.add(name)
-        self._wake.set()
+        self.sources[name] = source
+        self.changed.add(name)
+        self.wake.set()
 
     def close(self, patience: float) -> None:
         "Write everything once more, and wait for a server that is away for so many seconds in all"
-        self._closing.set()
-        self._wake.set()
-        self._thread.join()
+        self.closing.set()
+        self.wake.set()
+        self.thread.join()
         until = time.monotonic() + patience
-        self._write(lambda: Storage(self.endpoint, patience=max(1.0, until - time.monotonic())))
+        _write(self, lambda: Storage(self.endpoint, patience=max(1.0, until - time.monotonic())))
 
-    def _work(self) -> None:
-        pause, storage = 5.0 if is_s3(self.place) else 0.2, Storage(self.endpoint, check=self._check, patience=10.0)
-        while not self._closing.is_set():
-            self._wake.wait(pause)
-            self._wake.clear()
-            self._write(lambda: storage)
-            self._closing.wait(pause)
+# %% ../nbs/07_notebook.ipynb #eb44b47f
+def _keep_writing(files: _Files) -> None:
+    "The thread: every five seconds to S3, at once to a disk; a large notebook less often"
 
-    def _check(self) -> None:
-        if self._closing.is_set():
+    def check():
+        if files.closing.is_set():
             raise Preempted("the attempt ends")  # and writes once more
 
-    def _write(self, storage: Callable[[], Storage]) -> None:
-        "Write what has changed; last the notebook, the largest"
-        if is_s3(self.place) and self.log.stat().st_size > self._copied:
-            self._changed.add(f"logs/{self.log.name}")
-        for name in sorted(self._changed | self.problems.keys(), key="notebook.ipynb".__eq__):
-            self._changed.discard(name)
-            try:
-                self._put(name, storage())
-                self.problems.pop(name, None)
-            except RuntimeError:  # a cell's output changed while it was read
-                self._changed.add(name)
-            except (GpumlError, OSError) as e:
-                self.problems[name] = str(e)
+    pause, storage = 5.0 if is_s3(files.place) else 0.2, Storage(files.endpoint, check=check, patience=10.0)
+    while not files.closing.is_set():
+        files.wake.wait(pause)
+        files.wake.clear()
+        started = time.monotonic()
+        _write(files, lambda: storage)
+        files.closing.wait(max(pause, 20 * (time.monotonic() - started)))
 
-    def _put(self, name: str, storage: Storage) -> None:
-        if name in self._sources:
-            write_file(self.here / name, self._sources[name]())
-        if is_s3(self.place):
-            if self.attempt is None:
-                self.attempt = self._attempts([f.url for f in storage.find(f"{self.place}/logs/")])
-            size = (self.here / name).stat().st_size
-            storage.put(self.here / name, f"{self.place}/{name}")
-            self._copied = size if name not in self._sources else self._copied
+
+def _write(files: _Files, storage: Callable[[], Storage]) -> None:
+    "Write what has changed; last the notebook, the largest"
+    if is_s3(files.place) and files.log.stat().st_size > files.copied:
+        files.changed.add(f"logs/{files.log.name}")
+    for name in sorted(files.changed | files.problems.keys(), key="notebook.ipynb".__eq__):
+        files.changed.discard(name)
+        try:
+            _put(files, name, storage())
+            files.problems.pop(name, None)
+        except RuntimeError:  # a cell's output changed while it was read
+            files.changed.add(name)
+        except Exception as e:
+            files.problems[name] = str(e) or type(e).__name__
+
+
+def _put(files: _Files, name: str, storage: Storage) -> None:
+    "Write one file"
+    if files.attempt is None:
+        logs = [f.url for f in storage.find(f"{files.place}/logs/" if is_s3(files.place) else files.here / "logs")]
+        files.attempt = 1 + sum(not log.endswith(files.log.name) for log in logs)
+    if name in files.sources:
+        write_file(files.here / name, files.sources[name]())
+    if is_s3(files.place):
+        size = (files.here / name).stat().st_size
+        storage.put(files.here / name, f"{files.place}/{name}")
+        files.copied = files.copied if name in files.sources else size
 
 # %% ../nbs/07_notebook.ipynb #432a40e3
 @dataclass
@@ -551,21 +573,22 @@ class _Attempt:
             self.process.send_signal(signal.SIGTERM)  # nothing where it has ended
 
     def keep(self, nb: Any) -> None:
-        "Have the notebook written as it is now, with a note on top"
+        "Have the notebook written as it is now"
         self.nb = nb
-        self.files.offer("notebook.ipynb", self.content)
+        self.files.offer("notebook.ipynb", lambda: _content(self))
 
-    def content(self) -> bytes:
-        "The notebook as a file; with line breaks when it is done, which takes ten times as long"
-        tree = redact({**self.nb, "cells": [_note(self), *map(_joined, self.nb["cells"])]}, self.hidden)
-        return json.dumps(tree, indent=1 if self.end else None, ensure_ascii=False).encode()
+# %% ../nbs/07_notebook.ipynb #ee1002c8
+def _content(attempt: _Attempt) -> bytes:
+    "The executed notebook as a file; with line breaks when it is done, which takes ten times as long"
+    tree = {**attempt.nb, "cells": [_note(attempt), *map(_joined, attempt.nb["cells"])]}
+    return json.dumps(redact(tree, attempt.hidden), indent=1 if attempt.end else None, ensure_ascii=False).encode()
 
 
 def _note(attempt: _Attempt) -> dict[str, Any]:
-    "The cell on top of the executed notebook: how it ended, or what ran when it was written"
+    "The cell on top: how it ended, or what ran when it was written"
     which = f"**{attempt.run}**, attempt {attempt.files.attempt or '?'} on {attempt.host}, started {attempt.started}"
-    now = f"cell {attempt.cell} of {attempt.cells} was running at {_now()}, when this was written"
-    words = f"{which}: {attempt.end or now}"
+    doing = f"cell {attempt.cell} of {attempt.cells} was running" if attempt.cell else "the kernel was starting"
+    words = f"{which}: {attempt.end or f'{doing} at {_now()}, when this was written'}"
     return {"cell_type": "markdown", "id": "gpuml-outcome", "metadata": {"tags": ["gpuml-outcome"]}, "source": words}
 
 
@@ -583,7 +606,7 @@ def _joined(cell: dict[str, Any]) -> dict[str, Any]:
 # %% ../nbs/07_notebook.ipynb #8e43dd45
 @contextmanager
 def _without(*modules: str) -> Iterator[None]:
-    "As if these modules were not installed: to packages that try to import them, and can do without"
+    "As if these modules were not installed: for packages that try to import them, and can do without"
     hidden = [name for name in modules if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))
     try:
@@ -593,22 +616,25 @@ def _without(*modules: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-# JupyterLab brings rfc3987_syntax, which jsonschema, and so nbformat, imports for a check of addresses: 2 s
 _UNUSED = "rfc3987_syntax", "pyarrow.fs", "boto3"
 
 # %% ../nbs/07_notebook.ipynb #e411bce4
-def engine_class() -> type:
-    "papermill's engine for a job; a function, because its import takes a second"
+def _record_class() -> type:
+    "papermill's keeper of a notebook's states, with states that are true; a function, because its import takes long"
     with _without(*_UNUSED):
-        from papermill.clientwrap import PapermillNotebookClient
-        from papermill.engines import NBClientEngine, NotebookExecutionManager
+        from papermill.engines import NotebookExecutionManager
 
     class Record(NotebookExecutionManager):
-        "The notebook as it is executed: its states are true, whatever happens"
+        "The notebook as it is executed"
 
         def __init__(self, nb, attempt):
             super().__init__(nb, progress_bar=False)
             self.attempt, self.saved = attempt, 0.0
+
+        def notebook_start(self, **kwargs):
+            output = f"{self.attempt.files.place}/notebook.ipynb"
+            self.nb.metadata.papermill.update(input_path=self.attempt.notebook.name, output_path=output)
+            super().notebook_start(**kwargs)
 
         def save(self, **kwargs):
             self.attempt.keep(self.nb)
@@ -623,8 +649,16 @@ def engine_class() -> type:
             seconds = (self.end_time - self.start_time).total_seconds()
             self.nb.metadata.papermill.update(end_time=self.end_time.isoformat(), duration=seconds)
 
+    return Record
+
+# %% ../nbs/07_notebook.ipynb #c0509ba0
+def _client_class() -> type:
+    "papermill's client of a kernel that was started already"
+    with _without(*_UNUSED):
+        from papermill.clientwrap import PapermillNotebookClient
+
     class Client(PapermillNotebookClient):
-        "Runs the cells in a kernel that was started already, and shows what they print"
+        "Runs the cells, and shows what they print"
 
         def execute(self, **kwargs):
             self.start_new_kernel_client()
@@ -640,18 +674,26 @@ def engine_class() -> type:
             show(self.nb_man.attempt.log, msg)
             return super().process_message(msg, cell, cell_index)
 
+    return Client
+
+# %% ../nbs/07_notebook.ipynb #aad24f5b
+def _engine_class() -> type:
+    "papermill's engine for a job"
+    record_class, client_class = _record_class(), _client_class()
+    from papermill.engines import NBClientEngine
+
     class Engine(NBClientEngine):
         "Executes the notebook in the attempt's kernel"
 
         @classmethod
         def execute_notebook(cls, nb, kernel_name, attempt, **kwargs):
-            record = Record(nb, attempt)
+            record = record_class(nb, attempt)
             record.notebook_start()
             patience = {"startup_timeout": 300, "iopub_timeout": 60, "raise_on_iopub_timeout": False}
             quiet = logging.getLogger("gpuml.notebook")  # what matters is raised
             quiet.addHandler(logging.NullHandler())
             try:
-                Client(record, km=attempt.kernel, coalesce_streams=True, log=quiet, **patience).execute()
+                client_class(record, km=attempt.kernel, coalesce_streams=True, log=quiet, **patience).execute()
             finally:
                 record.notebook_complete()
             return nb
@@ -661,8 +703,6 @@ def engine_class() -> type:
 # %% ../nbs/07_notebook.ipynb #d1171632
 def _run_cells(client: Any, attempt: _Attempt) -> None:
     "Run one cell after the other; raises `GpumlError` where one can't be run, or does not end well"
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
-
     record, attempt.cell = client.nb_man, 0
     attempt.cells = sum(not _injected(cell) for cell in client.nb.cells)
     for index, cell in enumerate(client.nb.cells):
@@ -676,12 +716,9 @@ def _run_cells(client: Any, attempt: _Attempt) -> None:
         record.cell_start(cell, index)
         try:
             client.execute_cell(cell, index)
-        except CellExecutionError as e:
+        except Exception as e:
             record.cell_exception(cell)
-            raise _cell_error(client, attempt, e) from None
-        except DeadKernelError:
-            record.cell_exception(cell)
-            raise _death(attempt, f"in cell {attempt.cell}") from None
+            raise _explained(client, attempt, e) from None
         finally:
             attempt.log.end()
             _finish_cell(record, cell)
@@ -712,13 +749,17 @@ def _finish_cell(record: Any, cell: Any) -> None:
 
 # %% ../nbs/07_notebook.ipynb #1b9d8a75
 class _CellError(GpumlError):
-    "A cell raised"
+    "A cell raised, or its kernel died"
 
 
-def _cell_error(client: Any, attempt: _Attempt, error: Any) -> GpumlError:
-    "A cell's error with its exit code, for which the kernel is asked"
-    from nbclient.exceptions import DeadKernelError
+def _explained(client: Any, attempt: _Attempt, error: Exception) -> Exception:
+    "What ended a cell, with its exit code and in a sentence; another error as it is"
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+    if isinstance(error, DeadKernelError):
+        return _death(attempt, f"in cell {attempt.cell}")
+    if not isinstance(error, CellExecutionError):
+        return error
     asking = {"code": "__import__('gpuml.notebook').notebook.last_error()"}
     try:
         reply = client.wait_for_reply(client.kc.execute("", silent=True, user_expressions=asking))
@@ -730,15 +771,7 @@ def _cell_error(client: Any, attempt: _Attempt, error: Any) -> GpumlError:
         return Preempted(f"stopped by {attempt.asked or 'a signal'} in cell {attempt.cell}; the next attempt goes on")
     return _CellError(said if for_people else f"cell {attempt.cell} raised {error.ename}: {said}".rstrip(": "), code)
 
-
-def _oom_kills() -> int:
-    "How many processes of this container were killed because its memory was used up"
-    with suppress(OSError):
-        events = Path("/sys/fs/cgroup/memory.events").read_text()
-        return int(re.search(r"^oom_kill (\d+)", events, re.MULTILINE)[1])
-    return 0
-
-
+# %% ../nbs/07_notebook.ipynb #cffc26eb
 def _death(attempt: _Attempt, where: str) -> GpumlError:
     "Why there is no kernel any more"
     with suppress(Exception):
@@ -751,12 +784,22 @@ def _death(attempt: _Attempt, where: str) -> GpumlError:
     how += {-signal.SIGKILL: why, -signal.SIGSEGV: "; a segmentation fault"}.get(code, "")
     return _CellError(f"the kernel died {where} ({how})", 70)
 
+
+def _oom_kills() -> int:
+    "How many processes of this container were killed because its memory was used up"
+    with suppress(OSError):
+        events = Path("/sys/fs/cgroup/memory.events").read_text()
+        return int(re.search(r"^oom_kill (\d+)", events, re.MULTILINE)[1])
+    return 0
+
 # %% ../nbs/07_notebook.ipynb #e6eb763a
 @contextmanager
 def _passing_on(attempt: _Attempt) -> Iterator[None]:
     "SIGTERM and SIGINT ask for a stop inside the block, and go to the kernel at once, and again until its cell has ended"
 
     def again():
+        if attempt.over.is_set():
+            return
         attempt.log.line(f"{attempt.asked}: the kernel is told, and the job stops when its cell does")
         while not attempt.over.wait(2.0):
             attempt.tell_kernel()
@@ -802,17 +845,17 @@ def execute(
             code, reason = 70, f"the runner failed: {type(e).__name__}: {e}"
         return _finish(attempt, code, reason)
 
-
+# %% ../nbs/07_notebook.ipynb #fb084c58
 def _begin(notebook: Path, run: str, place: str, endpoint: str | None) -> _Attempt:
     "An attempt, and the files that it keeps"
-    hidden, started, host = secrets(os.environ), _now(), socket.gethostname()
+    hidden, now, host = secrets(os.environ), datetime.now(UTC), socket.gethostname()
     here = Path(tempfile.mkdtemp(prefix="gpuml-") if is_s3(place) else place)
-    file = here / "logs" / f"{started[:19].replace(':', '')}-{re.sub('[^A-Za-z0-9.-]', '-', host)}.txt"
+    file = here / "logs" / f"{now:%Y%m%dT%H%M%S.%f}Z-{re.sub('[^A-Za-z0-9.-]', '-', host)}.txt"
     with writing(place):
         file.parent.mkdir(parents=True, exist_ok=True)
         log = Log(file, hidden)
-    attempt = _Attempt(notebook, run, hidden, log, _Files(place, here, endpoint, file), started)
-    log.line(f"{run}: {notebook.name} on {host}, {started}")
+    attempt = _Attempt(notebook, run, hidden, log, _Files(place, here, file, endpoint), _now())
+    log.line(f"{run}: {notebook.name} on {host}, {attempt.started}")
     return attempt
 
 
@@ -841,7 +884,7 @@ def _execute(attempt: _Attempt, values: dict[str, Any], environment: dict[str, s
 
 def _papermill(attempt: _Attempt, values: dict[str, Any]) -> None:
     "Have papermill put the parameters in, and run the cells"
-    engine = engine_class()
+    engine = _engine_class()
     with _without(*_UNUSED):
         from papermill.engines import papermill_engines
         from papermill.execute import execute_notebook
@@ -859,20 +902,25 @@ PATIENCE = 60.0  # seconds that the end of an attempt waits for an S3 server tha
 
 def _finish(attempt: _Attempt, code: int, reason: str) -> Outcome:
     "Leave word of how the attempt ended wherever somebody may look for it"
-    files, reason = attempt.files, redact(reason, attempt.hidden)
+    files, log, reason = attempt.files, attempt.log, redact(reason, attempt.hidden)
     attempt.end = reason if code == 0 else f"{reason} (exit code {code})"
+    log.line(f"{attempt.run}: {attempt.end}")
     if attempt.nb is not None:
         attempt.keep(attempt.nb)
-    outcome = Outcome(attempt.run, files.attempt, code, reason, attempt.cell, attempt.started, _now(), attempt.host)
-    attempt.log.line(f"{attempt.run}: {attempt.end}")
-    files.offer("outcome.json", json.dumps(asdict(outcome), indent=1, ensure_ascii=False).encode)
+    about = (code, reason, attempt.cell, attempt.started, _now(), attempt.host)
+    files.offer("outcome.json", lambda: _as_json(Outcome(attempt.run, files.attempt, *about)))
     files.close(min(10.0, PATIENCE) if attempt.asked else PATIENCE)
     for name, problem in files.problems.items():
-        attempt.log.line(f"note: {name} is not where it belongs, but in {files.here}: {problem}")
+        log.line(f"note: {name} is not where it belongs, but in {files.here}: {problem}")
+    log.close()
     if is_s3(files.place) and not files.problems:
         shutil.rmtree(files.here, ignore_errors=True)
     leave_word(reason)
-    return outcome
+    return Outcome(attempt.run, files.attempt, *about)
+
+
+def _as_json(outcome: Outcome) -> bytes:
+    return json.dumps(asdict(outcome), indent=1, ensure_ascii=False).encode()
 
 
 def leave_word(
@@ -882,7 +930,7 @@ def leave_word(
     file = os.environ.get("GPUML_TERMINATION_LOG") or "/dev/termination-log"
     with suppress(OSError):
         if "GPUML_TERMINATION_LOG" in os.environ or os.path.exists(file):
-            Path(file).write_bytes(reason.encode()[:4000])
+            Path(file).write_bytes(redact(reason, secrets(os.environ)).encode()[:4000])
 
 # %% ../nbs/07_notebook.ipynb #a890bc7d
 def execute_bundle(

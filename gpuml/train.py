@@ -1438,6 +1438,7 @@ def _save(attempt: _Attempt) -> None:
         "updates": p.step,
         "seconds": round(attempt.seconds, 3),
         "train_loss": float(np.mean(p.losses)),
+        "save_seconds": round(attempt.checkpoints.longest + attempt.checkpoints.cost, 3),
         "history": p.evaluations,
         "curve": thin(p.losses),
         "notes": p.notes,
