@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'Answer', 'Api', 'State', 'Seen', 'time_of', 'explain', 'free_gpus',
-           'Job', 'Text', 'ClusterJob', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob',
-           'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner', 'Submission',
-           'prepare', 'packed_name', 'submit', 'local_job', 'JobList', 'jobs', 'find']
+           'Job', 'Text', 'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder',
+           'LocalJob', 'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner',
+           'Submission', 'prepare', 'packed_name', 'submit', 'local_job', 'JobList', 'jobs', 'find']
 
-# %% ../nbs/10_cluster.ipynb #942d4e3b
+# %% ../nbs/10_cluster.ipynb #b09f9bbd
 import codecs
 import fcntl
 import json
@@ -34,7 +34,7 @@ from .config import ClusterError, Config, ConfigError, DataError, GpumlError, No
 from .job import CONTAINER, FINAL, PREFIX
 from .storage import Storage, is_s3, write_json
 
-# %% ../nbs/10_cluster.ipynb #32467841
+# %% ../nbs/10_cluster.ipynb #85e9f173
 PATIENCE = 20.0  # seconds for which an API server that does not answer is asked again
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -115,7 +115,7 @@ class Api:
         "The items of a list"
         return (self.get(path, **query) or {}).get("items", [])
 
-# %% ../nbs/10_cluster.ipynb #08831a2d
+# %% ../nbs/10_cluster.ipynb #bf9cf998
 def _transport_errors() -> tuple[type[Exception], ...]:
     "What the connection raises while a server is away"
     from urllib3.exceptions import HTTPError
@@ -136,7 +136,7 @@ def _first_line(e: Exception) -> str:
     text = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
     return re.sub(r"^.*Max retries exceeded with url: \S+ \(Caused by (.*)\)$", r"\1", text)[:300]
 
-# %% ../nbs/10_cluster.ipynb #36d2b361
+# %% ../nbs/10_cluster.ipynb #cd958cdc
 @contextmanager
 def _plainly(what: str, context: str | None = None) -> Iterator[None]:
     "An API server's refusal inside the block, as a sentence"
@@ -152,7 +152,7 @@ def _plainly(what: str, context: str | None = None) -> Iterator[None]:
             raise ClusterError(f"{what}: not permitted: {e}", 77) from None
         raise ClusterError(f"{what}: {e}") from None
 
-# %% ../nbs/10_cluster.ipynb #b7af9a0c
+# %% ../nbs/10_cluster.ipynb #deab7f30
 OVER = ("succeeded", "failed", "cancelled", "gone")
 PHASES = ("pending", "running", "stopping", "waiting", *OVER)  # waiting: for its next attempt
 
@@ -190,7 +190,7 @@ class Seen:
     holders: list[dict[str, Any]] | None = None  # pods that hold GPUs anywhere
     outcome: dict[str, Any] | None = None  # what the last attempt wrote into storage
 
-# %% ../nbs/10_cluster.ipynb #a7662a24
+# %% ../nbs/10_cluster.ipynb #ce2e095b
 def time_of(
     text: str | None,  # as Kubernetes writes it
 ) -> datetime | None:
@@ -219,7 +219,7 @@ def _said(seen: Seen, *reasons: str) -> str:
     told = [message for reason, message in map(_reason_of, seen.events) if reason in reasons]
     return told[-1] if told else ""
 
-# %% ../nbs/10_cluster.ipynb #d26743f5
+# %% ../nbs/10_cluster.ipynb #9fce7ce0
 def explain(
     seen: Seen,
 ) -> State:
@@ -240,6 +240,8 @@ def explain(
         state.why = _failed(failed, ended, seen)
     elif meta.get("deletionTimestamp"):
         state.phase, state.why = "cancelled", "it is being removed; what was saved stays"
+    elif lost := _on_a_lost_node(pods, seen):
+        state.phase, state.why = "waiting", lost
     elif pod and pod["status"].get("phase") in ("Pending", "Running", "Unknown", None):
         state.phase, state.why = _of_pod(pod, seen)
     elif seen.job["spec"].get("suspend"):
@@ -255,7 +257,7 @@ def explain(
         state.why = "Kubernetes has not made its pod yet"
     return state
 
-# %% ../nbs/10_cluster.ipynb #6eb1aa41
+# %% ../nbs/10_cluster.ipynb #f3401466
 _CODES = {
     1: "the notebook's code failed", 65: "the data is bad", 66: "data or model was not found", 70: "the kernel died",
     73: "the output can't be written", 75: "interrupted with a checkpoint", 77: "not permitted",
@@ -298,7 +300,7 @@ def _between(ended: dict[str, Any], seen: Seen) -> str:
         return f"{what}; another attempt would end the same way"
     return f"{what}; Kubernetes starts the next attempt after 10 s, after more the more often it happens"
 
-# %% ../nbs/10_cluster.ipynb #19bb0576
+# %% ../nbs/10_cluster.ipynb #851c2956
 def _refused(message: str) -> str:
     "Why the pod is not made, from the controller's event"
     if quota := re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", message):
@@ -312,23 +314,13 @@ def _refused(message: str) -> str:
     told = re.sub(r"^Error creating: (pods \S+ is forbidden: )?", "", message)
     return f"its pod is not accepted: {told}"
 
-# %% ../nbs/10_cluster.ipynb #a68fd1c5
+# %% ../nbs/10_cluster.ipynb #45c4f936
 def _of_pod(pod: dict[str, Any], seen: Seen) -> tuple[str, str]:
     "Phase and cause of a job whose pod is there"
     status, name = pod["status"], pod["metadata"]["name"]
     waiting = next(
         (s["state"]["waiting"] for s in status.get("containerStatuses") or [] if "waiting" in s.get("state", {})), {}
     )
-    node = _node(pod["spec"].get("nodeName"), seen)
-    if pod["spec"].get("nodeName") and node is not None and not _condition(node, "Ready"):
-        since = next(
-            (c.get("lastTransitionTime", "") for c in node["status"].get("conditions", []) if c["type"] == "Ready"), ""
-        )
-        cure = f"kubectl taint node {node['metadata']['name']} node.kubernetes.io/out-of-service=:NoExecute"
-        return (
-            "waiting",
-            f"node {node['metadata']['name']} does not answer since {since}; if it is lost, an administrator says so: {cure}",
-        )
     if pod["metadata"].get("deletionTimestamp"):
         by = _said(seen, "Preempted") or _condition(pod, "DisruptionTarget").get("message", "")
         return "stopping", f"saves a checkpoint; it was stopped{': ' + by if by else ''}"
@@ -344,8 +336,17 @@ def _of_pod(pod: dict[str, Any], seen: Seen) -> tuple[str, str]:
     return "pending", f"{name} starts on {pod['spec']['nodeName']}"
 
 
-def _node(name: str | None, seen: Seen) -> dict[str, Any] | None:
-    return next((n for n in seen.nodes or [] if n["metadata"]["name"] == name), None)
+def _on_a_lost_node(pods: list[dict[str, Any]], seen: Seen) -> str:
+    "What to do where an attempt can't end, because its node does not answer; nothing where none is or another one runs"
+    nodes = {n["metadata"]["name"]: n for n in seen.nodes or []}
+    at = [nodes[p["spec"]["nodeName"]] for p in pods if not _ended(p) and p["spec"].get("nodeName") in nodes]
+    lost = [node for node in at if not _condition(node, "Ready")]
+    if not lost or len(at) > len(lost):
+        return ""
+    name, conditions = lost[-1]["metadata"]["name"], lost[-1]["status"].get("conditions", [])
+    since = next((c.get("lastTransitionTime", "") for c in conditions if c["type"] == "Ready"), "")
+    cure = f"kubectl taint node {name} node.kubernetes.io/out-of-service=:NoExecute"
+    return f"node {name} does not answer since {since}; if it is lost, an administrator says so: {cure}"
 
 
 def _config_error(message: str, pod: str) -> str:
@@ -356,7 +357,7 @@ def _config_error(message: str, pod: str) -> str:
         return f"Secret {missing[1]} is not in this namespace; an administrator makes it, or compute.s3_secret names another"
     return f"the container can't be made: {message}"
 
-# %% ../nbs/10_cluster.ipynb #15d7d7e6
+# %% ../nbs/10_cluster.ipynb #62e2817a
 def _gpus(pod: dict[str, Any], resource: str) -> int:
     "GPUs that a pod holds or wants"
     wanted = (
@@ -426,7 +427,7 @@ def _held_by(seen: Seen, resource: str) -> str:
     shown = " and ".join(f"{n} {kind} {'job' if n == 1 else 'jobs'}" for kind, n in groups.items())
     return f"held by {shown}; it starts when one ends" if shown else "it starts when one is free"
 
-# %% ../nbs/10_cluster.ipynb #682b6ca1
+# %% ../nbs/10_cluster.ipynb #80c5e0b9
 _SHOWN = {
     "pending": "⏳",
     "waiting": "⏳",
@@ -570,7 +571,7 @@ def _read_json(storage: Storage, url: str) -> dict[str, Any] | None:
     except (GpumlError, ValueError):
         return None
 
-# %% ../nbs/10_cluster.ipynb #ca64427f
+# %% ../nbs/10_cluster.ipynb #c0ba3ff0
 _JOBS, _PODS = "/apis/batch/v1/namespaces/{}/jobs", "/api/v1/namespaces/{}/pods"
 
 
@@ -598,16 +599,18 @@ class ClusterJob(Job):
         pods = self.api.items(_PODS.format(self.namespace), labelSelector=f"{PREFIX}/run={self.run_id}")
         seen = Seen(found, pods)
         quick = explain(seen)
-        if quick.over or quick.phase == "running":
-            if quick.phase == "failed":
-                seen.outcome = self.outcome()
-                quick = explain(seen)
-            quick.progress = self._progress(quick) if quick.phase == "running" else ""
+        if quick.phase == "succeeded":
             return quick
-        seen.events = events_of(self, pods)
-        seen.nodes, seen.holders = gpu_holders(self.api, self.namespace)
-        seen.outcome = self.outcome() if quick.phase == "waiting" else None
-        return explain(seen)
+        if quick.phase in ("failed", "waiting"):
+            seen.outcome = self.outcome()
+        if quick.phase == "running":
+            seen.nodes = node_of(self.api, pods)
+        elif quick.phase != "failed":
+            seen.events = events_of(self, pods)
+            seen.nodes, seen.holders = gpu_holders(self.api, self.namespace)
+        found = explain(seen)
+        found.progress = self._progress(found) if found.phase == "running" else ""
+        return found
 
     def _forgotten(self) -> State:
         "The end of a job that the cluster does not have any more"
@@ -658,7 +661,16 @@ class ClusterJob(Job):
     def _follow(self, out: Callable[[str], None]) -> None:
         _follow_pods(self, out)
 
-# %% ../nbs/10_cluster.ipynb #faefc6ec
+# %% ../nbs/10_cluster.ipynb #b7fd4431
+def node_of(api: Api, pods: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    "The nodes of some pods; none where that is not permitted"
+    names = {p["spec"]["nodeName"] for p in pods if p["spec"].get("nodeName")}
+    try:
+        return [node for name in names if (node := api.get(f"/api/v1/nodes/{name}"))]
+    except Answer:
+        return None
+
+
 def gpu_holders(api: Api, namespace: str) -> tuple[list[dict[str, Any]] | None, list[dict[str, Any]]]:
     "All nodes, and the pods that are on them; of this namespace only where no more is permitted"
     try:
@@ -670,7 +682,7 @@ def gpu_holders(api: Api, namespace: str) -> tuple[list[dict[str, Any]] | None, 
             return nodes, api.items(path, fieldSelector="status.phase!=Succeeded,status.phase!=Failed")
     return nodes, []
 
-# %% ../nbs/10_cluster.ipynb #22fbdf20
+# %% ../nbs/10_cluster.ipynb #8bab4b2b
 class _NotThere(Exception):
     "It is gone already"
 
@@ -700,7 +712,7 @@ def events_of(
         ours, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or e["metadata"]["creationTimestamp"]
     )
 
-# %% ../nbs/10_cluster.ipynb #fbacd6ff
+# %% ../nbs/10_cluster.ipynb #643d21a4
 def _log(job_: ClusterJob, pod: str, stream: bool = False, **query: Any) -> Any:
     "A pod's log: text, or the answer to read it from while it grows; empty where there is none yet"
     path = f"{_PODS.format(job_.namespace)}/{pod}/log"
@@ -720,7 +732,7 @@ def last_progress(
     lines = [line for line in log.splitlines() if line.startswith(f"{run}: ")]
     return lines[-1].removeprefix(f"{run}: ") if lines else ""
 
-# %% ../nbs/10_cluster.ipynb #42fd6b90
+# %% ../nbs/10_cluster.ipynb #7b17708e
 def _watched(job_: ClusterJob) -> Iterator[State]:
     "The state, again whenever the job or its pods change, and every five seconds while the cause may change"
     changed, over = threading.Event(), threading.Event()
@@ -759,7 +771,7 @@ def _watch(api: Api, path: str, selector: dict[str, str], changed: threading.Eve
         except (Answer, ClusterError, OSError, *_transport_errors()):
             over.wait(1.0)
 
-# %% ../nbs/10_cluster.ipynb #29d41b2f
+# %% ../nbs/10_cluster.ipynb #d0cd8fd1
 def _follow_pods(job_: ClusterJob, out: Callable[[str], None]) -> None:
     "Print the logs of all attempts until the job is over; what it waits for in between, in brackets"
     told, printed = "", {}
@@ -787,7 +799,7 @@ def _print_log(job_: ClusterJob, pod: str, printed: dict[str, int], out: Callabl
             printed[pod] = printed.get(pod, 0) + len(new)
             out(decoder.decode(new))
 
-# %% ../nbs/10_cluster.ipynb #3648f80f
+# %% ../nbs/10_cluster.ipynb #5e30bb52
 _STATE = "state.json"
 
 
@@ -858,7 +870,7 @@ class LocalJob(Job):
             if state.over:
                 return
 
-# %% ../nbs/10_cluster.ipynb #7c556976
+# %% ../nbs/10_cluster.ipynb #e13fe64f
 def _local_state(folder: Path) -> dict[str, Any]:
     "What the process that works on a job has written"
     try:
@@ -895,7 +907,7 @@ def start_local(
             start_new_session=True,
         )
 
-# %% ../nbs/10_cluster.ipynb #5a62e374
+# %% ../nbs/10_cluster.ipynb #ffefc533
 @dataclass
 class _Work:
     "What the steps of the process that works on a job share"
@@ -1007,7 +1019,7 @@ def _local_outcome(manifest: dict[str, Any]) -> dict[str, Any] | None:
     place = manifest["metadata"]["annotations"][f"{PREFIX}/output"]
     return _read_json(Storage(manifest["metadata"]["annotations"].get(f"{PREFIX}/endpoint")), f"{place}/outcome.json")
 
-# %% ../nbs/10_cluster.ipynb #177e78d7
+# %% ../nbs/10_cluster.ipynb #d9c09a3c
 @dataclass
 class Finding:
     "One check: what was looked at, and what was found"
@@ -1043,7 +1055,7 @@ class Findings(list):
 class _Unknown(Exception):
     "It can't be checked from here"
 
-# %% ../nbs/10_cluster.ipynb #c736c7c5
+# %% ../nbs/10_cluster.ipynb #a5e66dc1
 def check_here(
     config: Config,  # resolved
     path: Path,  # the notebook
@@ -1103,7 +1115,7 @@ def _check_tracking(config: Config) -> str:
         )
     return config.tracking.uri
 
-# %% ../nbs/10_cluster.ipynb #c120f817
+# %% ../nbs/10_cluster.ipynb #ac97f3fe
 def check_cluster(
     api: Api,
     config: Config,
@@ -1212,7 +1224,7 @@ def _check_manifest(api: Api, manifest: dict[str, Any]) -> str:
             raise
     return "accepted by the API server, as a trial"
 
-# %% ../nbs/10_cluster.ipynb #d7d5ca2c
+# %% ../nbs/10_cluster.ipynb #eee3d8d0
 def owner() -> str:
     "Who submits, for other people to read"
     import getpass
@@ -1243,7 +1255,7 @@ class Submission:
         ]
         return "\n\n".join([*parts, f"differences:\n{self.changes}", job.yaml([self.manifest])])
 
-# %% ../nbs/10_cluster.ipynb #76ac8578
+# %% ../nbs/10_cluster.ipynb #e7293a0b
 def prepare(
     config: Config,  # resolved
     path: str | Path,  # the notebook
@@ -1318,7 +1330,7 @@ def _renewed(config: Config, **changes: Any) -> Config:
     new._name, new._root = config.name, config.root
     return new
 
-# %% ../nbs/10_cluster.ipynb #a304f63a
+# %% ../nbs/10_cluster.ipynb #f3ade481
 def submit(
     config: Config,  # resolved
     path: str | Path,  # the notebook
@@ -1335,7 +1347,7 @@ def submit(
     send = _send_local if local else _send
     return send(planned, again, name, api)
 
-# %% ../nbs/10_cluster.ipynb #fecb911e
+# %% ../nbs/10_cluster.ipynb #5b207531
 def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:
     "Find the same job at work, or make one; of many at once, and of one whose answer was lost, there is one"
     manifest, storage = planned.manifest, Storage(planned.config.data.endpoint)
@@ -1395,7 +1407,7 @@ def _next_name(planned: Submission, taken: Iterable[str], storage: Storage) -> s
     ]
     return f"{stem}{max(numbers, default=0) + 1}"
 
-# %% ../nbs/10_cluster.ipynb #b1ef12bc
+# %% ../nbs/10_cluster.ipynb #cbea9e7c
 def _about(manifest: dict[str, Any]) -> dict[str, str]:
     "What a job is, from its manifest"
     notes, labels = manifest["metadata"].get("annotations", {}), manifest["metadata"]["labels"]
@@ -1459,7 +1471,7 @@ def local_job(
         folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), _about(manifest), note, folder
     )
 
-# %% ../nbs/10_cluster.ipynb #00c31166
+# %% ../nbs/10_cluster.ipynb #ba49b53a
 class JobList(list):
     "Jobs with their states; shows itself as a table"
 
@@ -1508,7 +1520,7 @@ def _age(seconds: float) -> str:
             return f"{seconds // size:.0f}{unit}"
     return f"{max(0, seconds):.0f}s"
 
-# %% ../nbs/10_cluster.ipynb #7a2e8ce0
+# %% ../nbs/10_cluster.ipynb #0d8192f8
 def jobs(
     configs: list[Config],  # whose clusters, namespaces and folders are looked at
     name: str | None = None,  # one of them only
@@ -1556,7 +1568,7 @@ def _cluster_jobs(api: Api, config: Config, name: str | None, pool: ThreadPoolEx
     order = sorted(range(len(listed)), key=lambda i: listed[i]["metadata"]["creationTimestamp"], reverse=True)
     return [(handles[i], states[i]) for i in order]
 
-# %% ../nbs/10_cluster.ipynb #50ca00ce
+# %% ../nbs/10_cluster.ipynb #a3b47828
 def find(
     name: str,  # run id, or the name that it was given
     configs: list[Config],  # whose clusters, namespaces, folders and outputs are looked at
