@@ -1,14 +1,18 @@
 """What gpuml promises about interruptions, tried many times.
 
-    python benchmarks/promises.py [signals moments writes damage tracking] [--times 30] [--seed 0] [--s3]
+    python benchmarks/promises.py [data signals moments writes damage tracking away] [--times 30] [--seed 0] [--s3]
 
-Trains in processes of their own and interferes:
+  data      malformed files, and a thousand files with a flipped byte or a cut, against Python's `csv` (P10)
+
+The others train in processes of their own and interfere:
   signals   one to three interruptions at random moments, SIGTERM and SIGKILL, on the offline encoder (P1, P2, P4), and
             the time from SIGTERM to the exit
   moments   SIGTERM at ten named moments, from the first import to the registration of the model (P1, P2, P4)
   writes    SIGKILL before every file that a run opens, makes, renames or removes, on a tiny model (P3, P4)
   damage    a flipped byte or a cut at many places of every file of the newest checkpoint, on a tiny model (P3)
   tracking  an MLflow server that is up, and one that is away: the time of training (P8)
+  away      (with --s3 only) an S3 server that is away for 120 seconds while data is read, and while training: it refuses
+            connections, or hangs, or is killed and started again (P9)
 After each interference the run is resumed to its end: weights, evaluation, mean training loss, curve and predictions
 have to be those of a run that nobody disturbed (P2), steps in MLflow exactly once, and nothing that is not certified may
 be shown as finished (P4). Prints a table: what was tried, what held.
@@ -28,7 +32,9 @@ import socket
 import statistics
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -36,9 +42,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import pytest  # noqa: E402
 
+from gpuml.config import DataError  # noqa: E402
 from tests import s3  # noqa: E402
 from tests.conftest import CONFIG, OFFLINE, rows  # noqa: E402
 from tests.faults import Fault, Proxy  # noqa: E402
+from tests.test_dataset import MALFORMED, oracle, random_table  # noqa: E402
 from tests.test_interrupt import CONTEXT, OVERRIDES, check_steps, make_tiny, recorded, result, stop_at  # noqa: E402
 
 DATA = "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows())
@@ -178,13 +186,47 @@ class Bench:
         return folder, f"{file.name} {what}"
 
 
+class Server:
+    "A real S3 server, behind a proxy"
+
+    def __init__(self, folder: Path, stack: ExitStack):
+        self.folder = folder
+        folder.mkdir()
+        self.process, self.endpoint = s3.start(folder)
+        stack.callback(lambda: (self.process.kill(), self.process.wait(10)))
+        s3.keys_in_environment(stack.enter_context(pytest.MonkeyPatch.context()))
+        self.wait()
+        self.proxy = stack.enter_context(Proxy(self.endpoint))
+
+    def wait(self) -> None:
+        s3._ready(self.endpoint, self.process, self.folder / "weed.log")
+
+    def away(self, how: str, seconds: float) -> float:
+        "Be away for about so many seconds; for how many it was"
+        begun = time.monotonic()
+        if how == "refuses connections":
+            self.proxy.outage(seconds)
+            time.sleep(seconds)
+        elif how == "hangs":
+            self.process.send_signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            self.process.send_signal(signal.SIGCONT)
+        else:
+            self.process.kill()
+            self.process.wait(10)
+            time.sleep(seconds - 5)  # what it takes to start
+            self.process, _ = s3.start(self.folder)
+            self.wait()
+        return time.monotonic() - begun
+
+
 class OnS3(Bench):
     "Projects whose data and output are on S3, behind a proxy"
 
-    def __init__(self, home: Path, model: str, proxy: Proxy, rng: random.Random):
+    def __init__(self, home: Path, model: str, server: Server, rng: random.Random):
         from gpuml.storage import Storage
 
-        self.storage, self.proxy, self.rng, self.machines = Storage(), proxy, rng, {}
+        self.storage, self.server, self.proxy, self.rng, self.machines = Storage(), server, server.proxy, rng, {}
         self.storage.put_bytes(DATA.encode(), "s3://datasets/a.csv")
         super().__init__(home, model)
 
@@ -415,22 +457,107 @@ def outage(bench: Bench) -> None:
     )
 
 
+def data(tally: Tally, rng: random.Random, home: Path, times: int = 1000) -> None:
+    "What `read` says of malformed files, and of so many that were damaged at random"
+    for name, (raw, line, _) in MALFORMED.items():
+        said, where = read_here(home, raw), f"data/a.csv:{line}: " if line else "data/a.csv: "
+        refused = isinstance(said, DataError) and said.exit_code == 65 and str(said).startswith(where)
+        tally.add("P10 malformed file refused with file and line", refused, f"{name}: {said!r}")
+        print(f"{name:<27} {str(said).splitlines()[0][:140]}")
+    counts = Counter()
+    for i in range(times):
+        raw, delimiter, content = random_table(rng)
+        at, what = rng.randrange(len(raw)), ("flipped byte", "cut")[i % 2]
+        raw = raw[:at] + (bytes([raw[at] ^ 1 << rng.randrange(8)]) + raw[at + 1 :] if what == "flipped byte" else b"")
+        said = read_here(home, raw)
+        if isinstance(said, int):
+            found = oracle(raw, delimiter) or [([], 0)]
+            tally.add("P10 damaged file that is read: the rows of Python's csv", said == len(found) - 1, repr(raw))
+            if what == "cut":  # what no reader can know
+                legal = {len(row) for row, _ in found} == {len(found[0][0])}
+                tally.add("P10 cut file that is read: what is left are whole rows", legal, repr(raw))
+            else:
+                tally.add("P10 file with a flipped byte that is read: all its rows", said == len(content), repr(raw))
+            counts[what, "all rows read" if said == len(content) else "what is left are whole rows, and read"] += 1
+        else:
+            refused = isinstance(said, DataError) and str(said).startswith("data/a.csv:")
+            tally.add("P10 damaged file that is refused: with its name, and no traceback", refused, repr(said))
+            counts[what, "refused"] += 1
+    for (what, end), count in sorted(counts.items()):
+        print(f"{what}: {end:<50} {count:>5}")
+
+
+def read_here(home: Path, raw: bytes) -> Exception | int:
+    "How many rows a file of these bytes has, or what is said of it"
+    from gpuml.config import Config
+    from gpuml.dataset import read
+
+    (home / "data").mkdir(exist_ok=True)
+    (home / "data" / "a.csv").write_bytes(raw)
+    config = Config(data={"train": "data", "cache": str(home / "cache")})
+    config._root = home
+    try:
+        found = read(config)
+        return len(found.train) + len(found.validation)
+    except Exception as e:
+        return e
+
+
+def away(bench: OnS3, tally: Tally, seconds: float = 120) -> None:
+    "S3 goes away when a third of the data is read, or when the first checkpoint is being stored"
+    filler = "x" * 1_700_000  # of a column that is not needed: 40 MB, which take 10 s
+    table = "text,label,filler\n" + "".join(f"{text},{label},{filler}\n" for text, label in rows())
+    bench.storage.put_bytes(table.encode(), "s3://datasets/away/a.csv")
+    bench.proxy.bandwidth = 4e6
+    more, calm = ["data.train=s3://datasets/away"], bench.project()
+    _, usual = bench.attempt(calm, more=more)
+    expected = bench.outcome(calm)
+    for how in ("refuses connections", "hangs", "is killed and started again"):
+        for when in ("reading", "training"):
+            folder, now, sent, times = bench.project(), threading.Event(), bench.proxy.sent, []
+
+            def plan(request, now=now, sent=sent, when=when):
+                read, saving = bench.proxy.sent - sent > len(table) / 3, "/checkpoints/step-" in request.path
+                if read if when == "reading" else saving:
+                    now.set()
+
+            def strike(how=how, now=now, times=times):
+                if now.wait(300):
+                    times.append(bench.server.away(how, seconds))
+
+            bench.proxy.plan = plan
+            striker = threading.Thread(target=strike)
+            striker.start()
+            code, took = bench.attempt(folder, more=more)
+            striker.join()
+            what = f"S3 {how} for {times[0]:.0f} s while {when}"
+            print(f"{what:<62} the run took {took:.0f} s, {took - usual:.0f} more than undisturbed", flush=True)
+            tally.add("P9 S3 away for 120 s: the run goes on to its end", code == 0, f"{what}: exit {code}")
+            if code == 0:
+                tally.add("P9 bit-equal to an undisturbed run", bench.outcome(folder) == expected, what)
+            bench.clear(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parts = ["signals", "moments", "writes", "damage", "tracking"]
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], default=parts)
+    parts = ["data", "signals", "moments", "writes", "damage", "tracking"]
+    parser.add_argument("parts", nargs="*", choices=[*parts, "away", []], default=parts)
     parser.add_argument("--times", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--s3", action="store_true", help="data and output on a real S3 server")
     given = parser.parse_args()
+    if "away" in given.parts and not given.s3:
+        parser.error("away needs --s3")
     rng, tally = random.Random(given.seed), Tally()
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if "data" in given.parts:
+            data(tally, rng, home)
         make = Bench
         if given.s3:
-            proxy = stack.enter_context(Proxy(server(home, stack)))
-            os.environ |= {"AWS_ENDPOINT_URL": proxy.endpoint, "HOME": str(home)}
-            make = lambda home, model: OnS3(home, model, proxy, rng)  # noqa: E731
+            server = Server(home / "s3", stack)
+            os.environ |= {"AWS_ENDPOINT_URL": server.proxy.endpoint, "HOME": str(home)}
+            make = lambda home, model: OnS3(home, model, server, rng)  # noqa: E731
         import mlflow
 
         mlflow.MlflowClient(f"sqlite:///{home}/empty.db").search_experiments()
@@ -442,24 +569,15 @@ def main() -> None:
                 moments(encoder, tally)
             if "tracking" in given.parts:
                 outage(encoder)
-        if {"writes", "damage"} & set(given.parts):
+        if {"writes", "damage", "away"} & set(given.parts):
             small = make(home, str(make_tiny(home / "model")))
             if "writes" in given.parts:
                 writes(small, tally, rng, given.times)
             if "damage" in given.parts:
                 damage(small, tally, rng, given.times)
+            if "away" in given.parts:
+                away(small, tally)
         tally.print()
-
-
-def server(home: Path, stack: ExitStack) -> str:
-    "The endpoint of an S3 server that ends with the stack"
-    (home / "s3").mkdir()
-    process, endpoint = s3.start(home / "s3")
-    stack.callback(process.wait, 10)
-    stack.callback(process.kill)
-    s3.keys_in_environment(stack.enter_context(pytest.MonkeyPatch.context()))
-    s3._ready(endpoint, process, home / "s3" / "weed.log")
-    return endpoint
 
 
 if __name__ == "__main__":
