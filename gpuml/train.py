@@ -772,6 +772,8 @@ def unfinished(
         folder = max(folders, key=lambda f: f.name[-20:])
     else:
         folder = output / run
+        if is_s3(config.output):  # certified on a machine that was lost before MLflow knew
+            _fetched(stored_at(config, run), config.data.endpoint, folder)
         if not (folder / "tracking.json").is_file():
             raise ConfigError(f"--resume: no run '{run}' in {_shown_output(config)}")
         if _is_done(folder):
@@ -807,7 +809,8 @@ def _is_done(folder: Path) -> bool:
     if not (folder / "certificate.json").is_file():
         return False
     record, config = tracking.read_record(folder), load(folder / "config.yaml")
-    return (record is None or record.complete(folder)) and (not is_s3(config.output) or (folder / _STORED).exists())
+    told = record is None or record.status == "FINISHED" and record.complete(folder)
+    return told and (not is_s3(config.output) or (folder / _STORED).exists())
 
 
 def _shown_output(config: Config) -> str:

@@ -44,6 +44,7 @@ class Fault:
     status: int = 503
     body: str = ""
     headers: str = ""
+    act: Callable[[], None] = lambda: None  # called when a connection is reset
 
 
 def s3_error(status: int, code: str, message: str = "") -> Fault:
@@ -131,12 +132,10 @@ class Proxy:
             head = [line for line in head if not line.lower().startswith(b"expect:")]
         kind = fault.kind if fault else ""
         if kind == "reset":
-            writer.transport.abort()
-            return False
+            return self._reset(writer, fault)
         body = await self._receive(reader, size // 2 if kind == "cut" else size)
         if kind == "cut":
-            writer.transport.abort()
-            return False
+            return self._reset(writer, fault)
         if kind == "answer":
             text = fault.body.encode()
             lines = f"HTTP/1.1 {fault.status} X\r\nContent-Type: text/html\r\nContent-Length: {len(text)}\r\n"
@@ -148,9 +147,15 @@ class Proxy:
             writer.transport.abort()
             return False
         await asyncio.sleep(self.latency + (fault.seconds if kind == "slow" else 0))
-        return await self._forward(head, body, method, kind, writer)
+        return await self._forward(head, body, method, fault, writer)
 
-    async def _forward(self, head, body, method, kind, writer) -> bool:
+    def _reset(self, writer, fault: Fault) -> bool:
+        fault.act()
+        writer.transport.abort()
+        return False
+
+    async def _forward(self, head, body, method, fault: Fault | None, writer) -> bool:
+        kind = fault.kind if fault else ""
         up_reader, up_writer = await asyncio.open_connection(self.host, self.upstream_port, limit=1024 * 1024)
         self.open.add(up_writer)
         try:
@@ -164,8 +169,7 @@ class Proxy:
                 answer.append(f"Content-Length: {size}".encode())
             if kind == "lost":
                 await up_reader.read()
-                writer.transport.abort()
-                return False
+                return self._reset(writer, fault)
             if size is None:  # chunked: the answer ends with the connection
                 writer.write(b"\r\n".join([*answer, b"Connection: close", b"", b""]))
             else:

@@ -43,11 +43,13 @@ def _write_keys(file: Path) -> Path:
 
 
 def start(folder: Path) -> tuple[subprocess.Popen, str]:
-    "The server's process and endpoint"
+    "The server's process and endpoint; started again in the same folder, it has the same data at the same place"
     from tests.conftest import free_port  # which imports this file's fixtures
 
-    keys = _write_keys(folder / "s3.json")
-    ports = iter([free_port() for _ in range(10)])
+    keys, chosen = _write_keys(folder / "s3.json"), folder / "ports.json"
+    if not chosen.exists():
+        chosen.write_text(json.dumps([free_port() for _ in range(10)]))
+    ports = iter(json.loads(chosen.read_text()))
     port = next(ports)
     command = [shutil.which("weed", path=str(Path(sys.executable).parent)), "mini", f"-dir={folder}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", f"-s3.port={port}"]

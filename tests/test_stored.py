@@ -17,6 +17,7 @@ from tests.conftest import runs_in
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy
 from tests.test_interrupt import (  # noqa: F401
     CALM,
+    CONTEXT,
     OVERRIDES,
     check_steps,
     kill_after,
@@ -25,6 +26,7 @@ from tests.test_interrupt import (  # noqa: F401
     stop_at,
     store,
     tiny,
+    train_in_child,
     undisturbed,
 )  # fmt: skip
 
@@ -195,3 +197,30 @@ def test_s3_goes_away_while_training(proxy, s3, undisturbed, monkeypatch):  # no
     place = run.place
     move(monkeypatch)
     assert same(load_run(place), undisturbed)
+
+
+def test_machine_is_lost_when_all_is_on_s3_and_mlflow_does_not_know(proxy, kept, store, s3, undisturbed, monkeypatch):  # noqa: F811
+    "SIGKILL when the certificate arrives: the run's id, resumed elsewhere, tells MLflow, and trains nothing"
+    overrides, started = [f"data.train={s3.url('in')}"], CONTEXT.Event()
+    arguments = (str(store.parent), None, started, overrides, dict(os.environ))
+    child = CONTEXT.Process(target=train_in_child, args=arguments)
+
+    def plan(request):
+        if request.method == "PUT" and "certificate.json" in request.path:
+            return Fault("lost", act=lambda: os.kill(child.pid, signal.SIGKILL))
+
+    proxy.plan = plan
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL and "certificate.json" in names(kept)
+    assert [run.info.status for run in recorded(store)] == ["RUNNING"]
+    (run_id,) = {f.url.split("/")[-2] for f in Storage().find(f"{kept}/*/tracking.json")}
+    move(monkeypatch)
+    phases = []
+    run = fit(load("dev", [*OVERRIDES, *overrides]), watch=lambda p: phases.append(p.phase), resume=run_id)
+    assert same(run, undisturbed) and "training" not in phases
+    (recorded_run,) = recorded(store)
+    assert recorded_run.info.status == "FINISHED"
+    check_steps(store, recorded_run)
+    with pytest.raises(ConfigError, match="is finished"):
+        fit(load("dev", [*OVERRIDES, *overrides]), resume=run_id)
