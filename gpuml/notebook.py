@@ -797,28 +797,32 @@ def _oom_kills() -> int:
 def _passing_on(attempt: _Attempt) -> Iterator[None]:
     "SIGTERM and SIGINT ask for a stop inside the block, and go to the kernel at once, and again until its cell has ended"
 
-    def again():
-        if attempt.over.is_set():
-            return
-        attempt.log.line(f"{attempt.asked}: the kernel is told, and the job stops when its cell does")
-        while not attempt.over.wait(2.0):
-            attempt.tell_kernel()
+    told = threading.Event()
 
     def pass_on(number, frame):
         attempt.tell_kernel()
-        if not attempt.asked:
-            attempt.asked = signal.Signals(number).name
-            threading.Thread(target=again, name="gpuml-signal", daemon=True).start()
+        attempt.asked = attempt.asked or signal.Signals(number).name
+        told.set()
+
+    def again():
+        told.wait()
+        if not attempt.over.is_set():
+            attempt.log.line(f"{attempt.asked}: the kernel is told, and the job stops when its cell does")
+        while not attempt.over.wait(2.0):
+            attempt.tell_kernel()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    threading.Thread(target=again, name="gpuml-signal", daemon=True).start()
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        attempt.over.set()
+        told.set()
 
 # %% ../nbs/07_notebook.ipynb #0bf3184e
 def execute(

@@ -1531,7 +1531,7 @@ def _close(attempt: _Attempt, status: str, reason: str = "") -> str:
 def fit(
     config: Config,
     watch: Watch | None = None,  # called with a `Progress`, at most four times a second
-    resume: str | None = None,  # a run id, or `latest`: go on with that run
+    resume: str | None = None,  # a run id, or `latest`: go on with that run; a job goes on with its own by itself
 ) -> Run:
     "Train, evaluate, record and save; raises `GpumlError`, and `Preempted` when it is interrupted"
     # read when torch is loaded: threads that spin while they wait make two trainings on one machine crawl

@@ -19,7 +19,7 @@ import pytest
 
 from gpuml import notebook, train
 from gpuml.config import NotebookError, Preempted, load
-from gpuml.notebook import execute, imports, problems
+from gpuml.notebook import execute, find, imports, problems
 from gpuml.storage import Storage
 from gpuml.tracking import read_record
 from gpuml.train import Run, fit
@@ -109,6 +109,20 @@ def test_not_a_notebook(text, tmp_path):
     with pytest.raises(NotebookError, match="n.ipynb: not a notebook of format 4") as e:
         problems(tmp_path / "n.ipynb")
     assert e.value.exit_code == 78
+
+
+def test_which_notebook_this_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    fine = write_notebook(tmp_path / "fine.ipynb", PARAMETERS, "%gpu_train")
+    assert find() == fine
+    other = write_notebook(tmp_path / "other.ipynb", PARAMETERS, "%gpu_train")
+    with pytest.raises(NotebookError, match="can't tell which notebook this is; .*fine.ipynb, other.ipynb"):
+        find()
+    monkeypatch.setenv("JPY_SESSION_NAME", str(other))
+    assert find() == other and find("fine.ipynb") == fine
+    with pytest.raises(NotebookError, match="gone.ipynb: no such notebook"):
+        find("gone.ipynb")
 
 
 # ---- parameters are values, never code
@@ -320,6 +334,12 @@ class Attempt:
                 return self
         raise AssertionError(self.said)
 
+    def until_signals_are_caught(self):
+        "The first tenths of a second are Python's own"
+        status = Path(f"/proc/{self.process.pid}/status")
+        while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> (signal.SIGTERM - 1) & 1:
+            time.sleep(0.01)
+
     @property
     def runner(self):
         "The runner's process: of a prefix, the child"
@@ -482,7 +502,8 @@ def test_random_moments(plain):
     project, rng = plain("import time\ntime.sleep(0.5)", "time.sleep(0.5)"), random.Random(0)
     for _ in range(6):
         attempt = Attempt(project)
-        time.sleep(rng.uniform(1.0, 5.0))
+        attempt.until_signals_are_caught()
+        time.sleep(rng.uniform(0.0, 4.0))
         code = attempt.stop().end()
         assert code in (0, 75) and "Traceback (most recent call last):" not in attempt.said, (code, attempt.said)
         assert code == 75 or "all cells are done" in attempt.said
