@@ -42,6 +42,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'gpuml.config.Config.root': ('config.html#config.root', 'gpuml/config.py'),
                               'gpuml.config.ConfigError': ('config.html#configerror', 'gpuml/config.py'),
                               'gpuml.config.DataConfig': ('config.html#dataconfig', 'gpuml/config.py'),
+                              'gpuml.config.DataConfig._fits_together': ('config.html#dataconfig._fits_together', 'gpuml/config.py'),
                               'gpuml.config.DataError': ('config.html#dataerror', 'gpuml/config.py'),
                               'gpuml.config.Diff': ('config.html#diff', 'gpuml/config.py'),
                               'gpuml.config.Diff.__repr__': ('config.html#diff.__repr__', 'gpuml/config.py'),
