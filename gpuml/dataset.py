@@ -28,7 +28,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from html import escape
 from io import StringIO
 from itertools import chain
@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import __version__
 from .config import Config, DataConfig, DataError, OutputError, Preempted
 from .storage import CHANGED, File, Storage, fingerprint, is_s3, write_folder, write_json, writing
 
@@ -334,8 +335,7 @@ class Tokens:
     "Token ids of many texts, in flat arrays that may lie on disk"
 
     parts: list[np.ndarray]  # uint16 or uint32 [tokens of the part]
-    part: np.ndarray  # int32 [texts], the part that a text lies in
-    starts: np.ndarray  # int64 [texts], where in it the text starts
+    starts: np.ndarray  # int64 [texts], where the text starts among the tokens of all parts
     lengths: np.ndarray  # int64 [texts], tokens
 
     def __len__(self) -> int:
@@ -343,13 +343,19 @@ class Tokens:
 
     def take(self, rows: np.ndarray) -> "Tokens":
         "Some of the texts, in the given order"
-        return Tokens(self.parts, self.part[rows], self.starts[rows], self.lengths[rows])
+        return Tokens(self.parts, self.starts[rows], self.lengths[rows])
+
+    @cached_property
+    def _begins(self) -> np.ndarray:
+        "Where each part starts among the tokens of all, int64 [parts]"
+        return np.cumsum([0, *map(len, self.parts[:-1])])
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         "The ids of these texts, one behind the other"
-        starts = self.starts[rows]
-        places = zip(self.part[rows].tolist(), starts.tolist(), (starts + self.lengths[rows]).tolist())
-        parts = self.parts
+        starts, parts = self.starts[rows], self.parts
+        part = np.searchsorted(self._begins, starts, "right") - 1
+        starts = starts - self._begins[part]
+        places = zip(part.tolist(), starts.tolist(), (starts + self.lengths[rows]).tolist())
         return np.concatenate([parts[p][start:end] for p, start, end in places])
 
 
@@ -357,13 +363,10 @@ def join(
     parts: list[tuple[np.ndarray, np.ndarray]],  # ids and lengths of each part
 ) -> Tokens:
     "The texts of all parts, one part behind the other"
-    lengths = [np.asarray(l, np.int64) for _, l in parts]
-    return Tokens(
-        [ids for ids, _ in parts],
-        np.repeat(np.arange(len(parts), dtype=np.int32), [len(l) for l in lengths]),
-        np.concatenate([np.zeros(0, np.int64), *(np.cumsum(l) - l for l in lengths)]),
-        np.concatenate([np.zeros(0, np.int64), *lengths]),
-    )
+    lengths = np.concatenate([np.zeros(0, np.int64), *(l for _, l in parts)], dtype=np.int64)
+    starts = np.cumsum(lengths)
+    starts -= lengths
+    return Tokens([ids for ids, _ in parts], starts, lengths)
 
 # %% ../nbs/02_dataset.ipynb #26de6e42
 _PROBE = ("", "a", "  Two  words\n", "Grüße, 你好! <b>[SEP]</s> 'n' 1,000.50€ 🙂", "word " * 600)
@@ -761,11 +764,16 @@ def _open(stack: ExitStack, rows: Path | None, tokens: Path | None) -> dict[str,
     out = {}
     for folder, names in ((rows, ("rows", "skipped.csv")), (tokens, ("ids", "lengths"))):
         if folder:
-            for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            _sweep(folder)
             aside = stack.enter_context(write_folder(folder))
             out |= {name: stack.enter_context(open(aside / name, "w+b")) for name in names}
     return out
+
+
+def _sweep(folder: Path) -> None:
+    "Remove what processes that were killed had begun to write"
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 # %% ../nbs/02_dataset.ipynb #97167086
 def _so_far(reading: Reading, job: Preparation, out: dict[str, Any], labels: list[str]) -> Shard:
@@ -907,12 +915,10 @@ class Rows:
 
 # %% ../nbs/02_dataset.ipynb #31e42fa7
 def all_rows(shards: list[Shard], names: list[str], job: Preparation) -> Rows:
-    "The rows of all shards, one shard after the other"
+    "The rows of all shards, one shard after the other, without tokens"
     number = {name: i for i, name in enumerate(names)}
     classes = [np.array([number[l] for l in s.facts["labels"]], np.int64)[s.rows["label"]] for s in shards]
-    tokens = join([shard.tokens for shard in shards]) if shards[0].tokens else None
-    at = np.arange(sum(map(len, classes)))
-    return Rows(shards, at, np.concatenate(classes), names, job.config, job.storage, tokens)
+    return Rows(shards, np.arange(sum(map(len, classes))), np.concatenate(classes), names, job.config, job.storage)
 
 
 def _natural(label: str) -> tuple:
@@ -1132,18 +1138,70 @@ def _duplicate_notes(train: Rows, validation: Rows) -> list[str]:
     return notes
 
 # %% ../nbs/02_dataset.ipynb #b2b150c5
-MANY = 1_000_000  # rows from which on looking for duplicates takes a second, and is done once
+def _deal(
+    train: list[Shard], held: list[Shard] | None, labels: list[str], order: str, job: Preparation
+) -> tuple[Rows, Rows, dict[str, Any]]:
+    "Rows of both sides, the content's fingerprint, and notes on labels and duplicates; raises `DataError`"
+    unknown = {label for shard in held or () for label in shard.facts["labels"]} - set(labels)
+    rows = all_rows(train, labels, job)
+    validation = held and all_rows(held, labels + sorted(unknown, key=_natural), job)
+    _check_labels(rows, validation)
+    if validation is None:
+        share, seed, hashes = job.config.data.validation_fraction, job.config.train.seed, rows.hashes()
+        early = order == "early"  # a row's side is asked for before the others are known
+        where = split_by_hash(hashes, share, seed) if early else split(hashes, rows.classes, share, seed)
+        rows, validation = rows.take(np.flatnonzero(~where)), rows.take(np.flatnonzero(where))
+    if not len(validation):
+        raise DataError(f"{rows.where(0)}: {len(rows)} rows are too few to split off validation data")
+    notes = _label_notes(rows) + _duplicate_notes(rows, validation)
+    facts = {"fingerprint": _fingerprint(rows, validation), "notes": notes}
+    for side in (side for side in (rows, validation) if side.shards[0].tokens):
+        side.tokens = join([shard.tokens for shard in side.shards]).take(side.at)
+    return rows, validation, facts
+
+# %% ../nbs/02_dataset.ipynb #dcf18796
+MANY = 1_000_000  # rows from which on the sides are kept
 
 
-def _kept_notes(train: Rows, validation: Rows, content: str) -> list[str]:
-    "`_duplicate_notes`, from the cache where the same rows of the same files were looked at before"
-    if len(train) < MANY:
-        return _duplicate_notes(train, validation)
-    places = [shard.shown for shard in train.shards + validation.shards]
-    path = train.config.path(train.config.data.cache) / "notes" / f"{fingerprint(_VERSION, content, places)[:32]}.json"
-    if not path.is_file():
-        write_json(path, _duplicate_notes(train, validation))
-    return json.loads(path.read_text(encoding="utf-8"))
+def _sides(
+    train: list[Shard], held: list[Shard] | None, labels: list[str], order: str, job: Preparation
+) -> tuple[Rows, Rows, dict[str, Any]]:
+    "What `_deal` gives, of many rows from the cache"
+    if sum(len(shard.rows) for shard in train) < MANY:
+        return _deal(train, held, labels, order, job)
+    data, seed = job.config.data, job.config.train.seed
+    files = [side and [(shard.folder.name, shard.shown) for shard in side] for side in (train, held)]
+    key = fingerprint(_VERSION, __version__, files, labels, order, data.validation_fraction, seed, job.tokens_key)
+    folder = job.config.path(data.cache) / "sides" / key[:32]
+    if not _facts(folder):
+        with _lock(job.config.path(data.cache) / "locks" / folder.name, _waiting(job, "training and validation rows")):
+            if not _facts(folder):
+                _sweep(folder)
+                _write_sides(folder, *_deal(train, held, labels, order, job))
+    sides = (("train", train), ("validation", held or train))
+    return *(_map_side(folder, name, shards, labels, job) for name, shards in sides), _facts(folder)
+
+
+def _write_sides(folder: Path, train: Rows, validation: Rows, facts: dict[str, Any]) -> None:
+    "The sides' arrays, and last what says that they are whole"
+    sizes = {}
+    with write_folder(folder) as aside:
+        for name, side in (("train", train), ("validation", validation)):
+            tokens = {"starts": side.tokens.starts, "lengths": side.tokens.lengths} if side.tokens else {}
+            for part, array in {"at": side.at, "classes": side.classes, **tokens}.items():
+                array.astype("<i8", copy=False).tofile(aside / f"{name}-{part}")
+                sizes[f"{name}-{part}"] = array.nbytes
+        write_json(aside / "sides.json", {**facts, "sizes": sizes})
+
+
+def _map_side(folder: Path, name: str, shards: list[Shard], labels: list[str], job: Preparation) -> Rows:
+    "Rows whose arrays lie in a file each"
+    at, classes, *tokens = (
+        _map(folder / f"{name}-{part}", np.dtype("<i8"))
+        for part in ("at", "classes", *(("starts", "lengths") if shards[0].tokens else ()))
+    )
+    found = Tokens([shard.tokens[0] for shard in shards], *tokens) if tokens else None
+    return Rows(shards, at, classes, labels, job.config, job.storage, found)
 
 # %% ../nbs/02_dataset.ipynb #70f91a1c
 def read(
@@ -1165,28 +1223,12 @@ def read(
         held = None if held is None else _shards(job, held, range(len(held)))
         job.refuse()
     labels = d.labels or sorted({label for shard in train for label in shard.facts["labels"]}, key=_natural)
-    rows = all_rows(train, labels, job)
-    if held is None:
-        _check_labels(rows, None)
-        share, seed = d.validation_fraction, config.train.seed
-        early, hashes = order == "early", rows.hashes()
-        where = split_by_hash(hashes, share, seed) if early else split(hashes, rows.classes, share, seed)
-        rows, validation = rows.take(np.flatnonzero(~where)), rows.take(np.flatnonzero(where))
-    else:
-        known = labels + sorted(
-            {label for shard in held for label in shard.facts["labels"]} - set(labels), key=_natural
-        )
-        validation = all_rows(held, known, job)
-        _check_labels(rows, validation)
-    if not len(validation):
-        raise DataError(f"{rows.where(0)}: {len(rows)} rows are too few to split off validation data")
-    content = _fingerprint(rows, validation)
-    notes = _label_notes(rows) + _kept_notes(rows, validation, content) + _skip_notes(train + (held or []))
-    notes += dict.fromkeys(job.notes)
+    rows, validation, facts = _sides(train, held, labels, order, job)
+    notes = facts["notes"] + _skip_notes(train + (held or [])) + list(dict.fromkeys(job.notes))
     if tokenizer is not None and validation.tokens is None:
         with preparation(config, storage, tokenizer, max_length, check, say) as job:
-            validation = replace(validation, tokens=_held_tokens(validation, content, job))
-    return Data(rows, validation, labels, content, notes, max_length if rows.tokens else 0)
+            validation.tokens = _held_tokens(validation, facts["fingerprint"], job)
+    return Data(rows, validation, labels, facts["fingerprint"], notes, max_length if rows.tokens else 0)
 
 
 def sources(
@@ -1617,6 +1659,7 @@ class Early(_Beside):
             return self.data().train
         d, shards = self.config.data, [self._shard(piece) for piece in _joined(self._windows[i])]
         rows = all_rows(shards, d.labels, self._job)
+        rows.tokens = join([shard.tokens for shard in shards])
         if d.validation is not None:
             return rows
         held = split_by_hash(rows.hashes(), d.validation_fraction, self.config.train.seed)

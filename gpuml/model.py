@@ -185,7 +185,7 @@ def load_config(
 def load_classifier(
     folder: Path,
     labels: list[str] | None = None,  # a new head for these labels; none keeps the folder's own
-    dropout: float | None = None,  # for tests: overrides every dropout of the model
+    dropout: float | None = None,  # of every layer while training; none keeps the model's own
 ) -> Any:
     "The sequence classifier in the folder, float32, in evaluation mode"
     from transformers import AutoModelForSequenceClassification

@@ -374,9 +374,9 @@ def finish(
                 why = _why(e)
             limit, waited = s3.patience if s3.answered else s3.first_patience, time.monotonic() - begun
             if waited >= limit:
-                hint = "" if s3.answered else "; see data.endpoint in the config, or AWS_ENDPOINT_URL"
-                gave_up = f"{{server}} did not answer for {waited:.0f} s ({why}){hint}"
-                raise _error(s3, url, gave_up, False, write) from None
+                again, where = "; run it again when it does", "; see data.endpoint in the config, or AWS_ENDPOINT_URL"
+                gave_up = f"{{server}} did not answer for {waited:.0f} s ({why}){again if s3.answered else where}"
+                raise _error(s3, url, gave_up, False, write, away=True) from None
             pause = min(random.uniform(0.5, 1) * s3.patience * min(1 / 24, 2**tries / 1200), limit - waited)
             _wait(s3, begun, why, until=time.monotonic() + pause)
             future, tries = s3.start(request), tries + 1
@@ -417,10 +417,10 @@ def _wait(s3: S3, begun: float, why: str, future: Future | None = None, until: f
             return answer
 
 
-def _error(s3: S3, url: str, text: str, denied: bool, write: bool) -> GpumlError:
-    "A refusal as the error that the caller raises"
+def _error(s3: S3, url: str, text: str, denied: bool, write: bool, away: bool = False) -> GpumlError:
+    "A refusal as the error that the caller raises; a server that is away is no refusal: later it may take the same"
     words = {"server": s3.server, "bucket": _bucket(url)[0], "verb": "write" if write else "read"}
-    code = 77 if denied else 73 if write else 65 if text == CHANGED else 66
+    code = 75 if away else 77 if denied else 73 if write else 65 if text == CHANGED else 66
     return (OutputError if write else DataError)(f"{url}: {text.format(**words)}", exit_code=code)
 
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -838,6 +839,12 @@ def unfinished(
         )
     if record.alive() and record.host == tracking.this_host():
         raise ConfigError(f"--resume: {folder.name} is still running")
+    _refuse_changes(folder, config)
+    return folder
+
+
+def _refuse_changes(folder: Path, config: Config) -> None:
+    "Raise `ConfigError` where a run that is to go on was started with another config"
     before = load(folder / "config.yaml")
     now = config.model_copy(update={"data": _absolute(config)})
     changed = [
@@ -848,7 +855,6 @@ def unfinished(
         raise ConfigError(
             f"--resume: {folder.name} was started with another config; set these back, or start a new run\n{rows}"
         )
-    return folder
 
 
 def _is_done(folder: Path) -> bool:
@@ -868,11 +874,11 @@ _SMALL = ("config.yaml", "tracking.json", "metrics.jsonl")
 _STORED = ".stored"  # beside a certificate: all of the run is on S3
 
 
-def _fetch_records(config: Config, output: Path) -> None:
+def _fetch_records(config: Config, output: Path, run: str = "*") -> None:
     "Records of unfinished runs of this output that are newer on S3, into their folders on this machine"
     storage, root = Storage(config.data.endpoint), config.output.rstrip("/")
-    found = {f.url.rpartition("/")[0]: f for f in storage.find(f"{root}/*/tracking.json")}
-    done = {f.url.rpartition("/")[0] for f in storage.find(f"{root}/*/certificate.json")}
+    found = {f.url.rpartition("/")[0]: f for f in storage.find(f"{root}/{run}/tracking.json")}
+    done = {f.url.rpartition("/")[0] for f in storage.find(f"{root}/{run}/certificate.json")}
     for place in found.keys() - done:
         folder = output / place.rpartition("/")[2]
         here, there = tracking.read_record(folder), json.loads(storage.read(found[place]))
@@ -888,6 +894,35 @@ def _is_ahead(folder: Path, there: dict[str, Any], files: list[Any]) -> bool:
     spool = folder / "metrics.jsonl"
     length = next((file.size for file in files if file.url.endswith(f"/{spool.name}")), 0)
     return there["status"] != "RUNNING" and spool.exists() and spool.stat().st_size > length
+
+# %% ../nbs/06_train.ipynb #e064772c
+_fits: Counter[str] = Counter()  # of this process, by the job's run id
+
+
+def _job_folder(config: Config) -> Path:
+    "The folder of the job's run, with what earlier attempts left: RUN for the first training in it, then RUN-2, RUN-3"
+    job = os.environ["GPUML_RUN"]
+    _fits[job] += 1
+    run = job if _fits[job] == 1 else f"{job}-{_fits[job]}"
+    folder = output_folder(config) / run
+    if place := stored_at(config, run):
+        _fetch_records(config, folder.parent, run)
+        _fetched(place, config.data.endpoint, folder)
+    if record := tracking.read_record(folder):
+        _wait_for_end(record)
+        _refuse_changes(folder, config)
+    return folder
+
+
+def _wait_for_end(record: tracking.Record) -> None:
+    "Until an earlier attempt on this machine is gone: a kernel notices within a second that its job was killed"
+    until = time.monotonic() + 20
+    while record.alive() and record.host == tracking.this_host():
+        if time.monotonic() > until:
+            raise GpumlError(
+                f"{record.run} is still being worked on here, by process {record.process[1]}", exit_code=75
+            )
+        time.sleep(0.2)
 
 # %% ../nbs/06_train.ipynb #b7632f7d
 @dataclass
@@ -928,10 +963,15 @@ class _Attempt:
 
 
 def _begin(config: Config, watch: Watch | None, resume: str | None, free: Callable[[Path], int]) -> _Attempt:
-    "An attempt at a new run, or at the one to resume"
-    folder = unfinished(config, resume) if resume else None
-    run_id = folder.name if folder else new_run_id(config.name, datetime.now(), int.from_bytes(os.urandom(2)))
-    folder = folder or output_folder(config) / run_id
+    "An attempt at a new run, at the one to resume, or at the job's"
+    if os.environ.get("GPUML_RUN"):
+        folder = _job_folder(config)
+    elif resume:
+        folder = unfinished(config, resume)
+    else:
+        now, random = datetime.now(), int.from_bytes(os.urandom(2))
+        folder = output_folder(config) / new_run_id(config.name, now, random)
+    run_id = folder.name
     writer = checkpoint.Writer(folder / "checkpoints", config.train.checkpoint_updates)
     attempt = _Attempt(config, run_id, folder, _Reporter(watch), _Best(config.train.best_metric), writer, free=free)
     writer.copy = lambda path: _store_checkpoint(attempt, path)
@@ -970,7 +1010,12 @@ def _check(attempt: _Attempt) -> None:
     _save_checkpoint(attempt)
     attempt.checkpoints.wait()
     where = f"; the checkpoint is on this machine only: {why}" if (why := attempt.checkpoints.problem) else ""
-    raise Preempted(f"stopped at update {p.step} of {p.steps}; the same line with `--resume` goes on there{where}")
+    raise Preempted(f"stopped at update {p.step} of {p.steps}; {_who_goes_on()} goes on there{where}")
+
+
+def _who_goes_on() -> str:
+    "What continues a run: its user does, or in a job the next attempt"
+    return "the next attempt" if os.environ.get("GPUML_RUN") else "the same line with `--resume`"
 
 
 def _at_once(attempt: _Attempt) -> Preempted:
@@ -984,7 +1029,7 @@ def _at_once(attempt: _Attempt) -> Preempted:
         else "nothing was lost"
     )
     return Preempted(
-        f"stopped at once, without a checkpoint: {again}" + ("; the same line with `--resume` goes on" if saved else "")
+        f"stopped at once, without a checkpoint: {again}" + (f"; {_who_goes_on()} goes on" if saved else "")
     )
 
 # %% ../nbs/06_train.ipynb #25a8abd8
@@ -1010,7 +1055,7 @@ def _prepare(attempt: _Attempt) -> None:
     _find_checkpoint(attempt)
     report.now("model")
     set_seed(config.train.seed)
-    attempt.classifier = model.load_classifier(place, _labels(attempt))
+    attempt.classifier = model.load_classifier(place, _labels(attempt), config.model.dropout)
     attempt.classifier.config.pad_token_id = attempt.tokenizer.pad_token_id
     _check(attempt)
 
@@ -1021,7 +1066,7 @@ def _check_output(attempt: _Attempt) -> None:
         try:
             _storage(attempt).info(attempt.config.output.rstrip("/"))
         except DataError as e:
-            raise OutputError(f"output: {e}", exit_code=77 if e.exit_code == 77 else 73) from None
+            raise OutputError(f"output: {e}", exit_code=e.exit_code if e.exit_code in (75, 77) else 73) from None
 
 
 def _asides(attempt: _Attempt) -> dict[str, Any]:
@@ -1376,7 +1421,7 @@ def _store_results(attempt: _Attempt) -> None:
         _store(attempt, [n for n in names if not n.startswith(".")] + [*last])
         _storage(attempt).remove(f"{place}/checkpoints")
     except OutputError as e:
-        how = f"the run is trained, and whole in {shown(attempt.folder)}: the same line with `--resume` copies it"
+        how = f"the run is trained, and whole in {shown(attempt.folder)}: {_who_goes_on()} copies it"
         raise OutputError(f"{e}; {how}", exit_code=e.exit_code) from None
     write_file(attempt.folder / _STORED, "")
 
@@ -1588,7 +1633,8 @@ def _close(attempt: _Attempt, status: str, reason: str = "") -> str:
     note = tracked.close(status, reason, lambda: bool(attempt.asked)) if tracked else ""
     worth = folder / "certificate.json", folder / "checkpoints"
     with suppress(GpumlError):  # what S3 does not take now, the next attempt tells it
-        if tracked and status == "FAILED" and not note and not any(p.exists() for p in worth):
+        job = os.environ.get("GPUML_RUN")  # which keeps its notebook and log there
+        if tracked and status == "FAILED" and not job and not note and not any(p.exists() for p in worth):
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):
                 folder.parent.rmdir()
@@ -1609,6 +1655,9 @@ def fit(
     # read when torch is loaded: threads that spin while they wait make two trainings on one machine crawl
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     attempt = _begin(config, watch, resume, free)
+    if _is_done(attempt.folder):  # by an earlier attempt of the job
+        attempt.report.now("done", run=attempt.run_id)
+        return Run(attempt.folder)
     with _signals(attempt), closing(attempt):
         try:
             if not (attempt.folder / "certificate.json").exists():
@@ -1619,22 +1668,23 @@ def fit(
                 attempt.tracked = tracking.open_run(config, attempt.run_id, attempt.folder)
             _store_results(attempt)
         except BaseException as e:
-            stopped = isinstance(e, Preempted | KeyboardInterrupt)
+            stopped = isinstance(e, KeyboardInterrupt) or getattr(e, "exit_code", 1) == Preempted.exit_code
             attempt.report.now("stopped" if stopped else "failed")
             with suppress(Exception):
                 attempt.checkpoints.wait()
-            _close(attempt, "KILLED" if stopped else "FAILED", "interrupted" if stopped else f"{type(e).__name__}: {e}")
+            said = isinstance(e, Preempted | KeyboardInterrupt)
+            _close(attempt, "KILLED" if stopped else "FAILED", "interrupted" if said else f"{type(e).__name__}: {e}")
             if isinstance(e, KeyboardInterrupt):
                 raise _at_once(attempt) from None
             raise
         note = _close(attempt, "FINISHED")
-    if note and attempt.asked:
-        raise Preempted(f"trained and certified; {note}")
-    with suppress(OutputError):  # its status there; everything else is there already
-        _store(attempt, _SMALL[1:], patience=5)
-    shutil.rmtree(attempt.folder / "checkpoints", ignore_errors=True)
-    attempt.report.note(note)
-    attempt.report.now("done", url=attempt.tracked.url)
+        if note and attempt.asked:
+            raise Preempted(f"trained and certified; {note}")
+        with suppress(OutputError):  # its status there; everything else is there already
+            _store(attempt, _SMALL[1:], patience=5)
+        shutil.rmtree(attempt.folder / "checkpoints", ignore_errors=True)
+        attempt.report.note(note)
+        attempt.report.now("done", url=attempt.tracked.url)
     return Run(attempt.folder)
 
 # %% ../nbs/06_train.ipynb #82b6df05
@@ -1813,7 +1863,7 @@ def _output_there(p: _Prediction, storage: Storage) -> File | None:
     try:
         there = storage.info(p.output)
     except DataError as e:
-        raise OutputError(str(e), exit_code=77 if e.exit_code == 77 else 73) from None
+        raise OutputError(str(e), exit_code=e.exit_code if e.exit_code in (75, 77) else 73) from None
     if not there or p.force:
         _try_write(p, storage)
     return there

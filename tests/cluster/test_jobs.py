@@ -1,0 +1,108 @@
+"Jobs on a real control plane: submitted, explained, followed, preempted, cancelled, found again"
+
+import json
+
+import pytest
+
+from gpuml import cluster as c
+from gpuml.config import GpumlError, load
+from tests.conftest import OFFLINE, ROOT, rows
+from tests.s3 import KEY, SECRET
+
+PROD = """\
+data:
+  train: {data}
+  max_length: 24
+  endpoint: {endpoint}
+model:
+  name: {model}
+train:
+  epochs: {epochs}
+  batch_size: 8
+  learning_rate: 2e-4
+tracking:
+  uri: {tracking}
+  experiment: {namespace}
+  log_model: false
+compute:
+  image: gpuml-train:test
+  namespace: {namespace}
+  priority_class: {priority}
+  cpu: 100m
+  memory: 4Gi
+  disk: 1Gi
+  grace: 60
+output: {output}
+"""
+
+
+class Site:
+    "A project whose `prod` is a namespace of the cluster, with data on S3"
+
+    def __init__(self, cluster, namespace, folder, s3, monkeypatch):
+        self.cluster, self.namespace, self.folder, self.s3 = cluster, namespace, folder, s3
+        self.notebook = folder / "nbs" / "train.ipynb"
+        self.notebook.parent.mkdir(exist_ok=True)
+        self.notebook.write_text((ROOT / "nbs" / "train.ipynb").read_text())
+        self.tracking = "http://mlflow:5000"
+        monkeypatch.setenv("KUBECONFIG", str(cluster.plane.kubeconfig("admin", namespace)))
+        cluster.secret(namespace, "gpuml-s3", AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET)
+        cluster.agent.image["HF_HUB_OFFLINE"] = "1"
+        cluster.agent.image["OMP_NUM_THREADS"] = "1"
+        self.put_data("a.csv", rows(24))
+        self.write("prod", "gpuml-prod", 2)
+
+    def put_data(self, name, found):
+        text = "text,label\n" + "".join(f"{t},{label}\n" for t, label in found)
+        c.Storage(self.s3.endpoint).put_bytes(text.encode(), self.s3.url(f"data/{name}"))
+
+    def write(self, name, priority, epochs):
+        "A config of this namespace"
+        text = PROD.format(
+            data=self.s3.url("data/"), endpoint=self.s3.endpoint, model=OFFLINE, epochs=epochs, tracking=self.tracking,
+            namespace=self.namespace, priority=priority, output=self.s3.url("out"),
+        )  # fmt: skip
+        (self.folder / "config" / f"{name}.yaml").write_text(text)
+
+    def config(self, *overrides, name="prod"):
+        return load(name, overrides)
+
+    def submit(self, *overrides, name="prod", **more):
+        return c.submit(self.config(*overrides, name=name), self.notebook, **more)
+
+    def why(self, job, part, seconds=40):
+        "The state, once its sentence has the part in it"
+        said = []
+
+        def look():
+            said.append(str(job.status))
+            return part in said[-1]
+
+        try:
+            self.cluster.wait(look, seconds)
+        except AssertionError:
+            raise AssertionError(f"never said {part!r}; said: {list(dict.fromkeys(said))}") from None
+        return said[-1]
+
+
+@pytest.fixture
+def site(cluster, namespace, project, s3, monkeypatch):
+    return Site(cluster, namespace, project, s3, monkeypatch)
+
+
+def test_a_job_from_submit_to_run(site):
+    job = site.submit()
+    assert site.why(job, "running", 60)
+    state = job.wait(120)
+    assert (state.phase, state.exit_code, state.attempts) == ("succeeded", 0, 1), f"{state}\n{job.logs()}"
+    assert job.run.metrics["accuracy"] > 0.5 and job.run.id == job.run_id
+    assert json.loads(job.notebook().read_text())["cells"]
+    assert len(job.metrics()["loss"]) == job.run.metrics["updates"]
+    assert "training" in job.logs()
+    again = c.find(job.run_id, [site.config()])
+    assert again.status.phase == "succeeded" and again.place == job.place
+
+
+def test_never_fits(site):
+    with pytest.raises(GpumlError, match="never fit: the largest node, gpu-1, has 1"):
+        site.submit("compute.gpus=3")

@@ -1,0 +1,125 @@
+"The manifest of a job: against the published schemas, the API's documented rules, and a golden file"
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpuml.config import load
+from gpuml.job import AGAIN, FINAL, Source, manifest, run_id, verdict, yaml
+from tests.conftest import ROOT
+
+GOLDEN = Path(__file__).parent / "golden" / "job.yaml"
+VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
+EVERYTHING = [
+    "compute.image=registry.example.com/gpuml-train@sha256:" + "0" * 64,
+    "compute.image_pull_secrets=[registry]",
+    "compute.queue=research",
+    "compute.gpus=2",
+    "compute.gpu_resource=nvidia.com/mig-1g.10gb",
+    "compute.node_selector={gpu: h100}",
+    "compute.tolerations=['gpu=h100:NoSchedule', 'spot:NoExecute', dedicated]",
+    "compute.s3_endpoint=http://minio:9000",
+    "compute.env={HF_HUB_OFFLINE: '1'}",
+    "compute.grace=90",
+]
+SOURCE = Source(
+    "0f2a9c11d4e5aa01", "s3://models/production/.bundles/0f2a9c11d4e5aa01.tar.gz", "nbs/train.ipynb", "Ada L.", "c0ffee"
+)
+
+
+def made(*overrides: str) -> dict:
+    config = load("prod", ["compute.image=gpuml-train:0.1.0", *overrides], start=ROOT)
+    return manifest(config, run_id("prod", SOURCE.bundle, 1), SOURCE)
+
+
+def test_golden():
+    "What is sent changes on purpose only: GPUML_GOLDEN=1 writes the file anew"
+    text = yaml([made(), made(*EVERYTHING)])
+    if os.environ.get("GPUML_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+@pytest.fixture(scope="module")
+def validate(tmp_path_factory):
+    "kubernetes-validate, in an environment of its own: where it is installed, imports get slow"
+    uv = [sys.executable, "-m", "uv"]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuml-tests" / "kubernetes-validate"
+    tool = home / "bin" / "kubernetes-validate"
+    if not tool.exists():
+        shutil.rmtree(home, ignore_errors=True)
+        subprocess.run([*uv, "venv", "-q", "--python", sys.executable, home], check=True)
+        subprocess.run(
+            [*uv, "pip", "install", "-q", "--python", home / "bin" / "python", "kubernetes-validate==1.37.0"],
+            check=True,
+        )
+
+    def run(version, text):
+        file = tmp_path_factory.mktemp("manifest") / "job.yaml"
+        file.write_text(text)
+        return subprocess.run([tool, "--strict", "-k", version, file], capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_valid_by_the_schema_of(version, validate):
+    for job in (made(), made(*EVERYTHING)):
+        done = validate(version, yaml([job]))
+        assert done.returncode == 0, done.stdout + done.stderr
+    job = made()
+    job["spec"]["podFailurePolicies"] = job["spec"].pop("podFailurePolicy")
+    assert validate(version, yaml([job])).returncode != 0
+
+
+def test_rules_of_the_job_api():
+    "What the API server demands beyond the schema (batch/v1, podFailurePolicy)"
+    job = made(*EVERYTHING)
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never" and spec["podReplacementPolicy"] == "Failed"
+    rules = spec["podFailurePolicy"]["rules"]
+    assert len(rules) <= 20
+    names = {c["name"] for c in pod["containers"]}
+    for rule in rules:
+        assert ("onPodConditions" in rule) != ("onExitCodes" in rule)
+        if codes := rule.get("onExitCodes"):
+            assert codes["containerName"] in names and codes["operator"] == "In"
+            assert (
+                0 not in codes["values"]
+                and codes["values"] == sorted(set(codes["values"]))
+                and len(codes["values"]) <= 255
+            )
+    assert len(job["metadata"]["name"]) <= 63
+    assert all(len(value) <= 63 for value in job["metadata"]["labels"].values())
+
+
+@pytest.mark.parametrize("code", [0, 1, 65, 66, 70, 73, 75, 77, 78, 137, 139, 143])
+def test_verdicts(code):
+    "Interruptions are free, errors final, the rest counts; a disruption is free whatever the exit code"
+    expected = "Complete" if code == 0 else "Ignore" if code in AGAIN else "FailJob" if code in FINAL else "Count"
+    assert verdict(made(), code) == expected
+    assert verdict(made(), code, disrupted=True) == ("Complete" if code == 0 else "Ignore")
+
+
+def test_restricted():
+    "The Pod Security Standard `restricted`, field by field"
+    pod = made()["spec"]["template"]["spec"]
+    assert (
+        pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    )
+    for container in pod["containers"]:
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False and context["capabilities"] == {"drop": ["ALL"]}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert all("hostPath" not in volume for volume in pod["volumes"])
+    assert pod["automountServiceAccountToken"] is False
+
+
+def test_no_secret_in_it(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "marked-secret-5f2c")
+    assert "marked-secret" not in yaml([made(*EVERYTHING)])
