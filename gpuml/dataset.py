@@ -1454,8 +1454,8 @@ def pad(
     return ids, mask.astype(np.int64)
 
 # %% ../nbs/02_dataset.ipynb #14b530ce
-PIECE = 4 * 2**20  # bytes of a file that stay together; with so many in the first window, training begins in seconds
-LARGEST = 64 * PIECE  # bytes of the largest window, which has to fit into memory
+PIECE = 2 * 2**20  # bytes of a file that stay together; with so many in the first window, training begins in seconds
+LARGEST = 128 * PIECE  # bytes of the largest window, which has to fit into memory
 
 
 class Piece(NamedTuple):
@@ -1600,6 +1600,7 @@ class Early(_Beside):
         self._data: Data | None = None
         self._counts: list[int] | None = None
         self._error: BaseException | None = None
+        self._taken, self._go = False, threading.Event()  # whether a part was; and trained on, or waited for
         self._thread = threading.Thread(target=self._work, args=(read,), name="gpuml-prepare")
         self._thread.start()
 
@@ -1621,17 +1622,23 @@ class Early(_Beside):
         self._hear("")
 
     def put(self, shard: Shard, whole: bool) -> None:
-        "Called by the thread: what is there of a file"
+        "Called by the thread: what is there of a file. Behind the first window it rests until the first update is done"
         self._shards[shard.file.url] = shard, whole
         self._news.set()
+        while not self._go.is_set() and all(map(self._there, _joined(self._windows[0]))):
+            self._still_wanted()
+            self._go.wait(0.2)
 
     def check(self) -> None:
-        "Raise what went wrong beside training"
+        "Raise what went wrong beside training; called after each update"
+        if self._taken:
+            self._go.set()
         if self._error and not self._closed:
             raise self._error
 
     def data(self) -> Data:
         "All of the data, once it is prepared"
+        self._go.set()
         return self._wait(lambda: self._data)
 
     def close(self) -> None:
@@ -1657,22 +1664,23 @@ class Early(_Beside):
         "The rows of a part, with tokens, once it is there"
         if epoch:
             return self.data().train
-        d, shards = self.config.data, [self._shard(piece) for piece in _joined(self._windows[i])]
+        if (epoch, i) != (0, 0):
+            self._go.set()
+        d, shards = self.config.data, [self._rows_of(piece) for piece in _joined(self._windows[i])]
         rows = all_rows(shards, d.labels, self._job)
-        rows.tokens = join([shard.tokens for shard in shards])
+        rows.tokens, self._taken = join([shard.tokens for shard in shards]), True
         if d.validation is not None:
             return rows
         held = split_by_hash(rows.hashes(), d.validation_fraction, self.config.train.seed)
         return rows.take(np.flatnonzero(~held))
 
-    def _shard(self, piece: Piece) -> Shard:
-        "The rows of a piece, once all of them are there"
+    def _rows_of(self, piece: Piece) -> Shard:
+        return _part_of(self._wait(lambda: self._there(piece)), piece.start, piece.end)
 
-        def there():
-            shard, whole = self._shards.get(self.found[0][piece.file].url, (None, False))
-            return shard if whole or shard and _reaches(shard, piece.end) else None
-
-        return _part_of(self._wait(there), piece.start, piece.end)
+    def _there(self, piece: Piece) -> Shard | None:
+        "The shard of a piece's file, once it has all rows of the piece"
+        shard, whole = self._shards.get(self.found[0][piece.file].url, (None, False))
+        return shard if whole or shard and _reaches(shard, piece.end) else None
 
 
 def _joined(pieces: list[Piece]) -> Iterator[Piece]:

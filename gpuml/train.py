@@ -522,8 +522,12 @@ class _Updates:
 
     @property
     def rows(self) -> dataset.Rows:
-        "What is trained on"
-        return self._load(*self.position[:2]) if self._rows is None else self._rows
+        "What is trained on; before the first update, the next part that has rows"
+        epoch, part, _ = self.position
+        for i in range(part, len(self.order.sizes(epoch)) if self._rows is None else part):
+            if len(self._load(epoch, i).classes):
+                break
+        return self._rows
 
     @property
     def lengths(self) -> np.ndarray:
@@ -1260,6 +1264,8 @@ def _telling_updates(attempt: _Attempt) -> Iterator[None]:
     try:
         yield
     except DataError as e:
+        if attempt.order.name == "global":
+            raise
         done = f"{attempt.progress.step:,} updates had been done: data.order={attempt.order.name} reads while it trains"
         raise DataError(f"{e}\n{done}", e.exit_code) from None
 
