@@ -3,6 +3,7 @@
     taskset -c 0 python benchmarks/data.py                          # 1 and 2, on one core
     taskset -c 0 python benchmarks/data.py --waiting                # 3
     taskset -c 0 python benchmarks/data.py --gigabytes 10 --wide    # 4: needs twice that on the disk
+    taskset -c 0 python benchmarks/data.py --first-update           # 5
 
 1. CSV → token ids on disk: `gpuml.dataset.read` against `load_dataset("csv").map(tokenize, batched=True, num_proc=…)`,
    each in a process of its own, caches empty on both sides, with the same number of processes or threads as cores, and
@@ -15,6 +16,9 @@
 4. Large data, prepared and trained on for a few updates, then warm and resumed: seconds, and peak memory beside that of
    the same on 10 MB. All of it is text to be tokenised, or (`--wide`) rows as ticket systems export them, about 900 bytes
    of which a short subject is the text.
+5. A process that trains on data on a real S3 server, of which nothing is prepared: seconds from its start to the first
+   word, to the first word about the data, and to the first update, for small and large data, with `data.order` early,
+   and global for comparison; beside them the seconds that the imports alone take in a process of their own.
 
 `datasets` is needed for 1 and 2: pip install 'gpuml[benchmarks]'.
 """
@@ -296,6 +300,76 @@ def waiting(megabytes: int, updates: int) -> None:
     )
 
 
+FIRST = """
+import json, os, sys, time, psutil
+begun, marks, order = psutil.Process().create_time(), {}, sys.argv[1]
+from gpuml.config import Config
+from gpuml.train import fit
+
+def mark(name):
+    marks.setdefault(name, (time.time() - begun, time.process_time()))
+
+def watch(progress):
+    mark("word")
+    if "prepared" in progress.doing:
+        mark("prepared")
+    if progress.step:
+        mark("update")
+        print(json.dumps(marks), flush=True)
+        os._exit(0)
+
+labels = [f"class {i}" for i in range(7)]
+data = {"train": "s3://datasets/in", "cache": "cache", "max_length": 128, "order": order, "labels": labels}
+fit(Config(data=data, model={"name": "MODEL"}, train={"epochs": 1}, tracking={"uri": "http://127.0.0.1:9"}), watch)
+""".replace("MODEL", MODEL)
+
+IMPORTS = """
+import json, time, psutil
+begun = psutil.Process().create_time()
+import mlflow, s3fs, torch, transformers, gpuml.train
+from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
+print(json.dumps((time.time() - begun, time.process_time())))
+"""
+
+
+def in_folder(folder: str, code: str, *arguments: str) -> dict:
+    "What such a program prints, in a process of its own in that folder"
+    command = [sys.executable, "-c", code, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def first_update(sizes: list[int]) -> None:
+    from gpuml.storage import Storage
+    from tests import s3
+
+    tries = [(size, "early") for size in sizes] + [(sizes[0], "global")]
+    with tempfile.TemporaryDirectory(dir=os.environ.get("GPUML_BENCHMARK_FOLDER")) as place:
+        for i, (megabytes, order) in enumerate(tries):
+            folder = Path(place) / str(i)
+            for name in ("s3", "home"):
+                (folder / name).mkdir(parents=True)
+            with pytest.MonkeyPatch.context() as patch:
+                rows = generate(folder / "data", megabytes)
+                process, endpoint = s3.start(folder / "s3")
+                try:
+                    s3.keys_in_environment(patch)
+                    patch.setenv("AWS_ENDPOINT_URL", endpoint)
+                    s3._ready(endpoint, process, folder / "s3" / "weed.log")
+                    for file in (folder / "data").iterdir():
+                        Storage(endpoint).put(file, f"s3://datasets/in/{file.name}")
+                    imports, found = in_folder(folder, IMPORTS), in_folder(folder / "home", FIRST, order)
+                finally:
+                    process.kill()
+                    process.wait(10)
+            shown = ", ".join(f"{name} {s:5.1f} s ({cpu:4.1f} s of CPU)" for name, (s, cpu) in found.items())
+            print(f"first update {megabytes:>4} MB, {rows:>9,} rows, {order:<6}  {shown}", flush=True)
+            print(f"             imports alone {imports[0]:5.1f} s ({imports[1]:4.1f} s of CPU)", flush=True)
+
+
 def generate_wide(folder: Path, megabytes: float, files: int = 8) -> int:
     "CSV files as ticket systems export them: a row of about 900 bytes, its subject of a few words; their rows"
     rng, rows = random.Random(0), 0
@@ -351,12 +425,16 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--waiting", action="store_true", help="measure the waiting for input instead")
     parser.add_argument("--updates", type=int, default=20, help="of the training that waits")
+    parser.add_argument("--first-update", action="store_true", help="measure the time to the first update instead")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 400], help="MB of that data")
     parser.add_argument("--gigabytes", type=float, help="measure large data instead")
     parser.add_argument("--wide", action="store_true", help="large data as ticket systems export it")
     asked = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent.parent))
     if asked.waiting:
         waiting(asked.megabytes, asked.updates)
+    elif asked.first_update:
+        first_update(asked.sizes)
     elif asked.gigabytes:
         large(asked.gigabytes, asked.wide)
     else:

@@ -25,6 +25,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -86,14 +87,13 @@ def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], s
         disable_tqdm=True, use_cpu=not gpu, seed=seed, **arguments,
     )  # fmt: skip
     if name == "gpuml":
+        from gpuml.dataset import Global
         from gpuml.train import _Updates, trainer_class
 
         trainer = trainer_class()(
             classifier,
             TrainingArguments(per_device_train_batch_size=size, bf16=gpu, **common),
-            updates=_Updates(tokens.lengths, size, seed),
-            tokens=tokens,
-            classes=np.array(classes),
+            updates=_Updates(Global(SimpleNamespace(tokens=tokens, classes=np.array(classes))), size, seed),
             pad_id=tokenizer.pad_token_id,
         )
         trainer.remove_callback(PrinterCallback)

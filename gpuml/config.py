@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 # %% ../nbs/00_config.ipynb #5ab6f8ab
@@ -106,11 +106,20 @@ class DataConfig(Section):
     )
     text: str = Field("text", min_length=1, description="Column with the text")
     label: str = Field("label", min_length=1, description="Column with the label")
+    labels: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="All labels, in the order of the classes; a row with another one is malformed; by default those that occur in training",
+    )
     delimiter: Literal["auto", ",", ";", "|", "tab"] = Field("auto", description="Column separator of the CSV files")
     on_bad_row: Literal["refuse", "skip"] = Field(
         "refuse", description="What a malformed row leads to: the data is refused, or the row is left out and listed"
     )
     max_length: int = Field(256, ge=4, le=131072, description="Tokens per example; longer texts are cut there")
+    order: Literal["global", "early", "windows"] = Field(
+        "global",
+        description="How training rows are shuffled: over all of them; or in the first epoch in windows of some MB, and training begins while the data is still prepared (needs `labels`); or always in windows, and no tokens of training rows are kept on the disk",
+    )
     cache: str = Field("~/.cache/gpuml", min_length=1, description="Folder that keeps tokenised data for the next run")
     shared_cache: str | None = Field(
         None, min_length=1, description="Folder or s3:// prefix where tokenised data is kept for other machines"
@@ -118,6 +127,19 @@ class DataConfig(Section):
     endpoint: str | None = Field(
         None, min_length=1, description="S3 endpoint of data and output; by default AWS_ENDPOINT_URL, then Amazon's"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        "What no key shows by itself"
+        labels = self.labels or []
+        if unusable := [label for label in labels if not label.strip() or label != label.strip()]:
+            raise ValueError(f"data.labels: {json.dumps(unusable[0])}: labels are read without white space around them")
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"data.labels: '{max(labels, key=labels.count)}' stands there twice")
+        if self.order == "early" and not labels:
+            why = "training begins before all rows are read, and the model needs a class for every label"
+            raise ValueError(f"data.order: early needs data.labels, the list of all labels: {why}")
+        return self
 
 # %% ../nbs/00_config.ipynb #81b41b48
 class ModelConfig(Section):
@@ -416,6 +438,8 @@ def _complaint(error: dict) -> str:
     "One of pydantic's errors as a sentence"
     keys = [k for k in error["loc"] if isinstance(k, str)]
     key, value, known = ".".join(keys[:2]), error["input"], fields()
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":
         section = (
             [n.partition(".")[2] for n in known if n.startswith(f"{keys[0]}.")]
@@ -497,6 +521,8 @@ def _validate(tree: Any, where: str, overrides: list[str]) -> Config:
             keys = tuple(
                 k for k in error["loc"] if isinstance(k, str) and not k.startswith(("list[", "constrained", "str"))
             )
+            if error["type"] == "value_error":  # of a whole section; the sentence starts with the key
+                keys = tuple(str(error["ctx"]["error"]).partition(":")[0].split("."))
             seen.setdefault(keys[:2], f"{place(keys[:2])}: {_complaint({**error, 'loc': keys[:2]})}")
         problems += seen.values()
     if problems:

@@ -118,6 +118,7 @@ class Record:
     process: tuple[str, int, float] | None = None  # host, process id, its start: who is working on it
     mlflow_run: str | None = None  # from here on: what MLflow knows
     experiment_id: str | None = None
+    params_sent: int = 0
     sent: int = 0  # bytes of metrics.jsonl
     files: list[str] = field(default_factory=list)
     model: str | None = None
@@ -212,7 +213,6 @@ def _client(uri: str) -> Any:
 # %% ../nbs/04_tracking.ipynb #571d75df
 def _open(client: Any, record: Record) -> None:
     "Find or make the experiment and the MLflow run"
-    from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(record.experiment)
@@ -230,8 +230,17 @@ def _open(client: Any, record: Record) -> None:
     # a run that was made, and whose answer was lost, is found again by its tag
     made = client.search_runs([record.experiment_id], f"tags.`gpuml.run` = '{record.run}'", max_results=1)
     run = made[0] if made else client.create_run(record.experiment_id, run_name=record.run, tags=record.tags)
-    client.log_batch(run.info.run_id, params=[Param(k, v[:6000]) for k, v in record.params.items()])
     record.mlflow_run, record.told = run.info.run_id, run.info.status
+    _send_params(client, record)
+
+
+def _send_params(client: Any, record: Record) -> None:
+    "Send all params; MLflow takes those that it has once more"
+    from mlflow.entities import Param
+
+    params = record.params
+    client.log_batch(record.mlflow_run, params=[Param(k, v[:6000]) for k, v in params.items()])
+    record.params_sent = len(params)
 
 
 def _send_metrics(client: Any, record: Record, folder: Path) -> None:
@@ -332,6 +341,8 @@ def sync(
         if record.mlflow_run is None:
             _open(client, record)
             write_json(folder / _RECORD, asdict(record))
+        if record.params_sent < len(record.params):
+            _send_params(client, record)
         if record.told != "RUNNING" and record.status == "RUNNING":
             client.update_run(record.mlflow_run, status="RUNNING")
             record.told = "RUNNING"
@@ -434,6 +445,14 @@ class TrackedRun:
             values = {key: float(value) for key, value in metrics.items()}
             self._spool.write(json.dumps([int(time.time() * 1000), step, kind, values]).encode() + b"\n")
 
+    def add(
+        self,
+        params: dict[str, Any],
+    ) -> None:
+        "Record params that were not known when the run was opened"
+        self.record.params = {**self.record.params, **_as_text(params)}
+        write_json(self.folder / _RECORD, asdict(self.record))
+
     def flush(self) -> None:
         "Wait until what was logged is on the disk"
         self._spool.flush()
@@ -485,6 +504,10 @@ class TrackedRun:
         return ""
 
 # %% ../nbs/04_tracking.ipynb #6b85dac7
+def _as_text(params: dict[str, Any]) -> dict[str, str]:
+    return {k: json.dumps(v) if isinstance(v, list) else str(v) for k, v in params.items()}
+
+
 def open_run(
     config: Config,
     name: str,  # gpuml's run id
@@ -503,9 +526,7 @@ def open_run(
     tags |= {f"version.{package}": v for package, v in versions().items()}
     if commit := git_commit(config.root):
         tags["mlflow.source.git.commit"] = commit
-    values = {
-        k: json.dumps(v) if isinstance(v, list) else str(v) for k, v in {**flat(config), **(params or {})}.items()
-    }
+    values = _as_text({**flat(config), **(params or {})})
     record = Record(
         run=name,
         uri=uri,

@@ -4,6 +4,7 @@ import csv
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max
         def __iter__(self):
             yield {"micro_batches": cuts}
 
-    updates = Once(tokens.lengths, 16, 0)
+    rows = SimpleNamespace(tokens=tokens, classes=np.arange(16) % 2)
+    updates = Once(dataset.Global(rows), 16, 0)
     updates.packed, updates.max_tokens = packed, max_tokens
 
     arguments = TrainingArguments(
@@ -51,8 +53,6 @@ def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max
         classifier,
         arguments,
         updates=updates,
-        tokens=tokens,
-        classes=np.arange(16) % 2,
         pad_id=0,
     )
     trainer.train()
@@ -344,7 +344,7 @@ def test_loss_that_is_not_finite_ends_the_run(store):
     classifier, tokenizer = load_classifier(locate(load("dev"))), load_tokenizer(locate(load("dev")))
     classifier.base_model.embeddings.word_embeddings.weight.data.fill_(float("nan"))
     save(classifier, tokenizer, store.parent / "broken")
-    with pytest.raises(TrainError, match=r"the loss is nan at update 1 \(training rows "):
+    with pytest.raises(TrainError, match=r"the loss is nan at update 1 \(training rows data/a.csv:"):
         fit(load("dev", ["model.name=./broken"]))
     (recorded,) = runs_in(store)
     assert recorded.info.status == "FAILED" and "the loss is" in recorded.data.tags["gpuml.reason"]

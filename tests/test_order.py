@@ -1,0 +1,377 @@
+"""The order of training rows: windows that are known before anything is read, the same in every attempt.
+
+Windows are made small here, so that a few kilobytes have several.
+"""
+
+import json
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gpuml import dataset
+from gpuml.config import ConfigError, DataError, Preempted, load
+from gpuml.storage import Storage
+from gpuml.train import fit
+from tests.conftest import rows
+from tests.faults import SLOW_DOWN, Proxy
+from tests.test_interrupt import CONTEXT, recorded, result, stop_at, store, tiny  # noqa: F401
+
+LABELS = "data.labels=[billing, delivery]"
+EARLY = [LABELS, "data.order=early", "train.checkpoint_updates=3"]
+WINDOWS = ["data.order=windows", "train.checkpoint_updates=3"]
+SMALL = 600  # bytes of a piece
+
+
+@pytest.fixture
+def small(monkeypatch):
+    "Windows of 0.6 to 2.4 kB"
+    monkeypatch.setattr(dataset, "PIECE", SMALL)
+    monkeypatch.setattr(dataset, "LARGEST", 4 * SMALL)
+
+
+def write(folder, files=5, count=60):
+    "Some files of rows in two classes; rows that differ in length, and some texts twice"
+    made = rows(files * count)
+    for i in range(files):
+        part = made[i * count : (i + 1) * count] + made[:1]
+        (folder / f"part-{i}.csv").write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in part))
+
+
+@pytest.fixture
+def project_of_files(store, small):  # noqa: F811
+    "A project on the tiny model, with five files; its MLflow store"
+    (store.parent / "data" / "a.csv").unlink()
+    write(store.parent / "data")
+    return store
+
+
+def cold(project):
+    "Remove all that was prepared"
+    for path in sorted((project / "cache").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+
+
+CALM = {}
+
+
+@pytest.fixture
+def calm(project_of_files):
+    "A function: what an order gives when nothing interferes, from cold; computed once"
+
+    def undisturbed(order):
+        if tuple(order) not in CALM:
+            run = fit(load("dev", [*order, "output=calm", "tracking.experiment=calm"]))
+            CALM[tuple(order)] = result(run)
+            cold(project_of_files.parent)
+        return CALM[tuple(order)]
+
+    return undisturbed
+
+
+# ---- which bytes form which window
+
+
+@pytest.mark.parametrize("scatter", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_windows_have_every_byte_once(seed, scatter, small):
+    sizes = np.random.default_rng(seed).integers(0, 20_000, 12).tolist()
+    windows = dataset.cut_windows(sizes, seed, 3, scatter)
+    assert windows == dataset.cut_windows(sizes, seed, 3, scatter) != dataset.cut_windows(sizes, seed, 4, scatter)
+    pieces = sorted(piece for window in windows for piece in window)
+    for i, size in enumerate(sizes):
+        mine = [piece for piece in pieces if piece.file == i]
+        assert (mine[0].start, mine[-1].end) == (0, size)
+        assert all(a.end == b.start and a.end - a.start <= SMALL for a, b in zip(mine, mine[1:], strict=False))
+    bytes_of = [sum(p.end - p.start for p in window) for window in windows]
+    assert max(bytes_of) < 5 * SMALL and bytes_of[0] < 2 * SMALL
+    if not scatter:  # files in a shuffled order, each from its start to its end
+        flat = [piece for window in windows for piece in window]
+        assert [p.file for p in flat] != sorted(p.file for p in flat)
+        assert all(a.file != b.file or a.end == b.start for a, b in zip(flat, flat[1:], strict=False))
+
+
+def tokenizer_of(project):
+    from gpuml.model import load_tokenizer, locate
+
+    return load_tokenizer(locate(load("dev")))
+
+
+def seen(order, epoch):
+    "Place, class and token ids of every row of an epoch, in the order of its parts"
+    found = []
+    for i in range(len(order.sizes(epoch))):
+        part = order.part(epoch, i)
+        ids = [tuple(part.tokens.ids(np.array([j])).tolist()) for j in range(len(part))]
+        found += zip(part.places(), part.classes.tolist(), ids, strict=True)
+    return found
+
+
+def test_every_row_once_an_epoch(project_of_files):
+    "With both orders the rows of an epoch are those of the global order, with the same tokens and classes"
+    tokenizer = tokenizer_of(project_of_files)
+    early, windows = load("dev", EARLY), load("dev", WINDOWS)
+
+    def read(feed, check, say):
+        return dataset.read(early, tokenizer, 24, check=check, say=say, feed=feed)
+
+    one = dataset.Early(early, read)
+    first, data = seen(one, 0), one.data()
+    assert sorted(first) == sorted(seen(dataset.Global(data.train), 0)) == sorted(seen(one, 1))
+    assert sum(one.counts(0)) == len(first) == len(data.train) and len(one.counts(0)) == len(one.sizes(0)) > 3
+    one.close()
+    expected = sorted(seen(dataset.Global(dataset.read(load("dev", [LABELS]), tokenizer, 24).train), 0))
+    data = dataset.read(windows, tokenizer, 24)
+    assert data.train.tokens is None and len(data.validation.tokens) == len(data.validation)
+    two = dataset.Windows(data, windows, tokenizer, 24)
+    epochs = [seen(two, epoch) for epoch in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [expected, expected] and epochs[0] != epochs[1]
+    assert [sum(two.counts(epoch)) for epoch in range(2)] == [len(data.train)] * 2
+    two.close()
+
+
+def test_a_window_is_there_before_its_file_is_finished(project_of_files, monkeypatch):
+    "The reading thread is held in the middle of a file: the windows before that can be taken, and are the final ones"
+    monkeypatch.setattr(dataset, "PIECE", 20_000)
+    folder, tokenizer = project_of_files.parent / "data", tokenizer_of(project_of_files)
+    for file in folder.iterdir():
+        file.unlink()
+    write(folder, files=1, count=6000)
+    config, go, calls = load("dev", EARLY), threading.Event(), []
+
+    def read(feed, check, say):
+        def held():
+            calls.append(1)
+            if len(calls) > 4:
+                go.wait(60)
+            check()
+
+        return dataset.read(config, tokenizer, 24, check=held, say=say, feed=feed)
+
+    early = dataset.Early(config, read)
+    first = early.part(0, 0)
+    assert not go.is_set() and early.counts(0) is None and not list(project_of_files.parent.glob("cache/tokens/[!.]*"))
+    go.set()
+    rows = seen(early, 0)
+    kept = seen(dataset.Global(first), 0)
+    assert 100 < len(kept) < 1000 and rows[: len(kept)] == kept
+    assert sorted(rows) == sorted(seen(dataset.Global(early.data().train), 0))
+    early.close()
+
+
+# ---- training
+
+
+def test_early_is_the_same_from_cold_and_warm(project_of_files, calm):
+    first = calm(EARLY)
+    runs = [fit(load("dev", EARLY)) for _ in range(2)]  # cold again, and with everything prepared
+    assert [result(run) for run in runs] == [first, first]
+    (run, _), metrics = recorded(project_of_files), runs[0].metrics
+    certificate = json.loads((runs[0].folder / "certificate.json").read_text())
+    assert certificate["planned_updates"] == certificate["done_updates"] == metrics["updates"]
+    assert any("the first epoch is shuffled in" in note for note in metrics["notes"])
+    assert run.data.params["data.order_used"] == "early"
+    assert run.data.params["data.fingerprint"] == certificate["data_fingerprint"][:16]
+    assert int(run.data.params["data.train_rows"]) > 200 and run.data.params["data.order"] == "early"
+    assert first != calm([LABELS])
+
+
+def test_learning_rate_follows_the_bytes(project_of_files):
+    run = fit(load("dev", [*EARLY, "train.warmup=0.2"]))
+    import mlflow
+
+    (found,) = recorded(project_of_files)
+    history = mlflow.MlflowClient(f"sqlite:///{project_of_files}").get_metric_history(
+        found.info.run_id, "learning_rate"
+    )
+    rates = [m.value for m in sorted(history, key=lambda m: m.step)]
+    top = int(np.argmax(rates))
+    assert len(rates) == run.metrics["updates"] and abs(top / len(rates) - 0.2) < 0.05 and max(rates) > 1.9e-4
+    assert np.all(np.diff(rates[:top]) > 0) and np.all(np.diff(rates[top:]) < 0) and rates[-1] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "order,moments",
+    [
+        (EARLY, ["training", 1, "evaluating"]),
+        (EARLY, [4, 31, 50, "saving"]),
+        (WINDOWS, [3, 17, "evaluating", 45]),
+    ],
+    ids=["early at the edges", "early within", "windows"],
+)
+def test_interruptions_change_nothing(order, moments, project_of_files, calm):
+    expected = calm(order)
+    resume = None
+    for moment in moments:
+        with pytest.raises(Preempted):
+            fit(load("dev", order), watch=stop_at(moment), resume=resume)
+        resume = "latest" if list((project_of_files.parent / "outputs").glob("*/tracking.json")) else None
+        cold(project_of_files.parent)
+    assert result(fit(load("dev", order), resume=resume)) == expected
+    (run,) = recorded(project_of_files)
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{project_of_files}")
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "loss")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def train_in_child(folder, order, resume, started, environment):
+    os.environ.update(environment)
+    os.chdir(folder)
+    dataset.PIECE, dataset.LARGEST = SMALL, 4 * SMALL
+    started.set()
+    try:
+        fit(load("dev", order), resume=resume)
+    except Preempted:
+        os._exit(75)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("order", [EARLY, WINDOWS], ids=["early", "windows"])
+def test_kills_change_nothing(order, project_of_files, calm):
+    expected, outputs = calm(order), project_of_files.parent / "outputs"
+    for wanted in ("tracking.json", "checkpoints/step-*/manifest.json"):  # in the first window, and later
+        known, started = list(outputs.glob("*/tracking.json")), CONTEXT.Event()
+        arguments = (str(project_of_files.parent), order, "latest" if known else None, started, dict(os.environ))
+        child = CONTEXT.Process(target=train_in_child, args=arguments)
+        child.start()
+        while child.is_alive() and not list(outputs.glob(f"*/{wanted}")):
+            child.join(0.01)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join(60)
+    assert result(fit(load("dev", order), resume="latest")) == expected
+
+
+# ---- what can be wrong
+
+
+def test_unknown_label_is_a_bad_row(project_of_files):
+    file = project_of_files.parent / "data" / "part-3.csv"
+    file.write_text(file.read_text() + "late again,delivry\n")
+    for order in ([LABELS], EARLY, [*WINDOWS, LABELS]):
+        said = r"data/part-3.csv:63: the label 'delivry' is not in data.labels; did you mean 'delivery'\?"
+        with pytest.raises(DataError, match=said) as e:
+            fit(load("dev", order))
+        assert e.value.exit_code == 65
+    run = fit(load("dev", [*EARLY, "data.on_bad_row=skip", "train.epochs=1"]))
+    assert run.labels == ["billing", "delivery"] and "the label 'delivry'" in (run.folder / "skipped.csv").read_text()
+    notes = dataset.read(load("dev", ["data.labels=[billing, other, delivery]", "data.on_bad_row=skip"])).notes
+    assert "no training row has the label: other" in notes
+
+
+def test_validation_data_of_its_own(project_of_files):
+    write(project_of_files.parent, files=1, count=20)
+    order = [*EARLY, "data.validation=part-0.csv", "train.epochs=1"]
+    runs = [fit(load("dev", order)) for _ in range(2)]
+    assert result(runs[0]) == result(runs[1]) and "by hash" not in str(runs[0].metrics["notes"])
+    assert len((runs[0].folder / "predictions.csv").read_text().splitlines()) == 22
+    windows = fit(load("dev", [*WINDOWS, "data.validation=part-0.csv", "train.epochs=1"]))
+    assert len((windows.folder / "predictions.csv").read_text().splitlines()) == 22
+
+
+def test_changed_data_is_refused(project_of_files):
+    with pytest.raises(Preempted):
+        fit(load("dev", EARLY), watch=stop_at(2))
+    (project_of_files.parent / "data" / "part-9.csv").write_text("text,label\nlate,delivery\n")
+    with pytest.raises(ConfigError, match=r"the data changed since the checkpoint of .* \(files: "):
+        fit(load("dev", EARLY), resume="latest")
+
+
+def test_disk_that_is_too_small_for_the_tokens(project_of_files, calm):
+    "Windows are used in place of the global order, the record says so, and later attempts keep to it"
+    with pytest.raises(Preempted):
+        fit(load("dev", WINDOWS[1:]), watch=stop_at(5), free=lambda folder: 10_000)
+    kept = project_of_files.parent.glob("cache/tokens/*/ids")
+    assert sum(path.stat().st_size for path in kept) < 3000  # of validation rows only
+    run = fit(load("dev", WINDOWS[1:]), resume="latest")
+    assert result(run) == calm(WINDOWS)
+    assert any("data.order=windows is used in place of global: 0.0 GB are free" in n for n in run.metrics["notes"])
+    (found,) = recorded(project_of_files)
+    assert found.data.params["data.order_used"] == "windows" and found.data.params["data.order"] == "global"
+
+
+def test_disk_that_is_large_enough():
+    config = load("dev", start=dataset.Path(__file__).parent.parent)
+    tokenizer = SimpleNamespace(backend_tokenizer=None)
+    assert tokenizer and dataset.free_space(config.path(config.data.cache)) > 0
+
+
+# ---- through S3, with a server that holds back a part of the data
+
+
+@pytest.fixture
+def held(project_of_files, s3, monkeypatch):
+    "The data is on S3, and the file that comes last is held back until `go`"
+    for file in (project_of_files.parent / "data").iterdir():
+        Storage().put(file, s3.url(f"in/{file.name}"))
+    config = load("dev", EARLY)
+    sizes = [f.size for f in Storage().find(s3.url("in"))]
+    last = dataset.cut_windows(sizes, config.train.seed, 0, False)[-1][-1].file
+    go = threading.Event()
+
+    def plan(request):
+        return SLOW_DOWN if f"part-{last}.csv" in request.path and not go.is_set() else None
+
+    with Proxy(s3.endpoint, plan) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield SimpleNamespace(order=[*EARLY, f"data.train={s3.url('in')}"], last=s3.url(f"in/part-{last}.csv"), go=go)
+
+
+def same(run, expected):
+    "Weights and metrics; the predictions name other files"
+    return json.loads(result(run))[:2] == json.loads(expected)[:2]
+
+
+def test_trains_while_s3_is_still_read(held, calm):
+    steps = []
+
+    def watch(progress):
+        steps.append((progress.step, progress.steps))
+        if progress.step >= 5:
+            held.go.set()
+
+    expected = calm(EARLY)
+    run = fit(load("dev", held.order), watch=watch)
+    assert same(run, expected) and any(step and steps != run.metrics["updates"] for step, steps in steps)
+    assert steps[-1][1] == run.metrics["updates"]
+
+
+def test_stopped_while_s3_is_still_read(held, calm):
+    expected = calm(EARLY)
+    with pytest.raises(Preempted, match="stopped at update . of"):
+        fit(load("dev", held.order), watch=stop_at(4))
+    with pytest.raises(Preempted, match="stopped at update"):  # waiting for a window that does not come
+        fit(load("dev", held.order), watch=stop_later(2), resume="latest")
+    held.go.set()
+    assert same(fit(load("dev", held.order), resume="latest"), expected)
+
+
+def stop_later(seconds):
+    "A watch that sends SIGTERM some time after training began"
+    timer = []
+
+    def watch(progress):
+        if progress.phase == "training" and not timer:
+            timer.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)))
+            timer[0].start()
+
+    return watch
+
+
+def test_bad_row_that_shows_while_it_trains(held):
+    bad = Storage().read(Storage().info(held.last)) if held.go.set() is None else b""
+    Storage().put_bytes(bad + b"one,two,three\n", held.last)
+    held.go.clear()
+
+    def watch(progress):
+        if progress.step >= 3:
+            held.go.set()
+
+    with pytest.raises(DataError, match=r"part-\d.csv:63: 3 fields where the header has 2") as e:
+        fit(load("dev", held.order), watch=watch)
+    assert e.value.exit_code == 65 and "updates had been done: data.order=early reads while" in str(e.value)
+    assert not list(dataset.Path("outputs").glob("*/certificate.json"))
