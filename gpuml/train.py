@@ -853,8 +853,10 @@ def _refuse_changes(folder: Path, config: Config) -> None:
     "Raise `ConfigError` where a run that is to go on was started with another config"
     before = load(folder / "config.yaml")
     now = config.model_copy(update={"data": _absolute(config)})
+    # a job's bundle may lie elsewhere each time; whether its data is the same shows in the checkpoint
+    may = (*HARMLESS, "data.train", "data.validation") if os.environ.get("GPUML_RUN") else HARMLESS
     changed = [
-        row for row in diff(before, now) if row[0] not in HARMLESS and not row[0].startswith(("tracking.", "compute."))
+        row for row in diff(before, now) if row[0] not in may and not row[0].startswith(("tracking.", "compute."))
     ]
     if changed:
         rows = "\n".join(f"  {key}: {json.dumps(a)} → {json.dumps(b)}" for key, a, b in changed)

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from gpuml import notebook, train
-from gpuml.config import NotebookError, Preempted, load
+from gpuml.bundle import pack, put
+from gpuml.config import ConfigError, NotebookError, Preempted, load
 from gpuml.notebook import execute, find, imports, problems
 from gpuml.storage import Storage
 from gpuml.tracking import read_record
@@ -540,6 +541,19 @@ def test_usage(tmp_path, plain):
     assert not (project / "outputs").exists()
 
 
+def test_packed(plain, tmp_path):
+    "From the archive that is submitted: code of the project is found, and the folder it was unpacked to is gone"
+    project = plain("from helper import answer\nimport os\nprint(answer, os.getcwd())")
+    (project / "helper.py").write_text("answer = 41 + 1")
+    file = project / "nbs" / "n.ipynb"
+    packed = pack(load("dev", [f"output={tmp_path / 'outputs'}"], start=project), file, imports(file))
+    address = put(packed, str(tmp_path / "outputs"), Storage())
+    done = gpuml("run", address, "--run", "job-1", cwd="/")
+    folder = re.search(r"^42 (\S+)$", done.stdout, re.MULTILINE)[1]
+    assert done.returncode == 0 and "gpuml-bundle-" in folder and not Path(folder).exists()
+    assert executed(tmp_path / "outputs" / "job-1")[0][-1] == "completed"
+
+
 # ---- S3
 
 
@@ -597,6 +611,25 @@ def test_fit_goes_on_by_itself(in_job, tiny_store, tiny_undisturbed):  # noqa: F
     assert again.folder == run.folder and phases == ["done"] and (run.folder / "tracking.json").read_bytes() == before
     second = fit(load("dev", [*OVERRIDES, "train.epochs=1"]))
     assert second.id == "job-1-2" and result(run) == tiny_undisturbed
+
+
+def test_fit_goes_on_in_another_folder(in_job, tiny_store, tiny_undisturbed):  # noqa: F811
+    "A bundle is unpacked elsewhere each time; other data is refused all the same"
+    in_job()
+    with pytest.raises(Preempted):
+        fit(load("dev", OVERRIDES), watch=stop_at(2))
+    copy = shutil.copytree(tiny_store.parent / "data", tiny_store.parent / "elsewhere" / "data")
+    (copy / "b.csv").write_text("text,label\nmore,billing\n")
+    in_job()
+    with pytest.raises(ConfigError, match="the data changed since the checkpoint"):
+        fit(load("dev", [*OVERRIDES, f"data.train={copy}"]))
+    (copy / "b.csv").unlink()
+    in_job()
+    done = fit(load("dev", [*OVERRIDES, f"data.train={copy}"]))
+    assert json.loads(result(done))[:2] == json.loads(tiny_undisturbed)[:2]
+    in_job()
+    with pytest.raises(ConfigError, match="job-1 was started with another config(.|\n)*train.seed"):
+        fit(load("dev", [*OVERRIDES, "train.seed=7"]))
 
 
 def test_fit_that_fails_leaves_the_jobs_files(in_job, tiny_store):  # noqa: F811
