@@ -326,7 +326,7 @@ class Log:
         self._begun[stream] = rest[rest.rstrip("\r").rfind("\r") + 1 :]
 
     def view(self, name: str, text: str, phase: str) -> None:
-        "Print a view that changes: when its phase does, or every `SECONDS`"
+        "Print a view that changes: in a phase that is new, or every `SECONDS`"
         if self._due(name, phase):
             self.line(text)
 
@@ -338,10 +338,10 @@ class Log:
                 self.line(f"note: {text}")
 
     def _due(self, name: str, phase: str) -> bool:
-        before, at = self._seen.get(name, (None, 0.0))
-        if phase == before and time.monotonic() - at < SECONDS:
+        phases, at = self._seen.get(name, (frozenset(), 0.0))
+        if phase in phases and time.monotonic() - at < SECONDS:
             return False
-        self._seen[name] = phase, time.monotonic()
+        self._seen[name] = phases | {phase}, time.monotonic()
         return True
 
     def end(self) -> None:
