@@ -306,7 +306,7 @@ class Log:
         self._hidden, self._lock = hidden or {}, threading.Lock()
         self._noted: set[str] = set()
         self._begun: dict[str, str] = {}  # lines that have no end yet, by stream
-        self._seen: dict[str, tuple[str, float]] = {}  # phase of a view, and when it was last printed
+        self._seen: dict[str, tuple[frozenset[str], float]] = {}  # phases of a view, and when it was last printed
 
     def line(self, text: str) -> None:
         "Print whole lines"
