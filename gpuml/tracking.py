@@ -202,8 +202,8 @@ class _hushed:
 
 
 def _client(uri: str) -> Any:
-    "MLflow's client, which gives up after seconds: its own seven retries take minutes"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    "MLflow's client without its own retries: seven take minutes, and a slow server makes a run twice"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow
 

@@ -289,6 +289,8 @@ def test_every_mutated_key_is_refused(project, capsys):
     for key in fields():
         section, _, name = key.rpartition(".")
         wrong = f"{section}.{name[:-1]}" if section else name[:-1]
+        if wrong in fields():  # data.labels without its s
+            continue
         with pytest.raises(ConfigError) as e:
             load("dev", [f"{wrong}=1"])
         assert f"did you mean '{key}'" in str(e.value)
