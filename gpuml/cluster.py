@@ -8,7 +8,7 @@ __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'Answer', 'Api', 'Sta
            'LocalJob', 'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner',
            'Submission', 'prepare', 'packed_name', 'submit', 'local_job', 'JobList', 'jobs', 'find']
 
-# %% ../nbs/10_cluster.ipynb #3fa9580b
+# %% ../nbs/10_cluster.ipynb #bf0bfad2
 import codecs
 import fcntl
 import json
@@ -34,7 +34,7 @@ from .config import ClusterError, Config, ConfigError, DataError, GpumlError, No
 from .job import CONTAINER, FINAL, PREFIX
 from .storage import Storage, is_s3, write_json
 
-# %% ../nbs/10_cluster.ipynb #ad3f55fb
+# %% ../nbs/10_cluster.ipynb #c5369971
 PATIENCE = 20.0  # seconds for which an API server that does not answer is asked again
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -115,7 +115,7 @@ class Api:
         "The items of a list"
         return (self.get(path, **query) or {}).get("items", [])
 
-# %% ../nbs/10_cluster.ipynb #d52084da
+# %% ../nbs/10_cluster.ipynb #87e121b5
 def _transport_errors() -> tuple[type[Exception], ...]:
     "What the connection raises while a server is away"
     from urllib3.exceptions import HTTPError
@@ -136,7 +136,7 @@ def _first_line(e: Exception) -> str:
     text = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
     return re.sub(r"^.*Max retries exceeded with url: \S+ \(Caused by (.*)\)$", r"\1", text)[:300]
 
-# %% ../nbs/10_cluster.ipynb #70855337
+# %% ../nbs/10_cluster.ipynb #4027a4a9
 @contextmanager
 def _plainly(what: str, context: str | None = None) -> Iterator[None]:
     "An API server's refusal inside the block, as a sentence"
@@ -152,7 +152,7 @@ def _plainly(what: str, context: str | None = None) -> Iterator[None]:
             raise ClusterError(f"{what}: not permitted: {e}", 77) from None
         raise ClusterError(f"{what}: {e}") from None
 
-# %% ../nbs/10_cluster.ipynb #94866a42
+# %% ../nbs/10_cluster.ipynb #afbbc12d
 OVER = ("succeeded", "failed", "cancelled", "gone")
 PHASES = ("pending", "running", "stopping", "waiting", *OVER)  # waiting: for its next attempt
 
@@ -190,7 +190,7 @@ class Seen:
     holders: list[dict[str, Any]] | None = None  # pods that hold GPUs anywhere
     outcome: dict[str, Any] | None = None  # what the last attempt wrote into storage
 
-# %% ../nbs/10_cluster.ipynb #ff280e2a
+# %% ../nbs/10_cluster.ipynb #bf24e64e
 def time_of(
     text: str | None,  # as Kubernetes writes it
 ) -> datetime | None:
@@ -219,7 +219,7 @@ def _said(seen: Seen, *reasons: str) -> str:
     told = [message for reason, message in map(_reason_of, seen.events) if reason in reasons]
     return told[-1] if told else ""
 
-# %% ../nbs/10_cluster.ipynb #3ea44a28
+# %% ../nbs/10_cluster.ipynb #80ce1599
 def explain(
     seen: Seen,
 ) -> State:
@@ -239,7 +239,9 @@ def explain(
         state.phase, state.finished = "failed", time_of(failed.get("lastTransitionTime"))
         state.why = _failed(failed, ended, seen)
     elif meta.get("deletionTimestamp"):
-        state.phase, state.why = "cancelled", "it is being removed; what was saved stays"
+        saves = any(not _ended(p) for p in pods)
+        state.phase = "stopping" if saves else "cancelled"
+        state.why = "it was cancelled, and saves a checkpoint" if saves else "it is being removed; what was saved stays"
     elif lost := _on_a_lost_node(pods, seen):
         state.phase, state.why = "waiting", lost
     elif pod and pod["status"].get("phase") in ("Pending", "Running", "Unknown", None):
@@ -257,7 +259,7 @@ def explain(
         state.why = "Kubernetes has not made its pod yet"
     return state
 
-# %% ../nbs/10_cluster.ipynb #aa41e2f6
+# %% ../nbs/10_cluster.ipynb #1fee2cd8
 _CODES = {
     1: "the notebook's code failed", 65: "the data is bad", 66: "data or model was not found", 70: "the kernel died",
     73: "the output can't be written", 75: "interrupted with a checkpoint", 77: "not permitted",
@@ -300,7 +302,7 @@ def _between(ended: dict[str, Any], seen: Seen) -> str:
         return f"{what}; another attempt would end the same way"
     return f"{what}; Kubernetes starts the next attempt after 10 s, after more the more often it happens"
 
-# %% ../nbs/10_cluster.ipynb #d0fdc437
+# %% ../nbs/10_cluster.ipynb #8bfdec23
 def _refused(message: str) -> str:
     "Why the pod is not made, from the controller's event"
     if quota := re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", message):
@@ -314,7 +316,7 @@ def _refused(message: str) -> str:
     told = re.sub(r"^Error creating: (pods \S+ is forbidden: )?", "", message)
     return f"its pod is not accepted: {told}"
 
-# %% ../nbs/10_cluster.ipynb #0f725971
+# %% ../nbs/10_cluster.ipynb #9729439d
 def _of_pod(pod: dict[str, Any], seen: Seen) -> tuple[str, str]:
     "Phase and cause of a job whose pod is there"
     status, name = pod["status"], pod["metadata"]["name"]
@@ -357,7 +359,7 @@ def _config_error(message: str, pod: str) -> str:
         return f"Secret {missing[1]} is not in this namespace; an administrator makes it, or compute.s3_secret names another"
     return f"the container can't be made: {message}"
 
-# %% ../nbs/10_cluster.ipynb #afd050b7
+# %% ../nbs/10_cluster.ipynb #853e8726
 def _gpus(pod: dict[str, Any], resource: str) -> int:
     "GPUs that a pod holds or wants"
     wanted = (
@@ -427,7 +429,7 @@ def _held_by(seen: Seen, resource: str) -> str:
     shown = " and ".join(f"{n} {kind} {'job' if n == 1 else 'jobs'}" for kind, n in groups.items())
     return f"held by {shown}; it starts when one ends" if shown else "it starts when one is free"
 
-# %% ../nbs/10_cluster.ipynb #f1dfc4fe
+# %% ../nbs/10_cluster.ipynb #77f72964
 _SHOWN = {
     "pending": "⏳",
     "waiting": "⏳",
@@ -571,7 +573,7 @@ def _read_json(storage: Storage, url: str) -> dict[str, Any] | None:
     except (GpumlError, ValueError):
         return None
 
-# %% ../nbs/10_cluster.ipynb #cbb7be62
+# %% ../nbs/10_cluster.ipynb #62e543e5
 _JOBS, _PODS = "/apis/batch/v1/namespaces/{}/jobs", "/api/v1/namespaces/{}/pods"
 
 
@@ -661,7 +663,7 @@ class ClusterJob(Job):
     def _follow(self, out: Callable[[str], None]) -> None:
         _follow_pods(self, out)
 
-# %% ../nbs/10_cluster.ipynb #2e84d67c
+# %% ../nbs/10_cluster.ipynb #9abd6654
 def node_of(api: Api, pods: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     "The nodes of some pods; none where that is not permitted"
     names = {p["spec"]["nodeName"] for p in pods if p["spec"].get("nodeName")}
@@ -682,7 +684,7 @@ def gpu_holders(api: Api, namespace: str) -> tuple[list[dict[str, Any]] | None, 
             return nodes, api.items(path, fieldSelector="status.phase!=Succeeded,status.phase!=Failed")
     return nodes, []
 
-# %% ../nbs/10_cluster.ipynb #e68d42e2
+# %% ../nbs/10_cluster.ipynb #8b718330
 class _NotThere(Exception):
     "It is gone already"
 
@@ -712,7 +714,7 @@ def events_of(
         ours, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or e["metadata"]["creationTimestamp"]
     )
 
-# %% ../nbs/10_cluster.ipynb #8e0fe032
+# %% ../nbs/10_cluster.ipynb #b5c6ec09
 def _log(job_: ClusterJob, pod: str, stream: bool = False, **query: Any) -> Any:
     "A pod's log: text, or the answer to read it from while it grows; empty where there is none yet"
     path = f"{_PODS.format(job_.namespace)}/{pod}/log"
@@ -732,7 +734,7 @@ def last_progress(
     lines = [line for line in log.splitlines() if line.startswith(f"{run}: ")]
     return lines[-1].removeprefix(f"{run}: ") if lines else ""
 
-# %% ../nbs/10_cluster.ipynb #8388099c
+# %% ../nbs/10_cluster.ipynb #4b15e8c7
 def _watched(job_: ClusterJob) -> Iterator[State]:
     "The state, again whenever the job or its pods change, and every five seconds while the cause may change"
     changed, over = threading.Event(), threading.Event()
@@ -771,7 +773,7 @@ def _watch(api: Api, path: str, selector: dict[str, str], changed: threading.Eve
         except (Answer, ClusterError, OSError, *_transport_errors()):
             over.wait(1.0)
 
-# %% ../nbs/10_cluster.ipynb #266bb313
+# %% ../nbs/10_cluster.ipynb #197a6cb9
 def _follow_pods(job_: ClusterJob, out: Callable[[str], None]) -> None:
     "Print the logs of all attempts until the job is over; what it waits for in between, in brackets"
     told, printed = "", {}
@@ -799,7 +801,7 @@ def _print_log(job_: ClusterJob, pod: str, printed: dict[str, int], out: Callabl
             printed[pod] = printed.get(pod, 0) + len(new)
             out(decoder.decode(new))
 
-# %% ../nbs/10_cluster.ipynb #bc4dbe4d
+# %% ../nbs/10_cluster.ipynb #27d13d79
 _STATE = "state.json"
 
 
@@ -875,7 +877,7 @@ class LocalJob(Job):
             if state.over:
                 return
 
-# %% ../nbs/10_cluster.ipynb #e2dea38f
+# %% ../nbs/10_cluster.ipynb #91185786
 def _local_state(folder: Path) -> dict[str, Any]:
     "What the process that works on a job has written"
     try:
@@ -913,7 +915,7 @@ def start_local(
             start_new_session=True,
         )
 
-# %% ../nbs/10_cluster.ipynb #f055eddc
+# %% ../nbs/10_cluster.ipynb #a63c4799
 @dataclass
 class _Work:
     "What the steps of the process that works on a job share"
@@ -1025,7 +1027,7 @@ def _local_outcome(manifest: dict[str, Any]) -> dict[str, Any] | None:
     place = manifest["metadata"]["annotations"][f"{PREFIX}/output"]
     return _read_json(Storage(manifest["metadata"]["annotations"].get(f"{PREFIX}/endpoint")), f"{place}/outcome.json")
 
-# %% ../nbs/10_cluster.ipynb #e9bbd974
+# %% ../nbs/10_cluster.ipynb #da6b8572
 @dataclass
 class Finding:
     "One check: what was looked at, and what was found"
@@ -1061,7 +1063,7 @@ class Findings(list):
 class _Unknown(Exception):
     "It can't be checked from here"
 
-# %% ../nbs/10_cluster.ipynb #97a1055d
+# %% ../nbs/10_cluster.ipynb #6efc26c0
 def check_here(
     config: Config,  # resolved
     path: Path,  # the notebook
@@ -1121,7 +1123,7 @@ def _check_tracking(config: Config) -> str:
         )
     return config.tracking.uri
 
-# %% ../nbs/10_cluster.ipynb #2136f396
+# %% ../nbs/10_cluster.ipynb #82ba1308
 def check_cluster(
     api: Api,
     config: Config,
@@ -1230,7 +1232,7 @@ def _check_manifest(api: Api, manifest: dict[str, Any]) -> str:
             raise
     return "accepted by the API server, as a trial"
 
-# %% ../nbs/10_cluster.ipynb #338db6c9
+# %% ../nbs/10_cluster.ipynb #11affbaa
 def owner() -> str:
     "Who submits, for other people to read"
     import getpass
@@ -1261,7 +1263,7 @@ class Submission:
         ]
         return "\n\n".join([*parts, f"differences:\n{self.changes}", job.yaml([self.manifest])])
 
-# %% ../nbs/10_cluster.ipynb #ff69ee73
+# %% ../nbs/10_cluster.ipynb #e8e49e5c
 def prepare(
     config: Config,  # resolved
     path: str | Path,  # the notebook
@@ -1336,7 +1338,7 @@ def _renewed(config: Config, **changes: Any) -> Config:
     new._name, new._root = config.name, config.root
     return new
 
-# %% ../nbs/10_cluster.ipynb #25b9866a
+# %% ../nbs/10_cluster.ipynb #f7914a37
 def submit(
     config: Config,  # resolved
     path: str | Path,  # the notebook
@@ -1353,7 +1355,7 @@ def submit(
     send = _send_local if local else _send
     return send(planned, again, name, api)
 
-# %% ../nbs/10_cluster.ipynb #0b0a02f7
+# %% ../nbs/10_cluster.ipynb #45e5aa48
 def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:
     "Find the same job at work, or make one; of many at once, and of one whose answer was lost, there is one"
     manifest, storage = planned.manifest, Storage(planned.config.data.endpoint)
@@ -1413,7 +1415,7 @@ def _next_name(planned: Submission, taken: Iterable[str], storage: Storage) -> s
     ]
     return f"{stem}{max(numbers, default=0) + 1}"
 
-# %% ../nbs/10_cluster.ipynb #12e14cef
+# %% ../nbs/10_cluster.ipynb #7d650079
 def _about(manifest: dict[str, Any]) -> dict[str, str]:
     "What a job is, from its manifest"
     notes, labels = manifest["metadata"].get("annotations", {}), manifest["metadata"]["labels"]
@@ -1477,7 +1479,7 @@ def local_job(
         folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), _about(manifest), note, folder
     )
 
-# %% ../nbs/10_cluster.ipynb #4fddc1a2
+# %% ../nbs/10_cluster.ipynb #46ca79e8
 class JobList(list):
     "Jobs with their states; shows itself as a table"
 
@@ -1526,7 +1528,7 @@ def _age(seconds: float) -> str:
             return f"{seconds // size:.0f}{unit}"
     return f"{max(0, seconds):.0f}s"
 
-# %% ../nbs/10_cluster.ipynb #b1ba67d6
+# %% ../nbs/10_cluster.ipynb #f10c96e2
 def jobs(
     configs: list[Config],  # whose clusters, namespaces and folders are looked at
     name: str | None = None,  # one of them only
@@ -1574,7 +1576,7 @@ def _cluster_jobs(api: Api, config: Config, name: str | None, pool: ThreadPoolEx
     order = sorted(range(len(listed)), key=lambda i: listed[i]["metadata"]["creationTimestamp"], reverse=True)
     return [(handles[i], states[i]) for i in order]
 
-# %% ../nbs/10_cluster.ipynb #f6ccc59d
+# %% ../nbs/10_cluster.ipynb #b9cab1fb
 def find(
     name: str,  # run id, or the name that it was given
     configs: list[Config],  # whose clusters, namespaces, folders and outputs are looked at

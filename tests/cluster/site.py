@@ -10,6 +10,7 @@ data:
   train: {data}
   max_length: 24
   endpoint: {endpoint}
+  cache: {cache}
 model:
   name: {model}
 train:
@@ -55,16 +56,16 @@ class Site:
     def write(self, name, priority, epochs):
         "A config of this namespace"
         text = PROD.format(
-            data=self.s3.url("data/"), endpoint=self.s3.endpoint, model=OFFLINE, epochs=epochs, tracking=self.tracking,
+            data=self.s3.url("data/"), endpoint=self.s3.endpoint, cache=self.folder / "cache", model=OFFLINE, epochs=epochs, tracking=self.tracking,
             namespace=self.namespace, priority=priority, output=self.s3.url("out"),
         )  # fmt: skip
         (self.folder / "config" / f"{name}.yaml").write_text(text)
 
-    def config(self, *overrides, name="prod"):
-        return load(name, overrides)
+    def config(self, *overrides, of="prod"):
+        return load(of, overrides)
 
-    def submit(self, *overrides, name="prod", **more):
-        return c.submit(self.config(*overrides, name=name), self.notebook, **more)
+    def submit(self, *overrides, of="prod", **more):
+        return c.submit(self.config(*overrides, of=of), self.notebook, **more)
 
     def why(self, job, part, seconds=40):
         "The state, once its sentence has the part in it"

@@ -107,7 +107,7 @@ def test_production_goes_first_and_nothing_is_lost(site, mlflow, kernel):
     epochs = 16
     site.write("dev", "gpuml-dev", epochs)
     add_cell(site.notebook, "job = %submit_prod train.epochs=2\njob")
-    dev = site.submit(name="dev")
+    dev = site.submit(of="dev")
     site.cluster.wait(lambda: "update" in dev.status.progress and "update 0" not in dev.status.progress, 300)
     assert "ERROR" not in run_cell(kernel, "%load_ext gpuml")
     begun = time.monotonic()
