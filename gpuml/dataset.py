@@ -1607,7 +1607,7 @@ class Early(_Beside):
     @property
     def note(self) -> str:
         "What the order means, for the run's record"
-        how = f"in {len(self._windows):,} windows from {PIECE >> 20} to {LARGEST >> 20} MB of the shuffled files"
+        how = f"in {len(self._windows):,} windows of up to {LARGEST >> 20} MB of the shuffled files"
         even = (
             "" if self.config.data.validation else "; the split is by hash alone, so that small classes may be uneven"
         )
@@ -1702,8 +1702,8 @@ def _encoded(rows: Rows, job: Preparation) -> Iterator[tuple[np.ndarray, np.ndar
         texts = rows.texts(slice(start, start + 4000))
         return [job.encode(texts[i : i + 1000]) for i in range(0, len(texts), 1000)]
 
-    starts, waiting = iter(range(0, len(rows), 4000)), deque()
-    for start in starts:
+    waiting = deque()
+    for start in range(0, len(rows), 4000):
         job.check()
         waiting.append(job.pool.submit(work, start))
         if len(waiting) > 2 * job.pool._max_workers:
@@ -1715,20 +1715,28 @@ def _encoded(rows: Rows, job: Preparation) -> Iterator[tuple[np.ndarray, np.ndar
 
 def _held_tokens(rows: Rows, content: str, job: Preparation) -> Tokens:
     "Tokens of validation rows that were split off: kept in the cache, unlike those of training rows"
-    folder = job.config.path(job.config.data.cache) / "tokens" / fingerprint(content, job.tokens_key)[:32]
-    dtype = np.dtype(job.encode.dtype)
+    cache = job.config.path(job.config.data.cache)
+    folder = cache / "tokens" / fingerprint(content, job.tokens_key)[:32]
     if not _facts(folder):
-        done = 0
-        with write_folder(folder) as aside:
-            with open(aside / "ids", "wb") as ids, open(aside / "lengths", "wb") as lengths:
-                for part, sizes in _encoded(rows, job):
-                    ids.write(part.tobytes())
-                    lengths.write(sizes.tobytes())
-                    done += len(sizes)
-                    job.tell_rows(done, len(rows))
-                sizes = {"ids": ids.tell(), "lengths": lengths.tell()}
-            write_json(aside / "tokens.json", {"sizes": sizes})
-    return join([(_map(folder / "ids", dtype), _map(folder / "lengths", np.dtype("<i4")))])
+        with _lock(cache / "locks" / folder.name, _waiting(job, "validation rows")):
+            if not _facts(folder):
+                _sweep(folder)
+                _write_tokens(folder, rows, job)
+    return join([(_map(folder / "ids", np.dtype(job.encode.dtype)), _map(folder / "lengths", np.dtype("<i4")))])
+
+
+def _write_tokens(folder: Path, rows: Rows, job: Preparation) -> None:
+    "Ids and lengths of the rows, and last what says that they are whole"
+    done = 0
+    with write_folder(folder) as aside:
+        with open(aside / "ids", "wb") as ids, open(aside / "lengths", "wb") as lengths:
+            for part, sizes in _encoded(rows, job):
+                ids.write(part.tobytes())
+                lengths.write(sizes.tobytes())
+                done += len(sizes)
+                job.tell_rows(done, len(rows))
+            sizes = {"ids": ids.tell(), "lengths": lengths.tell()}
+        write_json(aside / "tokens.json", {"sizes": sizes})
 
 # %% ../nbs/02_dataset.ipynb #7ba3ffce
 class Windows(_Beside):
@@ -1761,7 +1769,7 @@ class Windows(_Beside):
     @property
     def note(self) -> str:
         "What the order means, for the run's record"
-        how = f"in {len(self._windows(0)):,} windows from {PIECE >> 20} to {LARGEST >> 20} MB of shuffled pieces"
+        how = f"in {len(self._windows(0)):,} windows of up to {LARGEST >> 20} MB of shuffled pieces"
         return f"data.order=windows: each epoch is shuffled {how} of the files, not over all rows"
 
     def _windows(self, epoch: int) -> list[list[Piece]]:
@@ -1820,15 +1828,16 @@ def choose_order(
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[str, str]:
     "The config's order; or `windows`, and why, where the cache's disk is too small for what is not prepared yet"
-    asked = config.data.order
-    with preparation(config, None, tokenizer, max_length, check, say) as job:
-        train, held = sources(config, job.storage)
-        missing = [f for f in train + (held or []) if not _facts(_tokens_folder(_rows_folder(f, config), job))]
-        size, room = sum(f.size for f in missing), free(config.path(config.data.cache))
-        if asked == "windows" or 16 * size < room:
-            return asked, ""
-        need = 1.25 * size * _bytes_kept(max(missing, key=lambda f: f.size), job)
-    if need < room:
+    asked, storage = config.data.order, Storage(config.data.endpoint, say, check)
+    train, held = sources(config, storage)
+    files, room = train + (held or []), free(config.path(config.data.cache))
+    if asked == "windows" or 16 * sum(file.size for file in files) < room:
+        return asked, ""
+    with preparation(config, storage, tokenizer, max_length, check, say) as job:
+        missing = [file for file in files if not _facts(_tokens_folder(_rows_folder(file, config), job))]
+        largest = max(missing, key=lambda file: file.size, default=None)
+        need = 1.25 * sum(file.size for file in missing) * _bytes_kept(largest, job) if largest else 0
+    if need <= room:
         return asked, ""
     why = f"{room / 1e9:.1f} GB are free for data.cache, and the tokens may take {need / 1e9:.1f} GB"
     return "windows", f"data.order=windows is used in place of {asked}: {why}"
