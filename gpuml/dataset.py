@@ -1595,7 +1595,8 @@ class Early(_Beside):
         files, held = self.found
         self._windows = cut_windows([file.size for file in files], config.train.seed, 0, scatter=False)
         self.turns = list(dict.fromkeys(piece.file for window in self._windows for piece in window))
-        self.facts = {"files": fingerprint([[f.url, f.size, f.version] for f in files + (held or [])])[:16]}
+        names = [[_shown(f, config), f.size, f.version] for f in files + (held or [])]
+        self.facts = {"files": fingerprint(names)[:16]}  # until the content is known
         self._shards: dict[str, tuple[Shard, bool]] = {}
         self._data: Data | None = None
         self._counts: list[int] | None = None
