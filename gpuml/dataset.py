@@ -796,7 +796,8 @@ def _written(file: Any, dtype: np.dtype) -> np.ndarray:
 def _batches(reading: Reading, job: Preparation, skipped: Any, facts: dict[str, Any]) -> Iterator[list[Row]]:
     "Good rows, up to 1,000 or half a million characters at a time; the others are noted or complained about"
     batch, size = [], 0
-    for item in parse(reading, job.config.data, job.storage):
+    block = 2 * 2**20 if job.feed else 8 * 2**20  # whoever waits for the first rows gets them sooner
+    for item in parse(reading, job.config.data, job.storage, block):
         if isinstance(item, Row):
             batch.append(item)
             size += len(item.text)
@@ -1454,8 +1455,8 @@ def pad(
     return ids, mask.astype(np.int64)
 
 # %% ../nbs/02_dataset.ipynb #14b530ce
-PIECE = 2 * 2**20  # bytes of a file that stay together; with so many in the first window, training begins in seconds
-LARGEST = 128 * PIECE  # bytes of the largest window, which has to fit into memory
+PIECE = 2**20  # bytes of a file that stay together; with so many in the first window, training begins in seconds
+LARGEST = 256 * PIECE  # bytes of the largest window, which has to fit into memory
 
 
 class Piece(NamedTuple):
