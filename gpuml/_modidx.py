@@ -392,6 +392,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'gpuml.dataset._waiting': ('dataset.html#_waiting', 'gpuml/dataset.py'),
                                'gpuml.dataset._whole_lines': ('dataset.html#_whole_lines', 'gpuml/dataset.py'),
                                'gpuml.dataset._write_sides': ('dataset.html#_write_sides', 'gpuml/dataset.py'),
+                               'gpuml.dataset._write_tokens': ('dataset.html#_write_tokens', 'gpuml/dataset.py'),
                                'gpuml.dataset._written': ('dataset.html#_written', 'gpuml/dataset.py'),
                                'gpuml.dataset.all_rows': ('dataset.html#all_rows', 'gpuml/dataset.py'),
                                'gpuml.dataset.choose_order': ('dataset.html#choose_order', 'gpuml/dataset.py'),

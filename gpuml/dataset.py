@@ -796,7 +796,8 @@ def _written(file: Any, dtype: np.dtype) -> np.ndarray:
 def _batches(reading: Reading, job: Preparation, skipped: Any, facts: dict[str, Any]) -> Iterator[list[Row]]:
     "Good rows, up to 1,000 or half a million characters at a time; the others are noted or complained about"
     batch, size = [], 0
-    for item in parse(reading, job.config.data, job.storage):
+    block = 2 * 2**20 if job.feed else 8 * 2**20  # whoever waits for the first rows gets them sooner
+    for item in parse(reading, job.config.data, job.storage, block):
         if isinstance(item, Row):
             batch.append(item)
             size += len(item.text)
@@ -1454,8 +1455,8 @@ def pad(
     return ids, mask.astype(np.int64)
 
 # %% ../nbs/02_dataset.ipynb #14b530ce
-PIECE = 2 * 2**20  # bytes of a file that stay together; with so many in the first window, training begins in seconds
-LARGEST = 128 * PIECE  # bytes of the largest window, which has to fit into memory
+PIECE = 2**20  # bytes of a file that stay together; with so many in the first window, training begins in seconds
+LARGEST = 256 * PIECE  # bytes of the largest window, which has to fit into memory
 
 
 class Piece(NamedTuple):
@@ -1595,7 +1596,8 @@ class Early(_Beside):
         files, held = self.found
         self._windows = cut_windows([file.size for file in files], config.train.seed, 0, scatter=False)
         self.turns = list(dict.fromkeys(piece.file for window in self._windows for piece in window))
-        self.facts = {"files": fingerprint([[f.url, f.size, f.version] for f in files + (held or [])])[:16]}
+        names = [[_shown(f, config), f.size, f.version] for f in files + (held or [])]
+        self.facts = {"files": fingerprint(names)[:16]}  # until the content is known
         self._shards: dict[str, tuple[Shard, bool]] = {}
         self._data: Data | None = None
         self._counts: list[int] | None = None
@@ -1607,7 +1609,7 @@ class Early(_Beside):
     @property
     def note(self) -> str:
         "What the order means, for the run's record"
-        how = f"in {len(self._windows):,} windows from {PIECE >> 20} to {LARGEST >> 20} MB of the shuffled files"
+        how = f"in {len(self._windows):,} windows of up to {LARGEST >> 20} MB of the shuffled files"
         even = (
             "" if self.config.data.validation else "; the split is by hash alone, so that small classes may be uneven"
         )
@@ -1702,8 +1704,8 @@ def _encoded(rows: Rows, job: Preparation) -> Iterator[tuple[np.ndarray, np.ndar
         texts = rows.texts(slice(start, start + 4000))
         return [job.encode(texts[i : i + 1000]) for i in range(0, len(texts), 1000)]
 
-    starts, waiting = iter(range(0, len(rows), 4000)), deque()
-    for start in starts:
+    waiting = deque()
+    for start in range(0, len(rows), 4000):
         job.check()
         waiting.append(job.pool.submit(work, start))
         if len(waiting) > 2 * job.pool._max_workers:
@@ -1715,20 +1717,28 @@ def _encoded(rows: Rows, job: Preparation) -> Iterator[tuple[np.ndarray, np.ndar
 
 def _held_tokens(rows: Rows, content: str, job: Preparation) -> Tokens:
     "Tokens of validation rows that were split off: kept in the cache, unlike those of training rows"
-    folder = job.config.path(job.config.data.cache) / "tokens" / fingerprint(content, job.tokens_key)[:32]
-    dtype = np.dtype(job.encode.dtype)
+    cache = job.config.path(job.config.data.cache)
+    folder = cache / "tokens" / fingerprint(content, job.tokens_key)[:32]
     if not _facts(folder):
-        done = 0
-        with write_folder(folder) as aside:
-            with open(aside / "ids", "wb") as ids, open(aside / "lengths", "wb") as lengths:
-                for part, sizes in _encoded(rows, job):
-                    ids.write(part.tobytes())
-                    lengths.write(sizes.tobytes())
-                    done += len(sizes)
-                    job.tell_rows(done, len(rows))
-                sizes = {"ids": ids.tell(), "lengths": lengths.tell()}
-            write_json(aside / "tokens.json", {"sizes": sizes})
-    return join([(_map(folder / "ids", dtype), _map(folder / "lengths", np.dtype("<i4")))])
+        with _lock(cache / "locks" / folder.name, _waiting(job, "validation rows")):
+            if not _facts(folder):
+                _sweep(folder)
+                _write_tokens(folder, rows, job)
+    return join([(_map(folder / "ids", np.dtype(job.encode.dtype)), _map(folder / "lengths", np.dtype("<i4")))])
+
+
+def _write_tokens(folder: Path, rows: Rows, job: Preparation) -> None:
+    "Ids and lengths of the rows, and last what says that they are whole"
+    done = 0
+    with write_folder(folder) as aside:
+        with open(aside / "ids", "wb") as ids, open(aside / "lengths", "wb") as lengths:
+            for part, sizes in _encoded(rows, job):
+                ids.write(part.tobytes())
+                lengths.write(sizes.tobytes())
+                done += len(sizes)
+                job.tell_rows(done, len(rows))
+            sizes = {"ids": ids.tell(), "lengths": lengths.tell()}
+        write_json(aside / "tokens.json", {"sizes": sizes})
 
 # %% ../nbs/02_dataset.ipynb #7ba3ffce
 class Windows(_Beside):
@@ -1761,7 +1771,7 @@ class Windows(_Beside):
     @property
     def note(self) -> str:
         "What the order means, for the run's record"
-        how = f"in {len(self._windows(0)):,} windows from {PIECE >> 20} to {LARGEST >> 20} MB of shuffled pieces"
+        how = f"in {len(self._windows(0)):,} windows of up to {LARGEST >> 20} MB of shuffled pieces"
         return f"data.order=windows: each epoch is shuffled {how} of the files, not over all rows"
 
     def _windows(self, epoch: int) -> list[list[Piece]]:
@@ -1820,15 +1830,16 @@ def choose_order(
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[str, str]:
     "The config's order; or `windows`, and why, where the cache's disk is too small for what is not prepared yet"
-    asked = config.data.order
-    with preparation(config, None, tokenizer, max_length, check, say) as job:
-        train, held = sources(config, job.storage)
-        missing = [f for f in train + (held or []) if not _facts(_tokens_folder(_rows_folder(f, config), job))]
-        size, room = sum(f.size for f in missing), free(config.path(config.data.cache))
-        if asked == "windows" or 16 * size < room:
-            return asked, ""
-        need = 1.25 * size * _bytes_kept(max(missing, key=lambda f: f.size), job)
-    if need < room:
+    asked, storage = config.data.order, Storage(config.data.endpoint, say, check)
+    train, held = sources(config, storage)
+    files, room = train + (held or []), free(config.path(config.data.cache))
+    if asked == "windows" or 16 * sum(file.size for file in files) < room:
+        return asked, ""
+    with preparation(config, storage, tokenizer, max_length, check, say) as job:
+        missing = [file for file in files if not _facts(_tokens_folder(_rows_folder(file, config), job))]
+        largest = max(missing, key=lambda file: file.size, default=None)
+        need = 1.25 * sum(file.size for file in missing) * _bytes_kept(largest, job) if largest else 0
+    if need <= room:
         return asked, ""
     why = f"{room / 1e9:.1f} GB are free for data.cache, and the tokens may take {need / 1e9:.1f} GB"
     return "windows", f"data.order=windows is used in place of {asked}: {why}"

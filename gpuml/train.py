@@ -98,7 +98,7 @@ class Progress:
     run: str = ""  # the run id
     phase: str = "data"  # data, model, training, evaluating, predicting, saving, done, stopped, failed
     step: int = 0  # updates done; of a prediction, rows
-    steps: int = 0  # updates planned; of a prediction, all rows
+    steps: int = 0  # updates planned, an estimate while data is still being read; of a prediction, all rows
     epoch: float = 0.0  # epochs done
     epochs: int = 0  # epochs planned
     losses: list[float] = field(default_factory=list)  # mean training loss of every update
@@ -1252,7 +1252,7 @@ def _train(attempt: _Attempt) -> None:
     _open_record(attempt)
     if attempt.found:
         _recall(attempt)
-    attempt.report.now("training", steps=updates.total(p.step), url=attempt.tracked.url)
+    attempt.report.now("training", steps=updates.total(p.step) or p.steps, url=attempt.tracked.url)
     attempt.started = time.monotonic()
     if not _stopped_there(attempt) and updates.epochs_done < t.epochs:
         attempt.trainer.ready = lambda trainer: _ready(attempt)
@@ -1365,6 +1365,7 @@ def _save_checkpoint(attempt: _Attempt) -> None:
     state |= {"losses": p.losses, "evaluations": p.evaluations, "notes": p.notes, "data": _data_facts(attempt)}
     updates = attempt.trainer.updates
     state |= {"max_tokens": updates.max_tokens, "packed": updates.packed, "position": updates.position}
+    state["steps"] = p.steps
     state["seconds"] = attempt.seconds + time.monotonic() - attempt.started
     attempt.checkpoints.save(p.step, tensors, json.loads(json.dumps(state)), started)
     attempt.saved = (p.step, len(p.evaluations))
@@ -1441,7 +1442,7 @@ def _recall(attempt: _Attempt) -> None:
     "Weights, history and the best epoch of the checkpoint"
     tensors, state, p = attempt.found.tensors(), attempt.found.state, attempt.progress
     attempt.classifier.load_state_dict(_under(tensors, "model."))
-    p.step, p.losses, p.evaluations = attempt.found.step, state["losses"], state["evaluations"]
+    p.step, p.steps, p.losses, p.evaluations = attempt.found.step, state["steps"], state["losses"], state["evaluations"]
     p.notes += [note for note in state["notes"] if note not in p.notes]
     attempt.seconds = state["seconds"]
     if best := state.get("best"):
