@@ -7,6 +7,7 @@ __all__ = ['SERVER_SECONDS', 'PATIENCE', 'UPLOAD', 'answers', 'local_store', 'fi
            'read_record', 'this_host', 'sync', 'behind', 'catch_up', 'TrackedRun', 'open_run']
 
 # %% ../nbs/04_tracking.ipynb #2d280cf1
+import fcntl
 import json
 import logging
 import os
@@ -15,7 +16,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -335,29 +337,57 @@ def sync(
 ) -> Record:
     "Tell MLflow what it does not know yet; raises what MLflow's client raises, and can be called again then"
     record = record or read_record(folder)
-    before = asdict(record)
     client = client or _client(record.uri)
-    try:
-        if record.mlflow_run is None:
-            _open(client, record)
-            write_json(folder / _RECORD, asdict(record))
-        if record.params_sent < len(record.params):
-            _send_params(client, record)
-        if record.told != "RUNNING" and record.status == "RUNNING":
-            client.update_run(record.mlflow_run, status="RUNNING")
-            record.told = "RUNNING"
-        _send_metrics(client, record, folder)
-        if record.status == "FINISHED" and (folder / "certificate.json").exists():
-            _send_results(client, record, folder)
-        if record.told != record.status:
-            if record.reason:
-                client.set_tag(record.mlflow_run, "gpuml.reason", record.reason[:5000])
-            client.set_terminated(record.mlflow_run, record.status)
-            record.told = record.status
-    finally:
-        if asdict(record) != before and folder.exists():
-            write_json(folder / _RECORD, asdict(record))
+    with _alone(folder):
+        _learn(record, folder)
+        before = asdict(record)
+        try:
+            _tell(client, record, folder)
+        finally:
+            if asdict(record) != before and folder.exists():
+                write_json(folder / _RECORD, asdict(record))
     return record
+
+
+def _tell(client: Any, record: Record, folder: Path) -> None:
+    "The run itself, its params and metrics, its results, its status: what of it MLflow does not know"
+    if record.mlflow_run is None:
+        _open(client, record)
+        write_json(folder / _RECORD, asdict(record))
+    if record.params_sent < len(record.params):
+        _send_params(client, record)
+    if record.told != "RUNNING" and record.status == "RUNNING":
+        client.update_run(record.mlflow_run, status="RUNNING")
+        record.told = "RUNNING"
+    _send_metrics(client, record, folder)
+    if record.status == "FINISHED" and (folder / "certificate.json").exists():
+        _send_results(client, record, folder)
+    if record.told != record.status:
+        if record.reason:
+            client.set_tag(record.mlflow_run, "gpuml.reason", record.reason[:5000])
+        client.set_terminated(record.mlflow_run, record.status)
+        record.told = record.status
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    "One process at a time inside the block: a kernel that is still open tries on, and `gpuml sync` may be called beside it"
+    if not folder.exists():
+        yield
+        return
+    with open(folder / ".tracking.lock", "a") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+_KNOWN = ("mlflow_run", "experiment_id", "sent", "files", "model", "registered", "told", "known", "params_sent")
+
+
+def _learn(record: Record, folder: Path) -> None:
+    "What another process has told MLflow meanwhile"
+    if there := read_record(folder):
+        for name in _KNOWN:
+            setattr(record, name, getattr(there, name))
 
 # %% ../nbs/04_tracking.ipynb #a371eb59
 def behind(

@@ -3,6 +3,7 @@
 Signals go to the runner, as from Kubernetes; what the next attempt finds is what the one before left.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -345,7 +346,14 @@ class Attempt:
     def runner(self):
         "The runner's process: of a prefix, the child"
         me = psutil.Process(self.process.pid)
-        return next((p for p in [me, *me.children(recursive=True)] if p.cmdline()[0] == sys.executable), me)
+        return next((p for p in [me, *me.children(recursive=True)] if self.command(p)[:1] == [sys.executable]), me)
+
+    @staticmethod
+    def command(process):
+        "Nothing of one that has just ended"
+        with contextlib.suppress(psutil.Error):
+            return process.cmdline()
+        return []
 
     def stop(self, number=signal.SIGTERM):
         self.runner.send_signal(number)
