@@ -424,7 +424,7 @@ def last_error() -> tuple[int, bool]:
     return (Preempted.exit_code if _interrupted and cause is not None else 1), False
 
 # %% ../nbs/07_notebook.ipynb #748a4de0
-def _start_kernel(folder: Path, environment: dict[str, str], cwd: Path, log: Log) -> Any:
+def _start_kernel(folder: Path, environment: dict[str, str], cwd: Path, log: Log, ending: threading.Event) -> Any:
     "A kernel of this Python, whose sockets are files in the folder; what it prints beside the cells goes to the log"
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
@@ -443,7 +443,8 @@ def _start_kernel(folder: Path, environment: dict[str, str], cwd: Path, log: Log
     def follow():
         with open(here, encoding="utf-8", errors="replace") as said:
             for line in said:
-                log.line(line.rstrip("\n"))
+                if not ending.is_set():  # a kernel that is told to end may complain of its own closed sockets
+                    log.line(line.rstrip("\n"))
 
     threading.Thread(target=follow, name="gpuml-kernel-output", daemon=True).start()
     return manager
@@ -870,7 +871,8 @@ def _execute(attempt: _Attempt, values: dict[str, Any], environment: dict[str, s
     if attempt.asked:
         raise Preempted(f"stopped by {attempt.asked} before the kernel started; the next attempt goes on")
     with tempfile.TemporaryDirectory(prefix="gpuml-kernel-") as aside:
-        attempt.kernel = _start_kernel(Path(aside), environment, attempt.notebook.parent, attempt.log)
+        ending = threading.Event()
+        attempt.kernel = _start_kernel(Path(aside), environment, attempt.notebook.parent, attempt.log, ending)
         attempt.process = attempt.kernel.provisioner.process
         try:
             if attempt.asked:
@@ -882,6 +884,8 @@ def _execute(attempt: _Attempt, values: dict[str, Any], environment: dict[str, s
             raise _death(attempt, "before it ran a cell") from None
         finally:
             attempt.over.set()
+            if attempt.process.poll() is None:
+                ending.set()
             with suppress(Exception):
                 run_sync(attempt.kernel.shutdown_kernel)()
 

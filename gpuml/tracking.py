@@ -375,9 +375,12 @@ def _alone(folder: Path) -> Iterator[None]:
     if not folder.exists():
         yield
         return
-    with open(folder / ".tracking.lock", "a") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 _KNOWN = ("mlflow_run", "experiment_id", "sent", "files", "model", "registered", "told", "known", "params_sent")
