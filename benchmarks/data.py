@@ -379,7 +379,7 @@ def generate_wide(folder: Path, megabytes: float, files: int = 8) -> int:
     def texts(low, high):
         return [" ".join(rng.choices(plain, k=rng.randint(low, high))) for _ in range(5000)]
 
-    subjects, bodies, answers = texts(3, 7), texts(45, 75), texts(35, 65)
+    subjects, bodies, answers = texts(3, 7), texts(60, 95), texts(48, 80)
     bodies = ['"Hello,\n' + text.replace(" the ", ' ""the"" ') + '"' for text in bodies]
     with ExitStack() as stack:
         for i in range(files):
