@@ -75,7 +75,10 @@ def test_unfinished_is_nowhere_shown_as_finished(site, mlflow, ending):
     job = site.submit("train.epochs=2000", *words)
     worker = training(site, job)
     act(worker)
-    site.cluster.wait(lambda: worker.name not in alive(site, job), 90, f"the attempt to end: {job.logs()[-2000:]}")
+    try:
+        site.cluster.wait(lambda: worker.name not in alive(site, job), 180, "the attempt to end")
+    finally:
+        print(job.logs()[-2000:])
     assert not shown_as_finished(site, job, mlflow)
     state = job.status
     assert state.phase in phases and said in state.why, state
