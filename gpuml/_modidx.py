@@ -286,6 +286,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'gpuml.dataset.Piece': ('dataset.html#piece', 'gpuml/dataset.py'),
                                'gpuml.dataset.Plan': ('dataset.html#plan', 'gpuml/dataset.py'),
                                'gpuml.dataset.Plan.__len__': ('dataset.html#plan.__len__', 'gpuml/dataset.py'),
+                               'gpuml.dataset.Plan.__post_init__': ('dataset.html#plan.__post_init__', 'gpuml/dataset.py'),
+                               'gpuml.dataset.Plan._work_out': ('dataset.html#plan._work_out', 'gpuml/dataset.py'),
                                'gpuml.dataset.Plan.update': ('dataset.html#plan.update', 'gpuml/dataset.py'),
                                'gpuml.dataset.Preparation': ('dataset.html#preparation', 'gpuml/dataset.py'),
                                'gpuml.dataset.Preparation.complain': ('dataset.html#preparation.complain', 'gpuml/dataset.py'),
