@@ -1371,7 +1371,7 @@ class Plan:
         self._done: set[int] = set()
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return (len(self.order) + self.batch_size - 1) // self.batch_size
 
     def update(self, i: int) -> list[np.ndarray]:
         "The micro-batches of update `i`: arrays of example indices"
