@@ -1200,9 +1200,8 @@ def _check_priority(api: Api, name: str, namespace: str) -> str:
 def _keeps_out(quota: dict[str, Any], name: str) -> bool:
     "Whether a quota allows no pod of a class"
     scopes = quota["spec"].get("scopeSelector", {}).get("matchExpressions", [])
-    ours = any(
-        s["scopeName"] == "PriorityClass" and s["operator"] == "In" and name in s.get("values", []) for s in scopes
-    )
+    of_class = [s for s in scopes if s["scopeName"] == "PriorityClass" and s["operator"] in ("In", "NotIn")]
+    ours = any((name in s["values"]) == (s["operator"] == "In") for s in of_class)
     return ours and quota["spec"].get("hard", {}).get("pods") == "0"
 
 

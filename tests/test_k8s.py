@@ -2,6 +2,7 @@
 
 import copy
 import ipaddress
+import json
 import os
 import re
 import signal
@@ -257,7 +258,7 @@ OPEN = [
 ]  # fmt: skip
 SHUT = [
     (JOB, POSTGRES, 5432), (PROD, POSTGRES, 5432), (JUPYTER, POSTGRES, 5432), (JOB, MINIO, 9001), (JOB, PROD, 8888),
-    (PROD, JOB, 8888), (JOB, JUPYTER, 8888), (PROD, JUPYTER, 8888), (JOB, API, 443), (PROD, API, 443), (JOB, METADATA, 80),
+    (PROD, JOB, 8888), (JOB, JUPYTER, 8888), (PROD, JUPYTER, 8888), (JOB, API, 443), (PROD, API, 443), (JOB, METADATA, 80), (JOB, METADATA, 443), (PROD, METADATA, 53),
     (JUPYTER, METADATA, 80), (JUPYTER, METADATA, 443), (MLFLOW, METADATA, 443), (JOB, HUB, 80), (STRANGER, MLFLOW, 5000),
     (STRANGER, MINIO, 9000), (STRANGER, JUPYTER, 8888), (STRANGER, JOB, 8888), (POSTGRES, HUB, 443), (MINIO, HUB, 443),
 ]  # fmt: skip
@@ -341,6 +342,43 @@ def test_secrets(tmp_path):
         assert not re.search(r"^kind: Secret$", file.read_text(), re.M), file
 
 
+MC = """\
+#!/bin/sh
+echo "$*" >> calls
+case "$*" in
+    "admin policy attach"*) [ ! -e "attached-$5" ] || exit 1; touch "attached-$5" ;;
+    "admin user info minio "*) ls attached-* 2>/dev/null | grep "${5#gpuml-}" ;;
+esac
+exit 0
+"""
+
+
+def test_buckets_again_and_again(overlays, tmp_path):
+    "MinIO's client is not to be had here, so a stand-in that refuses what the real one refuses: attaching twice"
+    (container,) = pod_of(find(overlays["single-node"], "Job", "buckets"))["containers"]
+    for user in ("development", "production", "mlflow"):
+        (tmp_path / user).mkdir()
+        (tmp_path / user / "AWS_ACCESS_KEY_ID").write_text(f"gpuml-{user}")
+        (tmp_path / user / "AWS_SECRET_ACCESS_KEY").write_text(f"secret of {user}")
+    (tmp_path / "mc").write_text(MC)
+    (tmp_path / "mc").chmod(0o755)
+    script = container["args"][0].replace("/keys/", f"{tmp_path}/")
+    for _ in range(2):
+        subprocess.run(
+            [*container["command"], script], check=True, cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        )
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls.count("mb --ignore-existing minio/datasets minio/models minio/mlflow") == 2
+    assert calls.count("admin user add minio gpuml-mlflow secret of mlflow") == 2
+    assert calls.count("admin policy create minio gpuml-production /policies/production.json") == 2
+    assert [c for c in calls if "attach" in c] == [
+        f"admin policy attach minio gpuml-{user} --user gpuml-{user}"
+        for user in ("development", "production", "mlflow")
+    ]
+    for policy in find(overlays["single-node"], "ConfigMap", "bucket-policies")["data"].values():
+        assert {s["Effect"] for s in json.loads(policy)["Statement"]} == {"Allow"}
+
+
 @pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "k8s" / "gpu").iterdir()))
 def test_gpu_values(file):
     "Valid YAML, and so is the YAML in it; a shared GPU has a name of its own"
@@ -350,6 +388,45 @@ def test_gpu_values(file):
     shared = YAML(typ="safe").load(configs["shared"])["sharing"]["timeSlicing"]
     assert shared["renameByDefault"] and shared["resources"][0]["replicas"] > 1
     assert "sharing" not in YAML(typ="safe").load(configs["whole"])
+
+
+DOCS = [ROOT / "docs" / name for name in ("administrator.md", "cluster-user.md")]
+
+
+def test_a_second_jupyterlab(tmp_path):
+    "As docs/administrator.md has it: beside the first, with its own account, token, volume and address"
+    made = prepared(tmp_path)
+    (made / "overlays" / "ada").mkdir()
+    (text,) = re.findall(r"```yaml\n(namePrefix.*?)```", DOCS[0].read_text(), re.S)
+    (made / "overlays" / "ada" / "kustomization.yaml").write_text(text)
+    (made / "overlays" / "ada" / "jupyter.env").write_text("JUPYTER_TOKEN=x\n")
+    manifests, first = render(made, "ada"), render(made, "team")
+    kinds = ["ClusterRoleBinding", "NetworkPolicy", "RoleBinding", "Secret", "Service", "ServiceAccount", "StatefulSet"]
+    assert sorted(m["kind"] for m in manifests) == kinds
+    assert not {(m["kind"], m["metadata"]["name"]) for m in manifests} & {
+        (m["kind"], m["metadata"]["name"]) for m in first
+    }
+    lab = find(manifests, "StatefulSet", "ada-jupyter")["spec"]
+    labels, pod = lab["template"]["metadata"]["labels"], lab["template"]["spec"]
+    assert find(manifests, "Service", "ada-jupyter")["spec"]["selector"].items() <= labels.items()
+    other = find(first, "StatefulSet", "jupyter")["spec"]["template"]["metadata"]["labels"]
+    assert not matches(lab["selector"], other) and lab["serviceName"] == "ada-jupyter"
+    assert pod["serviceAccountName"] == find(manifests, "RoleBinding", "ada-gpuml-notebook")["subjects"][0]["name"]
+    (container,) = pod["containers"]
+    token = next(v for v in container["env"] if v["name"] == "JUPYTER_TOKEN")["valueFrom"]["secretKeyRef"]["name"]
+    assert token == next(m for m in manifests if m["kind"] == "Secret")["metadata"]["name"]
+    assert may_connect([*first, *manifests], ("gpuml-system", labels), MLFLOW, 5000)
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_what_the_pages_name_is_there(page):
+    "Files and folders, and what users are said to read"
+    text = page.read_text()
+    for path in re.findall(r"`((?:k8s|docker|config|nbs)/[\w./-]+)`", text) + re.findall(r"\]\(([^)#:]+)\)", text):
+        place = (page.parent if path.endswith(".md") else ROOT) / path
+        assert place.exists() or path.startswith(
+            ("docker/", "k8s/overlays/ada", "k8s/overlays/single-node/secrets/")
+        ), path
 
 
 # The policies, by their own expressions; who has the verb `use` is asked of a real server in tests/cluster/test_access.py
