@@ -478,7 +478,8 @@ def test_a_development_user_works_with_gpuml(site, cluster, team):
         follower.start()
         site.why(job, "running", 60)
         cluster.wait(lambda: "training" in job.logs(), 120)
-        ((listed, _),) = c.jobs([site.config(image, of="dev")])
+        production = site.config(image, "compute.namespace=gpuml-prod")  # which this user may not see
+        ((listed, _),) = c.jobs([site.config(image, of="dev"), production])
         assert listed.run_id == job.run_id
         waiting = site.submit(image, "train.epochs=201", of="dev")
         site.why(waiting, "GPU")
@@ -491,6 +492,12 @@ def test_a_development_user_works_with_gpuml(site, cluster, team):
         (verb, what) for rules in roles for rule in rules for verb in rule["verbs"] for what in rule["resources"]
     }
     assert asked - {("create", "selfsubjectaccessreviews")} == granted  # everybody may ask what they may
+
+
+def test_jobs_that_nobody_lets_one_see(site):
+    "Where none of the namespaces may be seen, that is said"
+    with pytest.raises(GpumlError, match="jobs in gpuml-prod: not permitted"):
+        c.jobs([site.config(f"compute.image={IMAGE}", "compute.namespace=gpuml-prod")])
 
 
 def test_a_development_user_is_told_at_once(site, cluster):
