@@ -11,6 +11,7 @@ plane      (session) the control plane; where its servers are missing, all these
     plane.kubeconfig(user, namespace)       a file for KUBECONFIG; users: admin, prod-user, dev-user, outsider
     plane.api(user)                         an `Api`: that user's requests, as plain dicts
     plane.url, plane.tokens[user], plane.certificate
+    with plane.requests_of(user) as asked       then `asked` has what that user was allowed: ("get", "pods/log"), ...
     plane.down("kube-apiserver"), plane.up("kube-apiserver")      or another server: an outage
 cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `control` (takes no pods), the
            PriorityClasses gpuml-prod (100000) and gpuml-dev (-1000, never preempts)
