@@ -29,7 +29,7 @@ for folder in ${SHOW:-}; do build+=(--volume "$folder:$folder:ro"); done
 "${build[@]}" --build-arg BASE=localhost/gpuml-base --build-arg "COMMIT=$(git rev-parse HEAD)" \
     -f docker/train.Dockerfile -t gpuml-train . >/dev/null
 buildah images --format '{{.Name}}  {{.Size}}' | grep localhost/gpuml
-buildah inspect --type image --format '{{.OCIv1.Config.User}}  {{index .OCIv1.Config.Labels "org.opencontainers.image.revision"}}' gpuml-train
+echo "user and commit: $(buildah inspect --type image --format '{{.OCIv1.Config.User}} {{index .OCIv1.Config.Labels "org.opencontainers.image.revision"}}' gpuml-train)"
 
 say "a job in it"
 container=$(buildah from gpuml-train)
@@ -49,7 +49,7 @@ inside() {  # as process 1 of a container
         mount --bind "$place/work" "$root/work"; mount --bind "$place/tmp" "$root/tmp"
         cd "$root/work"
         exec env -i PATH=/opt/gpuml/bin:/usr/local/bin:/usr/bin:/bin HOME=/work TMPDIR=/tmp PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 \
-            chroot "$root" setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all \
+            "$(command -v chroot)" "$root" setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all \
             sh -c "cd /work && exec \"\$@\"" sh "$@"
     ' bash "$place/root" "$place" "$@"
 }
