@@ -97,6 +97,7 @@ def _ignored(path: Path, top: Path, slash: str = "") -> bool:
     from pathspec import GitIgnoreSpec
 
     verdict = GitIgnoreSpec.from_lines(_NEVER).match_file(path.name + slash)
+    verdict = verdict or not path.resolve().is_relative_to(top.resolve())  # a link that leads out of the project
     for folder in [f for f in reversed(path.parents) if f.is_relative_to(top)]:
         if (rules := folder / ".gitignore").is_file():
             spec = GitIgnoreSpec.from_lines(rules.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -258,8 +259,9 @@ def unpack(
         with tarfile.open(fileobj=io.BytesIO(storage.read(file)), mode="r:gz") as tar:
             tar.extractall(folder, filter="data")
         about = json.loads((folder / ABOUT).read_text())
-    except (tarfile.TarError, EOFError, OSError, ValueError) as e:
+        version = about["format"]
+    except (tarfile.TarError, EOFError, OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{address}: not a bundle: {e}", exit_code=66) from None
-    if about.get("format") != _FORMAT:
-        raise DataError(f"{address}: of another version of gpuml (format {about.get('format')})", exit_code=66)
+    if version != _FORMAT:
+        raise DataError(f"{address}: of another version of gpuml (format {version})", exit_code=66)
     return about

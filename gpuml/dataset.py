@@ -6,8 +6,8 @@
 __all__ = ['SUFFIXES', 'ROW_BYTES', 'ROW', 'MANY', 'LOOK', 'PIECE', 'LARGEST', 'find_files', 'Broken', 'Reading', 'Row',
            'Problem', 'parse', 'Tokens', 'join', 'encoder', 'tokenise', 'cores', 'Shard', 'open_shard', 'read_back',
            'Preparation', 'preparation', 'prepare', 'Rows', 'all_rows', 'split', 'split_by_hash', 'Data', 'histogram',
-           'read', 'sources', 'look', 'Mark', 'texts', 'survey', 'Plan', 'plan', 'halve', 'pad', 'Piece', 'cut_windows',
-           'Global', 'Early', 'Windows', 'free_space', 'choose_order']
+           'read', 'sources', 'look', 'look_at', 'Mark', 'texts', 'survey', 'Plan', 'plan', 'halve', 'pad', 'Piece',
+           'cut_windows', 'Global', 'Early', 'Windows', 'free_space', 'choose_order']
 
 # %% ../nbs/02_dataset.ipynb #5b11be4a
 import csv
@@ -1287,14 +1287,14 @@ def look(
         job.total = sum(file.size for file in files)
         if job.total > LOOK:
             for file in (f for f in files if not _facts(_rows_folder(f, config))):  # the others were read before
-                _look_at(file, job, max(65_536, min(LOOK // 8, LOOK // len(files))))
+                look_at(file, job, max(65_536, min(LOOK // 8, LOOK // len(files))))
             job.refuse()
             return False
     read(config, storage=storage, check=check, say=say)
     return True
 
 
-def _look_at(file: File, job: Preparation, most: int) -> None:
+def look_at(file: File, job: Preparation, most: int) -> None:
     "Check the first `most` bytes of a file"
     reading = Reading(file, _shown(file, job.config))
     for item in parse(reading, job.config.data, job.storage, block=most):
