@@ -53,7 +53,7 @@ inside() {  # as process 1 of a container
             sh -c "cd /work && exec \"\$@\"" sh "$@"
     ' bash "$place/root" "$place" "$@"
 }
-inside python3 /tmp/try.py
+inside python3 /tmp/try.py >/dev/null
 inside gpuml run /work/bundle.tar.gz --run try-1
 inside sh -c 'id -u; ls outputs/try-1 outputs/try-1/model; ! touch /opt/gpuml/x 2>/dev/null && echo "the root can not be written"'
 test -s "$place/work/outputs/try-1/certificate.json"

@@ -5,6 +5,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'gpuml.bundle.Bundle.__repr__': ('bundle.html#bundle.__repr__', 'gpuml/bundle.py'),
                               'gpuml.bundle._archive': ('bundle.html#_archive', 'gpuml/bundle.py'),
                               'gpuml.bundle._check_contents': ('bundle.html#_check_contents', 'gpuml/bundle.py'),
+                              'gpuml.bundle._extract': ('bundle.html#_extract', 'gpuml/bundle.py'),
                               'gpuml.bundle._files': ('bundle.html#_files', 'gpuml/bundle.py'),
                               'gpuml.bundle._fits': ('bundle.html#_fits', 'gpuml/bundle.py'),
                               'gpuml.bundle._ignored': ('bundle.html#_ignored', 'gpuml/bundle.py'),
