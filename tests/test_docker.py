@@ -121,6 +121,19 @@ def test_compose_listens_on_this_machine_only_and_names_what_the_configs_name():
         assert f'"{place.split("/")[2]}"' in buckets
 
 
+def test_compose_makes_the_buckets(s3):
+    "On a real S3 server, and again when they are there"
+    import s3fs
+
+    command = YAML(typ="safe").load(DOCKER / "compose.yaml")["services"]["buckets"]["command"]
+    assert command[:2] == ["python3", "-c"]
+    for _ in range(2):
+        done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    there = s3fs.S3FileSystem(skip_instance_cache=True).ls("")
+    assert {"datasets", "models", "mlflow"} <= set(there)
+
+
 @pytest.fixture
 def lab(tmp_path):
     "Start lab.sh in an empty folder, with a token or without"
