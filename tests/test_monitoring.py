@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from ruamel.yaml import YAML
 
 from gpuml.bundle import pack, put
 from gpuml.config import load
+from gpuml.notebook import Log, Metrics, served
 from gpuml.storage import Storage
 from tests.conftest import CONFIG, OFFLINE, ROOT, free_port, rows
 from tests.test_run import PARAMETERS, write_notebook
@@ -96,6 +98,17 @@ def test_a_job_says_how_far_it_is(job):
     assert {"training", "done"} <= {name for s in seen for name in s if not name.startswith("gpuml_")}
     assert min(s["gpuml_seconds_left"] for s in trained if "gpuml_seconds_left" in s) < 60
     assert any(s.get("gpuml_examples_per_second", 0) > 0 for s in trained)
+
+
+@pytest.mark.parametrize("port", ["taken", "x", "99999"])
+def test_a_port_that_can_not_be_had_costs_a_note(port, capsys):
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = str(other.getsockname()[1]) if port == "taken" else port
+        with served(Metrics(), port, Log()):
+            pass
+    assert re.fullmatch(rf"note: GPUML_METRICS_PORT={port}: .+; no metrics are served\n", capsys.readouterr().out)
 
 
 # ---- rules
