@@ -2,7 +2,8 @@
 # Build the image of a job without Docker, and run a job in it as a cluster does: user 10001, no capabilities, no
 # network, and a root file system that can't be written. Needs root, buildah, debootstrap and 10 GB.
 #
-#   docker/try.sh [FOLDER]     # keeps the base there; /var/tmp/gpuml-try by default
+#   docker/try.sh [FOLDER]     # works there; /var/tmp/gpuml-try by default
+#   buildah rmi -a             # removes the images that it leaves for the next time
 #
 # REGISTRY=FILE is the registry of train.Dockerfile. SHOW="/a /b" are folders that the build sees, read-only, where
 # the registry is one. DEBIAN=ADDRESS is a mirror. UV_TORCH_BACKEND=cpu leaves CUDA out.
