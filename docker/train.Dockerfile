@@ -49,9 +49,10 @@ RUN --mount=type=secret,id=registry --mount=type=bind,from=uv,source=/usr/local/
     set -a; if [ -f /run/secrets/registry ]; then . /run/secrets/registry; fi; set +a; \
     if [ -n "$FLASH_ATTN" ]; then VIRTUAL_ENV=/opt/gpuml /mnt/uv/uv pip install -q --no-cache --compile-bytecode \
        --no-deps --only-binary :all: "$FLASH_ATTN"; fi
-# A change of gpuml's code: one layer of a megabyte
-RUN --mount=type=bind,from=uv,source=/usr/local/bin,target=/mnt/uv --mount=type=bind,from=wheel,source=/dist,target=/mnt/dist \
-    VIRTUAL_ENV=/opt/gpuml /mnt/uv/uv pip install -q --no-cache --compile-bytecode --offline --no-deps /mnt/dist/*.whl
+# A change of gpuml's code: two layers of some megabytes. COPY, as not every builder sees that what is behind a mount has changed
+COPY --from=wheel /dist /tmp/dist
+RUN --mount=type=bind,from=uv,source=/usr/local/bin,target=/mnt/uv \
+    VIRTUAL_ENV=/opt/gpuml /mnt/uv/uv pip install -q --no-cache --compile-bytecode --offline --no-deps /tmp/dist/*.whl
 
 WORKDIR /work
 USER 10001:10001
