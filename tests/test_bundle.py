@@ -179,3 +179,23 @@ def test_what_is_not_a_bundle(made, tmp_path):
         unpack(str(tmp_path / "x.tar.gz"), tmp_path / "unpacked")
     with pytest.raises(DataError, match="no such bundle"):
         unpack(str(tmp_path / "none.tar.gz"), tmp_path / "unpacked")
+
+
+REACHING_OUT = [
+    ("../outside", tarfile.REGTYPE),
+    ("/tmp/outside", tarfile.REGTYPE),
+    ("a", tarfile.SYMTYPE),
+    ("a", tarfile.LNKTYPE),
+]
+
+
+@pytest.mark.parametrize("name, kind", REACHING_OUT)
+def test_only_files_inside_are_unpacked(name, kind, tmp_path):
+    "Whoever can write to the storage may have put another archive there"
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc/passwd"
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        tar.addfile(member)
+    with pytest.raises(DataError, match=f"{name} is not a file inside it") as refused:
+        unpack(str(tmp_path / "x.tar.gz"), tmp_path / "out")
+    assert refused.value.exit_code == 66 and not (tmp_path / "out" / "a").exists()
