@@ -195,15 +195,16 @@ def chart(
     top = high or max(max(y for _, y in points) for points in drawn.values()) or 1.0
     lines, legend = "", ""
     for colour, (name, points) in zip(COLOURS * len(drawn), drawn.items()):
-        at = [f"{34 + x / max(last, 1) * (width - 40):.0f},{98 - min(y / top, 1) * 90:.0f}" for x, y in points]
-        dots = "".join("<circle cx='{}' cy='{}' r='3'/>".format(*p.split(",")) for p in at) if len(at) < 9 else ""
-        lines += f"<g stroke='{colour}' fill='{colour}'><polyline fill='none' points='{' '.join(at)}'/>{dots}</g>"
-        legend += f"<span><b style='color:{colour}'>●</b> {escape(name)} {points[-1][1]:.3g}</span> "
+        at = [(34 + round(x / max(last, 1) * (width - 40)), 98 - round(min(y / top, 1) * 90)) for x, y in points]
+        steps = " ".join(f"{x - u} {y - v}" for (u, v), (x, y) in zip(at, at[1:]))
+        dots = "".join(f"<circle cx='{x}' cy='{y}' r='3' fill='{colour}'/>" for x, y in at) if len(at) < 9 else ""
+        lines += f"<path class='line' fill='none' stroke='{colour}' d='M{at[0][0]} {at[0][1]}l{steps or '0 0'}'/>{dots}"
+        legend += f" <b style='color:{colour}'>●</b> {escape(name)} {points[-1][1]:.3g}"
     return (
         f"<figure><svg viewBox='0 0 {width} 112' width='{width}' role='img' aria-label='{escape(title)}'>"
         f"<path d='M34 8V98H{width - 6}' fill='none' stroke='#8888'/>{lines}<g fill='#888'><text x='2' y='16'>{top:.3g}</text>"
         f"<text x='2' y='98'>0</text><text x='{width - 6}' y='110' text-anchor='end'>update {last:.0f}</text></g></svg>"
-        f"<figcaption>{escape(title)}: {legend}</figcaption></figure>"
+        f"<figcaption>{escape(title)}:{legend}</figcaption></figure>"
     )
 
 # %% ../nbs/11_widgets.ipynb #3761b99e
@@ -232,19 +233,16 @@ class Metrics:
 def charts(
     series: Series,
 ) -> str:
-    "Loss, scores, and what the GPU does"
-    of = {"validation_loss": "validation", "loss": "training", "macro_f1": "macro-F1", "gpu_utilisation": "%"}
+    "Curves of loss and scores, and in words what the GPU does"
+    of = {"validation_loss": "validation", "loss": "training", "macro_f1": "macro-F1"}
 
     def some(*names):
         return {of.get(name, name): series[name] for name in names if name in series}
 
-    gpu = some("gpu_utilisation")
-    memory = f", {series['gpu_memory_gb'][-1][1]:.1f} GB" if "gpu_memory_gb" in series else ""
-    return (
-        chart("loss", some("loss", "validation_loss"))
-        + chart("scores", some("accuracy", "macro_f1"), 1.0)
-        + (chart(f"GPU{memory}", gpu, 100.0) if gpu else f"<div>GPU{memory}</div>" if memory else "")
-    )
+    gpu = [f"{series['gpu_utilisation'][-1][1]:.0f} %"] if "gpu_utilisation" in series else []
+    gpu += [f"{series['gpu_memory_gb'][-1][1]:.1f} GB"] if "gpu_memory_gb" in series else []
+    drawn = chart("loss", some("loss", "validation_loss")) + chart("scores", some("accuracy", "macro_f1"), 1.0)
+    return drawn + (f"<div class='gpuml-note'>GPU {', '.join(gpu)}</div>" if gpu else "")
 
 # %% ../nbs/11_widgets.ipynb #d9444b86
 class FileView:
@@ -540,6 +538,24 @@ class Fields:
                 if there != (name in one._dom_classes):
                     (one.add_class if there else one.remove_class)(name)
 
+# %% ../nbs/11_widgets.ipynb #4aeb0f56
+def _put(place: Any, html: str) -> None:
+    "Show it, if it is not shown already: an update that changes nothing is not sent"
+    if place.value != html:
+        place.value = html
+
+
+def _trying(place: Any, function: Callable[[], Any]) -> Any:
+    "What the function returns; where it raises, its sentence is shown"
+    try:
+        return function()
+    except GpumlError as e:
+        told = str(e)
+    except Exception as e:  # in a thread nobody else would hear of it
+        told = f"{type(e).__name__}: {e}"
+    _put(place, f"<div class='gpuml-bad' role='alert'>{escape(told)}</div>")
+    return None
+
 # %% ../nbs/11_widgets.ipynb #efef1fa6
 class Form:
     "Pick a config and change its fields; the line that does the same, and what differs from dev"
@@ -597,12 +613,9 @@ class Form:
 
     def keep(self) -> None:
         "Save what was changed as a config of its own, and go on with it"
-        try:
-            made = save_as(
-                self.new.value.strip(), self.name.value, [f"{k}={v}" for k, v in self.fields.changes.items()]
-            )
-        except GpumlError as e:
-            self.saved.value = f"<div class='gpuml-bad' role='alert'>✗ {escape(str(e))}</div>"
+        changes = [f"{k}={v}" for k, v in self.fields.changes.items()]
+        made = _trying(self.saved, lambda: save_as(self.new.value.strip(), self.name.value, changes))
+        if made is None:
             return
         self.name.options, self.new.value = config_names(), ""
         self.name.value = made.stem
@@ -668,24 +681,6 @@ class Beside:
             wake.set()
             if thread is not threading.current_thread():
                 thread.join(1.0)
-
-# %% ../nbs/11_widgets.ipynb #4aeb0f56
-def _put(place: Any, html: str) -> None:
-    "Show it, if it is not shown already: an update that changes nothing is not sent"
-    if place.value != html:
-        place.value = html
-
-
-def _trying(place: Any, function: Callable[[], Any]) -> Any:
-    "What the function returns; where it raises, its sentence is shown"
-    try:
-        return function()
-    except GpumlError as e:
-        told = str(e)
-    except Exception as e:  # in a thread nobody else would hear of it
-        told = f"{type(e).__name__}: {e}"
-    _put(place, f"<div class='gpuml-bad' role='alert'>{escape(told)}</div>")
-    return None
 
 # %% ../nbs/11_widgets.ipynb #186a1541
 LOOK_SECONDS = 0.5  # between two looks at a training
@@ -1153,7 +1148,6 @@ STYLE = """<style>
 .gpuml-charts { display: flex; flex-wrap: wrap; gap: 4px 20px; }
 .gpuml-panel figure, .gpuml-static figure { margin: 4px 0; }
 .gpuml-panel figure svg, .gpuml-static figure svg { font: 10px sans-serif; stroke-width: 1.5; max-width: 100%; }
-.gpuml-panel figure text, .gpuml-static figure text { stroke: none; }
 .gpuml-panel figcaption, .gpuml-static figcaption { font-size: 12px; color: var(--faint); }
 .gpuml-good, .gpuml-succeeded { color: var(--jp-success-color1, #2e7d32); }
 .gpuml-failed, .gpuml-cancelled, .gpuml-gone { color: var(--bad); }

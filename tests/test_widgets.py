@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -141,7 +143,7 @@ def test_train_stop_and_resume(panel, store):
         widgets.start_training(["dev"])
     time.sleep(2)
     seconds = time.monotonic() - before
-    assert 0 < len(updates) / seconds <= 4 and max(updates) < 2500
+    assert 0 < len(updates) / seconds <= 4 and max(updates) <= 2000
     tab.stop.click()
     wait_for(lambda: "stopped at update" in tab.view.value and not tab.start.disabled)
     (run,) = runs_in(store)
@@ -274,7 +276,7 @@ def test_compare_runs(panel, store):
     assert "train.epochs" not in tab.view.value
     for title in ("training loss", "validation loss", "macro-F1"):
         assert f"aria-label='{title}'" in tab.view.value
-    assert tab.view.value.count("<polyline") == 6
+    assert tab.view.value.count("class='line'") == 6
     text = repr(widgets.compare(*made))
     assert "train.learning_rate" in text and made[0].id in text
     assert widgets.compare(made[0].id).folders == [made[0].folder]
@@ -319,3 +321,45 @@ def test_opened_and_closed_a_hundred_times(project):
         show(made.tabs["Train"].form, "data")
     made.close()
     assert left() == before
+
+
+def test_the_panel_imports_nothing_heavy(project):
+    code = """
+import sys
+import gpuml
+panel = gpuml.panel()
+for tab in range(4): panel.tab.selected_index = tab
+panel.close()
+print(*(set(sys.modules) & {"torch", "transformers", "mlflow", "kubernetes", "papermill", "nbformat", "pandas"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_notebook_with_a_panel_runs_where_there_is_no_browser(project, store):
+    "nbconvert and papermill: the panel is there as it stands, in HTML and in text, and nothing warns of widgets"
+    made = [
+        {"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
+        for i, source in enumerate(["%load_ext gpuml", "%gpu_train dev train.epochs=1", "%gpuml"])
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    (project / "n.ipynb").write_text(
+        json.dumps({"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+    )
+    for command in (
+        "jupyter nbconvert --to notebook --execute n.ipynb --output out.ipynb",
+        "papermill n.ipynb out.ipynb",
+    ):
+        program, *arguments = command.split()
+        done = subprocess.run([f"{sys.prefix}/bin/{program}", *arguments], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and "widget" not in done.stderr.lower(), done.stderr
+        *_, trained, opened = json.loads((project / "out.ipynb").read_text())["cells"]
+        assert "confusion matrix" in json.dumps(trained["outputs"]) and "widget" not in json.dumps(trained["outputs"])
+        static = opened["outputs"][0]["data"]
+        assert "run = %gpu_train dev" in "".join(static["text/html"])
+        assert "run = %gpu_train dev" in "".join(static["text/plain"])
+    shown = subprocess.run(
+        [f"{sys.prefix}/bin/jupyter", "nbconvert", "--to", "html", "out.ipynb"], capture_output=True, text=True
+    )
+    assert shown.returncode == 0 and "widget" not in shown.stderr.lower(), shown.stderr
+    assert "run = %gpu_train dev" in (project / "out.html").read_text()
