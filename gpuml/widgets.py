@@ -409,13 +409,15 @@ def training_html(
         folder = _run_folder(training.words, p.run)
         if p.phase == "done":
             line = f"from gpuml.train import load_run; run = load_run({p.run!r})"
-            return f"{_head(p)}{_copyable(line, 'the run in a cell')}{load_run(folder)._repr_html_()}"
+            head = _head(replace(p, notes=[]))  # the report has them
+            return f"{head}{_copyable(line, 'the run in a cell')}{load_run(folder)._repr_html_()}"
         if p.run and (training.metrics is None or training.metrics.path.parent != folder):
             training.metrics = Metrics(folder / "metrics.jsonl")
     if training.metrics:
         parts.append(f"<div class='gpuml-charts'>{charts(training.metrics.read())}</div>")
     if error := training.error:
-        parts.append(f"<div class='gpuml-bad' role='alert'>{escape(error)}</div>")
+        kind = "note" if p.phase == "stopped" else "bad"
+        parts.append(f"<div class='gpuml-{kind}' role='alert'>{escape(error)}</div>")
     return "".join(parts)
 
 
@@ -1120,7 +1122,10 @@ STYLE = """<style>
   --soft: var(--jp-layout-color2, #8882); color: var(--ink); font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); }
 .gpuml-panel { border: 1px solid var(--line); border-radius: 4px; padding: 4px; max-width: 1000px; }
 .gpuml-panel .widget-html-content { line-height: 1.45; }
-.gpuml-panel .widget-html, .gpuml-panel .widget-html-content { width: 100%; height: auto; overflow: visible; }
+.gpuml-panel .widget-html { width: auto; align-self: stretch; }
+.gpuml-panel .widget-html, .gpuml-panel .widget-html-content { height: auto; overflow: visible; }
+.gpuml-panel .widget-html-content { width: 100%; min-width: 0; }
+.gpuml-field select { height: 28px; }
 .gpuml-panel .widget-tab-contents, .gpuml-panel .lm-TabPanel-stackedPanel { padding: 8px; overflow: visible; }
 .gpuml-panel .gpuml-sections .widget-toggle-button { width: auto; }
 .gpuml-fields { max-height: 330px; overflow: auto; border: 1px solid var(--line); padding: 2px 0; margin: 2px 0 6px; }
@@ -1141,10 +1146,16 @@ STYLE = """<style>
 .gpuml-line { width: 100%; box-sizing: border-box; font: 12px var(--jp-code-font-family, monospace); color: var(--ink);
   background: var(--soft); border: 1px solid var(--line); border-radius: 3px; padding: 5px 8px; margin: 4px 0; }
 .gpuml-table { border-collapse: collapse; margin: 4px 0; font-size: 12px; }
-.gpuml-table th, .gpuml-table td { text-align: left; padding: 2px 14px 2px 0; color: var(--ink); vertical-align: top;
+table.gpuml-table th, table.gpuml-table td { text-align: left; padding: 2px 14px 2px 0; color: var(--ink); vertical-align: top;
   overflow-wrap: anywhere; }
-.gpuml-table th { color: var(--faint); font-weight: normal; white-space: nowrap; }
-.gpuml-panel progress, .gpuml-static progress { width: 100%; height: 8px; accent-color: var(--mark); }
+table.gpuml-table th { color: var(--faint); font-weight: normal; white-space: nowrap; }
+.gpuml-panel progress, .gpuml-static progress { width: 100%; height: 6px; appearance: none; border: 0; border-radius: 3px;
+  overflow: hidden; background: var(--soft); color: var(--mark); }
+.gpuml-panel progress::-webkit-progress-bar { background: var(--soft); }
+.gpuml-panel progress::-webkit-progress-value { background: var(--mark); }
+.gpuml-panel progress::-moz-progress-bar { background: var(--mark); }
+table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
+.gpuml-panel table:not([class]) :is(th, td) { padding: 2px 8px; text-align: right; }
 .gpuml-charts { display: flex; flex-wrap: wrap; gap: 4px 20px; }
 .gpuml-panel figure, .gpuml-static figure { margin: 4px 0; }
 .gpuml-panel figure svg, .gpuml-static figure svg { font: 10px sans-serif; stroke-width: 1.5; max-width: 100%; }
@@ -1177,7 +1188,7 @@ STYLE = """<style>
 .gpuml-panel :focus-visible { outline: 2px solid var(--mark); outline-offset: 1px; }
 .gpuml-panel .widget-tab-contents:focus-visible { outline: none; }
 .jp-OutputArea:has(.gpuml-panel) .gpuml-static { display: none; }
-.jp-OutputArea:has(.gpuml-static) .jp-OutputArea-child:has(> .jp-OutputArea-output.jupyter-widgets:not(:has(*))) { display: none; }
+.jp-OutputArea:has(.gpuml-static) .jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none; }
 </style>"""
 
 # %% ../nbs/11_widgets.ipynb #ca0f35db

@@ -293,11 +293,13 @@ def test_panel_trains_stops_resumes_and_is_found_again(page, server, lab_project
 
 def saved_without_a_kernel(page, server, path):
     "The notebook, saved and opened again where its kernel is gone, shows what was there"
-    page.wait_for_timeout(500)
-    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    from playwright.sync_api import expect
+
+    expect(page.get_by_role("button", name="Train", exact=True)).to_be_enabled(timeout=30_000)
     deadline = time.monotonic() + 20
     while "confusion matrix" not in path.read_text() and time.monotonic() < deadline:
-        time.sleep(0.2)
+        page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        page.wait_for_timeout(500)
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     open_notebook(page, server, path)
     page.locator(".gpuml-static svg[aria-label='confusion matrix']").wait_for(timeout=30_000)
@@ -330,13 +332,13 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     page.get_by_role("tab", name="Production").click()
     page.get_by_label("on this machine").check()
     page.get_by_label("name", exact=True).fill("spring")
-    page.get_by_role("button", name="Check").click()
+    page.get_by_role("button", name="Check", exact=True).click()
     page.locator(".gpuml-checks").wait_for(timeout=60_000)
     page.get_by_text("manifest", exact=True).click()
     picture(page, "panel-production.png")
     theme(page, "JupyterLab Dark")
     picture(page, "panel-production-dark.png")
-    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Submit", exact=True).click()
     page.get_by_text("spring · ").first.wait_for(timeout=60_000)
     page.get_by_role("tab", name="Jobs").click()
     name = page.locator(".gpuml-list button", has_text="spring")
@@ -349,7 +351,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     theme(page, "JupyterLab Light")
     picture(page, "panel-jobs.png")
     page.locator(".gpuml-jobs .gpuml-succeeded").wait_for(timeout=300_000)
-    page.locator(".gpuml-panel").get_by_role("button", name="notebook").click()
+    page.locator(".gpuml-panel").get_by_role("button", name="notebook", exact=True).click()
     page.frame_locator(".gpuml-notebook").get_by_text("Train a text classifier").wait_for(timeout=30_000)
     picture(page, "panel-notebook.png")
     page.get_by_role("tab", name="Compare").click()
