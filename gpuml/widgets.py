@@ -409,8 +409,9 @@ def training_html(
         folder = _run_folder(training.words, p.run)
         if p.phase == "done":
             line = f"from gpuml.train import load_run; run = load_run({p.run!r})"
-            head = _head(replace(p, notes=[]))  # the report has them
-            return f"{head}{_copyable(line, 'the run in a cell')}{load_run(folder)._repr_html_()}"
+            return (
+                f"<div role='status'>✓ done</div>{_copyable(line, 'the run in a cell')}{load_run(folder)._repr_html_()}"
+            )
         if p.run and (training.metrics is None or training.metrics.path.parent != folder):
             training.metrics = Metrics(folder / "metrics.jsonl")
     if training.metrics:
@@ -819,7 +820,9 @@ class ProductionTab:
 
         name, local = self.name.value.strip() or None, self.local.value
         job = cluster.submit(self.form.config, self.notebook, name, local=local, before=_dev())
-        _put(self.view, f"{job._repr_html_()}{_copyable(f'job = %gpu_jobs {job.run_id}', 'the job in a cell')}")
+        told = f"<div role='status'>✓ <b>{escape(job.run_id)}</b> is submitted; the tab Jobs follows it</div>"
+        note = f"<div class='gpuml-note'>{escape(job.note)}</div>"
+        _put(self.view, f"{told}{note}{_copyable(f'job = %gpu_jobs {job.run_id}', 'the job in a cell')}")
         self.sent(job)
 
     def html(self) -> str:
@@ -1125,6 +1128,12 @@ STYLE = """<style>
 .gpuml-panel .widget-html { width: auto; align-self: stretch; }
 .gpuml-panel .widget-html, .gpuml-panel .widget-html-content { height: auto; overflow: visible; }
 .gpuml-panel .widget-html-content { width: 100%; min-width: 0; }
+.gpuml-panel .widget-hbox > .widget-checkbox, .gpuml-panel .widget-hbox > .widget-button { width: auto; flex: none; }
+.gpuml-panel .widget-hbox { flex-wrap: wrap; align-items: center; }
+.gpuml-panel .widget-hbox > :is(.widget-dropdown, .widget-text) { width: 220px; }
+.gpuml-panel .widget-hbox > :is(.widget-dropdown, .widget-text) > label { width: auto; }
+.gpuml-panel .widget-hbox > .widget-checkbox { margin: 0 8px; }
+.gpuml-panel .gpuml-list { flex-wrap: nowrap; align-items: flex-start; }
 .gpuml-field select { height: 28px; }
 .gpuml-panel .widget-tab-contents, .gpuml-panel .lm-TabPanel-stackedPanel { padding: 8px; overflow: visible; }
 .gpuml-panel .gpuml-sections .widget-toggle-button { width: auto; }
@@ -1146,9 +1155,9 @@ STYLE = """<style>
 .gpuml-line { width: 100%; box-sizing: border-box; font: 12px var(--jp-code-font-family, monospace); color: var(--ink);
   background: var(--soft); border: 1px solid var(--line); border-radius: 3px; padding: 5px 8px; margin: 4px 0; }
 .gpuml-table { border-collapse: collapse; margin: 4px 0; font-size: 12px; }
-table.gpuml-table th, table.gpuml-table td { text-align: left; padding: 2px 14px 2px 0; color: var(--ink); vertical-align: top;
+:is(.gpuml-panel, .gpuml-static) table.gpuml-table :is(th, td) { text-align: left; padding: 2px 14px 2px 0; color: var(--ink); vertical-align: top;
   overflow-wrap: anywhere; }
-table.gpuml-table th { color: var(--faint); font-weight: normal; white-space: nowrap; }
+:is(.gpuml-panel, .gpuml-static) table.gpuml-table th { color: var(--faint); font-weight: normal; white-space: nowrap; }
 .gpuml-panel progress, .gpuml-static progress { width: 100%; height: 6px; appearance: none; border: 0; border-radius: 3px;
   overflow: hidden; background: var(--soft); color: var(--mark); }
 .gpuml-panel progress::-webkit-progress-bar { background: var(--soft); }
@@ -1188,7 +1197,7 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 .gpuml-panel :focus-visible { outline: 2px solid var(--mark); outline-offset: 1px; }
 .gpuml-panel .widget-tab-contents:focus-visible { outline: none; }
 .jp-OutputArea:has(.gpuml-panel) .gpuml-static { display: none; }
-.jp-OutputArea:has(.gpuml-static) .jp-OutputArea-output.jupyter-widgets:not(:has(*)) { display: none; }
+.jp-OutputArea-child:has(.gpuml-static) + .jp-OutputArea-child:not(:has(.gpuml-panel)) { display: none; }
 </style>"""
 
 # %% ../nbs/11_widgets.ipynb #ca0f35db

@@ -339,7 +339,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     theme(page, "JupyterLab Dark")
     picture(page, "panel-production-dark.png")
     page.get_by_role("button", name="Submit", exact=True).click()
-    page.get_by_text("spring · ").first.wait_for(timeout=60_000)
+    page.locator(".gpuml-panel", has_text="spring is submitted").wait_for(timeout=60_000)
     page.get_by_role("tab", name="Jobs").click()
     name = page.locator(".gpuml-list button", has_text="spring")
     name.wait_for(timeout=30_000)
