@@ -707,7 +707,7 @@ class TrainTab:
         self.start.on_click(lambda _: self.begin([]))
         self.resume.on_click(lambda _: self.begin(["--resume"]))
         self.stop.on_click(lambda _: self.training.stop())
-        self.watch()
+        _trying(self.view, self.watch)
 
     def begin(self, options: list[str]) -> None:
         "Start the training that the form describes"
@@ -1180,14 +1180,15 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 .gpuml-list { max-height: 330px; overflow: auto; border: 1px solid var(--line); align-items: flex-start; flex: none; }
 .gpuml-list > .widget-html { flex: 1 1 auto; width: auto; margin: 0; min-width: 0; }
 .gpuml-list > .widget-toggle-buttons { flex: none; width: auto; margin: 0; padding-top: 28px; position: sticky; left: 0; z-index: 2;
-  background: var(--jp-layout-color0, Canvas); }
+  background: var(--jp-layout-color1, Canvas); }
+.gpuml-list > .widget-toggle-buttons::before { content: "job"; position: absolute; top: 6px; left: 12px; color: var(--faint); font-size: 12px; }
 .gpuml-list .widget-toggle-group { display: flex; flex-direction: column; flex-wrap: nowrap; }
 .gpuml-list .widget-toggle-button { width: auto; height: 28px; line-height: 28px; margin: 0; padding: 0 12px; text-align: left;
   background: none; color: var(--mark); box-shadow: none; border: 0; border-top: 1px solid var(--line); }
 .gpuml-list .widget-toggle-button.mod-active { background: var(--soft); font-weight: bold; }
 .gpuml-jobs { width: 100%; border-collapse: collapse; font-size: 12px; white-space: nowrap; }
 .gpuml-jobs tr { height: 28px; }
-.gpuml-jobs td, .gpuml-jobs th { height: 28px; box-sizing: border-box; padding: 0 12px 0 0; text-align: left; border-top: 1px solid var(--line);
+.gpuml-jobs td, .gpuml-jobs th { height: 28px; box-sizing: border-box; padding: 0 4px 0 10px; text-align: left; border-top: 1px solid var(--line);
   max-width: 380px; overflow: hidden; text-overflow: ellipsis; }
 .gpuml-jobs thead th { border-top: 0; color: var(--faint); font-weight: normal; }
 .gpuml-jobs th:first-child { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }

@@ -331,6 +331,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     page.locator(".gpuml-panel").scroll_into_view_if_needed()
     page.get_by_role("tab", name="Production").click()
     page.get_by_label("on this machine").check()
+    field(page, "epochs").fill("40")
     page.get_by_label("name", exact=True).fill("spring")
     page.get_by_role("button", name="Check", exact=True).click()
     page.locator(".gpuml-checks").wait_for(timeout=60_000)
