@@ -7,7 +7,7 @@ __all__ = ['Paths', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'Quantity', '
            'DataError', 'ModelError', 'OutputError', 'NotebookError', 'ClusterError', 'TrainError', 'Preempted',
            'Section', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig', 'ComputeConfig', 'Config', 'fields',
            'kind', 'choices', 'describe', 'help_text', 'parse_override', 'find_config', 'config_names', 'load',
-           'load_all', 'parse_words', 'to_yaml', 'save_as', 'flat', 'Diff', 'diff', 'json_schema']
+           'load_all', 'parse_words', 'to_yaml', 'flat', 'Diff', 'diff', 'save_as', 'json_schema']
 
 # %% ../nbs/00_config.ipynb #de26c660
 import json
@@ -635,6 +635,34 @@ def to_yaml(
     yaml.dump(config.model_dump(), out)
     return out.getvalue()
 
+# %% ../nbs/00_config.ipynb #6d1107d8
+def flat(
+    config: Config,
+) -> dict[str, Any]:
+    "The config as `section.key: value`: the names of the MLflow params"
+    dump = config.model_dump()
+    return {key: dump[key] if "." not in key else dump[key.split(".")[0]][key.split(".")[1]] for key in fields()}
+
+
+class Diff(list):
+    "Rows of (key, value in a, value in b); shows itself as an aligned table"
+
+    def __repr__(self):
+        if not self:
+            return "no differences"
+        rows = [[k, *(json.dumps(v, ensure_ascii=False) for v in values)] for k, *values in self]
+        widths = [max(len(row[i]) for row in rows) for i in range(2)]
+        return "\n".join(f"{k:<{widths[0]}}  {a:<{widths[1]}}  →  {b}" for k, a, b in rows)
+
+
+def diff(
+    a: Config,
+    b: Config,
+) -> Diff:
+    "The keys in which two configs differ, with both values"
+    flat_a, flat_b = flat(a), flat(b)
+    return Diff((key, flat_a[key], flat_b[key]) for key in flat_a if flat_a[key] != flat_b[key])
+
 # %% ../nbs/00_config.ipynb #08da231b
 def save_as(
     new: str,  # name of the config that is made
@@ -664,34 +692,6 @@ def save_as(
         target.unlink()
         raise ConfigError(f"{source.name}: can't be copied with these values; copy the file, and edit it by hand")
     return target
-
-# %% ../nbs/00_config.ipynb #6d1107d8
-def flat(
-    config: Config,
-) -> dict[str, Any]:
-    "The config as `section.key: value`: the names of the MLflow params"
-    dump = config.model_dump()
-    return {key: dump[key] if "." not in key else dump[key.split(".")[0]][key.split(".")[1]] for key in fields()}
-
-
-class Diff(list):
-    "Rows of (key, value in a, value in b); shows itself as an aligned table"
-
-    def __repr__(self):
-        if not self:
-            return "no differences"
-        rows = [[k, *(json.dumps(v, ensure_ascii=False) for v in values)] for k, *values in self]
-        widths = [max(len(row[i]) for row in rows) for i in range(2)]
-        return "\n".join(f"{k:<{widths[0]}}  {a:<{widths[1]}}  →  {b}" for k, a, b in rows)
-
-
-def diff(
-    a: Config,
-    b: Config,
-) -> Diff:
-    "The keys in which two configs differ, with both values"
-    flat_a, flat_b = flat(a), flat(b)
-    return Diff((key, flat_a[key], flat_b[key]) for key in flat_a if flat_a[key] != flat_b[key])
 
 # %% ../nbs/00_config.ipynb #0a45129f
 def json_schema() -> dict[str, Any]:
