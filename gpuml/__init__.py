@@ -15,3 +15,10 @@ def unload_ipython_extension(shell):
     from gpuml.magics import unload
 
     unload(shell)
+
+
+def panel(notebook=None):
+    "Train, submit, follow jobs and compare runs by mouse; `%gpuml` in a notebook"
+    from gpuml.magics import panel
+
+    return panel(notebook)

@@ -6,8 +6,8 @@
 __all__ = ['Paths', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'Quantity', 'LongName', 'GpumlError', 'ConfigError',
            'DataError', 'ModelError', 'OutputError', 'NotebookError', 'ClusterError', 'TrainError', 'Preempted',
            'Section', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig', 'ComputeConfig', 'Config', 'fields',
-           'kind', 'choices', 'help_text', 'parse_override', 'find_config', 'config_names', 'load', 'parse_words',
-           'to_yaml', 'flat', 'Diff', 'diff', 'json_schema']
+           'kind', 'choices', 'describe', 'help_text', 'parse_override', 'find_config', 'config_names', 'load',
+           'load_all', 'parse_words', 'to_yaml', 'flat', 'Diff', 'diff', 'save_as', 'json_schema']
 
 # %% ../nbs/00_config.ipynb #de26c660
 import json
@@ -353,13 +353,21 @@ def _limits(info: FieldInfo) -> dict[str, Any]:
 _LIMIT_WORDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
+def describe(
+    key: str,  # `section.key`
+) -> str:
+    "What a field is for, what it takes, and its range, in a sentence"
+    info = fields()[key]
+    limits = ", ".join(f"{_LIMIT_WORDS[n]} {v:g}" for n, v in _limits(info).items())
+    return f"{info.description} ({'; '.join(filter(None, [kind(info), limits]))})"
+
+
 def help_text() -> str:
     "Every key with its default, its range and its description, one a line"
     lines = []
     for key, info in fields().items():
         default = "" if info.is_required() else f" = {json.dumps(info.get_default(call_default_factory=True))}"
-        limits = ", ".join(f"{_LIMIT_WORDS[n]} {v:g}" for n, v in _limits(info).items())
-        lines.append(f"  {key}{default}\n      {info.description} ({'; '.join(filter(None, [kind(info), limits]))})")
+        lines.append(f"  {key}{default}\n      {describe(key)}")
     return "\n".join(lines)
 
 # %% ../nbs/00_config.ipynb #8b016c79
@@ -580,6 +588,17 @@ def load(
     config._name, config._root = file.stem, root
     return config
 
+# %% ../nbs/00_config.ipynb #7ccce8d1
+def load_all() -> list[Config]:
+    "The project's configs, those that are valid"
+    found = []
+    for name in config_names():
+        try:
+            found.append(load(name))
+        except ConfigError:
+            continue
+    return found
+
 # %% ../nbs/00_config.ipynb #4f2d01d5
 def parse_words(
     words: list[str],  # what stands behind the magic or the command
@@ -646,6 +665,36 @@ def diff(
     "The keys in which two configs differ, with both values"
     flat_a, flat_b = flat(a), flat(b)
     return Diff((key, flat_a[key], flat_b[key]) for key in flat_a if flat_a[key] != flat_b[key])
+
+# %% ../nbs/00_config.ipynb #08da231b
+def save_as(
+    new: str,  # name of the config that is made
+    name: str,  # of the config that it is made from
+    overrides: list[str] | tuple[str, ...] = (),  # `section.key=value`
+) -> Path:
+    "The file of a config with overrides as a config of its own, comments kept; raises `ConfigError`"
+    from ruamel.yaml import YAML
+
+    config, source = load(name, overrides), find_config(name)
+    if not re.fullmatch(r"[\w][\w.-]*", new):
+        raise ConfigError(f"'{new}' is no name for a config: take letters, digits, '-' and '_', such as {name}-long")
+    target = source.with_name(f"{new}.yaml")
+    if target.exists():
+        raise ConfigError(f"config/{target.name}: is there already; take another name")
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    tree = yaml.load(source.read_text(encoding="utf-8"))
+    for key, value in map(parse_override, overrides):
+        section, _, field = key.rpartition(".")
+        if section and tree.get(section) is None:
+            tree[section] = {}
+        (tree[section] if section else tree)[field] = _plain(value)
+    with target.open("x", encoding="utf-8") as f:
+        yaml.dump(tree, f)
+    if flat(load(target)) != flat(config):
+        target.unlink()
+        raise ConfigError(f"{source.name}: can't be copied with these values; copy the file, and edit it by hand")
+    return target
 
 # %% ../nbs/00_config.ipynb #0a45129f
 def json_schema() -> dict[str, Any]:

@@ -5,6 +5,7 @@ Pictures go to the folder named by GPUML_PICTURES; `make pictures` makes the REA
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -209,3 +210,153 @@ def test_help_and_mistakes_are_readable(page, server, lab_project):
     )
     assert "Traceback" not in page.locator(".jp-Notebook").inner_text()
     picture(page, "help.png")
+
+
+def field(page, name: str):
+    "The input with that label in the panel"
+    return page.locator(".gpuml-fields:visible .gpuml-field", has_text=re.compile(rf"^{name}\b")).locator(
+        "input,select"
+    )
+
+
+def line(page):
+    return page.locator("input.gpuml-line[aria-label^='the same']:visible")
+
+
+def open_panel(page, server, place):
+    path = place / "panel.ipynb"
+    path.write_text(notebook("%load_ext gpuml", "%gpuml"))
+    open_notebook(page, server, path)
+    run_all(page)
+    page.locator(".gpuml-panel").wait_for(timeout=60_000)
+    return path
+
+
+def theme(page, name):
+    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
+    page.wait_for_function(
+        "dark => (document.body.dataset.jpThemeLight === 'false') === dark", arg=name == "JupyterLab Dark"
+    )
+
+
+def test_panel_trains_stops_resumes_and_is_found_again(page, server, lab_project):
+    from playwright.sync_api import expect
+
+    (lab_project / "config" / "prod.yaml").write_text((lab_project / "config" / "dev.yaml").read_text())
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    path = open_panel(page, server, lab_project)
+    page.locator(".gpuml-panel select").first.select_option("prod")
+    expect(line(page)).to_have_value("run = %gpu_train prod")
+    page.locator(".gpuml-panel select").first.select_option("dev")
+    field(page, "epochs").fill("0")
+    page.get_by_text("train.epochs=0: train.epochs: must be at least 1, not 0").wait_for()
+    expect(page.get_by_role("button", name="Train", exact=True)).to_be_disabled()
+    picture(page, "panel-wrong.png")
+    field(page, "epochs").fill("500")
+    field(page, "schedule").select_option("cosine")
+    expect(line(page)).to_have_value("run = %gpu_train dev train.epochs=500 train.schedule=cosine")
+    line(page).focus()
+    assert page.evaluate("() => getSelection().toString()") == line(page).input_value()
+    page.get_by_role("button", name="Train", exact=True).click()
+    curve = page.locator(".gpuml-panel svg[aria-label='loss'] .line").first
+    curve.wait_for(timeout=120_000)
+    page.wait_for_function(
+        "before => document.querySelector(\".gpuml-panel svg[aria-label='loss'] .line\")?.getAttribute('d') != before",
+        arg=curve.get_attribute("d"),
+    )
+    page.get_by_text(re.compile(r"\bleft\b")).first.wait_for(timeout=60_000)
+    picture(page, "panel-training.png")
+    theme(page, "JupyterLab Dark")
+    picture(page, "panel-training-dark.png")
+    theme(page, "JupyterLab Light")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.locator(".gpuml-panel").get_by_text("stopped at update").first.wait_for(timeout=60_000)
+    picture(page, "panel-stopped.png")
+    page.get_by_role("button", name="Resume", exact=True).click()
+    page.locator(".gpuml-panel [role=status]", has_text="examples/s").wait_for(timeout=120_000)
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.wait_for_timeout(2000)
+    open_notebook(page, server, path)
+    run_all(page)
+    page.locator(".gpuml-panel [role=status]", has_text="examples/s").wait_for(timeout=60_000)  # still at work
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.locator(".gpuml-panel").get_by_text("stopped at update").first.wait_for(timeout=60_000)
+    assert len(runs_in(lab_project / "mlflow.db")) == 1
+    field(page, "epochs").fill("1")
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.locator(".gpuml-panel svg[aria-label='confusion matrix']").wait_for(timeout=120_000)
+    picture(page, "panel-done.png")
+    saved_without_a_kernel(page, server, path)
+    assert not [url for url in asked if not re.match(r"(http://127\.0\.0\.1|ws://127\.0\.0\.1|data:|blob:)", url)]
+
+
+def saved_without_a_kernel(page, server, path):
+    "The notebook, saved and opened again where its kernel is gone, shows what was there"
+    from playwright.sync_api import expect
+
+    expect(page.get_by_role("button", name="Train", exact=True)).to_be_enabled(timeout=30_000)
+    deadline = time.monotonic() + 20
+    while "confusion matrix" not in path.read_text() and time.monotonic() < deadline:
+        page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        page.wait_for_timeout(500)
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    open_notebook(page, server, path)
+    page.locator(".gpuml-static svg[aria-label='confusion matrix']").wait_for(timeout=30_000)
+    assert (
+        page.get_by_text("Error displaying widget").count() == 0
+        or not page.get_by_text("Error displaying").is_visible()
+    )
+    picture(page, "panel-saved.png")
+
+
+def test_panel_submits_and_follows_jobs(page, server, lab_project):
+    (lab_project / "config" / "prod.yaml").write_text((lab_project / "config" / "dev.yaml").read_text())
+    path = lab_project / "panel.ipynb"
+    cells = json.loads((ROOT / "nbs" / "train.ipynb").read_text())
+    more = json.loads(notebook("%gpuml"))["cells"][0]
+    cells["cells"].append({**more, "metadata": {"tags": ["dev-only"]}})
+    path.write_text(json.dumps(cells))
+    open_notebook(page, server, path)
+    for code in ("%load_ext gpuml", "%gpuml"):
+        page.evaluate(
+            """code => {
+                const {content} = window.jupyterapp.shell.currentWidget;
+                content.activeCellIndex = content.widgets.findIndex(c => c.model.sharedModel.source == code);
+                return window.jupyterapp.commands.execute('notebook:run-cell');
+            }""",
+            code,
+        )
+    page.locator(".gpuml-panel").wait_for(timeout=60_000)
+    page.locator(".gpuml-panel").scroll_into_view_if_needed()
+    page.get_by_role("tab", name="Production").click()
+    page.get_by_label("on this machine").check()
+    field(page, "epochs").fill("40")
+    page.get_by_label("name", exact=True).fill("spring")
+    page.get_by_role("button", name="Check", exact=True).click()
+    page.locator(".gpuml-checks").wait_for(timeout=60_000)
+    page.get_by_text("manifest", exact=True).click()
+    picture(page, "panel-production.png")
+    theme(page, "JupyterLab Dark")
+    picture(page, "panel-production-dark.png")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    page.locator(".gpuml-panel", has_text="spring is submitted").wait_for(timeout=60_000)
+    page.get_by_role("tab", name="Jobs").click()
+    name = page.locator(".gpuml-list button", has_text="spring")
+    name.wait_for(timeout=30_000)
+    page.locator(".gpuml-jobs .gpuml-running progress").wait_for(timeout=120_000)
+    name.focus()
+    page.keyboard.press("Enter")
+    page.locator(".gpuml-log", has_text="spring").wait_for(timeout=60_000)
+    picture(page, "panel-jobs-dark.png")
+    theme(page, "JupyterLab Light")
+    picture(page, "panel-jobs.png")
+    page.locator(".gpuml-jobs .gpuml-succeeded").wait_for(timeout=300_000)
+    page.locator(".gpuml-panel").get_by_role("button", name="notebook", exact=True).click()
+    page.frame_locator(".gpuml-notebook").get_by_text("Train a text classifier").wait_for(timeout=30_000)
+    picture(page, "panel-notebook.png")
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("runs").select_option(index=0)
+    page.locator(".gpuml-panel svg[aria-label='training loss']").wait_for()
+    picture(page, "panel-compare.png")
+    assert "Traceback" not in page.locator(".gpuml-panel").inner_text()

@@ -1,0 +1,59 @@
+"The panel in a real JupyterLab, its job on a real control plane: pending with its reason, running, finished, its notebook"
+
+import json
+import os
+import shutil
+
+import pytest
+
+from tests.cluster.cluster import job as holder
+from tests.cluster.cluster import phase
+from tests.cluster.site import Site
+from tests.conftest import ROOT
+from tests.test_lab import notebook, open_notebook, page, picture, pytestmark, run_all, server, theme  # noqa: F401
+
+
+@pytest.fixture
+def site(cluster, namespace, project, s3, monkeypatch):
+    return Site(cluster, namespace, project, s3, monkeypatch)
+
+
+def open_panel(page, server, site):  # noqa: F811
+    "The project in JupyterLab's folder, the shipped notebook with a panel at its end"
+    place = server[1] / site.namespace
+    shutil.copytree(site.folder, place)
+    keys = {k: os.environ[k] for k in ("KUBECONFIG", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if k in os.environ}
+    shipped = json.loads((ROOT / "nbs" / "train.ipynb").read_text())
+    (place / "train.ipynb").write_text(json.dumps(shipped))
+    more = f"import os\nos.environ.update({keys!r})", "%load_ext gpuml", "import gpuml\ngpuml.panel('train.ipynb')"
+    (place / "panel.ipynb").write_text(notebook(*more))
+    open_notebook(page, server, place / "panel.ipynb")
+    run_all(page)
+    page.locator(".gpuml-panel").wait_for(timeout=60_000)
+
+
+def test_a_job_from_the_mouse(page, server, site):  # noqa: F811
+    cluster, namespace = site.cluster, site.namespace
+    cluster.admin.create("jobs", namespace, holder("holder", "sleep 600", gpus=1, priority="gpuml-prod"))
+    cluster.wait_pod(namespace, "holder", phase("Running"))
+    open_panel(page, server, site)
+    page.get_by_role("tab", name="Production").click()
+    page.get_by_label("name", exact=True).fill("spring")
+    page.get_by_role("button", name="Check", exact=True).click()
+    page.locator(".gpuml-checks", has_text="accepted by the API server").wait_for(timeout=60_000)
+    picture(page, "panel-checks.png")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    page.locator(".gpuml-panel", has_text="spring is submitted").wait_for(timeout=60_000)
+    page.get_by_role("tab", name="Jobs").click()
+    why = page.locator(".gpuml-jobs td", has_text="needs 1 GPU: none of 1 is free")
+    why.wait_for(timeout=60_000)
+    page.locator(".gpuml-list button", has_text="spring").click()
+    page.locator(".gpuml-panel", has_text="needs 1 GPU").first.wait_for()
+    picture(page, "panel-pending.png")
+    cluster.admin.delete("jobs", namespace, "holder", propagationPolicy="Background")
+    page.locator(".gpuml-jobs .gpuml-running").wait_for(timeout=120_000)
+    page.locator(".gpuml-jobs .gpuml-succeeded").wait_for(timeout=300_000)
+    page.locator(".gpuml-panel").get_by_role("button", name="notebook", exact=True).click()
+    page.frame_locator(".gpuml-notebook").get_by_text("Train a text classifier").wait_for(timeout=30_000)
+    theme(page, "JupyterLab Dark")
+    picture(page, "panel-notebook-dark.png")

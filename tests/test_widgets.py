@@ -1,0 +1,365 @@
+"The panel: real widgets, real configs, real trainings in processes of their own"
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from ipywidgets.widgets.widget import _instances as alive_widgets
+
+from gpuml import widgets
+from gpuml.cluster import jobs
+from gpuml.config import ConfigError, GpumlError, load, load_all
+from tests.conftest import ROOT, runs_in
+
+
+@pytest.fixture
+def panel(project):
+    "An open panel of the small project"
+    made = widgets.panel()
+    yield made
+    made.close()
+    if (left := widgets.find_training()) and left.alive():
+        os.kill(json.loads((left.folder / "process.json").read_text())["process"][0], signal.SIGKILL)
+
+
+def wait_for(condition, seconds: float = 120):
+    "Until it holds"
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.1)
+    return found
+
+
+def show(form, section: str):
+    form.fields.section.value = section
+    return form.fields.inputs
+
+
+def test_a_change_gives_the_line_that_does_the_same(panel):
+    form = panel.tabs["Train"].form
+    show(form, "train")["train.epochs"].value = 5
+    form.fields.inputs["train.schedule"].value = "cosine"
+    show(form, "tracking")["tracking.log_model"].value = True
+    show(form, "data")["data.train"].value = "my data"
+    line = "run = %gpu_train dev train.epochs=5 train.schedule=cosine tracking.log_model=true 'data.train=my data'"
+    assert line.replace("'", "&#x27;") in form.said.value
+    assert form.config == load("dev", form.words[1:])
+    assert "differences from dev" in form.said.value and "<td>train.epochs</td><td>2</td><td>5</td>" in form.said.value
+    assert "gpuml-changed" in form.fields.inputs["train.epochs"]._dom_classes
+    form.fields.inputs["train.epochs"].value = 2  # what the file says is no change
+    assert "train.epochs" not in " ".join(form.words)
+    assert "gpuml-changed" not in form.fields.inputs["train.epochs"]._dom_classes
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("train.epochs", 0), ("train.learning_rate", 0.0), ("train.early_stopping", "soon"), ("data.text", ""),
+     ("data.validation_fraction", 1.5), ("compute.memory", "much"), ("model.dropout", "1.5"), ("data.labels", "[a, a]"),
+     ("compute.namespace", "Not A Name"), ("tracking.uri", "http://me:secret@host")],
+)  # fmt: skip
+def test_a_wrong_value_gives_the_sentence_of_the_line(panel, key, value):
+    form = panel.tabs["Train"].form
+    show(form, key.split(".")[0])[key].value = value
+    with pytest.raises(ConfigError) as e:
+        load("dev", form.words[1:])
+    assert form.wrong == str(e.value) and form.wrong.startswith(f"{key}=")
+    assert "gpuml-wrong" in form.fields.inputs[key]._dom_classes
+    assert panel.tabs["Train"].start.disabled and form.save.disabled
+
+
+def test_every_field_has_an_input_with_the_configs_words(panel):
+    from gpuml.config import describe, fields
+
+    form = panel.tabs["Train"].form
+    for key, info in fields().items():
+        one = show(form, key.split(".")[0])[key]
+        assert info.description.split("`")[0] in describe(key) and describe(key) in one.tooltip
+        assert widgets.parse_override(f"{key}={widgets.typed(one)}")[1] == form.fields.values[key], key
+    assert form.wrong == "" and form.words == ["dev"]
+
+
+def test_the_line_reaches_the_magic_as_it_was_clicked(panel):
+    "Through IPython's own expansion of $name and {expression}, and the magic's splitting"
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from gpuml.magics import split_line
+
+    form, heard = panel.tabs["Train"].form, []
+    for key, text in {
+        "data.text": "it's $HOME {1 + 1}",
+        "compute.env": '{"A": "x y"}',
+        "data.label": 'a "b" ?',
+    }.items():
+        show(form, key.split(".")[0])[key].value = text
+    shell = InteractiveShell()
+    shell.register_magic_function(lambda line: heard.extend(split_line(line)), "line", "gpu_train")
+    shell.run_cell(widgets.magic_line([form.magic, *form.words]))
+    assert heard == form.words
+
+
+def test_save_as_keeps_comments(panel, project):
+    dev = project / "config" / "dev.yaml"
+    dev.write_text(dev.read_text().replace("epochs: 2", "epochs: 2  # enough for the sample") + "\n# the end\n")
+    form = panel.tabs["Train"].form
+    form.pick()
+    show(form, "train")["train.epochs"].value = 7
+    show(form, "model")["model.dropout"].value = "0"
+    form.new.value = "long"
+    form.save.click()
+    text = (project / "config" / "long.yaml").read_text()
+    assert "epochs: 7  # enough for the sample" in text and text.rstrip().endswith("# the end")
+    assert form.name.value == "long" and form.words == ["long"] and load("long").train.epochs == 7
+    form.new.value = "long"
+    form.save.click()
+    assert "config/long.yaml: is there already" in form.saved.value
+    form.new.value = "../x"
+    form.save.click()
+    assert "is no name for a config" in form.saved.value and not (project / "x.yaml").exists()
+
+
+def test_a_broken_config_says_why(panel, project):
+    (project / "config" / "dev.yaml").write_text("train:\n  epoch: 3\n")
+    panel.tabs["Train"].form.pick()
+    assert "config/dev.yaml:2: train.epoch: unknown key; did you mean" in panel.tabs["Train"].form.said.value
+    assert panel.tabs["Train"].start.disabled
+
+
+def test_train_stop_and_resume(panel, store):
+    tab = panel.tabs["Train"]
+    show(tab.form, "train")["train.epochs"].value = 400
+    tab.start.click()
+    assert tab.start.disabled and not tab.stop.disabled
+    wait_for(lambda: "aria-label='loss'" in tab.view.value and "left" in tab.view.value)
+    updates, before = [], time.monotonic()
+    tab.view.observe(lambda change: updates.append(len(change.new)), "value")
+    with pytest.raises(GpumlError, match="is at work here already; stop it first"):
+        widgets.start_training(["dev"])
+    time.sleep(2)
+    seconds = time.monotonic() - before
+    assert 0 < len(updates) / seconds <= 4 and max(updates) <= 2000
+    tab.stop.click()
+    wait_for(lambda: "stopped at update" in tab.view.value and not tab.start.disabled)
+    (run,) = runs_in(store)
+    assert run.info.status == "KILLED"
+    stopped = tab.training.progress.step
+    tab.resume.click()
+    wait_for(lambda: tab.training.progress.step > stopped)
+    assert tab.training.words[-1] == "--resume"
+    tab.stop.click()
+    wait_for(lambda: not tab.training.alive())
+    assert len(runs_in(store)) == 1
+
+
+def test_a_finished_training_shows_the_run_and_another_panel_finds_it(panel, store):
+    from gpuml.train import load_run
+
+    tab = panel.tabs["Train"]
+    tab.start.click()
+    wait_for(lambda: "confusion matrix" in tab.view.value)
+    name = tab.training.progress.run
+    assert f"load_run(&#x27;{name}&#x27;)" in tab.view.value
+    assert load_run(name).metrics["updates"] == tab.training.progress.steps
+    again = widgets.panel()  # as after a restart of the kernel: only the files are left
+    assert again.tabs["Train"].view.value == tab.view.value
+    static = again._repr_html_()
+    assert "confusion matrix" in static and "<input" not in static and "run = %gpu_train dev" in repr(again)
+    again.close()
+
+
+def test_what_goes_wrong_in_a_training_is_said(panel, project):
+    (project / "data" / "a.csv").write_text("text,label\nonly one field\n")
+    tab = panel.tabs["Train"]
+    tab.start.click()
+    wait_for(lambda: "data/a.csv:2" in tab.view.value)
+    wait_for(lambda: not tab.start.disabled)
+    tab.training.folder.joinpath("progress.json").write_text(json.dumps({"phase": "training"}))
+    assert "ended without a word" in tab.training.error
+
+
+@pytest.fixture
+def with_notebook(project, store):
+    "A panel of a project with the shipped notebook and a config `prod`"
+    shutil.copy(ROOT / "nbs" / "train.ipynb", project / "train.ipynb")
+    (project / "config" / "prod.yaml").write_text((project / "config" / "dev.yaml").read_text())
+    made = widgets.panel(project / "train.ipynb")
+    yield made
+    for one, state in jobs(load_all()):
+        if not state.over:
+            one.cancel()
+            one.wait(60)
+    made.close()
+
+
+def choose(panel, name: str):
+    panel.tab.selected_index = panel.tab.titles.index(name)
+    return panel.tabs[name]
+
+
+def test_production_checks_submits_and_jobs_follow(with_notebook):
+    tab = choose(with_notebook, "Production")
+    tab.local.value = True
+    tab.name.value = "spring"
+    show(tab.form, "train")["train.epochs"].value = 3
+    assert "job = %submit_prod prod train.epochs=3 --name=spring --local" in tab.form.said.value
+    tab.check.click()
+    wait_for(lambda: "<summary>manifest</summary>" in tab.view.value)
+    assert "✓ <b>data</b>" in tab.view.value and "nothing keeps it from being submitted" in tab.view.value
+    assert "kind: Job" in tab.view.value and not jobs(load_all())
+    tab.submit.click()
+    wait_for(lambda: "job = %gpu_jobs spring" in tab.view.value)
+    seen = choose(with_notebook, "Jobs")
+    wait_for(lambda: seen.names.options == ("spring",))
+    assert "state" in seen.table.value and seen.names.value is None
+    seen.names.value = "spring"
+    wait_for(lambda: "spring: " in seen.content.value)  # of its log
+    wait_for(lambda: "gpuml-succeeded" in seen.table.value, 300)
+    seen.part.value = "metrics"
+    wait_for(lambda: "aria-label='loss'" in seen.content.value)
+    seen.part.value = "notebook"
+    wait_for(lambda: "iframe" in seen.content.value and "confusion matrix" in seen.content.value)
+    assert "job = %gpu_jobs spring" in seen.facts.value
+    static = with_notebook._repr_html_()
+    assert "spring" in static and "succeeded" in static
+
+
+def test_what_is_wrong_is_said_before_anything_is_sent(with_notebook, project):
+    tab = choose(with_notebook, "Production")
+    tab.local.value = True
+    (project / "data" / "a.csv").write_text("text,label\nonly one field\n")
+    tab.check.click()
+    wait_for(lambda: "gpuml-bad" in tab.view.value)
+    assert "it would not be submitted" in tab.view.value and "data/a.csv:2" in tab.view.value
+    tab.submit.click()
+    wait_for(lambda: "not submitted" in tab.view.value)
+    assert not jobs(load_all())
+    tab.local.value = False
+    tab.check.click()
+    wait_for(lambda: "no cluster" in tab.view.value or "no answer" in tab.view.value, 60)
+
+
+def test_cancel_asks_first(with_notebook):
+    tab = choose(with_notebook, "Production")
+    tab.local.value = True
+    show(tab.form, "train")["train.epochs"].value = 400
+    tab.submit.click()
+    wait_for(lambda: "%gpu_jobs" in tab.view.value)
+    seen = choose(with_notebook, "Jobs")
+    seen.names.value = wait_for(lambda: seen.names.options)[0]
+    wait_for(lambda: "gpuml-running" in seen.table.value)
+    assert seen.cancel in seen.bar.children
+    seen.cancel.click()
+    assert seen.yes in seen.bar.children and seen.cancel not in seen.bar.children
+    seen.no.click()
+    assert seen.cancel in seen.bar.children and not seen.job.status.over
+    seen.cancel.click()
+    seen.yes.click()
+    wait_for(lambda: "gpuml-cancelled" in seen.table.value)
+    seen.hide.click()
+    assert seen.opened.children == () and seen.names.value is None
+
+
+def test_compare_runs(panel, store):
+    from gpuml.train import fit
+
+    made = [fit(load("dev", [f"train.learning_rate={rate}", "train.epochs=1"])) for rate in ("1e-4", "3e-4")]
+    tab = choose(panel, "Compare")
+    assert [folder.name for _, folder in tab.runs.options] == [run.id for run in reversed(made)]
+    tab.runs.value = [run.folder for run in made]
+    assert "<td>train.learning_rate</td><td>0.0001</td><td>0.0003</td>" in tab.view.value
+    assert "train.epochs" not in tab.view.value
+    for title in ("training loss", "validation loss", "macro-F1"):
+        assert f"aria-label='{title}'" in tab.view.value
+    assert tab.view.value.count("class='line'") == 6
+    text = repr(widgets.compare(*made))
+    assert "train.learning_rate" in text and made[0].id in text
+    assert widgets.compare(made[0].id).folders == [made[0].folder]
+
+
+def test_five_hundred_jobs(project):
+    "One table and one list of names; a state that changes is one message"
+    from gpuml.cluster import JobList, LocalJob, State
+
+    about = {"priority": "gpuml-dev", "gpus": "1", "owner": "me"}
+    many = JobList((LocalJob(f"dev-{i:010x}-1", "", None, about), State("pending", "needs 1 GPU")) for i in range(500))
+    started = time.monotonic()
+    html = widgets.jobs_html(many)
+    assert time.monotonic() - started < 1 and html.count("<tr>") == 501 and html.count("needs 1 GPU</td>") == 500
+
+
+def test_an_executed_notebook_runs_nothing(tmp_path):
+    bad = "<script>alert(1)</script><img src='https://example.com/x.png' onerror='alert(2)'>"
+    out = [
+        {"output_type": "display_data", "data": {"text/html": bad}},
+        {"output_type": "stream", "text": "\x1b[31mred"},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": "<b onclick='x'>a</b>"},
+        {"cell_type": "code", "source": "1 < 2", "outputs": out},
+    ]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
+    html = widgets.notebook_html(tmp_path / "a.ipynb")
+    assert html.count("<") == 2 and " sandbox " in html and "default-src &#x27;none&#x27;" in html.replace("&amp;", "&")
+    assert "red" in html and "\x1b" not in html and "1 &amp;lt; 2" in html
+
+
+def test_opened_and_closed_a_hundred_times(project):
+    def left():
+        return len(alive_widgets), sum(t.name.startswith("gpuml-panel") for t in threading.enumerate())
+
+    before = left()
+    for _ in range(100):
+        made = widgets.panel()
+        for tab in range(len(made.tabs)):
+            made.tab.selected_index = tab
+        show(made.tabs["Train"].form, "data")
+    made.close()
+    assert left() == before
+
+
+def test_the_panel_imports_nothing_heavy(project):
+    code = """
+import sys
+import gpuml
+panel = gpuml.panel()
+for tab in range(4): panel.tab.selected_index = tab
+panel.close()
+print(*(set(sys.modules) & {"torch", "transformers", "mlflow", "kubernetes", "papermill", "nbformat", "pandas"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_notebook_with_a_panel_runs_where_there_is_no_browser(project, store):
+    "nbconvert and papermill: the panel is there as it stands, in HTML and in text, and nothing warns of widgets"
+    made = [
+        {"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
+        for i, source in enumerate(["%load_ext gpuml", "%gpu_train dev train.epochs=1", "%gpuml"])
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    (project / "n.ipynb").write_text(
+        json.dumps({"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+    )
+    for command in (
+        "jupyter nbconvert --to notebook --execute n.ipynb --output out.ipynb",
+        "papermill n.ipynb out.ipynb",
+    ):
+        program, *arguments = command.split()
+        done = subprocess.run([f"{sys.prefix}/bin/{program}", *arguments], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and "widget" not in done.stderr.lower(), done.stderr
+        *_, trained, opened = json.loads((project / "out.ipynb").read_text())["cells"]
+        assert "confusion matrix" in json.dumps(trained["outputs"]) and "widget" not in json.dumps(trained["outputs"])
+        static = opened["outputs"][0]["data"]
+        assert "run = %gpu_train dev" in "".join(static["text/html"])
+        assert "run = %gpu_train dev" in "".join(static["text/plain"])
+    shown = subprocess.run(
+        [f"{sys.prefix}/bin/jupyter", "nbconvert", "--to", "html", "out.ipynb"], capture_output=True, text=True
+    )
+    assert shown.returncode == 0 and "widget" not in shown.stderr.lower(), shown.stderr
+    assert "run = %gpu_train dev" in (project / "out.html").read_text()
