@@ -488,6 +488,9 @@ def test_policies_leave_others_alone(overlays):
 
 
 TOKEN = [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]
+EVERY_GPU = [
+    {"name": "train", "image": "registry.example.com/x:1", "env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}
+]
 STRANGER_IMAGE = [{"name": "train", "image": "registry.example.com.evil.test/x:1"}]
 REFUSED = {
     "production's class": ({"priorityClassName": "gpuml-prod"}, "gpuml-production-class: dev-user may not use PriorityClass gpuml-prod in namespace gpuml-dev; take gpuml-dev in gpuml-dev, or ask an administrator for the group gpuml-prod"),
@@ -499,6 +502,7 @@ REFUSED = {
     "a first container from elsewhere": ({"initContainers": STRANGER_IMAGE}, "gpuml-pods: images must come from registry.example.com/, not registry.example.com.evil.test/x:1; compute.image names it"),
     "a token": ({"automountServiceAccountToken": True}, "gpuml-pods: set automountServiceAccountToken: false; jobs do not talk to the API server"),
     "a token as a volume": ({"volumes": TOKEN}, "gpuml-pods: no volume may hold a ServiceAccount's token; jobs do not talk to the API server"),
+    "every GPU of the node": ({"containers": EVERY_GPU}, "gpuml-pods: NVIDIA_VISIBLE_DEVICES may reach GPUs that were not asked for, and so production's; take compute.gpus"),
     "a node by name": ({"nodeName": "gpu-1"}, "gpuml-pods: nodeName goes past the scheduler, and so past priorities; take nodeSelector (compute.node_selector)"),
 }  # fmt: skip
 

@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import re
+import subprocess
 import threading
 
 import pytest
@@ -14,10 +16,10 @@ from tests.cluster.administer import Administrator, may
 from tests.cluster.api import Api, ApiError
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
-from tests.cluster.plane import USERS
+from tests.cluster.plane import USERS, Plane
 from tests.cluster.site import Site
 from tests.conftest import ROOT
-from tests.manifests import OVERLAYS, find, pod_of, prepared, render
+from tests.manifests import OVERLAYS, find, kubectl, pod_of, prepared, render
 from tests.policies import RESOURCES, Request, refusals
 
 IMAGE = "registry.example.com/gpuml-train:0.1.0"
@@ -98,6 +100,36 @@ def test_what_is_wrong_is_not_accepted(team, administrator):
         administrator.apply(mlflow, trial=True)
 
 
+def test_the_administrator_s_own_commands(tmp_path):
+    "As docs/administrator.md has them, on a control plane without nodes: apply, again, diff, who may, delete"
+    plane, copied = Plane(tmp_path), prepared(tmp_path)
+    overlay = copied / "overlays" / "without-policies"
+
+    def run(*command):
+        env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KUBECONFIG": str(plane.kubeconfig())}
+        return subprocess.run([kubectl(), *map(str, command)], env=env, capture_output=True, text=True)
+
+    try:
+        plane.start()
+        first = run("apply", "-k", overlay)
+        assert first.returncode == 0 and "statefulset.apps/postgres created" in first.stdout, first.stderr
+        again = run("apply", "-k", overlay)
+        changed = [line for line in again.stdout.splitlines() if not line.endswith(" unchanged")]
+        assert changed == [f"statefulset.apps/{name} configured" for name in ("jupyter", "postgres")]  # in name only:
+        assert (found := run("diff", "-k", overlay)).returncode == 0, found.stdout
+        asked = ["auth", "can-i", "use", "priorityclass/gpuml-prod", "-n", "gpuml-prod", "--as", "ada", "--as-group"]
+        assert [run(*asked, group).stdout.strip() for group in ("gpuml-prod", "gpuml-dev")] == ["yes", "no"]
+        if plane.version < (1, 30):
+            refused = run("apply", "-k", copied / "overlays" / "team")
+            assert 'no matches for kind "ValidatingAdmissionPolicy"' in refused.stderr
+        gone = run("delete", "-k", overlay, "--timeout=90s")
+        assert gone.returncode == 0, gone.stderr
+        left = {n["metadata"]["name"] for n in plane.api().get("namespaces")["items"]}
+        assert not left & {"gpuml-dev", "gpuml-prod", "gpuml-system"}
+    finally:
+        plane.stop()
+
+
 # Who may do what: d the development user, p the production submitter, o an outsider, j a development job's own account,
 # q a production job's, n JupyterLab's. A dot where not.
 MATRIX = """
@@ -122,6 +154,8 @@ create pods/attach gpuml-dev                        ......
 create pods/portforward gpuml-dev                   ......
 create pods/eviction gpuml-dev                      ......
 create pods/binding gpuml-dev                       ......
+get    pods/proxy gpuml-dev                         ......
+update jobs.batch/status gpuml-dev                  ......
 update pods/ephemeralcontainers gpuml-dev           ......
 get    secrets gpuml-dev                            ......
 list   secrets gpuml-dev                            ......
@@ -167,6 +201,7 @@ use    priorityclasses.scheduling.k8s.io=gpuml-prod - ......
 get    nodes -                                      dp...n
 list   nodes -                                      dp...n
 patch  nodes -                                      ......
+get    nodes/proxy -                                ......
 list   pods -                                       ......
 list   secrets -                                    ......
 get    priorityclasses.scheduling.k8s.io -          dp...n
@@ -247,10 +282,8 @@ def test_gpuml_s_own_jobs_are_admitted(config, user, team, tidy, cluster, admini
     (pod,) = cluster.pods(namespace, name)
     assert evaluate(team, administrator, user, cluster_groups(user), job, namespace) == []
     made_pod = {"kind": "Pod", "metadata": pod["metadata"], "spec": pod["spec"]}
-    assert (
-        evaluate(team, administrator, "system:kube-controller-manager", [], made_pod, namespace, operation="UPDATE")
-        == []
-    )
+    by = "system:kube-controller-manager"
+    assert evaluate(team, administrator, by, [], made_pod, namespace, operation="UPDATE") == []
 
 
 def cluster_groups(user: str) -> list[str]:
@@ -283,6 +316,7 @@ PROD = {"priorityClassName": "gpuml-prod"}
 TEMPLATE = {"metadata": {"labels": {"a": "b"}}, "spec": pod_spec(**PROD)}
 TOKEN = [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]
 STRANGER = [{"name": "train", "image": "docker.io/someone/miner:1", "command": ["true"]}]
+EVERY_GPU = [pod_spec()["containers"][0] | {"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}]
 SUBJECT = {"kind": "User", "name": "dev-user", "apiGroup": "rbac.authorization.k8s.io"}
 ROLE = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}
 
@@ -317,6 +351,7 @@ def attempts(version: tuple) -> dict:
         "Job with a token as a volume": a_job(volumes=[*pod_spec()["volumes"], *TOKEN]),
         "Job with JupyterLab's account": a_job(serviceAccountName="notebook"),
         "Job with an image from elsewhere": a_job(containers=STRANGER),
+        "Job that sees every GPU of its node": a_job(containers=EVERY_GPU),
         "a budget that forbids disruption": an_object(
             policy, "PodDisruptionBudget", {"minAvailable": 1, "selector": {}}
         ),
@@ -364,19 +399,14 @@ def attempts(version: tuple) -> dict:
 def attempt(what, cluster, administrator) -> str:
     "What the server does with it for the development user: who refuses, or nothing"
     api = cluster.plane.api("dev-user")
-    is_object = isinstance(what, dict)
-    request = ("POST", administrator.path(what, named=False), what) if is_object else what
-    method, path, body, *headers = request
+    made = ("POST", administrator.path(what, named=False), what) if isinstance(what, dict) else what
+    method, path, body, *headers = made
     try:
         send(api, method, path, body, *headers)
     except ApiError as error:
         assert error.status in (403, 422), error
-        by_role = 'User "dev-user" cannot ' in error.message
-        return (
-            "role: " + error.message.split('User "dev-user" ')[1].split(" in API group")[0]
-            if by_role
-            else error.message
-        )
+        by_role = re.search('User "dev-user" (cannot .*?) in API group', error.message)
+        return f"role: {by_role[1]}" if by_role else error.message
     assert what["kind"] == "Job", "only Jobs may be made at all"
     refused = pod_or_refusal(cluster, "gpuml-dev", what["metadata"]["name"])
     return f"no pod: {reason(refused)}" if refused else ""
