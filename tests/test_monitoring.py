@@ -44,7 +44,7 @@ def job(tmp_path_factory, mlflow_template):
     project = home / "project"
     for folder in ("config", "data"):
         (project / folder).mkdir(parents=True)
-    text = CONFIG.format(cache=home / "cache", model=OFFLINE, port=free_port()).replace("epochs: 2", "epochs: 8")
+    text = CONFIG.format(cache=home / "cache", model=OFFLINE, port=free_port()).replace("epochs: 2", "epochs: 4")
     (project / "config" / "dev.yaml").write_text(text)
     (project / "data" / "a.csv").write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows(120)))
     shutil.copy(mlflow_template, project / "mlflow.db")
@@ -90,7 +90,7 @@ def test_a_job_says_how_far_it_is(job):
     assert len(set(updates)) > 5 and updates == sorted(updates)
     for s in trained:
         assert s["gpuml_loss"] == losses[s["gpuml_updates"]]
-        assert s["gpuml_updates_planned"] == max(losses) and s["gpuml_epochs_planned"] == 8
+        assert s["gpuml_updates_planned"] == max(losses) and s["gpuml_epochs_planned"] == 4
         if "gpuml_validation_loss" in s:
             assert s["gpuml_validation_loss"] in evaluated
     assert {"training", "done"} <= {name for s in seen for name in s if not name.startswith("gpuml_")}
