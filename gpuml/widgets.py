@@ -197,7 +197,8 @@ def chart(
     for colour, (name, points) in zip(COLOURS * len(drawn), drawn.items()):
         at = [(34 + round(x / max(last, 1) * (width - 40)), 98 - round(min(y / top, 1) * 90)) for x, y in points]
         steps = " ".join(f"{x - u} {y - v}" for (u, v), (x, y) in zip(at, at[1:]))
-        dots = "".join(f"<circle cx='{x}' cy='{y}' r='3' fill='{colour}'/>" for x, y in at) if len(at) < 9 else ""
+        spots = "".join(f"M{x} {y}h0" for x, y in at) if len(at) < 6 else ""
+        dots = f"<path class='dot' stroke='{colour}' d='{spots}'/>" if spots else ""
         lines += f"<path class='line' fill='none' stroke='{colour}' d='M{at[0][0]} {at[0][1]}l{steps or '0 0'}'/>{dots}"
         legend += f" <b style='color:{colour}'>●</b> {escape(name)} {points[-1][1]:.3g}"
     return (
@@ -1168,6 +1169,7 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 .gpuml-charts { display: flex; flex-wrap: wrap; gap: 4px 20px; }
 .gpuml-panel figure, .gpuml-static figure { margin: 4px 0; }
 .gpuml-panel figure svg, .gpuml-static figure svg { font: 10px sans-serif; stroke-width: 1.5; max-width: 100%; }
+.gpuml-panel .dot, .gpuml-static .dot { stroke-width: 6; stroke-linecap: round; }
 .gpuml-panel figcaption, .gpuml-static figcaption { font-size: 12px; color: var(--faint); }
 .gpuml-good, .gpuml-succeeded { color: var(--jp-success-color1, #2e7d32); }
 .gpuml-failed, .gpuml-cancelled, .gpuml-gone { color: var(--bad); }
@@ -1181,7 +1183,7 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 .gpuml-list > .widget-html { flex: 1 1 auto; width: auto; margin: 0; min-width: 0; }
 .gpuml-list > .widget-toggle-buttons { flex: none; width: auto; margin: 0; padding-top: 28px; position: sticky; left: 0; z-index: 2;
   background: var(--jp-layout-color1, Canvas); }
-.gpuml-list > .widget-toggle-buttons::before { content: "job"; position: absolute; top: 6px; left: 12px; color: var(--faint); font-size: 12px; }
+.gpuml-list > .widget-toggle-buttons::before { content: "job"; position: absolute; top: 0; line-height: 28px; left: 12px; color: var(--faint); font-size: 12px; }
 .gpuml-list .widget-toggle-group { display: flex; flex-direction: column; flex-wrap: nowrap; }
 .gpuml-list .widget-toggle-button { width: auto; height: 28px; line-height: 28px; margin: 0; padding: 0 12px; text-align: left;
   background: none; color: var(--mark); box-shadow: none; border: 0; border-top: 1px solid var(--line); }
