@@ -173,7 +173,7 @@ COLOURS = ("#3b82c4", "#e07b39", "#4a9d5b", "#b0559c", "#9a8a1f", "#808080")  # 
 Series = dict[str, list[tuple[float, float]]]  # (update, value) of every metric
 
 
-def _thin(points: list[tuple[float, float]], most: int = 48) -> list[tuple[float, float]]:
+def _thin(points: list[tuple[float, float]], most: int = 36) -> list[tuple[float, float]]:
     "The means of at most so many equal stretches"
     good = [(x, y) for x, y in points if math.isfinite(y)]
     size = max(1, len(good) / most)
@@ -388,7 +388,7 @@ def _head(progress: Progress) -> str:
     mark = {"done": "✓", "stopped": "■", "failed": "✗"}.get(p.phase, "▶")
     words = " · ".join(facts(p))
     bar = f"<progress value='{p.step}' max='{max(p.steps, 1)}' aria-label='updates'></progress>"
-    notes = "".join(f"<div class='gpuml-note'>{escape(n[:160])}</div>" for n in p.notes[-2:])
+    notes = "".join(f"<div class='gpuml-note'>{escape(n[:120])}</div>" for n in p.notes[-1:])
     return f"<div role='status'>{mark} <b>{escape(p.run)}</b> · {escape(words)}</div>{bar if p.phase != 'done' else ''}{notes}"
 
 
@@ -983,6 +983,7 @@ class JobsTab:
             self.names.value = self.job.run_id if self.job and self.job.run_id in names else None
             self._filling = False
         _put(self.table, jobs_html(self.listed) if names else "")
+        self.cancel.disabled = any(self.job and one.run_id == self.job.run_id and s.over for one, s in self.listed)
         _put(self.said, f"{len(names)} job{'s' * (len(names) != 1)} at {time.strftime('%H:%M:%S')}")
 
     def show_job(self) -> None:
