@@ -336,21 +336,17 @@ class Training:
             os.kill(self._read("process.json")["process"][0], signal.SIGTERM)
 
 # %% ../nbs/11_widgets.ipynb #b76d4af5
-def find_training(
-    config: Config | None = None,  # whose cache is looked at; by default those of all the project's configs
-) -> Training | None:
-    "The training that a panel of this project started last on this machine"
+def _panel_folder(config: Config) -> Path:
+    "Where this machine keeps what the project's panel started"
     from gpuml.tracking import this_host
 
-    found = []
-    for one in [config] if config else load_all():
-        place = one.path(one.data.cache) / "panel" / fingerprint(this_host(), str(one.root))[:16]
-        found += [place] if config or (place / "asked.json").exists() else []
-    return (
-        Training(max(found, key=lambda p: (p / "asked.json").stat().st_mtime if len(found) > 1 else 0))
-        if found
-        else None
-    )
+    return config.path(config.data.cache) / "panel" / fingerprint(this_host(), str(config.root))[:16]
+
+
+def find_training() -> Training | None:
+    "The training that a panel of this project started last on this machine"
+    there = [f for c in load_all() if (f := _panel_folder(c) / "asked.json").exists()]
+    return Training(max(there, key=lambda file: file.stat().st_mtime).parent) if there else None
 
 
 def start_training(
@@ -363,8 +359,7 @@ def start_training(
     load(name, overrides)
     if (there := find_training()) and there.alive():
         raise GpumlError(f"{there.progress.run or 'a training'} is at work here already; stop it first")
-    training = find_training(load(name))
-    folder = training.folder
+    training = Training(folder := _panel_folder(load(name)))
     for old in ("progress.json", "process.json", "log.txt"):
         (folder / old).unlink(missing_ok=True)
     write_json(folder / "asked.json", {"words": words})
@@ -404,19 +399,17 @@ def training_html(
     training: Training,
 ) -> str:
     "How a training stands, in about 2 kB: head, curves, why it ended; when it is done, the run's report"
-    p = training.progress
+    p, metrics = training.progress, training.metrics
     parts = [_head(p)]
     with suppress(GpumlError):  # its config was changed meanwhile
-        folder = _run_folder(training.words, p.run)
+        if p.run and not (metrics and metrics.path.parent.name == p.run):
+            metrics = training.metrics = Metrics(_run_folder(training.words, p.run) / "metrics.jsonl")
         if p.phase == "done":
             line = f"from gpuml.train import load_run; run = load_run({p.run!r})"
-            return (
-                f"<div role='status'>✓ done</div>{_copyable(line, 'the run in a cell')}{load_run(folder)._repr_html_()}"
-            )
-        if p.run and (training.metrics is None or training.metrics.path.parent != folder):
-            training.metrics = Metrics(folder / "metrics.jsonl")
-    if training.metrics:
-        parts.append(f"<div class='gpuml-charts'>{charts(training.metrics.read())}</div>")
+            report = load_run(metrics.path.parent)._repr_html_()
+            return f"<div role='status'>✓ done</div>{_copyable(line, 'the run in a cell')}{report}"
+    if metrics:
+        parts.append(f"<div class='gpuml-charts'>{charts(metrics.read())}</div>")
     if error := training.error:
         kind = "note" if p.phase == "stopped" else "bad"
         parts.append(f"<div class='gpuml-{kind}' role='alert'>{escape(error)}</div>")
@@ -585,7 +578,12 @@ class Form:
     @property
     def words(self) -> list[str]:
         "What stands behind the magic"
-        return [self.name.value or "dev", *(f"{k}={v}" for k, v in self.fields.changes.items()), *self.options]
+        return [self.name.value or "dev", *self.overrides, *self.options]
+
+    @property
+    def overrides(self) -> list[str]:
+        "What was changed"
+        return [f"{key}={text}" for key, text in self.fields.changes.items()]
 
     def pick(self) -> None:
         "Begin with the values of the file"
@@ -597,9 +595,8 @@ class Form:
 
     def check(self) -> None:
         "See what the line is worth"
-        words = [w for w in self.words[1:] if not w.startswith("-")]
         try:
-            self.config, self.wrong = load(self.words[0], [w for w in words if "=" in w]), ""
+            self.config, self.wrong = load(self.words[0], self.overrides), ""
         except ConfigError as e:
             self.config, self.wrong = None, str(e)
         self.fields.mark(self.wrong)
@@ -617,8 +614,7 @@ class Form:
 
     def keep(self) -> None:
         "Save what was changed as a config of its own, and go on with it"
-        changes = [f"{k}={v}" for k, v in self.fields.changes.items()]
-        made = _trying(self.saved, lambda: save_as(self.new.value.strip(), self.name.value, changes))
+        made = _trying(self.saved, lambda: save_as(self.new.value.strip(), self.name.value, self.overrides))
         if made is None:
             return
         self.name.options, self.new.value = config_names(), ""
@@ -665,7 +661,8 @@ class Beside:
         "Call it in a thread; says whether it was started, and was not at work already"
         thread, wake = self._threads.get(what, (None, None))
         if self.over.is_set() or (thread and thread.is_alive()):
-            wake and wake.set()
+            if wake:
+                wake.set()
             return False
         wake = threading.Event()
 
@@ -712,8 +709,9 @@ class TrainTab:
 
     def begin(self, options: list[str]) -> None:
         "Start the training that the form describes"
-        self.training = _trying(self.view, lambda: start_training([*self.form.words, *options])) or self.training
-        _trying(self.view, self.watch)
+        if started := _trying(self.view, lambda: start_training([*self.form.words, *options])):
+            self.training = started
+            _trying(self.view, self.watch)
 
     def watch(self) -> None:
         "Show the training until it has ended"
@@ -803,8 +801,8 @@ class ProductionTab:
 
     def ask(self, doing: str, function: Callable[[], None]) -> None:
         "Do it beside the kernel: a cluster may take its time"
-        if self.beside.do("submit", lambda: _trying(self.view, function)):
-            _put(self.view, f"<div role='status'>{doing} …</div>")
+        _put(self.view, f"<div role='status'>{doing} …</div>")
+        self.beside.do("submit", lambda: _trying(self.view, function))
 
     def plan(self) -> None:
         "What the checks say"
