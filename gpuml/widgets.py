@@ -188,7 +188,7 @@ COLOURS = ("#3b82c4", "#e07b39", "#4a9d5b", "#b0559c", "#9a8a1f", "#808080")  # 
 Series = dict[str, list[tuple[float, float]]]  # (update, value) of every metric
 
 
-def _thin(points: list[tuple[float, float]], most: int = 48) -> list[tuple[float, float]]:
+def _thin(points: list[tuple[float, float]], most: int = 36) -> list[tuple[float, float]]:
     "The means of at most so many equal stretches"
     good = [(x, y) for x, y in points if math.isfinite(y)]
     size = max(1, len(good) / most)
@@ -212,7 +212,8 @@ def chart(
     for colour, (name, points) in zip(COLOURS * len(drawn), drawn.items()):
         at = [(34 + round(x / max(last, 1) * (width - 40)), 98 - round(min(y / top, 1) * 90)) for x, y in points]
         steps = " ".join(f"{x - u} {y - v}" for (u, v), (x, y) in zip(at, at[1:]))
-        dots = "".join(f"<circle cx='{x}' cy='{y}' r='3' fill='{colour}'/>" for x, y in at) if len(at) < 9 else ""
+        spots = "".join(f"M{x} {y}h0" for x, y in at) if len(at) < 6 else ""
+        dots = f"<path class='dot' stroke='{colour}' d='{spots}'/>" if spots else ""
         lines += f"<path class='line' fill='none' stroke='{colour}' d='M{at[0][0]} {at[0][1]}l{steps or '0 0'}'/>{dots}"
         legend += f" <b style='color:{colour}'>●</b> {escape(name)} {points[-1][1]:.3g}"
     return (
@@ -350,21 +351,17 @@ class Training:
             os.kill(self._read("process.json")["process"][0], signal.SIGTERM)
 
 # %% ../nbs/11_widgets.ipynb #b76d4af5
-def find_training(
-    config: Config | None = None,  # whose cache is looked at; by default those of all the project's configs
-) -> Training | None:
-    "The training that a panel of this project started last on this machine"
+def _panel_folder(config: Config) -> Path:
+    "Where this machine keeps what the project's panel started"
     from gpuml.tracking import this_host
 
-    found = []
-    for one in [config] if config else load_all():
-        place = one.path(one.data.cache) / "panel" / fingerprint(this_host(), str(one.root))[:16]
-        found += [place] if config or (place / "asked.json").exists() else []
-    return (
-        Training(max(found, key=lambda p: (p / "asked.json").stat().st_mtime if len(found) > 1 else 0))
-        if found
-        else None
-    )
+    return config.path(config.data.cache) / "panel" / fingerprint(this_host(), str(config.root))[:16]
+
+
+def find_training() -> Training | None:
+    "The training that a panel of this project started last on this machine"
+    there = [f for c in load_all() if (f := _panel_folder(c) / "asked.json").exists()]
+    return Training(max(there, key=lambda file: file.stat().st_mtime).parent) if there else None
 
 
 def start_training(
@@ -377,8 +374,7 @@ def start_training(
     load(name, overrides)
     if (there := find_training()) and there.alive():
         raise GpumlError(f"{there.progress.run or 'a training'} is at work here already; stop it first")
-    training = find_training(load(name))
-    folder = training.folder
+    training = Training(folder := _panel_folder(load(name)))
     for old in ("progress.json", "process.json", "log.txt"):
         (folder / old).unlink(missing_ok=True)
     write_json(folder / "asked.json", {"words": words})
@@ -402,7 +398,7 @@ def _head(progress: Progress) -> str:
     mark = {"done": "✓", "stopped": "■", "failed": "✗"}.get(p.phase, "▶")
     words = " · ".join(facts(p))
     bar = f"<progress value='{p.step}' max='{max(p.steps, 1)}' aria-label='updates'></progress>"
-    notes = "".join(f"<div class='gpuml-note'>{escape(n[:160])}</div>" for n in p.notes[-2:])
+    notes = "".join(f"<div class='gpuml-note'>{escape(n[:120])}</div>" for n in p.notes[-1:])
     return f"<div role='status'>{mark} <b>{escape(p.run)}</b> · {escape(words)}</div>{bar if p.phase != 'done' else ''}{notes}"
 
 
@@ -418,19 +414,17 @@ def training_html(
     training: Training,
 ) -> str:
     "How a training stands, in about 2 kB: head, curves, why it ended; when it is done, the run's report"
-    p = training.progress
+    p, metrics = training.progress, training.metrics
     parts = [_head(p)]
     with suppress(GpumlError):  # its config was changed meanwhile
-        folder = _run_folder(training.words, p.run)
+        if p.run and not (metrics and metrics.path.parent.name == p.run):
+            metrics = training.metrics = Metrics(_run_folder(training.words, p.run) / "metrics.jsonl")
         if p.phase == "done":
             line = f"from gpuml.train import load_run; run = load_run({p.run!r})"
-            return (
-                f"<div role='status'>✓ done</div>{_copyable(line, 'the run in a cell')}{load_run(folder)._repr_html_()}"
-            )
-        if p.run and (training.metrics is None or training.metrics.path.parent != folder):
-            training.metrics = Metrics(folder / "metrics.jsonl")
-    if training.metrics:
-        parts.append(f"<div class='gpuml-charts'>{charts(training.metrics.read())}</div>")
+            report = load_run(metrics.path.parent)._repr_html_()
+            return f"<div role='status'>✓ done</div>{_copyable(line, 'the run in a cell')}{report}"
+    if metrics:
+        parts.append(f"<div class='gpuml-charts'>{charts(metrics.read())}</div>")
     if error := training.error:
         kind = "note" if p.phase == "stopped" else "bad"
         parts.append(f"<div class='gpuml-{kind}' role='alert'>{escape(error)}</div>")
@@ -599,7 +593,12 @@ class Form:
     @property
     def words(self) -> list[str]:
         "What stands behind the magic"
-        return [self.name.value or "dev", *(f"{k}={v}" for k, v in self.fields.changes.items()), *self.options]
+        return [self.name.value or "dev", *self.overrides, *self.options]
+
+    @property
+    def overrides(self) -> list[str]:
+        "What was changed"
+        return [f"{key}={text}" for key, text in self.fields.changes.items()]
 
     def pick(self) -> None:
         "Begin with the values of the file"
@@ -611,9 +610,8 @@ class Form:
 
     def check(self) -> None:
         "See what the line is worth"
-        words = [w for w in self.words[1:] if not w.startswith("-")]
         try:
-            self.config, self.wrong = load(self.words[0], [w for w in words if "=" in w]), ""
+            self.config, self.wrong = load(self.words[0], self.overrides), ""
         except ConfigError as e:
             self.config, self.wrong = None, str(e)
         self.fields.mark(self.wrong)
@@ -631,8 +629,7 @@ class Form:
 
     def keep(self) -> None:
         "Save what was changed as a config of its own, and go on with it"
-        changes = [f"{k}={v}" for k, v in self.fields.changes.items()]
-        made = _trying(self.saved, lambda: save_as(self.new.value.strip(), self.name.value, changes))
+        made = _trying(self.saved, lambda: save_as(self.new.value.strip(), self.name.value, self.overrides))
         if made is None:
             return
         self.name.options, self.new.value = config_names(), ""
@@ -679,7 +676,8 @@ class Beside:
         "Call it in a thread; says whether it was started, and was not at work already"
         thread, wake = self._threads.get(what, (None, None))
         if self.over.is_set() or (thread and thread.is_alive()):
-            wake and wake.set()
+            if wake:
+                wake.set()
             return False
         wake = threading.Event()
 
@@ -726,8 +724,9 @@ class TrainTab:
 
     def begin(self, options: list[str]) -> None:
         "Start the training that the form describes"
-        self.training = _trying(self.view, lambda: start_training([*self.form.words, *options])) or self.training
-        _trying(self.view, self.watch)
+        if started := _trying(self.view, lambda: start_training([*self.form.words, *options])):
+            self.training = started
+            _trying(self.view, self.watch)
 
     def watch(self) -> None:
         "Show the training until it has ended"
@@ -817,8 +816,8 @@ class ProductionTab:
 
     def ask(self, doing: str, function: Callable[[], None]) -> None:
         "Do it beside the kernel: a cluster may take its time"
-        if self.beside.do("submit", lambda: _trying(self.view, function)):
-            _put(self.view, f"<div role='status'>{doing} …</div>")
+        _put(self.view, f"<div role='status'>{doing} …</div>")
+        self.beside.do("submit", lambda: _trying(self.view, function))
 
     def plan(self) -> None:
         "What the checks say"
@@ -997,6 +996,7 @@ class JobsTab:
             self.names.value = self.job.run_id if self.job and self.job.run_id in names else None
             self._filling = False
         _put(self.table, jobs_html(self.listed) if names else "")
+        self.cancel.disabled = any(self.job and one.run_id == self.job.run_id and s.over for one, s in self.listed)
         _put(self.said, f"{len(names)} job{'s' * (len(names) != 1)} at {time.strftime('%H:%M:%S')}")
 
     def show_job(self) -> None:
@@ -1183,6 +1183,7 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 .gpuml-charts { display: flex; flex-wrap: wrap; gap: 4px 20px; }
 .gpuml-panel figure, .gpuml-static figure { margin: 4px 0; }
 .gpuml-panel figure svg, .gpuml-static figure svg { font: 10px sans-serif; stroke-width: 1.5; max-width: 100%; }
+.gpuml-panel .dot, .gpuml-static .dot { stroke-width: 6; stroke-linecap: round; }
 .gpuml-panel figcaption, .gpuml-static figcaption { font-size: 12px; color: var(--faint); }
 .gpuml-good, .gpuml-succeeded { color: var(--jp-success-color1, #2e7d32); }
 .gpuml-failed, .gpuml-cancelled, .gpuml-gone { color: var(--bad); }
@@ -1196,7 +1197,7 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 .gpuml-list > .widget-html { flex: 1 1 auto; width: auto; margin: 0; min-width: 0; }
 .gpuml-list > .widget-toggle-buttons { flex: none; width: auto; margin: 0; padding-top: 28px; position: sticky; left: 0; z-index: 2;
   background: var(--jp-layout-color1, Canvas); }
-.gpuml-list > .widget-toggle-buttons::before { content: "job"; position: absolute; top: 6px; left: 12px; color: var(--faint); font-size: 12px; }
+.gpuml-list > .widget-toggle-buttons::before { content: "job"; position: absolute; top: 0; line-height: 28px; left: 12px; color: var(--faint); font-size: 12px; }
 .gpuml-list .widget-toggle-group { display: flex; flex-direction: column; flex-wrap: nowrap; }
 .gpuml-list .widget-toggle-button { width: auto; height: 28px; line-height: 28px; margin: 0; padding: 0 12px; text-align: left;
   background: none; color: var(--mark); box-shadow: none; border: 0; border-top: 1px solid var(--line); }
