@@ -10,10 +10,7 @@ RUN apt-get update && apt-get install -y -q --no-install-recommends git openssh-
 # boto3 is for the MLflow server in compose.yaml, which keeps its artifacts on S3
 RUN --mount=type=secret,id=registry \
     set -a; if [ -f /run/secrets/registry ]; then . /run/secrets/registry; fi; set +a; \
-    python3 -m venv /tmp/uv && /tmp/uv/bin/pip install --no-cache-dir -q -c /opt/gpuml/constraints.txt uv \
-    && VIRTUAL_ENV=/opt/gpuml /tmp/uv/bin/uv pip install -q --no-cache --compile-bytecode -c /opt/gpuml/constraints.txt \
-       -r /opt/gpuml/pyproject.toml --extra lab boto3 \
-    && rm -r /tmp/uv
+    uv pip install -q --no-cache --compile-bytecode -c /opt/gpuml/constraints.txt -r /opt/gpuml/pyproject.toml --extra lab boto3
 COPY docker/ipython_config.py /etc/ipython/
 COPY --chmod=755 docker/lab.sh /usr/local/bin/lab
 RUN install -d -o 10001 -g 10001 /work/project

@@ -5,17 +5,16 @@
 # A registry of your own, or a mirror: --secret id=registry,src=FILE, where FILE sets PIP_INDEX_URL, UV_DEFAULT_INDEX
 # and the like, a NAME=value a line; nothing of it stays in the image. Without CUDA: --build-arg UV_TORCH_BACKEND=cpu.
 
-# Debian or Ubuntu with Python 3.11 or later; torch brings CUDA, the node the driver. For the same image on any day: NAME:TAG@sha256:…
+# Debian or Ubuntu with Python 3.11 (for dev.Dockerfile 3.11.5) or later; torch brings CUDA, the node the driver. For the same image on any day: NAME:TAG@sha256:…
 ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS base
 # NVIDIA_VISIBLE_DEVICES stays unset: an image that says "all" gives a pod without GPUs every GPU of its node
-ENV PATH=/opt/gpuml/bin:$PATH HOME=/work PYTHONUNBUFFERED=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+ENV PATH=/opt/gpuml/bin:$PATH VIRTUAL_ENV=/opt/gpuml HOME=/work PYTHONUNBUFFERED=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     MLFLOW_DISABLE_TELEMETRY=true HF_HUB_DISABLE_TELEMETRY=1
 RUN groupadd --gid 10001 gpuml \
     && useradd --no-log-init --uid 10001 --gid 10001 --home-dir /work --create-home --shell /bin/bash gpuml
 
-# Nothing of the next two stages is in the image
 FROM base AS uv
 COPY constraints.txt /tmp/
 RUN --mount=type=secret,id=registry \
@@ -34,25 +33,25 @@ RUN --mount=type=secret,id=registry \
     uv build -q --no-cache --wheel --out-dir /dist /src
 
 FROM base AS train
+COPY --from=uv /usr/local/bin/uv /usr/local/bin/
 # What gpuml needs: gigabytes that change only with these two files
 COPY pyproject.toml constraints.txt /opt/gpuml/
 ARG UV_TORCH_BACKEND
 ARG EXTRA=""
-RUN --mount=type=secret,id=registry --mount=type=bind,from=uv,source=/usr/local/bin,target=/mnt/uv \
+RUN --mount=type=secret,id=registry \
     set -a; if [ -f /run/secrets/registry ]; then . /run/secrets/registry; fi; set +a; \
-    /mnt/uv/uv venv -q --no-cache --python python3 --allow-existing /opt/gpuml \
-    && VIRTUAL_ENV=/opt/gpuml /mnt/uv/uv pip install -q --no-cache --compile-bytecode -c /opt/gpuml/constraints.txt \
+    uv venv -q --no-cache --python python3 --allow-existing /opt/gpuml \
+    && uv pip install -q --no-cache --compile-bytecode -c /opt/gpuml/constraints.txt \
        -r /opt/gpuml/pyproject.toml ${EXTRA:+--extra "$EXTRA"}
 # The address of a flash-attn wheel for this Python and torch; without one, torch's own kernel is used
 ARG FLASH_ATTN=""
-RUN --mount=type=secret,id=registry --mount=type=bind,from=uv,source=/usr/local/bin,target=/mnt/uv \
+RUN --mount=type=secret,id=registry \
     set -a; if [ -f /run/secrets/registry ]; then . /run/secrets/registry; fi; set +a; \
-    if [ -n "$FLASH_ATTN" ]; then VIRTUAL_ENV=/opt/gpuml /mnt/uv/uv pip install -q --no-cache --compile-bytecode \
+    if [ -n "$FLASH_ATTN" ]; then uv pip install -q --no-cache --compile-bytecode \
        --no-deps --only-binary :all: "$FLASH_ATTN"; fi
-# A change of gpuml's code: two layers of some megabytes. COPY, as not every builder sees that what is behind a mount has changed
+# A change of gpuml's code: two layers of some megabytes. COPY, because not every builder sees a change behind a mount
 COPY --from=wheel /dist /tmp/dist
-RUN --mount=type=bind,from=uv,source=/usr/local/bin,target=/mnt/uv \
-    VIRTUAL_ENV=/opt/gpuml /mnt/uv/uv pip install -q --no-cache --compile-bytecode --offline --no-deps /tmp/dist/*.whl
+RUN uv pip install -q --no-cache --compile-bytecode --offline --no-deps /tmp/dist/*.whl
 
 WORKDIR /work
 USER 10001:10001
