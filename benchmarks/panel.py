@@ -79,7 +79,7 @@ def while_training() -> dict[str, float]:
         time.sleep(0.2)
     panel.close()
     widgets.training_html = draw
-    live = [n for _, n in sent if n < 10_000]  # the report at the end is no update of a training
+    live = [n for _, n in sent[:-1]]  # the last one is the report
     spans = [sum(1 for u, _ in sent if t <= u < t + 1) for t, _ in sent]
     return {
         "most": max(spans),
