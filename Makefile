@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE      # where it is set, every import compiles a
 # pip's own folder of wheels, if it is set up with one, is passed on to uv
 FIND_LINKS = $$(echo "$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" | tr -s ' \n' ',')
 
-.PHONY: install demo test test-all nbdev_test pytest servers check export lab pictures clean chromium
+.PHONY: install demo test test-all nbdev_test pytest servers check export lab pictures clean chromium prometheus
 
 install: .venv/.installed
 
@@ -32,7 +32,7 @@ servers:                              # its programs, in a cache; the first time
 nbdev_test: install                   ## the lessons in the notebooks; train.ipynb runs in pytest, in a real kernel
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/nbdev-test --n-workers 2 --timing --skip-file-glob train.ipynb
 
-pytest: install chromium
+pytest: install chromium prometheus
 	$(BIN)/python -m pytest --ignore tests/cluster
 	$(BIN)/python -m pytest tests/cluster -n 0    # in one process: it starts one control plane
 
@@ -40,6 +40,12 @@ chromium:                             # the browser of the JupyterLab tests
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
 	  || echo "no chromium: the JupyterLab tests are left out; install it and run again"
+
+prometheus:                           # Prometheus and promtool, for the tests of k8s/monitoring; the package would start a service
+	@command -v promtool >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && cd "$$(mktemp -d)" \
+	  && apt-get update -qq && apt-get download -qq prometheus 2>/dev/null && dpkg -x prometheus_*.deb . \
+	  && cp usr/bin/prometheus usr/bin/promtool /usr/local/bin/ && rm -r "$$PWD"; } \
+	  || echo "no prometheus: the tests of rules and dashboard are left out; install it and run again"
 
 check: install                        ## format, lint, notebooks clean, modules, schema and README in step
 	$(BIN)/ruff format --check -q nbs tests benchmarks

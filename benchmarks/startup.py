@@ -94,7 +94,7 @@ def views() -> None:
             "tracking.log_model=false",
         ]
         config = load("dev", [*overrides, f"output={folder}/outputs", "train.epochs=2"], start=ROOT)
-        config = config.model_copy(update={"data": train._absolute(config)})
+        config = config.model_copy(update={"data": train.absolute(config)})
         config._root = Path(folder)
         run = train.fit(config, watch=progress_html)
         for name, seconds in spent.items():

@@ -97,6 +97,7 @@ def _ignored(path: Path, top: Path, slash: str = "") -> bool:
     from pathspec import GitIgnoreSpec
 
     verdict = GitIgnoreSpec.from_lines(_NEVER).match_file(path.name + slash)
+    verdict = verdict or not path.resolve().is_relative_to(top.resolve())  # a link that leads out of the project
     for folder in [f for f in reversed(path.parents) if f.is_relative_to(top)]:
         if (rules := folder / ".gitignore").is_file():
             spec = GitIgnoreSpec.from_lines(rules.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -256,10 +257,21 @@ def unpack(
         raise DataError(f"{address}: no such bundle", exit_code=66)
     try:
         with tarfile.open(fileobj=io.BytesIO(storage.read(file)), mode="r:gz") as tar:
-            tar.extractall(folder, filter="data")
+            for member in tar:  # not extractall: its filter is missing in Debian 12's Python, 3.11.2
+                _extract(tar, member, folder)
         about = json.loads((folder / ABOUT).read_text())
-    except (tarfile.TarError, EOFError, OSError, ValueError) as e:
+        version = about["format"]
+    except (tarfile.TarError, EOFError, OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{address}: not a bundle: {e}", exit_code=66) from None
-    if about.get("format") != _FORMAT:
-        raise DataError(f"{address}: of another version of gpuml (format {about.get('format')})", exit_code=66)
+    if version != _FORMAT:
+        raise DataError(f"{address}: of another version of gpuml (format {version})", exit_code=66)
     return about
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    "Write a member, if it is a file inside the folder: the archive may be another than the one that was put there"
+    path = Path(os.path.normpath(folder / member.name))
+    if not member.isfile() or not path.is_relative_to(folder):
+        raise tarfile.TarError(f"{member.name} is not a file inside it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar.extractfile(member).read())

@@ -475,6 +475,8 @@ exit codes:
 
 _RUN = """what an attempt leaves in the run's output folder: notebook.ipynb, executed; logs/; outcome.json
 
+With GPUML_METRICS_PORT in the environment, GET /metrics there says how far training is, for Prometheus.
+
 exit codes:
   0 all cells are done · 1 a cell raised · 65 bad data · 66 data, model or bundle not found · 70 the kernel died
   73 can't write the output · 75 interrupted, or S3 is away: run it again · 77 not permitted · 78 bad config or notebook"""

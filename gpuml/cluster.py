@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'Answer', 'Api', 'State', 'Seen', 'time_of', 'explain', 'free_gpus',
            'Job', 'Text', 'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder',
            'LocalJob', 'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner',
-           'Submission', 'prepare', 'packed_name', 'submit', 'local_job', 'JobList', 'jobs', 'find']
+           'Submission', 'prepare', 'packed_name', 'data_here', 'submit', 'local_job', 'JobList', 'jobs', 'find']
 
 # %% ../nbs/10_cluster.ipynb #bf0bfad2
 import codecs
@@ -274,8 +274,11 @@ def _ending(ended: dict[str, Any], seen: Seen) -> str:
     if ended.get("reason") == "OOMKilled" or (code == 137 and not told):
         limit = _limit(seen.job, "memory")
         return f"killed: it needed more memory than compute.memory={limit}; give it more, or a smaller data.max_length"
-    meaning = _CODES.get(code, f"it ended with exit code {code}")
-    return f"{told} (exit code {code})" if told else f"{meaning} (exit code {code})"
+    *log, last = told.splitlines() or [""]  # where it said nothing itself, Kubernetes has the end of its log
+    if code == 137:
+        return f"killed, though not by its own memory limit (exit code 137); its node may have run out; the log ends: {last}"
+    meaning = f"{_CODES.get(code, 'it ended')} (exit code {code})"
+    return f"{meaning}; the log ends: {last}" if log else f"{told} (exit code {code})" if told else meaning
 
 
 def _limit(job_: dict[str, Any], name: str) -> str:
@@ -1094,7 +1097,7 @@ def _check_data(config: Config) -> str:
         for key, value in {"data.train": config.data.train, "data.validation": config.data.validation}.items():
             files = dataset.find_files(value, config, key, preparation.storage) if value else []
             for file in files[:10]:
-                dataset._look_at(file, preparation, 65_536)
+                dataset.look_at(file, preparation, 65_536)
             size, count = size + sum(f.size for f in files), count + len(files)
         preparation.refuse()
     return f"{count:,} file{'s' * (count != 1)}, {size / 1e6:,.1f} MB; the first rows are right"
@@ -1141,11 +1144,14 @@ def check_cluster(
 
 def _check_places(config: Config) -> str:
     "Whether a pod can reach what the config names"
-    here = [f"output: {config.output}"] if not is_s3(config.output) else []
-    for key, value in {"data.train": config.data.train, "data.validation": config.data.validation}.items():
-        here += [f"{key}: {v}" for v in ([value] if isinstance(value, str) else value or []) if not is_s3(v)]
-    if here:
-        raise ConfigError(f"{', '.join(here)}: lies on this machine, where a pod can't reach it; use s3://")
+    if not is_s3(config.output):
+        raise ConfigError(f"output: {config.output}: lies on this machine, where a pod can't reach it; use s3://")
+    top = bundle.project_top(config)
+    outside = [f"{key}: {text}" for key, text in _data_paths(config) if not config.path(text).is_relative_to(top)]
+    if outside:
+        raise ConfigError(f"{', '.join(outside)}: lies outside the project, so it can't travel with it; use s3://")
+    if config.path(config.model.name).is_dir():
+        raise ConfigError(f"model.name: {config.model.name}: lies on this machine; the image has to bring it, or a hub")
     if re.search(r"//(localhost|127\.|\[::1)", config.tracking.uri) or config.tracking.uri.startswith("sqlite"):
         raise ConfigError(
             f"tracking.uri: {config.tracking.uri} means the pod itself there; name the cluster's, such as http://mlflow:5000"
@@ -1200,9 +1206,8 @@ def _check_priority(api: Api, name: str, namespace: str) -> str:
 def _keeps_out(quota: dict[str, Any], name: str) -> bool:
     "Whether a quota allows no pod of a class"
     scopes = quota["spec"].get("scopeSelector", {}).get("matchExpressions", [])
-    ours = any(
-        s["scopeName"] == "PriorityClass" and s["operator"] == "In" and name in s.get("values", []) for s in scopes
-    )
+    of_class = [s for s in scopes if s["scopeName"] == "PriorityClass" and s["operator"] in ("In", "NotIn")]
+    ours = any((name in s["values"]) == (s["operator"] == "In") for s in of_class)
     return ours and quota["spec"].get("hard", {}).get("pods") == "0"
 
 
@@ -1279,12 +1284,14 @@ def prepare(
     path = Path(path)
     if name and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?", name):
         raise ConfigError(f"--name {name}: must be lower-case letters, digits and '-', at most 52")
-    config = _for_pods(config) if not local else _for_here(config)
+    config = _for_here(config) if local else config
+    sent = config if local else _for_pods(config)
     commit = git_commit(config.root)
     names = notebook.imports(path) if path.is_file() else set()
-    packed = bundle.pack(config, path, names, {"git": {"commit": commit}, "versions": versions()})
+    facts = {"git": {"commit": commit}, "versions": versions()}
+    packed = bundle.pack(sent, path, names, facts, [] if local else data_here(config))
     source = job.Source(packed.name, _address(config, packed), packed_name(packed, path), owner(), commit)
-    manifest = job.manifest(config, name or job.run_id(config.name, packed.name, 1), source, _grace(config))
+    manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, _grace(config))
     if local and config.data.endpoint:
         manifest["metadata"]["annotations"][f"{PREFIX}/endpoint"] = config.data.endpoint
     findings = check_here(config, path)
@@ -1312,18 +1319,43 @@ def _address(config: Config, packed: bundle.Bundle) -> str:
     return f"{config.output.rstrip('/')}/.bundles/{packed.name}.tar.gz"
 
 
+def _data_paths(config: Config) -> list[tuple[str, str]]:
+    "Key and path of data that is not on S3"
+    values = {"data.train": config.data.train, "data.validation": config.data.validation}
+    texts = [(key, text) for key, v in values.items() if v for text in ([v] if isinstance(v, str) else v)]
+    return [(key, text) for key, text in texts if not is_s3(text)]
+
+
+def data_here(
+    config: Config,
+) -> list[Path]:
+    "The data's files that lie in the project on this machine: they travel in the bundle, as far as it is large enough"
+    from gpuml.dataset import find_files
+
+    top, found = bundle.project_top(config), []
+    for key, text in _data_paths(config):
+        with suppress(DataError):  # what is not there is said by the checks
+            found += [Path(file.url) for file in find_files(text, config, key)]
+    return [path for path in found if path.is_relative_to(top)]
+
+
 def _for_pods(config: Config) -> Config:
-    "The config as pods need it: with the S3 server's address as they reach it"
-    data = config.data.model_copy(
-        update={"cache": f"{job.WORK}/.cache/gpuml"} | ({"endpoint": e} if (e := config.compute.s3_endpoint) else {})
-    )
-    return _renewed(config, data=data)
+    "The config as pods need it: data of the project by its path there, and the S3 server's address as they reach it"
+
+    def inside(value):
+        if isinstance(value, list):
+            return [inside(v) for v in value]
+        return value if value is None or is_s3(value) else os.path.relpath(config.path(value), config.root)
+
+    data = {"train": inside(config.data.train), "validation": inside(config.data.validation)}
+    data |= {"cache": f"{job.WORK}/.cache/gpuml", "endpoint": config.compute.s3_endpoint or config.data.endpoint}
+    return _renewed(config, data=config.data.model_copy(update=data))
 
 
 def _for_here(config: Config) -> Config:
     "The config as a process elsewhere on this machine needs it: with absolute paths, and the store that is used here"
     from gpuml.tracking import find_store
-    from gpuml.train import _absolute as absolute
+    from gpuml.train import absolute
 
     data = absolute(config).model_copy(update={"cache": str(config.path(config.data.cache))})
     output = config.output if is_s3(config.output) else str(config.path(config.output))
@@ -1533,13 +1565,20 @@ def jobs(
     configs: list[Config],  # whose clusters, namespaces and folders are looked at
     name: str | None = None,  # one of them only
 ) -> JobList:
-    "Everybody's jobs, those on the cluster first, newest first; raises `ClusterError` where the cluster does not answer"
+    "Everybody's jobs that one may see, those on the cluster first, newest first; raises `ClusterError` where it does not answer"
     found, places = JobList(), {(c.compute.context, c.compute.namespace): c for c in configs if c.compute.image}
     with ThreadPoolExecutor(16) as pool:
         for context, namespaces in _by_context(places).items():
-            api = Api(context)
+            api, refused = Api(context), []
             for namespace in namespaces:
-                found += _cluster_jobs(api, places[context, namespace], name, pool)
+                try:
+                    found += _cluster_jobs(api, places[context, namespace], name, pool)
+                except ClusterError as e:
+                    if e.exit_code != 77:
+                        raise
+                    refused.append(e)  # such as production's, for who only develops
+            if len(refused) == len(namespaces):
+                raise refused[0]
     for root in {jobs_folder(c) for c in configs}:
         found += [
             (one, one.status)

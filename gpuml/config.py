@@ -251,6 +251,9 @@ class ComputeConfig(Section):
         None, min_length=1, description="S3 server as the pods reach it; by default data.endpoint"
     )
     env: dict[str, str] = Field({}, description="Environment variables of the pods; no secrets, they would be readable")
+    metrics_port: int | None = Field(
+        None, ge=1024, le=65535, description="Port where a job's pod tells Prometheus how far training is; null is none"
+    )
     retries: int = Field(3, ge=0, le=100, description="Times that a crashed job starts again; preemptions don't count")
     deadline: float = Field(72, gt=0, le=8760, description="Hours after which a job is ended")
     keep: float = Field(168, ge=0, le=8760, description="Hours that a finished job stays in the cluster's list")

@@ -6,8 +6,8 @@
 __all__ = ['SUFFIXES', 'ROW_BYTES', 'ROW', 'MANY', 'LOOK', 'PIECE', 'LARGEST', 'find_files', 'Broken', 'Reading', 'Row',
            'Problem', 'parse', 'Tokens', 'join', 'encoder', 'tokenise', 'cores', 'Shard', 'open_shard', 'read_back',
            'Preparation', 'preparation', 'prepare', 'Rows', 'all_rows', 'split', 'split_by_hash', 'Data', 'histogram',
-           'read', 'sources', 'look', 'Mark', 'texts', 'survey', 'Plan', 'plan', 'halve', 'pad', 'Piece', 'cut_windows',
-           'Global', 'Early', 'Windows', 'free_space', 'choose_order']
+           'read', 'sources', 'look', 'look_at', 'Mark', 'texts', 'survey', 'Plan', 'plan', 'halve', 'pad', 'Piece',
+           'cut_windows', 'Global', 'Early', 'Windows', 'free_space', 'choose_order']
 
 # %% ../nbs/02_dataset.ipynb #5b11be4a
 import csv
@@ -1287,14 +1287,14 @@ def look(
         job.total = sum(file.size for file in files)
         if job.total > LOOK:
             for file in (f for f in files if not _facts(_rows_folder(f, config))):  # the others were read before
-                _look_at(file, job, max(65_536, min(LOOK // 8, LOOK // len(files))))
+                look_at(file, job, max(65_536, min(LOOK // 8, LOOK // len(files))))
             job.refuse()
             return False
     read(config, storage=storage, check=check, say=say)
     return True
 
 
-def _look_at(file: File, job: Preparation, most: int) -> None:
+def look_at(file: File, job: Preparation, most: int) -> None:
     "Check the first `most` bytes of a file"
     reading = Reading(file, _shown(file, job.config))
     for item in parse(reading, job.config.data, job.storage, block=most):
@@ -1357,20 +1357,40 @@ def survey(
 # %% ../nbs/02_dataset.ipynb #c3bb32e4
 @dataclass
 class Plan:
-    "Which examples form which update and micro-batch in one epoch"
+    "Which examples form which update and micro-batch in one epoch; worked out in parts, when their first update is asked for"
 
-    order: np.ndarray  # int64 [examples], inside an update longest first
-    updates: np.ndarray  # int64 [updates + 1], where each update starts in `order`
-    cuts: np.ndarray  # bool [examples], true where a micro-batch starts
+    lengths: np.ndarray  # tokens of each example, int [examples]
+    order: np.ndarray  # int64 [examples]; in the parts that are worked out, longest first inside each update
+    batch_size: int  # examples per update
+    overhead: int  # what one more micro-batch costs, in tokens
+    max_tokens: int  # padded tokens that a micro-batch may have
+
+    def __post_init__(self):
+        self.cuts = np.empty(len(self.order), bool)  # true where a micro-batch starts
+        self._part = self.batch_size * max(1, 65_536 // self.batch_size)  # examples that fit in a core's cache
+        self._done: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self.updates) - 1
+        return (len(self.order) + self.batch_size - 1) // self.batch_size
 
     def update(self, i: int) -> list[np.ndarray]:
         "The micro-batches of update `i`: arrays of example indices"
-        start, end = self.updates[i], self.updates[i + 1]
-        starts = np.flatnonzero(self.cuts[start:end])
-        return np.split(self.order[start:end], starts[1:])
+        start, end = i * self.batch_size, min((i + 1) * self.batch_size, len(self.order))
+        if (part := start // self._part) not in self._done:
+            self._work_out(part * self._part, min((part + 1) * self._part, len(self.order)))
+            self._done.add(part)
+        return np.split(self.order[start:end], np.flatnonzero(self.cuts[start:end])[1:])
+
+    def _work_out(self, start: int, end: int) -> None:
+        "Sort each update by length, and cut it"
+        whole = end - (end - start) % self.batch_size
+        for low, high in ((start, whole), (whole, end)):
+            if low < high:
+                grid = self.order[low:high].reshape(-1, min(self.batch_size, high - low))
+                found = self.lengths[grid].astype(np.int64)
+                by_length = np.sort((-found << 32) | np.arange(grid.shape[1]), axis=1) & 0xFFFFFFFF
+                grid[:], found = (np.take_along_axis(a, by_length, 1) for a in (grid, found))
+                self.cuts[low:high] = _cut(found, self.overhead, self.max_tokens).ravel()
 
 # %% ../nbs/02_dataset.ipynb #549b12cf
 def plan(
@@ -1383,18 +1403,9 @@ def plan(
     window: int | None = None,  # number of the epoch's part that these examples are, where it has several
 ) -> Plan:
     "The epoch's updates: a function of its arguments, so that it can be rebuilt instead of saved"
-    n, state = len(lengths), [seed, epoch] if window is None else [seed, epoch, 1 + window]
-    order, cuts = np.random.default_rng(state).permutation(n), np.empty(n, bool)
-    whole, stride = n - n % batch_size, batch_size * max(1, 65_536 // batch_size)  # a stride fits in a core's cache
-    for start in [*range(0, whole, stride), whole]:
-        part = order[start : min(start + stride, whole) if start < whole else n]
-        if len(part):
-            grid = part.reshape(-1, min(batch_size, len(part)))
-            found = lengths[grid].astype(np.int64)
-            by_length = np.sort((-found << 32) | np.arange(grid.shape[1]), axis=1) & 0xFFFFFFFF
-            grid[:], found = (np.take_along_axis(a, by_length, 1) for a in (grid, found))
-            cuts[start : start + len(part)] = _cut(found, overhead, max_tokens).ravel()
-    return Plan(order, np.append(np.arange(0, n, batch_size), n), cuts)
+    state = [seed, epoch] if window is None else [seed, epoch, 1 + window]
+    order = np.random.default_rng(state).permutation(len(lengths))
+    return Plan(lengths, order, batch_size, overhead, max_tokens)
 
 # %% ../nbs/02_dataset.ipynb #f0be298c
 def _cut(lengths: np.ndarray, overhead: int, max_tokens: int) -> np.ndarray:

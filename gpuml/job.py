@@ -95,7 +95,7 @@ def manifest(
         "ttlSecondsAfterFinished": math.ceil(c.keep * 3600),
         "podReplacementPolicy": "Failed",  # the only one that goes with a podFailurePolicy; and never two at work
         "podFailurePolicy": failure_policy(CONTAINER),
-        "template": {"metadata": {"labels": labels}, "spec": _pod(config, run, source, c.grace or grace)},
+        "template": {"metadata": _scraped(labels, c.metrics_port), "spec": _pod(config, run, source, c.grace or grace)},
     }
     queue = {"kueue.x-k8s.io/queue-name": c.queue} if c.queue else {}
     about = {
@@ -107,6 +107,12 @@ def manifest(
     notes = {f"{PREFIX}/{name}": text for name, text in about.items()}
     metadata = {"name": run, "namespace": c.namespace, "labels": labels | queue, "annotations": notes}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def _scraped(labels: dict[str, str], port: int | None) -> dict[str, Any]:
+    "The pod's labels, and where Prometheus finds its metrics"
+    notes = {"prometheus.io/scrape": "true", "prometheus.io/port": str(port)}
+    return {"labels": labels} | ({"annotations": notes} if port else {})
 
 
 def _labels(config: Config, run: str, source: Source) -> dict[str, str]:
@@ -158,12 +164,14 @@ def _container(config: Config, run: str, source: Source) -> dict[str, Any]:
     gpus = {c.gpu_resource: c.gpus} if c.gpus else {}
     kept = {"memory": c.memory, "ephemeral-storage": c.disk}
     mounts = {"work": WORK, "tmp": "/tmp", "shm": "/dev/shm"}
+    ports = [{"name": "metrics", "containerPort": c.metrics_port}] if c.metrics_port else []
     return {
         "name": CONTAINER,
         "image": c.image,
         "command": ["gpuml", "run", source.address, "--run", run],
         "workingDir": WORK,
         "env": _environment(config, source),
+        **({"ports": ports} if ports else {}),
         "resources": {"requests": {"cpu": c.cpu} | kept | gpus, "limits": kept | gpus},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -180,6 +188,7 @@ def _environment(config: Config, source: Source) -> list[dict[str, Any]]:
     c = config.compute
     plain = {"HOME": WORK, "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1", "GPUML_IMAGE": c.image}
     plain |= {"AWS_ENDPOINT_URL": c.s3_endpoint or config.data.endpoint, "GPUML_COMMIT": source.commit}
+    plain |= {"GPUML_METRICS_PORT": str(c.metrics_port)} if c.metrics_port else {}
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if c.s3_secret else ()
     secret = [{"name": k, "valueFrom": {"secretKeyRef": {"name": c.s3_secret, "key": k}}} for k in keys]
     return [{"name": k, "value": v} for k, v in (plain | c.env).items() if v is not None] + secret

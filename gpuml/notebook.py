@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'SECONDS', 'PATIENCE', 'Cell', 'read', 'syntax', 'parameters', 'problems', 'notes', 'find', 'imports',
-           'source_hash', 'check_parameters', 'secrets', 'redact', 'Log', 'show', 'listen', 'last_error', 'Outcome',
-           'execute', 'leave_word', 'execute_bundle']
+           'source_hash', 'check_parameters', 'secrets', 'redact', 'Log', 'show', 'Metrics', 'served', 'listen',
+           'last_error', 'Outcome', 'execute', 'leave_word', 'execute_bundle']
 
 # %% ../nbs/07_notebook.ipynb #8a1fe42f
 import ast
@@ -377,6 +377,77 @@ def show(
         else:
             log.line(text)
 
+# %% ../nbs/07_notebook.ipynb #855d9fe1
+_NUMBERS = {
+    "updates": "Updates done by the run",
+    "updates_planned": "Updates that the run will have",
+    "epochs": "Passes over the training data done by the run",
+    "epochs_planned": "Passes that the run will have",
+    "loss": "Mean training loss of the latest update",
+    "examples_per_second": "Training speed",
+    "seconds_left": "Seconds until the last update",
+    "validation_loss": "Loss of the latest evaluation",
+    "validation_accuracy": "Accuracy of the latest evaluation",
+    "validation_macro_f1": "Macro-F1 of the latest evaluation",
+}
+
+
+class Metrics:
+    "How far a job's trainings are, as Prometheus collects it"
+
+    def __init__(self):
+        self._views: dict[str, dict[str, Any]] = {}  # what the view of a run said last
+
+    def learn(
+        self,
+        message: dict[str, Any],  # of the kernel
+    ) -> None:
+        "Take the numbers of a run's view, if the message has some"
+        view = message["content"].get("metadata", {}).get("gpuml", {})
+        if view.get("run"):
+            self._views[view["run"]] = view
+
+    def collect(self) -> Iterator[Any]:
+        "What is asked for now"
+        from prometheus_client.core import GaugeMetricFamily
+
+        views = self._views.copy()
+        for name, about in _NUMBERS.items():
+            family = GaugeMetricFamily(f"gpuml_{name}", about, labels=["run"])
+            for run, view in views.items():
+                if name in view.get("numbers", {}):
+                    family.add_metric([run], view["numbers"][name])
+            yield family
+        phases = GaugeMetricFamily("gpuml_phase", "1 for what the run is at", labels=["run", "phase"])
+        for run, view in views.items():
+            phases.add_metric([run, view["phase"]], 1)
+        yield phases
+
+# %% ../nbs/07_notebook.ipynb #67aa5e8f
+@contextmanager
+def served(
+    metrics: Metrics,
+    port: str,  # to listen on, on all addresses; empty for none
+    log: Log,
+) -> Iterator[None]:
+    "Answer `GET /metrics` inside the block, as OpenMetrics where it is asked for; a port that can't be had costs a note"
+    server = None
+    if port:
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        registry = CollectorRegistry()
+        registry.register(metrics)
+        try:
+            server, thread = start_http_server(int(port), registry=registry)
+        except (OSError, ValueError, OverflowError) as e:
+            log.notes([f"GPUML_METRICS_PORT={port}: {e}; no metrics are served"])
+    try:
+        yield
+    finally:
+        if server:
+            server.shutdown()
+            server.server_close()
+
 # %% ../nbs/07_notebook.ipynb #4297e9b0
 _interrupted = False  # in a kernel: whether a cell was interrupted because the job is to stop
 
@@ -566,6 +637,7 @@ class _Attempt:
     cells: int = 0  # of the notebook
     end: str = ""  # how it ended
     host: str = field(default_factory=socket.gethostname)
+    metrics: Metrics = field(default_factory=Metrics)
     oom_kills: int = field(default_factory=lambda: _oom_kills())
 
     def tell_kernel(self) -> None:
@@ -673,6 +745,7 @@ def _client_class() -> type:
 
         def process_message(self, msg, cell, cell_index):
             show(self.nb_man.attempt.log, msg)
+            self.nb_man.attempt.metrics.learn(msg)
             return super().process_message(msg, cell, cell_index)
 
     return Client
@@ -839,7 +912,7 @@ def execute(
     search = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "GPUML_RUN": run, "PYTHONPATH": os.pathsep.join(search)}
     attempt = _begin(Path(notebook), run, place, endpoint)
-    with _passing_on(attempt):
+    with _passing_on(attempt), served(attempt.metrics, os.environ.get("GPUML_METRICS_PORT", ""), attempt.log):
         try:
             _execute(attempt, values, environment)
             code, reason = 0, "all cells are done"

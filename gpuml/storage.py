@@ -19,6 +19,7 @@ import random
 import re
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections import deque
@@ -27,6 +28,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +287,7 @@ class S3:
     ):
         self.endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
         self.say, self.check, self.patience, self.first_patience = say, check, patience, min(first_patience, patience)
-        self.answered, self.said, self.clients = False, -math.inf, {}
+        self.answered, self.said = False, -math.inf
         if self.endpoint and not re.fullmatch(r"https?://[^/@\s]+/?", self.endpoint):
             shown = re.sub(r"//.*@", "//***@", self.endpoint)
             raise ConfigError(f"data.endpoint (or AWS_ENDPOINT_URL): {shown}: must be http://HOST:PORT or https://HOST")
@@ -295,22 +297,18 @@ class S3:
         "The server's name in messages"
         return self.endpoint or "Amazon S3"
 
-    def client(self) -> Any:
-        "s3fs, of this process alone: a connection does not survive a fork"
-        if os.getpid() not in self.clients:
-            self.clients[os.getpid()] = _connect(self.endpoint, self.patience)
-        return self.clients[os.getpid()]
-
     def start(self, request: "Request") -> Future:
         "Send a request; what it raises is the result"
-        client = self.client()
+        client, opening = _client(self.endpoint, self.patience)
 
         async def send():
             try:
                 for name in _KEYS:
                     if os.environ.get(name, "") != os.environ.get(name, "").strip():
                         raise Refused(f"{name} has a blank or a line break at its end; set it without", True)
-                return await request(await client.set_session())
+                async with opening:
+                    session = await client.set_session()
+                return await request(session)
             except Exception as e:
                 return e  # as a value: asyncio logs what is raised in a request that nobody waits for any more
 
@@ -320,7 +318,20 @@ class S3:
 Request = Callable[[Any], Awaitable[Any]]  # gets aiobotocore's S3 client
 
 # %% ../nbs/01_storage.ipynb #cc8d7756
-def _connect(endpoint: str | None, patience: float) -> Any:
+_connecting = threading.Lock()
+
+
+def _client(endpoint: str | None, patience: float) -> tuple[Any, asyncio.Lock]:
+    "s3fs, which all of this process share who ask the same server with the same keys; and what is held while it connects"
+    keys = tuple(
+        sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_") or name == "HOME")
+    )
+    with _connecting:
+        return _connect(endpoint, patience, keys, os.getpid())  # a connection does not survive a fork
+
+
+@lru_cache(maxsize=8)
+def _connect(endpoint: str | None, patience: float, keys: tuple, process: int) -> tuple[Any, asyncio.Lock]:
     "An s3fs file system that retries nothing by itself and keeps quiet"
     from s3fs import S3FileSystem
 
@@ -330,15 +341,16 @@ def _connect(endpoint: str | None, patience: float) -> Any:
     settings = {
         "connect_timeout": patience / 12,
         "read_timeout": patience / 4,
-        "max_pool_connections": 16,
+        "max_pool_connections": 64,
         "connector_args": {"socket_factory": _socket},
         "retries": {"total_max_attempts": 1, "mode": "standard"},
         "request_checksum_calculation": "when_required",  # S3 servers other than Amazon's may not know the newer ones
         "response_checksum_validation": "when_required",
     }
-    return S3FileSystem(
+    made = S3FileSystem(
         endpoint_url=endpoint, config_kwargs=settings, skip_instance_cache=True, use_listings_cache=False
     )
+    return made, asyncio.Lock()
 
 
 def _socket(address: tuple) -> socket.socket:

@@ -6,7 +6,7 @@
 __all__ = ['UPDATES_A_SECOND', 'Watch', 'EVALUATION_TOKENS', 'CPU', 'GPU', 'SHARES', 'HARMLESS', 'TEXTS', 'TOGETHER', 'evaluate',
            'log_softmax', 'Progress', 'thin', 'curve', 'new_run_id', 'output_folder', 'stored_at', 'shown', 'Run',
            'Predictions', 'Mistakes', 'confusion_svg', 'logits_of', 'trainer_class', 'precision', 'tokens_that_fit',
-           'unfinished', 'read_data', 'keeping_memory', 'fit', 'load_run', 'PredictedFile', 'prepare_data',
+           'unfinished', 'read_data', 'keeping_memory', 'absolute', 'fit', 'load_run', 'PredictedFile', 'prepare_data',
            'expected_epoch']
 
 # %% ../nbs/06_train.ipynb #1ced66e0
@@ -852,7 +852,7 @@ def unfinished(
 def _refuse_changes(folder: Path, config: Config) -> None:
     "Raise `ConfigError` where a run that is to go on was started with another config"
     before = load(folder / "config.yaml")
-    now = config.model_copy(update={"data": _absolute(config)})
+    now = config.model_copy(update={"data": absolute(config)})
     # a job's bundle may lie elsewhere each time; whether its data is the same shows in the checkpoint
     may = (*HARMLESS, "data.train", "data.validation") if os.environ.get("GPUML_RUN") else HARMLESS
     changed = [
@@ -1308,7 +1308,7 @@ def _open_record(attempt: _Attempt) -> None:
     "The run's folder and its record in MLflow"
     config, folder = attempt.config, attempt.folder
     if not (folder / "config.yaml").exists():
-        write_file(folder / "config.yaml", to_yaml(config.model_copy(update={"data": _absolute(config)})))
+        write_file(folder / "config.yaml", to_yaml(config.model_copy(update={"data": absolute(config)})))
     tracking.catch_up(folder.parent, folder)
     attempt.tracked = tracking.open_run(config, attempt.run_id, folder, _facts(attempt), attempt.store)
     attempt.report.note(attempt.tracked.note)
@@ -1336,7 +1336,7 @@ def _data_params(data: dataset.Data) -> dict[str, Any]:
     return {"data.fingerprint": data.fingerprint[:16], **rows, **tokens}
 
 
-def _absolute(config: Config) -> Any:
+def absolute(config: Config) -> Any:
     "The data section with local paths that hold wherever the config is loaded from"
 
     def full(value):

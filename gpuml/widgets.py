@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOG_SECONDS', 'COLOURS', 'Series', 'LOOK_SECONDS', 'JOBS_SECONDS', 'REST_MINUTES', 'STYLE', 'duration', 'facts',
-           'progress_html', 'NotebookView', 'TerminalView', 'chart', 'Metrics', 'charts', 'FileView', 'train_beside',
-           'Training', 'find_training', 'start_training', 'training_html', 'magic_line', 'value_text', 'control',
-           'typed', 'close_all', 'Fields', 'Form', 'differences', 'Beside', 'TrainTab', 'submission_html',
+           'progress_html', 'numbers', 'NotebookView', 'TerminalView', 'chart', 'Metrics', 'charts', 'FileView',
+           'train_beside', 'Training', 'find_training', 'start_training', 'training_html', 'magic_line', 'value_text',
+           'control', 'typed', 'close_all', 'Fields', 'Form', 'differences', 'Beside', 'TrainTab', 'submission_html',
            'ProductionTab', 'jobs_html', 'notebook_html', 'job_part', 'JobsTab', 'Comparison', 'runs_here', 'compare',
            'CompareTab', 'Panel', 'panel']
 
@@ -107,6 +107,19 @@ def progress_html(
     notes = "".join(f"<div style='opacity:.75'>{escape(n[:160])}</div>" for n in p.notes[-3:])
     return f"<div><div>{mark}<b>{escape(p.run)}</b> · {escape(' · '.join(words))}</div>{bar if p.steps else ''}{curve(p, width=440, height=120)}{notes}</div>"
 
+# %% ../nbs/11_widgets.ipynb #cc41c4bd
+def numbers(
+    progress: Progress,
+) -> dict[str, Any]:
+    "The run, and what of its progress can be plotted"
+    p, found = progress, {}
+    if p.epochs:
+        found = {"updates": p.step, "updates_planned": p.steps, "epochs": p.epoch, "epochs_planned": p.epochs}
+        found |= {"examples_per_second": p.examples_per_second, "seconds_left": p.seconds_left}
+        found["loss"] = p.losses[-1] if p.losses else None
+        found |= {f"validation_{k}": v for k, v in (p.evaluations or [{}])[-1].items() if k not in ("step", "epoch")}
+    return {"run": p.run, "numbers": {name: value for name, value in found.items() if value is not None}}
+
 # %% ../nbs/11_widgets.ipynb #3470a106
 class NotebookView:
     "Shows a run's progress in one output of the notebook; pass it to `fit` as `watch`"
@@ -118,7 +131,9 @@ class NotebookView:
         from IPython.display import display
 
         data = {"text/html": progress_html(progress), "text/plain": f"{progress.run}: {', '.join(facts(progress))}"}
-        about = {"gpuml": {"phase": progress.phase, "notes": progress.notes}}  # for the log of a job
+        about = {
+            "gpuml": {"phase": progress.phase, "notes": progress.notes, **numbers(progress)}
+        }  # for a job's log and metrics
         if self._handle is None:
             self._handle = display(data, metadata=about, raw=True, display_id=True)
         else:

@@ -123,3 +123,14 @@ def test_restricted():
 def test_no_secret_in_it(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "marked-secret-5f2c")
     assert "marked-secret" not in yaml([made(*EVERYTHING)])
+
+
+def test_prometheus_finds_the_metrics_only_where_a_port_is_set():
+    job = made("compute.metrics_port=9464")
+    pod = job["spec"]["template"]
+    assert pod["metadata"]["annotations"] == {"prometheus.io/scrape": "true", "prometheus.io/port": "9464"}
+    (container,) = pod["spec"]["containers"]
+    assert container["ports"] == [{"name": "metrics", "containerPort": 9464}]
+    assert {"name": "GPUML_METRICS_PORT", "value": "9464"} in container["env"]
+    silent = yaml([made("compute.metrics_port=null")])
+    assert "prometheus" not in silent and "ports:" not in silent and "METRICS" not in silent

@@ -11,6 +11,7 @@ plane      (session) the control plane; where its servers are missing, all these
     plane.kubeconfig(user, namespace)       a file for KUBECONFIG; users: admin, prod-user, dev-user, outsider
     plane.api(user)                         an `Api`: that user's requests, as plain dicts
     plane.url, plane.tokens[user], plane.certificate
+    with plane.requests_of(user) as asked       then `asked` has what that user was allowed: ("get", "pods/log"), ...
     plane.down("kube-apiserver"), plane.up("kube-apiserver")      or another server: an outage
 cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `control` (takes no pods), the
            PriorityClasses gpuml-prod (100000) and gpuml-dev (-1000, never preempts)
@@ -37,17 +38,23 @@ cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `c
     cluster.agent.image["HF_HUB_OFFLINE"] = "1"       environment that every pod finds, as from its image
     cluster.agent.isolated                            pods have their own processes, mounts, host name and /etc/hosts
 namespace  the name of a namespace that is this test's alone
+site       a project whose `prod` is that namespace, with data and output on a real S3 server: `site.submit(…)`
+mlflow     (session) a tracking server that pods know as http://mlflow:5000: the file of its database
 job(name, command, gpus=1, grace=5, retries=0, env=[...], memory="1Gi", image="...", priority="gpuml-dev", ...), phase(name),
 state(pod) are in tests.cluster.cluster. An image whose name contains `no-such-image` can't be pulled.
 A memory limit is kept for the whole process tree; what exceeds it ends with 137, OOMKilled.
 """
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.plane import MissingServers, Plane, find_servers
+from tests.cluster.site import Site
 
 
 def pytest_collection_modifyitems(items):
@@ -79,3 +86,28 @@ def namespace(cluster):
     name = cluster.make_namespace()
     yield name
     cluster.remove_namespace(name)
+
+
+@pytest.fixture
+def site(cluster, namespace, project, s3, monkeypatch):
+    return Site(cluster, namespace, project, s3, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def mlflow(cluster, tmp_path_factory):
+    from gpuml.tracking import answers
+
+    address, folder = cluster.service("mlflow"), tmp_path_factory.mktemp("mlflow")
+    database = folder / "server.db"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--host", address, "--port", "5000", "--workers", "1", "--artifacts-destination", str(folder / "files")]
+    command += ["--allowed-hosts", f"mlflow:5000,{address}:5000"]
+    with open(folder / "mlflow.log", "w") as log:
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        cluster.wait(lambda: answers(f"http://{address}:5000"), 120)
+        yield database
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)

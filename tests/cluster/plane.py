@@ -7,6 +7,8 @@ import secrets
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import urllib3
@@ -102,6 +104,21 @@ class Plane:
         file.write_text(json.dumps(config))  # JSON is YAML
         return file
 
+    @contextmanager
+    def requests_of(self, user: str) -> Iterator[set]:
+        "What a user is allowed inside the block, known at its end: verb and resource, such as ('get', 'pods/log')"
+        log, found = self.folder / "audit.log", set()
+        before = log.stat().st_size if log.exists() else 0
+        yield found
+        for line in log.read_bytes()[before:].decode().splitlines():
+            event = json.loads(line)
+            if (
+                event["user"]["username"] == user
+                and event.get("annotations", {}).get("authorization.k8s.io/decision") == "allow"
+            ):
+                of = event.get("objectRef", {})
+                found.add((event["verb"], "/".join(filter(None, (of.get("resource"), of.get("subresource"))))))
+
     def has_service_account(self, namespace: str) -> bool:
         "Whether pods can be made in a namespace: its default ServiceAccount is there, before 1.24 with its token"
         try:
@@ -133,12 +150,23 @@ class Plane:
             "service-account-key-file": self.key,
             "service-cluster-ip-range": "10.0.0.0/24",
             "kubelet-preferred-address-types": "InternalIP",
+            "audit-policy-file": self._audit_policy(),
+            "audit-log-path": self.folder / "audit.log",
             "default-not-ready-toleration-seconds": 3,  # by default a lost node's pods are left for 5 minutes
             "default-unreachable-toleration-seconds": 3,
             **self._listens("kube-apiserver"),
             **self._features(),
             **self.more,
         }
+
+    def _audit_policy(self) -> Path:
+        "What the users of the tests ask for is written down, but not what the servers ask of each other"
+        users = [user for user in USERS if user != "admin"]
+        rules = [{"level": "Metadata", "users": users}, {"level": "None"}]
+        policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
+        file = self.folder / "audit-policy.json"
+        file.write_text(json.dumps(policy))
+        return file
 
     def _controller_manager(self) -> dict:
         return {

@@ -1,5 +1,7 @@
 "A project whose `prod` is a namespace of the tests' cluster, with data and output on a real S3 server"
 
+import time
+
 from gpuml import cluster as c
 from gpuml.config import load
 from tests.conftest import OFFLINE, ROOT, rows
@@ -69,7 +71,7 @@ class Site:
 
     def why(self, job, part, seconds=40):
         "The state, once its sentence has the part in it"
-        said = []
+        said, begun = [], time.monotonic()
 
         def look():
             said.append(str(job.status))
@@ -79,4 +81,5 @@ class Site:
             self.cluster.wait(look, seconds)
         except AssertionError:
             raise AssertionError(f"never said {part!r}; said: {list(dict.fromkeys(said))}") from None
+        print(f"{time.monotonic() - begun:.1f} s: {said[-1]}")
         return said[-1]

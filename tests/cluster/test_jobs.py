@@ -13,13 +13,7 @@ from gpuml.config import GpumlError
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
 from tests.cluster.relay import Relay
-from tests.cluster.site import Site
 from tests.s3 import KEY, SECRET
-
-
-@pytest.fixture
-def site(cluster, namespace, project, s3, monkeypatch):
-    return Site(cluster, namespace, project, s3, monkeypatch)
 
 
 def test_a_job_from_submit_to_run(site):
@@ -48,7 +42,9 @@ REFUSED = {
     "missing bucket": (["output=s3://no-such-bucket/out"], "s3://no-such-bucket"),
     "missing data": (["data.train=s3://datasets/nothing-here/"], "no CSV files at s3://datasets/nothing-here/"),
     "bad column": (["data.text=body"], "no column 'body'; the columns are: text, label"),
-    "data here": (["data.train=data"], "lies on this machine, where a pod can't reach it"),
+    "data elsewhere here": (["data.train=../elsewhere"], "data.train: ../elsewhere: lies outside the project"),
+    "output here": (["output=outputs"], "output: outputs: lies on this machine, where a pod can't reach it"),
+    "model here": (["model.name=data"], "model.name: data: lies on this machine"),
     "MLflow here": (["tracking.uri=http://localhost:5000"], "means the pod itself there"),
     "no image": (["compute.image=null"], "compute.image: is not set"),
     "no namespace": (["compute.namespace=nowhere"], "nowhere"),
@@ -165,6 +161,17 @@ def test_why_it_does_not_run(site, case):
         job.cancel()
         if case == "node lost":
             site.cluster.agent.remove_node("gpu-9")
+
+
+def test_small_data_travels_and_pods_may_know_s3_by_another_name(site):
+    if not site.cluster.agent.isolated:
+        pytest.skip("names of services need namespaces of Linux: run as root")
+    site.cluster.agent.services["minio"] = "127.0.0.1"
+    inside = f"compute.s3_endpoint=http://minio:{site.s3.endpoint.rpartition(':')[2]}"
+    site.write("dev", "gpuml-dev", 1)
+    job = site.submit("data.train=data", inside, of="dev")
+    assert job.wait(300).phase == "succeeded", f"{job}\n{job.logs()}"
+    assert "http://minio" in (job.run.folder / "config.yaml").read_text()
 
 
 def test_a_cell_that_raises(site):

@@ -1,0 +1,14 @@
+"The bundle of try.sh: the project that `gpuml init` lays down, with the offline encoder and an output on /work"
+
+from pathlib import Path
+
+from gpuml.bundle import pack
+from gpuml.cli import main
+from gpuml.config import load
+from gpuml.model import OFFLINE
+
+project = Path("/work/project")
+main(["init", str(project)])
+overrides = [f"model.name={OFFLINE}", "train.epochs=1", "output=/work/outputs", f"data.train={project}/data/sample-small"]
+made = pack(load("dev", overrides, start=project), project / "nbs" / "train.ipynb")
+Path("/work/bundle.tar.gz").write_bytes(made.archive)

@@ -1,0 +1,191 @@
+"""Attempts that end in the middle of training, and jobs that are preempted again and again
+
+What is unfinished must not be shown as finished: not by the Job, nor in MLflow, its registry, or the executed notebook.
+"""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from gpuml import cluster as c
+from gpuml.job import verdict
+from gpuml.storage import Storage
+from tests.cluster.cluster import job as holder
+from tests.cluster.cluster import phase
+
+SENSITIVE = """\
+import signal
+hoard = []
+signal.signal(signal.SIGUSR1, lambda *_: 1 / 0)
+signal.signal(signal.SIGUSR2, lambda *_: hoard.append(b"x" * 6 * 10**9))
+"""
+
+
+def add_first(notebook, source):
+    "A cell above the training"
+    tree = json.loads(notebook.read_text())
+    cell = {
+        "cell_type": "code",
+        "id": "first",
+        "metadata": {},
+        "source": source,
+        "outputs": [],
+        "execution_count": None,
+    }
+    at = next(i for i, cell in enumerate(tree["cells"]) if "%gpu_train" in "".join(cell["source"]))
+    tree["cells"].insert(at, cell)
+    notebook.write_text(json.dumps(tree))
+
+
+def training(site, job):
+    "Wait until the attempt is in the middle of its training; what runs it"
+    site.cluster.wait(lambda: "training, update" in job.status.progress, 120, "training")
+    pod = site.cluster.wait_pod(site.namespace, job.run_id, phase("Running"))
+    return site.cluster.agent.worker(site.namespace, pod["metadata"]["name"])
+
+
+def kernel_of(worker) -> psutil.Process:
+    "The process that trains"
+    below = psutil.Process(worker.process.pid).children(recursive=True)
+    return next(p for p in below if "ipykernel_launcher" in " ".join(p.cmdline()))
+
+
+ENDINGS = {  # what is done to the attempt; the state that it leaves the job in, and a part of the sentence
+    "SIGTERM": (lambda worker: worker.terminate(60), ("waiting", "running", "pending"), ""),
+    "SIGKILL": (lambda worker: worker.main.kill(), ("failed",), "killed"),
+    "out of memory": (lambda worker: kernel_of(worker).send_signal(signal.SIGUSR2), ("failed",), "compute.memory=4Gi"),
+    "cell error": (lambda worker: kernel_of(worker).send_signal(signal.SIGUSR1), ("failed",), "ZeroDivisionError"),
+    "kernel death": (lambda worker: kernel_of(worker).kill(), ("failed",), "the kernel died in cell"),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_unfinished_is_nowhere_shown_as_finished(site, mlflow, ending):
+    act, phases, said = ENDINGS[ending]
+    add_first(site.notebook, SENSITIVE)
+    retries = 3 if ending == "SIGTERM" else 0  # older servers count an interruption as a failure
+    words = [f"compute.retries={retries}", f"tracking.register={site.namespace}", "tracking.log_model=true"]
+    job = site.submit("train.epochs=2000", *words)
+    worker = training(site, job)
+    act(worker)
+    try:
+        site.cluster.wait(lambda: worker.name not in alive(site, job), 180, "the attempt to end")
+    finally:
+        print(job.logs()[-2000:])
+    assert not shown_as_finished(site, job, mlflow)
+    state = job.status
+    assert state.phase in phases and said in state.why, state
+    if ending == "SIGTERM":  # in its first tenths of a second the next attempt, as process 1, would not hear a signal
+        site.cluster.wait(lambda: job.status.progress, 60)
+    job.cancel()
+    assert job.wait(90).phase in ("cancelled", "failed")
+    assert not shown_as_finished(site, job, mlflow)
+
+
+def alive(site, job) -> list[str]:
+    "Pods of attempts that have not ended"
+    pods = site.cluster.pods(site.namespace, job.run_id)
+    return [p["metadata"]["name"] for p in pods if p["status"]["phase"] not in ("Failed", "Succeeded")]
+
+
+def shown_as_finished(site, job, database) -> list[str]:
+    "Where the job, of which much is left to do, is shown as done"
+    found, store = [], sqlite3.connect(database)
+    if (made := job.api.get(job._path)) and any(x["type"] == "Complete" for x in made["status"].get("conditions", [])):
+        found.append("Job")
+    statuses = [s for (s,) in store.execute("select status from runs where name = ?", (job.run_id,))]
+    if len(statuses) > 1 or "FINISHED" in statuses:
+        found.append(f"MLflow: {statuses}")
+    if store.execute("select count(*) from model_versions where name = ?", (site.namespace,)).fetchone() != (0,):
+        found.append("registry")
+    note, *cells = json.loads(job.notebook().read_text())["cells"]
+    states = [x["metadata"]["papermill"]["status"] for x in cells if "%gpu_train" in "".join(x["source"])]
+    if states == ["completed"] or "all cells are done" in "".join(note["source"]):
+        found.append(f"notebook: {states}, {note['source']}")
+    return found + [f.url for f in Storage(site.s3.endpoint).find(f"{job.place}/certificate.json")]
+
+
+def test_preempted_three_times(site, mlflow):
+    "No retry is used up, production starts within the grace period, and the curve in MLflow has every step once"
+    site.write("dev", "gpuml-dev", 12)
+    dev = site.submit(of="dev")
+    for i in range(3):
+        training(site, dev)
+        name = f"prod-{i}"
+        begun = time.monotonic()
+        site.cluster.admin.create(
+            "jobs", site.namespace, holder(name, "exec sleep 600", priority="gpuml-prod", grace=1)
+        )
+        site.cluster.wait_pod(site.namespace, name, phase("Running"), 60 + 5)
+        print(f"production runs {time.monotonic() - begun:.1f} s after it was submitted")
+        why = site.why(dev, "held by 1 production job")
+        assert "needs 1 GPU" in why
+        assert not site.cluster.admin.get("jobs", site.namespace, dev.run_id)["status"].get("failed")
+        outcome = dev.outcome()
+        assert (outcome["exit_code"], outcome["attempt"]) == (75, i + 1)
+        assert verdict(c.prepare(site.config(of="dev"), site.notebook, api=c.Api()).manifest, 75) == "Ignore"
+        site.cluster.admin.delete("jobs", site.namespace, name, propagationPolicy="Background")
+    state = dev.wait(300)
+    assert (state.phase, dev.outcome()["attempt"]) == ("succeeded", 4), f"{state}\n{dev.logs()}"
+    steps = (
+        "select step, count(*) from metrics join runs using (run_uuid) where name = ? and key = 'loss' group by step"
+    )
+    counted = sqlite3.connect(mlflow).execute(steps, (dev.run_id,)).fetchall()
+    assert counted == [(i, 1) for i in range(1, dev.run.metrics["updates"] + 1)]
+
+
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_no_more_victims_than_needed(site, wanted):
+    "Of three development jobs on a full node as many go as production has need for; it starts after their grace"
+    site.cluster.agent.add_node("gpu-3", gpus=3, labels={"kind": "victims"})
+    where = {"nodeSelector": {"kind": "victims"}}
+    deaf = "trap '' TERM; while :; do sleep 0.1; done"
+    try:
+        for i in range(3):
+            body = holder(f"dev-{i}", deaf, priority="gpuml-dev", grace=4, **where)
+            site.cluster.admin.create("jobs", site.namespace, body)
+            site.cluster.wait_pod(site.namespace, f"dev-{i}", phase("Running"))
+        begun = time.monotonic()
+        body = holder("prod", "exec sleep 600", gpus=wanted, priority="gpuml-prod", grace=1, **where)
+        site.cluster.admin.create("jobs", site.namespace, body)
+        site.cluster.wait_pod(site.namespace, "prod", phase("Running"), 4 + 5 + 10)  # 10 s for a busy machine
+        print(f"production runs {time.monotonic() - begun:.1f} s after it was submitted; the grace is 4 s")
+        assert len([r for r, _ in site.cluster.events(site.namespace) if r == "Preempted"]) == wanted
+    finally:
+        site.cluster.agent.remove_node("gpu-3")
+
+
+FOLLOW = """\
+import sys
+from gpuml import cluster
+from gpuml.config import load
+cluster.find(sys.argv[1], [load("prod")]).logs(follow=True)
+"""
+
+
+def test_who_follows_may_die(site):
+    "The job goes on, and is there again within seconds for anybody"
+    job = site.submit("train.epochs=12")
+    command = [sys.executable, "-c", FOLLOW, job.run_id]
+    follower = subprocess.Popen(command, cwd=site.folder, stdout=subprocess.PIPE, text=True)
+    training(site, job)
+    follower.kill()
+    follower.communicate()
+    begun = time.monotonic()
+    code = (
+        f"from gpuml import cluster; from gpuml.config import load; print(cluster.find({job.run_id!r}, [load('prod')]))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=site.folder, capture_output=True, text=True, env=os.environ
+    )
+    taken = time.monotonic() - begun
+    print(f"found again {taken:.1f} s after a new process was started")
+    assert "running" in shown.stdout and "update" in shown.stdout, shown.stderr
+    assert job.wait(300).phase == "succeeded"

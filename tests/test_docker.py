@@ -1,0 +1,192 @@
+"Images, compose file and workflows: what their linters say, and what no linter knows. docker/try.sh builds the image"
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from ruamel.yaml import YAML
+
+from tests.conftest import ROOT, free_port
+
+DOCKER = ROOT / "docker"
+DOCKERFILES = [DOCKER / "train.Dockerfile", DOCKER / "dev.Dockerfile"]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TOOLS = {
+    "hadolint": ["hadolint", *DOCKERFILES],
+    "compose-lint": ["compose-lint", "--fail-on", "high", DOCKER / "compose.yaml"],
+    "actionlint": ["actionlint", *WORKFLOWS],
+}
+
+
+def run(tool: str, *arguments, **more) -> subprocess.CompletedProcess:
+    command = [f"{sys.prefix}/bin/{tool}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **more)
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_linter(name):
+    done = run(*TOOLS[name])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+WRONG = {
+    "hadolint": ("a.Dockerfile", "FROM debian:latest\nRUN cd /x && apt-get install y\n"),
+    "compose-lint": ("compose.yaml", "services:\n  a:\n    image: a:1\n    privileged: true\n"),
+    "actionlint": ("a.yml", "on: push\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps:\n      - run: echo ${{ github.shaa }}\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_linter_finds_what_is_wrong(name, tmp_path):
+    file, text = WRONG[name]
+    (tmp_path / file).write_text(text)
+    tool, *options = [a for a in TOOLS[name] if not isinstance(a, Path)]
+    assert run(tool, *options, tmp_path / file).returncode != 0
+
+
+def instructions(file: Path, name: str) -> list[str]:
+    return re.findall(rf"^{name} +(.+)$", file.read_text().replace("\\\n", " "), re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda f: f.name)
+def test_a_job_may_run_in_it(file):
+    "The manifest demands user 10001; a code change must not touch the layers of packages"
+    assert instructions(file, "USER")[-1] == "10001:10001"
+    images = [source for source in instructions(file, "FROM") if not source.startswith("$")]
+    stages = {stage.split(" AS ")[1] for stage in instructions(file, "FROM") if " AS " in stage}
+    assert {image.split()[0] for image in images} <= stages, "only ARG names an image that is pulled"
+    base = re.search(r"^ARG (BASE|TRAIN)=(\S+)$", file.read_text(), re.MULTILINE)
+    assert not base[2].endswith(":latest")
+
+
+def test_the_builder_gets_what_is_copied_and_no_more():
+    import pathspec
+
+    left_out = pathspec.PathSpec.from_lines("gitwildmatch", (ROOT / ".dockerignore").read_text().splitlines())
+    copied = {part for f in DOCKERFILES for line in instructions(f, "COPY") for part in line.split()[:-1]}
+    copied = {part for part in copied if not part.startswith("--")}
+    assert copied >= {"gpuml", "config", "constraints.txt", "docker/lab.sh"}
+    for name in copied:
+        path = ROOT / name
+        assert path.exists(), name
+        some = path if path.is_file() else next(p for p in path.rglob("*") if p.is_file() and p.suffix != ".pyc")
+        assert not left_out.match_file(some.relative_to(ROOT)), name
+    for name in (
+        ".env",
+        "docker/.env",
+        ".git/config",
+        "outputs/dev/x",
+        "mlflow.db",
+        "data/own.csv",
+        "nbs/06_train.ipynb",
+    ):
+        assert left_out.match_file(name), name
+
+
+def test_everything_that_the_package_needs_is_copied():
+    "The wheel is made from what the Dockerfile copies: pyproject.toml's force-include and readme are part of it"
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    copied = " ".join(instructions(DOCKERFILES[0], "COPY")).split()
+    for name in [*included, *project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], "README.md", "LICENSE"]:
+        assert name in copied, name
+
+
+def test_compose_names_no_secret_and_env_example_all_variables():
+    text = (DOCKER / "compose.yaml").read_text()
+    asked = set(re.findall(r"\$\{(\w+):\?", text))
+    example = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "env.example").read_text(), re.MULTILINE))
+    assert asked == {"JUPYTER_TOKEN", "S3_ACCESS_KEY", "S3_SECRET_KEY"} and asked <= example.keys()
+    assert not example["JUPYTER_TOKEN"] and not example["S3_SECRET_KEY"]
+    assert subprocess.run(["git", "check-ignore", "-q", "docker/.env"], cwd=ROOT).returncode == 0
+
+
+def test_compose_listens_on_this_machine_only_and_names_what_the_configs_name():
+    services = YAML(typ="safe").load(DOCKER / "compose.yaml")["services"]
+    for name, service in services.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+        assert ":latest" not in service["image"] and service["read_only"] and service["cap_drop"] == ["ALL"]
+    prod = YAML(typ="safe").load(ROOT / "config" / "prod.yaml")
+    assert prod["tracking"]["uri"] == "http://mlflow:5000" and "mlflow" in services
+    buckets = services["buckets"]["command"][2]
+    for place in (prod["data"]["train"], prod["output"]):
+        assert f'"{place.split("/")[2]}"' in buckets
+
+
+def test_compose_makes_the_buckets(s3):
+    "On a real S3 server, and again when they are there"
+    import s3fs
+
+    command = YAML(typ="safe").load(DOCKER / "compose.yaml")["services"]["buckets"]["command"]
+    assert command[:2] == ["python3", "-c"]
+    for _ in range(2):
+        done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    there = s3fs.S3FileSystem(skip_instance_cache=True).ls("")
+    assert {"datasets", "models", "mlflow"} <= set(there)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "Start lab.sh in an empty folder, with a token or without"
+    started = []
+
+    def start(**more):
+        (tmp_path / "project").mkdir(exist_ok=True)
+        names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+        own = {name: str(tmp_path / name.lower()) for name in names}
+        environment = {**os.environ, **own, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "JUPYTER_IP": "127.0.0.1"}
+        environment.pop("JUPYTER_TOKEN", None)
+        process = subprocess.Popen(
+            [DOCKER / "lab.sh", "--allow-root"], cwd=tmp_path / "project", env=environment | more,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.mark.parametrize("token", ["", "short"])
+def test_jupyterlab_does_not_start_without_a_token(lab, token, tmp_path):
+    process = lab(JUPYTER_TOKEN=token)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 78 and "JUPYTER_TOKEN: must be set to 16 characters or more" in said
+    assert not list((tmp_path / "project").iterdir())
+
+
+def test_jupyterlab_opens_a_new_project_to_whoever_has_the_token(lab, tmp_path):
+    port, token = free_port(), "a-token-of-24-characters"
+    lab(JUPYTER_TOKEN=token, JUPYTER_PORT=str(port), MLFLOW_TRACKING_URI="http://mlflow:5000")
+    address = f"http://127.0.0.1:{port}/api/contents"
+    for _ in range(200):
+        try:
+            refused = requests.get(address, timeout=1)
+            break
+        except requests.RequestException:
+            time.sleep(0.2)
+    assert refused.status_code == 403
+    there = requests.get(address, headers={"Authorization": f"token {token}"}, timeout=5).json()
+    assert {entry["name"] for entry in there["content"]} >= {"config", "data", "nbs"}
+    assert "uri: http://mlflow:5000" in (tmp_path / "project" / "config" / "dev.yaml").read_text()
+
+
+def test_kernels_of_the_dev_image_know_the_magics(tmp_path):
+    profile = tmp_path / "profile_default"
+    profile.mkdir()
+    shutil.copy(DOCKER / "ipython_config.py", profile)
+    code = "print(get_ipython().find_line_magic('gpu_train') is not None)"
+    done = run("ipython", "--no-banner", "-c", code, env={**os.environ, "IPYTHONDIR": str(tmp_path)})
+    assert done.stdout.strip() == "True", done.stdout + done.stderr
+    assert "docker/ipython_config.py /etc/ipython/" in instructions(DOCKERFILES[1], "COPY")

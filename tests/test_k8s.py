@@ -1,0 +1,604 @@
+"What an administrator applies: renders, is valid, fits together, and holds what it says. The server's part: tests/cluster/test_access.py"
+
+import copy
+import ipaddress
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from ruamel.yaml import YAML
+
+from gpuml.config import load
+from gpuml.job import Source, manifest, run_id, yaml
+from tests.conftest import ROOT, free_port
+from tests.manifests import OVERLAYS, containers, find, matches, pod_of, prepared, render
+from tests.policies import Request, refusals
+from tests.test_job import VERSIONS, validate  # noqa: F401  a fixture
+
+POLICIES = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+IMAGE = "compute.image=registry.example.com/gpuml-train:0.1.0"
+
+
+@pytest.fixture(scope="module")
+def overlays(tmp_path_factory):
+    "Every overlay, rendered"
+    prepared_copy = prepared(tmp_path_factory.mktemp("administrator"))
+    return {name: render(prepared_copy, name) for name in OVERLAYS}
+
+
+def pods(manifests):
+    return [(f"{m['kind']}/{m['metadata']['name']}", m, pod_of(m)) for m in manifests if pod_of(m)]
+
+
+def test_overlays(overlays):
+    "Each object once, in its place; what distinguishes the overlays"
+    kinds = {}
+    for name, manifests in overlays.items():
+        names = [(m["kind"], m["metadata"].get("namespace"), m["metadata"]["name"]) for m in manifests]
+        assert len(set(names)) == len(names), name
+        kinds[name] = {kind for kind, _, _ in names}
+        spaces = {n for _, n, _ in names} - {None}
+        assert spaces == {"gpuml-dev", "gpuml-prod", "gpuml-system"}, name
+    has = {name: {pod for pod, _, _ in pods(manifests)} for name, manifests in overlays.items()}
+    team = {"Deployment/mlflow", "StatefulSet/postgres", "StatefulSet/jupyter"}
+    single = {"Deployment/mlflow", "StatefulSet/minio", "Job/buckets", "StatefulSet/jupyter"}
+    assert has == {"single-node": single, "team": team, "kueue": team, "without-policies": team}
+    assert [name for name in OVERLAYS if not kinds[name] >= POLICIES] == ["without-policies"]
+    assert not POLICIES & kinds["without-policies"]
+    assert [name for name in OVERLAYS if "ClusterQueue" in kinds[name]] == ["kueue"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_valid_by_the_schema_of(version, overlays, validate):  # noqa: F811
+    "Every object of every overlay, but for Kueue's own kinds, whose schema is not Kubernetes'; 1.29 has no policies"
+    names = ["without-policies"] if version == "1.29" else OVERLAYS
+    known = {yaml([m]) for name in names for m in overlays[name] if not m["apiVersion"].startswith("kueue.")}
+    done = validate(version, "---\n".join(sorted(known)))
+    assert done.returncode == 0 and done.stdout.count("passed for resource") + done.stderr.count(
+        "passed for resource"
+    ) == len(known), done.stdout + done.stderr
+    wrong = copy.deepcopy(find(overlays["team"], "Deployment", "mlflow"))
+    wrong["spec"]["template"]["spec"]["containers"][0]["volumeMount"] = []
+    assert validate(version, yaml([wrong])).returncode != 0
+
+
+# Pod Security Standard `restricted`: a rule's name, and whether a pod breaks it
+def broken_rules(pod: dict) -> set[str]:
+    own, found = pod.get("securityContext", {}), set()
+    allowed = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    if any(pod.get(name) for name in ("hostNetwork", "hostPID", "hostIPC")):
+        found.add("host namespaces")
+    if any(set(volume) - {"name"} - allowed for volume in pod.get("volumes", [])):
+        found.add("volume types")
+    for container in containers(pod):
+        context = container.get("securityContext", {})
+        add = set(context.get("capabilities", {}).get("add", []))
+        profile = context.get("seccompProfile", own.get("seccompProfile", {})).get("type")
+        rules = {
+            "privileged": not context.get("privileged"),
+            "privilege escalation": context.get("allowPrivilegeEscalation") is False,
+            "capabilities": context.get("capabilities", {}).get("drop") == ["ALL"] and add <= {"NET_BIND_SERVICE"},
+            "root": context.get("runAsNonRoot", own.get("runAsNonRoot")) is True,
+            "root user": context.get("runAsUser", own.get("runAsUser", 1)) != 0,
+            "seccomp": profile in ("RuntimeDefault", "Localhost"),
+            "host ports": not any("hostPort" in port for port in container.get("ports", [])),
+        }
+        found |= {name for name, holds in rules.items() if not holds}
+    return found
+
+
+def test_restricted(overlays):
+    "Pods keep the standard that their namespaces enforce, and more: nothing writable but volumes, limits, probes, no token"
+    for name, manifests in overlays.items():
+        for space in ("gpuml-dev", "gpuml-prod", "gpuml-system"):
+            labels = find(manifests, "Namespace", space)["metadata"]["labels"]
+            assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+        for what, made, pod in pods(manifests):
+            assert broken_rules(pod) == set(), f"{name} {what}"
+            assert pod["automountServiceAccountToken"] is (what == "StatefulSet/jupyter"), what
+            for container in containers(pod):
+                assert container["securityContext"]["readOnlyRootFilesystem"], what
+                assert {"memory", "ephemeral-storage"} <= container["resources"]["limits"].keys(), what
+                assert made["kind"] == "Job" or {"readinessProbe", "livenessProbe"} <= container.keys(), what
+
+
+@pytest.mark.parametrize(
+    "rule, change",
+    [
+        ("host namespaces", {"hostNetwork": True}),
+        ("volume types", {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}),
+        ("seccomp", {"securityContext": {"runAsNonRoot": True}}),
+        ("root", {"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}),
+        (
+            "root user",
+            {"securityContext": {"runAsUser": 0, "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}},
+        ),
+    ],
+)
+def test_restricted_sees(rule, change):
+    pod = manifest(load("prod", [IMAGE], start=ROOT), "prod-1", Source("0", "s3://m/x", "a.ipynb"))["spec"]["template"][
+        "spec"
+    ]
+    assert broken_rules(pod) == set() and broken_rules(pod | change) == {rule}
+
+
+def referred(made: dict, pod: dict) -> list[tuple[str, str, str | None]]:
+    "What a pod needs to start: kind, name and key"
+    found = []
+    for volume in pod.get("volumes", []):
+        if "secret" in volume:
+            found.append(("Secret", volume["secret"]["secretName"], None))
+        if "configMap" in volume:
+            found.append(("ConfigMap", volume["configMap"]["name"], None))
+        if "persistentVolumeClaim" in volume:
+            found.append(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"], None))
+    if "serviceAccountName" in pod:
+        found.append(("ServiceAccount", pod["serviceAccountName"], None))
+    for container in containers(pod):
+        found += [("Secret", source["secretRef"]["name"], None) for source in container.get("envFrom", [])]
+        refs = [v["valueFrom"]["secretKeyRef"] for v in container.get("env", []) if "valueFrom" in v]
+        found += [("Secret", ref["name"], ref["key"]) for ref in refs]
+    return found
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_named_is_there(overlay, overlays):
+    "Secrets with their keys, ConfigMaps, accounts, claims, roles: nothing waits for what nobody makes"
+    manifests = overlays[overlay]
+    there = {(m["kind"], m["metadata"].get("namespace"), m["metadata"]["name"]): m for m in manifests}
+    for what, made, pod in pods(manifests):
+        for kind, name, key in referred(made, pod):
+            found = there[kind, made["metadata"]["namespace"], name]
+            assert key is None or key in found["data"], f"{what}: {kind} {name} has no {key}"
+        assert "priorityClassName" not in pod or ("PriorityClass", None, pod["priorityClassName"]) in there
+        volumes = {v["name"] for v in pod["volumes"]}
+        volumes |= {claim["metadata"]["name"] for claim in made["spec"].get("volumeClaimTemplates", [])}
+        for container in containers(pod):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes, what
+            known = set()  # only what stands before it
+            for variable in container.get("env", []):
+                assert set(re.findall(r"\$\((\w+)\)", variable.get("value", ""))) <= known, variable
+                known.add(variable["name"])
+    for binding in (m for m in manifests if m["kind"].endswith("RoleBinding")):
+        role = binding["roleRef"]
+        space = binding["metadata"].get("namespace") if role["kind"] == "Role" else None
+        assert (role["kind"], space, role["name"]) in there, binding["metadata"]["name"]
+
+
+def test_what_the_shipped_configs_name_is_there(overlays):
+    "Namespace, class, Secret with its keys, MLflow's name: config/dev.yaml and config/prod.yaml as they are"
+    for manifests in overlays.values():
+        for config in (load("dev", start=ROOT), load("prod", start=ROOT)):
+            c = config.compute
+            find(manifests, "Namespace", c.namespace)
+            find(manifests, "PriorityClass", c.priority_class)
+            secret = find(manifests, "Secret", c.s3_secret, c.namespace)
+            assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= secret["data"].keys()
+            assert (
+                find(manifests, "ServiceAccount", c.service_account, c.namespace)["automountServiceAccountToken"]
+                is False
+            )
+            assert f"requests.{c.gpu_resource}" in find(manifests, "ResourceQuota", "gpus", c.namespace)["spec"]["hard"]
+    assert load("prod", start=ROOT).tracking.uri == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize("service, port", [("mlflow", 5000), ("minio", 9000)])
+def test_one_name_in_every_namespace(overlays, service, port):
+    manifests = overlays["single-node"]
+    (own,) = find(manifests, "Service", service, "gpuml-system")["spec"]["ports"]
+    assert own["port"] == port
+    for space in ("gpuml-dev", "gpuml-prod"):
+        spec = find(manifests, "Service", service, space)["spec"]
+        assert spec == {"type": "ExternalName", "externalName": f"{service}.gpuml-system.svc.cluster.local"}
+
+
+def may_connect(manifests, source, target, port, protocol="TCP") -> bool:
+    "What NetworkPolicies say of a connection between (namespace, pod labels), or to an address"
+
+    def spaces(name):
+        return find(manifests, "Namespace", name)["metadata"]["labels"] | {"kubernetes.io/metadata.name": name}
+
+    def chooses(peer, place, of):
+        if isinstance(place, str) or "ipBlock" in peer:
+            block = peer.get("ipBlock")
+            inside = (
+                isinstance(place, str) and block and ipaddress.ip_address(place) in ipaddress.ip_network(block["cidr"])
+            )
+            return inside and not any(
+                ipaddress.ip_address(place) in ipaddress.ip_network(e) for e in block.get("except", [])
+            )
+        there = spaces(place[0]) if place[0].startswith("gpuml-") else {"kubernetes.io/metadata.name": place[0]}
+        same = matches(peer["namespaceSelector"], there) if "namespaceSelector" in peer else place[0] == of[0]
+        return same and matches(peer.get("podSelector", {}), place[1])
+
+    def open_at(place, other, kind, peers):
+        if isinstance(place, str) or not place[0].startswith("gpuml-"):
+            return True
+        policies = [m for m in manifests if m["kind"] == "NetworkPolicy" and m["metadata"]["namespace"] == place[0]]
+        chosen = [
+            p["spec"]
+            for p in policies
+            if matches(p["spec"]["podSelector"], place[1]) and kind in p["spec"]["policyTypes"]
+        ]
+        return not chosen or any(
+            any((p["port"], p.get("protocol", "TCP")) == (port, protocol) for p in rule["ports"])
+            and any(chooses(peer, other, place) for peer in rule[peers])
+            for spec in chosen
+            for rule in spec.get(kind.lower(), [])
+        )
+
+    return open_at(source, target, "Egress", "to") and open_at(target, source, "Ingress", "from")
+
+
+JOB, PROD = ("gpuml-dev", {"job-name": "j"}), ("gpuml-prod", {"job-name": "p"})
+MLFLOW, MINIO, POSTGRES, JUPYTER, BUCKETS = (
+    ("gpuml-system", {"app.kubernetes.io/name": name}) for name in ("mlflow", "minio", "postgres", "jupyter", "buckets")
+)
+DNS, STRANGER = ("kube-system", {"k8s-app": "kube-dns"}), ("default", {"app": "x"})
+METADATA, HUB, API = "169.254.169.254", "52.84.1.1", "10.96.0.1"
+OPEN = [
+    (JOB, MLFLOW, 5000), (PROD, MLFLOW, 5000), (JUPYTER, MLFLOW, 5000), (JOB, MINIO, 9000), (PROD, MINIO, 9000),
+    (JUPYTER, MINIO, 9000), (MLFLOW, MINIO, 9000), (BUCKETS, MINIO, 9000), (MLFLOW, POSTGRES, 5432), (JOB, HUB, 443),
+    (PROD, HUB, 443), (JUPYTER, HUB, 443), (JUPYTER, API, 443), (JOB, DNS, 53), (PROD, DNS, 53), (MLFLOW, DNS, 53),
+]  # fmt: skip
+SHUT = [
+    (JOB, POSTGRES, 5432), (PROD, POSTGRES, 5432), (JUPYTER, POSTGRES, 5432), (JOB, MINIO, 9001), (JOB, PROD, 8888),
+    (PROD, JOB, 8888), (JOB, JUPYTER, 8888), (PROD, JUPYTER, 8888), (JOB, API, 443), (PROD, API, 443), (JOB, METADATA, 80), (JOB, METADATA, 443), (PROD, METADATA, 53),
+    (JUPYTER, METADATA, 80), (JUPYTER, METADATA, 443), (MLFLOW, METADATA, 443), (JOB, HUB, 80), (STRANGER, MLFLOW, 5000),
+    (STRANGER, MINIO, 9000), (STRANGER, JUPYTER, 8888), (STRANGER, JOB, 8888), (POSTGRES, HUB, 443), (MINIO, HUB, 443),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overlay", ["single-node", "team"])
+def test_network(overlay, overlays):
+    "Who reaches whom: by the rules of NetworkPolicy, since no network plug-in is here to ask"
+    names = {"single-node": POSTGRES, "team": MINIO}
+    for cases, expected in ((OPEN, True), (SHUT, False)):
+        for source, target, port in cases:
+            if names[overlay] in (source, target):
+                continue
+            if target is MINIO and source is BUCKETS and overlay == "team":
+                continue
+            assert may_connect(overlays[overlay], source, target, port) is expected, (source, target, port)
+    assert may_connect(overlays[overlay], JOB, DNS, 53, "UDP")
+
+
+def test_images_are_pinned(overlays):
+    for name, manifests in overlays.items():
+        for what, _, pod in pods(manifests):
+            for container in containers(pod):
+                assert re.fullmatch(
+                    r"[a-z0-9.-]+\.[a-z]+/[a-z0-9/._-]+(:[\w.-]*\d[\w.-]*|@sha256:[0-9a-f]{64})", container["image"]
+                ), f"{name} {what}: {container['image']}"
+
+
+def test_priorities(overlays):
+    "Development preempts nothing; neither is the default of a cluster that others use too"
+    prod, dev = (find(overlays["team"], "PriorityClass", name) for name in ("gpuml-prod", "gpuml-dev"))
+    assert prod["value"] > 0 > dev["value"] and dev["preemptionPolicy"] == "Never"
+    assert not any(c.get("globalDefault") for c in (prod, dev))
+
+
+def test_development_keeps_a_floor(overlays):
+    for name in ("team", "kueue"):
+        gpus = {
+            space: int(find(overlays[name], "ResourceQuota", "gpus", space)["spec"]["hard"]["requests.nvidia.com/gpu"])
+            for space in ("gpuml-dev", "gpuml-prod")
+        }
+        assert 0 < gpus["gpuml-prod"] < gpus["gpuml-dev"]
+    queues = {}
+    for queue in ("gpuml-dev", "gpuml-prod"):
+        resources = find(overlays["kueue"], "ClusterQueue", queue)["spec"]["resourceGroups"][0]["flavors"][0][
+            "resources"
+        ]
+        queues[queue] = next(r for r in resources if r["name"] == "nvidia.com/gpu")
+    assert queues["gpuml-prod"]["borrowingLimit"] == "0"
+    assert int(queues["gpuml-prod"]["nominalQuota"]) + int(queues["gpuml-dev"]["nominalQuota"]) == gpus["gpuml-dev"]
+
+
+def test_kueue_covers_what_jobs_ask_for(overlays):
+    "A job that asks for what its ClusterQueue does not cover is never admitted"
+    asked = set(made_for("prod")["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"])
+    for queue in ("gpuml-dev", "gpuml-prod"):
+        spec = find(overlays["kueue"], "ClusterQueue", queue)["spec"]
+        (group,) = spec["resourceGroups"]
+        assert asked <= set(group["coveredResources"]) == {r["name"] for r in group["flavors"][0]["resources"]}
+        assert find(overlays["kueue"], "LocalQueue", "gpuml", queue)["spec"]["clusterQueue"] == queue
+
+
+def test_secrets(tmp_path):
+    "Made once, at random, for their owner's eyes; git ignores them, and the repository has none"
+    made = prepared(tmp_path)
+    files = {f: f.read_text() for f in made.glob("overlays/*/secrets/*.env")}
+    assert len(files) == 11 and not any("RANDOM" in text for text in files.values())
+    assert all(f.stat().st_mode & 0o077 == 0 for f in files)
+    values = re.findall(r"=([0-9a-f]{40})$", "\n".join(files.values()), re.M)
+    assert len(values) == len(set(values)) == 7
+    again = subprocess.run([made / "secrets.sh", "single-node"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert {f: f.read_text() for f in files} == files
+    (made / "overlays" / "team" / "secrets" / "mlflow.env").unlink()
+    unfilled = subprocess.run([made / "secrets.sh", "team"], capture_output=True, text=True)
+    assert unfilled.returncode == 1 and "mlflow.env" in unfilled.stdout and "yours to fill in" in unfilled.stderr
+    for file in files:
+        path = file.relative_to(made.parent)
+        assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, path
+    for file in (ROOT / "k8s").rglob("*.yaml"):
+        assert not re.search(r"^kind: Secret$", file.read_text(), re.M), file
+
+
+MC = """\
+#!/bin/sh
+echo "$*" >> calls
+case "$*" in
+    "admin policy attach"*) [ ! -e "attached-$5" ] || exit 1; touch "attached-$5" ;;
+    "admin user info minio "*) ls attached-* 2>/dev/null | grep "${5#gpuml-}" ;;
+esac
+exit 0
+"""
+
+
+def test_buckets_again_and_again(overlays, tmp_path):
+    "MinIO's client is not to be had here, so a stand-in that refuses what the real one refuses: attaching twice"
+    (container,) = pod_of(find(overlays["single-node"], "Job", "buckets"))["containers"]
+    for user in ("development", "production", "mlflow"):
+        (tmp_path / user).mkdir()
+        (tmp_path / user / "AWS_ACCESS_KEY_ID").write_text(f"gpuml-{user}")
+        (tmp_path / user / "AWS_SECRET_ACCESS_KEY").write_text(f"secret of {user}")
+    (tmp_path / "mc").write_text(MC)
+    (tmp_path / "mc").chmod(0o755)
+    script = container["args"][0].replace("/keys/", f"{tmp_path}/")
+    for _ in range(2):
+        subprocess.run(
+            [*container["command"], script], check=True, cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        )
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls.count("mb --ignore-existing minio/datasets minio/models minio/mlflow") == 2
+    assert calls.count("admin user add minio gpuml-mlflow secret of mlflow") == 2
+    assert calls.count("admin policy create minio gpuml-production /policies/production.json") == 2
+    assert [c for c in calls if "attach" in c] == [
+        f"admin policy attach minio gpuml-{user} --user gpuml-{user}"
+        for user in ("development", "production", "mlflow")
+    ]
+    for policy in find(overlays["single-node"], "ConfigMap", "bucket-policies")["data"].values():
+        assert {s["Effect"] for s in json.loads(policy)["Statement"]} == {"Allow"}
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "k8s" / "gpu").iterdir()))
+def test_gpu_values(file):
+    "Valid YAML, and so is the YAML in it; a shared GPU has a name of its own"
+    values = YAML(typ="safe").load((ROOT / "k8s" / "gpu" / file).read_text())
+    configs = values["devicePlugin"]["config"]["data"] if "devicePlugin" in values else values["config"]["map"]
+    assert configs.keys() == {"whole", "shared"}
+    shared = YAML(typ="safe").load(configs["shared"])["sharing"]["timeSlicing"]
+    assert shared["renameByDefault"] and shared["resources"][0]["replicas"] > 1
+    assert "sharing" not in YAML(typ="safe").load(configs["whole"])
+
+
+DOCS = [ROOT / "docs" / name for name in ("administrator.md", "cluster-user.md")]
+
+
+def test_a_second_jupyterlab(tmp_path):
+    "As docs/administrator.md has it: beside the first, with its own account, token, volume and address"
+    made = prepared(tmp_path)
+    (made / "overlays" / "ada").mkdir()
+    (text,) = re.findall(r"```yaml\n(namePrefix.*?)```", DOCS[0].read_text(), re.S)
+    (made / "overlays" / "ada" / "kustomization.yaml").write_text(text)
+    (made / "overlays" / "ada" / "jupyter.env").write_text("JUPYTER_TOKEN=x\n")
+    manifests, first = render(made, "ada"), render(made, "team")
+    kinds = ["ClusterRoleBinding", "NetworkPolicy", "RoleBinding", "Secret", "Service", "ServiceAccount", "StatefulSet"]
+    assert sorted(m["kind"] for m in manifests) == kinds
+    assert not {(m["kind"], m["metadata"]["name"]) for m in manifests} & {
+        (m["kind"], m["metadata"]["name"]) for m in first
+    }
+    lab = find(manifests, "StatefulSet", "ada-jupyter")["spec"]
+    labels, pod = lab["template"]["metadata"]["labels"], lab["template"]["spec"]
+    assert find(manifests, "Service", "ada-jupyter")["spec"]["selector"].items() <= labels.items()
+    other = find(first, "StatefulSet", "jupyter")["spec"]["template"]["metadata"]["labels"]
+    assert not matches(lab["selector"], other) and lab["serviceName"] == "ada-jupyter"
+    assert pod["serviceAccountName"] == find(manifests, "RoleBinding", "ada-gpuml-notebook")["subjects"][0]["name"]
+    (container,) = pod["containers"]
+    token = next(v for v in container["env"] if v["name"] == "JUPYTER_TOKEN")["valueFrom"]["secretKeyRef"]["name"]
+    assert token == next(m for m in manifests if m["kind"] == "Secret")["metadata"]["name"]
+    assert may_connect([*first, *manifests], ("gpuml-system", labels), MLFLOW, 5000)
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_what_the_pages_name_is_there(page):
+    "Files and folders, and what users are said to read"
+    text = page.read_text()
+    for path in re.findall(r"`((?:k8s|docker|config|nbs)/[\w./-]+)`", text) + re.findall(r"\]\(([^)#:]+)\)", text):
+        place = (page.parent if path.endswith(".md") else ROOT) / path
+        assert place.exists() or path.startswith(
+            ("docker/", "k8s/overlays/ada", "k8s/overlays/single-node/secrets/")
+        ), path
+
+
+# The policies, by their own expressions; who has the verb `use` is asked of a real server in tests/cluster/test_access.py
+
+
+def made_for(config: str, *overrides: str) -> dict:
+    return manifest(
+        load(config, [IMAGE, *overrides], start=ROOT),
+        run_id(config, "0f2a9c11d4", 1),
+        Source("0f2a9c11d4", "s3://m/b", "a.ipynb"),
+    )
+
+
+def may(user: str, asked: dict) -> bool:
+    "Production submitters have `use` on the class in gpuml-prod, and there only"
+    what = {"group": "scheduling.k8s.io", "resource": "priorityclasses", "name": "gpuml-prod", "check": "use"}
+    return user == "prod-user" and asked == what | {"namespace": "gpuml-prod"}
+
+
+def asks(manifests, body, user="dev-user", namespace="gpuml-dev", **more) -> list[str]:
+    return refusals(manifests, Request(user, body, namespace, **more), may)
+
+
+def changed(body: dict, **spec) -> dict:
+    body = copy.deepcopy(body)
+    body["spec"]["template"]["spec"] |= spec
+    return body
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name != "without-policies"])
+def test_policies_admit_what_gpuml_makes(overlay, overlays):
+    "Jobs of both shipped configs, and the pods that Kubernetes makes of them"
+    for config, user in (("dev", "dev-user"), ("prod", "prod-user")):
+        job = made_for(config)
+        space, pod = job["metadata"]["namespace"], {"kind": "Pod", "metadata": {}, "spec": pod_of(job)}
+        assert asks(overlays[overlay], job, user, space) == []
+        assert (
+            asks(
+                overlays[overlay],
+                pod,
+                "system:serviceaccount:kube-system:job-controller",
+                space,
+                groups=["system:serviceaccounts:kube-system"],
+            )
+            == []
+        )
+        assert asks(overlays[overlay], pod, "system:kube-controller-manager", space) == []
+        scheduled = copy.deepcopy(pod)
+        scheduled["spec"]["nodeName"] = "gpu-1"
+        assert asks(overlays[overlay], scheduled, "system:kube-scheduler", space, operation="UPDATE") == []
+
+
+def test_policies_leave_others_alone(overlays):
+    "Pods of other teams, without a class, with any image"
+    pod = {"kind": "Pod", "metadata": {}, "spec": {"containers": [{"name": "a", "image": "nginx"}]}}
+    assert asks(overlays["team"], pod, "someone", "default") == []
+
+
+TOKEN = [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]
+EVERY_GPU = [
+    {"name": "train", "image": "registry.example.com/x:1", "env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}
+]
+STRANGER_IMAGE = [{"name": "train", "image": "registry.example.com.evil.test/x:1"}]
+REFUSED = {
+    "production's class": ({"priorityClassName": "gpuml-prod"}, "gpuml-production-class: dev-user may not use PriorityClass gpuml-prod in namespace gpuml-dev; take gpuml-dev in gpuml-dev, or ask an administrator for the group gpuml-prod"),
+    "another class": ({"priorityClassName": "system-cluster-critical"}, "gpuml-pods: priorityClassName must be gpuml-dev in namespace gpuml-dev, not system-cluster-critical"),
+    "no class": ({"priorityClassName": ""}, "gpuml-pods: priorityClassName must be gpuml-dev in namespace gpuml-dev, and is not set"),
+    "a day to end": ({"terminationGracePeriodSeconds": 86400}, "gpuml-pods: terminationGracePeriodSeconds must be at most 120 in namespace gpuml-dev, not 86400: production waits as long; compute.grace sets it"),
+    "one second more": ({"terminationGracePeriodSeconds": 121}, "gpuml-pods: terminationGracePeriodSeconds must be at most 120 in namespace gpuml-dev, not 121: production waits as long; compute.grace sets it"),
+    "an image from elsewhere": ({"containers": STRANGER_IMAGE}, "gpuml-pods: images must come from registry.example.com/, not registry.example.com.evil.test/x:1; compute.image names it"),
+    "a first container from elsewhere": ({"initContainers": STRANGER_IMAGE}, "gpuml-pods: images must come from registry.example.com/, not registry.example.com.evil.test/x:1; compute.image names it"),
+    "a token": ({"automountServiceAccountToken": True}, "gpuml-pods: set automountServiceAccountToken: false; jobs do not talk to the API server"),
+    "a token as a volume": ({"volumes": TOKEN}, "gpuml-pods: no volume may hold a ServiceAccount's token; jobs do not talk to the API server"),
+    "every GPU of the node": ({"containers": EVERY_GPU}, "gpuml-pods: NVIDIA_VISIBLE_DEVICES may reach GPUs that were not asked for, and so production's; take compute.gpus"),
+    "a node by name": ({"nodeName": "gpu-1"}, "gpuml-pods: nodeName goes past the scheduler, and so past priorities; take nodeSelector (compute.node_selector)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("kind", ["Job", "CronJob", "Pod", "Deployment"])
+def test_policies_refuse(kind, case, overlays):
+    "Whatever the kind; the sentence is what the user reads"
+    change, said = REFUSED[case]
+    job = changed(made_for("dev"), **change)
+    spec = {"CronJob": {"jobTemplate": {"spec": job["spec"]}}, "Pod": pod_of(job)}.get(kind, job["spec"])
+    assert said in asks(overlays["team"], {"kind": kind, "metadata": {}, "spec": spec})
+
+
+def test_policies_refuse_what_comes_later(overlays):
+    "Another image for a running pod, a container to debug with, Kueue's priority by label, production's class elsewhere"
+    pod = {"kind": "Pod", "metadata": {}, "spec": pod_of(made_for("dev"))}
+    newer = copy.deepcopy(pod)
+    newer["spec"]["containers"][0]["image"] = "nginx"
+    assert any("not nginx" in said for said in asks(overlays["team"], newer, operation="UPDATE"))
+    debugged = copy.deepcopy(pod)
+    debugged["spec"]["ephemeralContainers"] = [{"name": "debug", "image": "busybox"}]
+    assert any(
+        "not busybox" in said
+        for said in asks(overlays["team"], debugged, operation="UPDATE", part="ephemeralcontainers")
+    )
+    queued = made_for("dev")
+    queued["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] = "gpuml-prod"
+    (said,) = asks(overlays["kueue"], queued)
+    assert "may not use PriorityClass gpuml-prod" in said
+    (said,) = asks(overlays["team"], made_for("prod"), "prod-user", "default")
+    assert "prod-user may not use PriorityClass gpuml-prod in namespace default" in said
+    without = [m for m in overlays["team"] if (m["kind"], m["metadata"]["name"]) != ("ConfigMap", "gpuml-policy")]
+    with pytest.raises(StopIteration):  # parameterNotFoundAction: Deny
+        asks(without, made_for("dev"))
+
+
+def test_allowed_images_end_with_a_slash(overlays):
+    "registry.example.com would also begin registry.example.com.evil.test/x"
+    for manifests in overlays.values():
+        for m in manifests:
+            if (m["kind"], m["metadata"]["name"]) == ("ConfigMap", "gpuml-policy"):
+                assert all(prefix.endswith("/") for prefix in m["data"]["images"].split(" "))
+
+
+def test_mlflow_starts_as_it_is_told(overlays, tmp_path):
+    "The server's own command line, with the names by which pods ask for it, and no others"
+    (container,) = find(overlays["single-node"], "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+    port = free_port()
+    flags = [
+        f.replace("--host=0.0.0.0", "--host=127.0.0.1").replace("--port=5000", f"--port={port}")
+        for f in container["command"][2:]
+    ]
+    flags = [f.replace("--workers=2", "--workers=1") for f in flags]
+    plain = {v["name"]: v["value"].replace("/data/", f"{tmp_path}/") for v in container["env"]}
+    env = {
+        "PATH": f"{sys.prefix}/bin:/usr/bin:/bin",
+        **plain,
+        "HOME": str(tmp_path),
+        "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path),
+    }
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen(
+            ["mlflow", "server", *flags], env=env, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        end = time.monotonic() + 120
+        while not listens(port):
+            assert server.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        answers = {
+            host: status(port, host)
+            for host in ("mlflow:5000", "localhost:5000", "mlflow.gpuml-system:5000", "evil.test", "mlflow")
+        }
+        assert answers == {
+            "mlflow:5000": 200,
+            "localhost:5000": 200,
+            "mlflow.gpuml-system:5000": 200,
+            "evil.test": 403,
+            "mlflow": 403,
+        }
+        assert (tmp_path / "mlflow.db").exists()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(10)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def status(port: int, host: str) -> int:
+    "Of a request that names a host"
+    url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers={"Host": host}), timeout=30).status
+    except urllib.error.HTTPError as e:
+        return e.code

@@ -1,0 +1,302 @@
+"""A job's metrics, the rules on them, and the dashboard: a real job, Prometheus itself, and what the exporters say.
+
+The pages in tests/monitoring are as the DCGM exporter, kube-state-metrics and the scheduler write them.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import requests
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from ruamel.yaml import YAML
+
+from gpuml.bundle import pack, put
+from gpuml.config import load
+from gpuml.notebook import Log, Metrics, served
+from gpuml.storage import Storage
+from tests.conftest import CONFIG, OFFLINE, ROOT, free_port, rows
+from tests.test_run import PARAMETERS, write_notebook
+
+MONITORING, PAGES = ROOT / "k8s" / "monitoring", ROOT / "tests" / "monitoring"
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")),
+    reason="no prometheus: install it (Debian: apt-get install prometheus) to test rules and dashboard",
+)
+
+
+# ---- a job
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, mlflow_template):
+    "A job that has run, and every page that it served meanwhile: (its output folder, the pages)"
+    home, port = tmp_path_factory.mktemp("job"), free_port()
+    project = home / "project"
+    for folder in ("config", "data"):
+        (project / folder).mkdir(parents=True)
+    text = CONFIG.format(cache=home / "cache", model=OFFLINE, port=free_port()).replace("epochs: 2", "epochs: 4")
+    (project / "config" / "dev.yaml").write_text(text)
+    (project / "data" / "a.csv").write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows(120)))
+    shutil.copy(mlflow_template, project / "mlflow.db")
+    notebook = write_notebook(project / "nbs" / "n.ipynb", PARAMETERS, "%load_ext gpuml", "run = %gpu_train")
+    made = [
+        f"output={home / 'outputs'}",
+        f"data.train={project / 'data'}",
+        f"tracking.uri=sqlite:///{project / 'mlflow.db'}",
+    ]
+    address = put(pack(load("dev", made, start=project), notebook), str(home / "outputs"), Storage())
+    command = [sys.executable, "-m", "gpuml.cli", "run", address, "--run", "dev-1"]
+    environment = {**os.environ, "GPUML_METRICS_PORT": str(port)}
+    process = subprocess.Popen(
+        command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    pages, accept = [], {"Accept": "application/openmetrics-text; version=1.0.0"}
+    while process.poll() is None:
+        try:
+            pages.append(requests.get(f"http://127.0.0.1:{port}/metrics", headers=accept, timeout=5).text)
+        except requests.RequestException:
+            pass
+        time.sleep(0.1)
+    assert process.returncode == 0, process.stdout.read()
+    return home / "outputs" / "dev-1", pages
+
+
+def samples(page: str) -> dict[str, float]:
+    "Name → value of what a page says of the run"
+    found = [s for family in text_string_to_metric_families(page) for s in family.samples]
+    assert all(s.labels["run"] == "dev-1" for s in found)
+    return {s.labels.get("phase") or s.name: s.value for s in found}
+
+
+def test_a_job_says_how_far_it_is(job):
+    "What was served while it trained is what metrics.jsonl has, update by update"
+    folder, pages = job
+    spool = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {step: m["loss"] for _, step, kind, m in spool if kind == "update"}
+    evaluated = {m["validation_loss"] for _, _, kind, m in spool if kind == "evaluation"}
+    seen = [samples(page) for page in pages]
+    trained = [s for s in seen if "gpuml_loss" in s]
+    updates = [int(s["gpuml_updates"]) for s in trained]
+    assert len(set(updates)) > 5 and updates == sorted(updates)
+    for s in trained:
+        assert s["gpuml_loss"] == losses[s["gpuml_updates"]]
+        assert s["gpuml_updates_planned"] == max(losses) and s["gpuml_epochs_planned"] == 4
+        if "gpuml_validation_loss" in s:
+            assert s["gpuml_validation_loss"] in evaluated
+    assert {"training", "done"} <= {name for s in seen for name in s if not name.startswith("gpuml_")}
+    assert min(s["gpuml_seconds_left"] for s in trained if "gpuml_seconds_left" in s) < 60
+    assert any(s.get("gpuml_examples_per_second", 0) > 0 for s in trained)
+
+
+@pytest.mark.parametrize("port", ["taken", "x", "99999"])
+def test_a_port_that_can_not_be_had_costs_a_note(port, capsys):
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = str(other.getsockname()[1]) if port == "taken" else port
+        with served(Metrics(), port, Log()):
+            pass
+    assert re.fullmatch(rf"note: GPUML_METRICS_PORT={port}: .+; no metrics are served\n", capsys.readouterr().out)
+
+
+# ---- rules
+
+
+@pytest.fixture
+def rules(tmp_path):
+    "promtool over the rules, changed as is said: its verdict"
+    yaml = YAML(typ="safe", pure=True)
+
+    def run(*arguments, change=("", "")):
+        text = (MONITORING / "rules.yaml").read_text()
+        assert change[0] in text
+        yaml.dump(yaml.load(text.replace(*change))["spec"], tmp_path / "rules.yml")
+        shutil.copy(PAGES / "alerts.yaml", tmp_path)
+        done = subprocess.run(["promtool", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+@needs_prometheus
+def test_rules(rules):
+    code, said = rules("check", "rules", "rules.yml")
+    assert code == 0, said
+    code, said = rules("test", "rules", "alerts.yaml")
+    assert code == 0, said
+    alerts = re.findall(r"- alert: (\w+)", (MONITORING / "rules.yaml").read_text())
+    assert len(alerts) == 4 and all(f"alertname: {name}" in (PAGES / "alerts.yaml").read_text() for name in alerts)
+
+
+MUTATIONS = [
+    ("for: 30m", "for: 25m"),
+    ("for: 30m", "for: 35m"),
+    ("< 0.02", "< 0"),
+    (r'{priority_class=~"gpuml-prod.*"} > 900', "> 900"),
+    ("> 900", "> 850"),
+    ("> 900", "> 1100"),
+    ("> 3\n", "> 2\n"),
+    ("> 3\n", "> 4\n"),
+    ("[1h]))", "[1d]))"),
+    ('{condition="true"}', ""),
+    ('{label_gpuml_io_run!=""}', '{label_gpuml_io_run=""}'),
+    ("DCGM_FI_PROF_GR_ENGINE_ACTIVE or ", ""),
+    ('"pod", "$1", "exported_pod", "(.+)"), "namespace"', '"pod", "$1", "no", "(.+)"), "namespace"'),
+    ("unless on (namespace, pod) kube_pod_info", "unless on (namespace, pod) no_pod_info"),
+    ("nvidia_com_.+", "nvidia_com_gpu"),
+]
+
+
+@needs_prometheus
+@pytest.mark.parametrize("change", MUTATIONS, ids=lambda c: f"{c[0].strip()} -> {c[1].strip()}"[:60])
+def test_cases_notice_a_change_of_the_rules(rules, change):
+    assert rules("test", "rules", "alerts.yaml", change=change)[0] != 0
+
+
+# ---- the dashboard
+
+
+@pytest.fixture(scope="module")
+def prometheus(job, tmp_path_factory):
+    "Prometheus over the exporters' pages, and the last page of the job's training; its address"
+    home, port, count = tmp_path_factory.mktemp("prometheus"), free_port(), itertools.count(3)
+    pages = {f"/{path.stem}": path.read_text() for path in PAGES.glob("*.prom")}
+    trained = [page for page in job[1] if 'phase="training"' in page and "gpuml_validation_loss{" in page][-1]
+    hour_ago = f"{time.time() - 3600:.0f}"
+
+    class Exporter(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/job":
+                text, kind = trained, "application/openmetrics-text; version=1.0.0; charset=utf-8"
+            else:
+                text = pages[self.path].replace("HOUR_AGO", hour_ago).replace("COUNT", str(next(count)))
+                kind = "text/plain; version=0.0.4"
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    exporter = ThreadingHTTPServer(("127.0.0.1", 0), Exporter)
+    threading.Thread(target=exporter.serve_forever, daemon=True).start()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.dump(yaml.load(MONITORING / "rules.yaml")["spec"], home / "rules.yml")
+    target = f"127.0.0.1:{exporter.server_port}"
+    pod = {"namespace": "gpuml-prod", "pod": "prod-0f2a9c11d4-1-x7k2p"}  # as a PodMonitor adds them
+    jobs = [
+        {"job_name": path[1:], "metrics_path": path, "honor_labels": True,
+         "static_configs": [{"targets": [target], "labels": pod if path == "/job" else {}}]}
+        for path in [*pages, "/job"]
+    ]  # fmt: skip
+    every = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    yaml.dump({"global": every, "rule_files": ["rules.yml"], "scrape_configs": jobs}, home / "prometheus.yml")
+    address = f"127.0.0.1:{port}"
+    process = subprocess.Popen(
+        ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address={address}", "--storage.tsdb.path=data"],
+        cwd=home, stdout=subprocess.DEVNULL, stderr=open(home / "log", "w"),
+    )  # fmt: skip
+    try:
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait()
+        exporter.shutdown()
+
+
+def ask(address: str, query: str) -> list[dict]:
+    "What Prometheus has for a query"
+    reply = requests.get(f"{address}/api/v1/query", params={"query": query}, timeout=10).json()
+    assert reply["status"] == "success", reply
+    return reply["data"]["result"]
+
+
+def panels() -> list[dict]:
+    return json.loads((MONITORING / "gpuml.json").read_text())["panels"]
+
+
+@needs_prometheus
+def test_every_panel_finds_data(prometheus):
+    queries = {(p["title"], t["expr"].replace("$namespace", ".*")) for p in panels() for t in p["targets"]}
+    assert len(queries) > 15
+    found, until = {}, time.monotonic() + 60
+    while len(found) < len(queries) and time.monotonic() < until:
+        time.sleep(0.5)
+        try:
+            found |= {q: data for q in queries - found.keys() if (data := ask(prometheus, q[1]))}
+        except requests.ConnectionError:
+            continue
+    assert not queries - found.keys()
+    time.sleep(3)  # two more evaluations of the rules: each panel shows the same moment
+    found = {query: ask(prometheus, query[1]) for query in queries}
+    shown = {
+        title: {tuple(r["metric"].values()): float(r["value"][1]) for r in data} for (title, _), data in found.items()
+    }
+    assert shown["GPUs held"] == {("gpuml-prod",): 1, ("gpuml-dev",): 1}
+    assert shown["GPUs of the cluster"] == {(): 2} and shown["GPUs held and idle"] == {(): 1}
+    assert shown["GPU utilisation by job"] == {("prod-0f2a9c11d4-1",): 0.961, ("dev-91be02aa17-1",): 0}
+    assert shown["GPU memory by job"][("prod-0f2a9c11d4-1",)] == 31250 * 2**20
+    assert (
+        shown["Queue length by class"] == {("gpuml-dev",): 1}
+        and 3600 <= shown["Longest wait by class"][("gpuml-dev",)] < 3700
+    )
+    assert shown["Failed jobs"] == {("gpuml-prod",): 1} and len(shown["Jobs"]) == 3
+    assert 0 < shown["Training done"][("dev-1",)] <= 1
+
+
+@needs_prometheus
+def test_panels_keep_to_the_namespaces_that_are_chosen(prometheus):
+    expr = next(t["expr"] for p in panels() if p["title"] == "GPUs held" for t in p["targets"])
+    for _ in range(100):
+        try:
+            if found := ask(prometheus, expr.replace("$namespace", "gpuml-dev")):
+                break
+        except requests.ConnectionError:
+            pass
+        time.sleep(0.5)
+    assert [r["metric"] for r in found] == [{"priority_class": "gpuml-dev"}]
+
+
+# ---- the manifests
+
+
+def test_pods_of_jobs_are_selected():
+    "PodMonitor and NetworkPolicies name the labels and the port that a job's manifest has"
+    from tests.test_job import made
+
+    template = made("compute.metrics_port=9464")["spec"]["template"]
+    labels, (port,) = template["metadata"]["labels"], template["spec"]["containers"][0]["ports"]
+    yaml = YAML(typ="safe")
+    monitor = yaml.load(MONITORING / "podmonitor.yaml")["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= labels.items()
+    assert [e["port"] for e in monitor["podMetricsEndpoints"]] == [port["name"]]
+    policies = list(yaml.load_all(MONITORING / "network.yaml"))
+    assert {p["metadata"]["namespace"] for p in policies} == set(monitor["namespaceSelector"]["matchNames"])
+    for policy in policies:
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+        assert policy["spec"]["ingress"][0]["ports"] == [{"port": port["name"]}]
+
+
+def test_kustomize_renders_them():
+    kubectl = shutil.which("kubectl", path=f"{sys.prefix}/bin:{os.environ['PATH']}")
+    if not kubectl:
+        pytest.skip("no kubectl: install it to render k8s/monitoring")
+    done = subprocess.run([kubectl, "kustomize", MONITORING], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = list(YAML(typ="safe").load_all(done.stdout))
+    kinds = sorted(m["kind"] for m in made)
+    assert kinds == ["ConfigMap", "NetworkPolicy", "NetworkPolicy", "PodMonitor", "PrometheusRule"]
+    board = next(m for m in made if m["kind"] == "ConfigMap")
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(board["data"]["gpuml.json"])["title"] == "gpuml"
