@@ -115,7 +115,7 @@ def test_the_administrator_s_own_commands(tmp_path):
         assert first.returncode == 0 and "statefulset.apps/postgres created" in first.stdout, first.stderr
         again = run("apply", "-k", overlay)
         changed = [line for line in again.stdout.splitlines() if not line.endswith(" unchanged")]
-        assert changed == [f"statefulset.apps/{name} configured" for name in ("jupyter", "postgres")]  # in name only:
+        assert changed == [f"statefulset.apps/{name} configured" for name in ("jupyter", "postgres")]  # diff says no
         assert (found := run("diff", "-k", overlay)).returncode == 0, found.stdout
         asked = ["auth", "can-i", "use", "priorityclass/gpuml-prod", "-n", "gpuml-prod", "--as", "ada", "--as-group"]
         assert [run(*asked, group).stdout.strip() for group in ("gpuml-prod", "gpuml-dev")] == ["yes", "no"]
