@@ -106,8 +106,12 @@ def test_production_goes_first_and_nothing_is_lost(site, mlflow, kernel):
     for job in (prod, dev):
         found = sqlite3.connect(mlflow).execute("select status from runs where name = ?", (job.run_id,)).fetchall()
         assert found == [("FINISHED",)]
+    # the same override on the other road: trained in this kernel
+    here = f"tracking.uri=http://{site.cluster.service('mlflow')}:5000 output={site.folder / 'here'}"
+    shown = run_cell(kernel, f"run = %gpu_train prod train.epochs=2 {here}\nprint('RUN', run.id)")
     params = "select value from params join runs using (run_uuid) where name = ? and key = 'train.epochs'"
-    assert sqlite3.connect(mlflow).execute(params, (prod.run_id,)).fetchone() == ("2",)
+    for run in (prod.run_id, shown.partition("RUN ")[2].split()[0]):
+        assert sqlite3.connect(mlflow).execute(params, (run,)).fetchone() == ("2",)
     steps = (
         "select step, count(*) from metrics join runs using (run_uuid) where name = ? and key = 'loss' group by step"
     )
