@@ -69,4 +69,6 @@ clean:
 	rm -rf .venv outputs mlruns mlflow.db dist
 
 pictures: install chromium            ## the README's pictures, from a real JupyterLab
-	GPUML_PICTURES=nbs/images $(BIN)/python -m pytest tests/test_lab.py
+	GPUML_PICTURES=outputs/pictures $(BIN)/python -m pytest tests/test_lab.py
+	cp outputs/pictures/train.png outputs/pictures/training.png nbs/images
+	cp outputs/pictures/panel-training.png nbs/images/panel.png

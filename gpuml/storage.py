@@ -645,7 +645,7 @@ class Storage:
         endpoint: str | None = None,  # S3 server; by default AWS_ENDPOINT_URL, then Amazon's
         say: Callable[[str], None] = lambda text: None,  # is told what is being waited for; an exception ends the wait
         check: Callable[[], None] = lambda: None,  # called while waiting for S3; an exception ends the wait
-        patience: float = 120.0,  # seconds for which a request that is not answered is sent again
+        patience: float = 150.0,  # seconds for which a request that is not answered is sent again: two minutes, and some to spare
         first_patience: float = 20.0,  # the same, while the server has never answered
     ):
         self.s3 = S3(endpoint, say, check, patience, first_patience)

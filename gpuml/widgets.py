@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -269,7 +269,7 @@ class FileView:
 
     def __call__(self, progress: Progress) -> None:
         recent = replace(progress, losses=progress.losses[-10:], evaluations=progress.evaluations[-1:])
-        self._told = asdict(recent)
+        self._told = dict(vars(recent))
         self._write()
 
     def error(self, text: str) -> None:

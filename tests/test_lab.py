@@ -344,7 +344,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     page.get_by_role("tab", name="Jobs").click()
     name = page.locator(".gpuml-list button", has_text="spring")
     name.wait_for(timeout=30_000)
-    page.locator(".gpuml-jobs .gpuml-running progress").wait_for(timeout=120_000)
+    page.locator(".gpuml-jobs progress").wait_for(timeout=120_000)
     name.focus()
     page.keyboard.press("Enter")
     page.locator(".gpuml-log", has_text="spring").wait_for(timeout=60_000)

@@ -1,7 +1,7 @@
 """Files on a real S3 server, which a proxy in front of it breaks.
 
 What was read is what had been written, whatever happens on the way; what was written is whole or not there; what can't
-be is said in a sentence. Times are scaled by `patience`: 120 seconds for users, a few here.
+be is said in a sentence. Times are scaled by `patience`: 150 seconds for users, a few here.
 """
 
 import gc
