@@ -35,7 +35,7 @@ echo "user and commit: $(buildah inspect --type image --format '{{.OCIv1.Config.
 say "a job in it"
 container=$(buildah from gpuml-train)
 root=$(buildah mount "$container")
-trap 'umount "$place/root" 2>/dev/null || true; buildah rm "$container" >/dev/null; rm -rf "$place/work" "$place/tmp" "$place/root"' EXIT
+trap 'umount "$place/root" 2>/dev/null || true; buildah rm "$container" >/dev/null; rm -rf "$place/work" "$place/tmp"; rmdir "$place/root"' EXIT
 mkdir -p "$place"/{work,tmp,root}
 cp docker/try.py "$place/tmp/"
 chown -R 10001:10001 "$place/work" "$place/tmp"
