@@ -1140,7 +1140,7 @@ STYLE = """<style>
   --soft: var(--jp-layout-color2, #8882); color: var(--ink); font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); }
 .gpuml-panel { border: 1px solid var(--line); border-radius: 4px; padding: 4px; max-width: 1000px; }
 .gpuml-panel .widget-html-content { line-height: 1.45; }
-.gpuml-panel .widget-html { width: auto; align-self: stretch; }
+.gpuml-panel .widget-vbox > .widget-html { width: auto; align-self: stretch; }
 .gpuml-panel .widget-html, .gpuml-panel .widget-html-content { height: auto; overflow: visible; }
 .gpuml-panel .widget-html-content { width: 100%; min-width: 0; }
 .gpuml-panel .widget-hbox > .widget-checkbox, .gpuml-panel .widget-hbox > .widget-button { width: auto; flex: none; }
@@ -1191,7 +1191,7 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 .gpuml-checks { list-style: none; padding: 0; margin: 4px 0; }
 .gpuml-checks li { overflow-wrap: anywhere; }
 .gpuml-panel pre { font: 12px/1.4 var(--jp-code-font-family, monospace); color: var(--ink); white-space: pre-wrap; margin: 4px 0; }
-.gpuml-panel details pre, .gpuml-log { max-height: 320px; overflow: auto; background: var(--soft); padding: 6px 8px; }
+.gpuml-panel details pre, .gpuml-panel pre.gpuml-log { max-height: 320px; overflow: auto; background: var(--soft); padding: 6px 8px; }
 .gpuml-notebook { width: 100%; height: 460px; border: 1px solid var(--line); resize: vertical; background: #fff; }
 .gpuml-list { max-height: 330px; overflow: auto; border: 1px solid var(--line); align-items: flex-start; flex: none; }
 .gpuml-list > .widget-html { flex: 1 1 auto; width: auto; margin: 0; min-width: 0; }
@@ -1209,7 +1209,7 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 .gpuml-jobs thead th { border-top: 0; color: var(--faint); font-weight: normal; }
 .gpuml-jobs th:first-child { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .gpuml-jobs progress { width: 90px; vertical-align: middle; }
-.gpuml-runs { width: 100%; }
+.gpuml-panel .gpuml-runs { width: auto; align-self: stretch; margin-right: 4px; }
 .gpuml-runs select { font-family: var(--jp-code-font-family, monospace); font-size: 12px; }
 .gpuml-panel :focus-visible { outline: 2px solid var(--mark); outline-offset: 1px; }
 .gpuml-panel .widget-tab-contents:focus-visible { outline: none; }
