@@ -250,8 +250,14 @@ class OnS3(Bench):
 
     def resume(self, folder: Path) -> str | None:
         "Of a lost machine's run that says it is running, the run id has to be named"
-        if self.begun(folder):
-            return "latest"
+        for place in self.begun(folder):
+            record = json.loads(
+                (place / "tracking.json").read_text()
+            )  # may be of the lost machine, fetched and not gone on with
+            lost = record["status"] == "RUNNING" and record["process"][0] != self.machines.get(
+                folder, socket.gethostname()
+            )
+            return place.name if lost else "latest"
         for url in self.stored(folder, "tracking.json"):
             record = json.loads(self.storage.read(self.storage.info(url)))
             return url.split("/")[-2] if record["status"] == "RUNNING" else "latest"

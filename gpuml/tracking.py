@@ -550,8 +550,8 @@ def open_run(
 ) -> TrackedRun:
     "Start recording a run, or go on with one that is in the folder already"
     if record := read_record(folder):
-        if record.host != this_host():
-            record.known = None
+        if record.host != this_host():  # what was told, and the metrics, may have been stored at different moments
+            record.known, record.sent = None, 0
         record.status, record.reason, record.process = "RUNNING", "", _me()
         return TrackedRun(folder, record)
     uri, note = store or find_store(config)

@@ -88,6 +88,20 @@ def test_stopped_here_and_continued_elsewhere(kept, store, undisturbed, monkeypa
     check_steps(store, run)
 
 
+def test_what_was_told_is_newer_than_the_metrics(kept, store, undisturbed, monkeypatch):  # noqa: F811
+    "Two files can't be stored at one moment: MLflow was told more than the metrics that are found again"
+    with pytest.raises(Preempted):
+        fit(load("dev", OVERRIDES), watch=stop_at(4))
+    (spool,) = Storage().find(f"{kept}/*/metrics.jsonl")
+    older = b"".join(Storage().read(spool).splitlines(keepends=True)[:-2])
+    Storage().put_bytes(older, spool.url)
+    move(monkeypatch)
+    assert result(fit(load("dev", OVERRIDES), resume="latest")) == undisturbed
+    (run,) = recorded(store)
+    assert run.info.status == "FINISHED"
+    check_steps(store, run)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_machine_is_lost(seed, kept, store, undisturbed, monkeypatch):  # noqa: F811
     "SIGKILL at a random moment, and the disk is gone; the run goes on elsewhere by its id, and MLflow hears nothing twice"
