@@ -570,6 +570,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'gpuml.storage.Storage.put': ('storage.html#storage.put', 'gpuml/storage.py'),
                                'gpuml.storage.Storage.put_bytes': ('storage.html#storage.put_bytes', 'gpuml/storage.py'),
                                'gpuml.storage.Storage.read': ('storage.html#storage.read', 'gpuml/storage.py'),
+                               'gpuml.storage.Storage.read_now': ('storage.html#storage.read_now', 'gpuml/storage.py'),
                                'gpuml.storage.Storage.remove': ('storage.html#storage.remove', 'gpuml/storage.py'),
                                'gpuml.storage.Storage.sweep': ('storage.html#storage.sweep', 'gpuml/storage.py'),
                                'gpuml.storage._bucket': ('storage.html#_bucket', 'gpuml/storage.py'),

@@ -481,12 +481,11 @@ class Job:
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
         "(update, value) of every metric, as far as storage has them: up to the last checkpoint while it runs"
         found: dict[str, list[tuple[int, float]]] = {}
-        storage = Storage(self.endpoint)
-        if file := storage.info(f"{self.place}/metrics.jsonl"):
-            for line in storage.read(file).splitlines():
-                _, step, _, values = json.loads(line)
-                for name, value in values.items():
-                    found.setdefault(name, []).append((step, value))
+        spool = Storage(self.endpoint).read_now(f"{self.place}/metrics.jsonl") or b""
+        for line in spool[: spool.rfind(b"\n") + 1].splitlines():  # one that is just being written is left out
+            _, step, _, values = json.loads(line)
+            for name, value in values.items():
+                found.setdefault(name, []).append((step, value))
         return found
 
     def notebook(self) -> Path:
@@ -496,9 +495,11 @@ class Job:
             if not Path(source).is_file():
                 raise GpumlError(f"{self.run_id}: nothing of its notebook has been executed yet", exit_code=66)
             return Path(source)
-        if (file := storage.info(source)) is None:
+        if (executed := storage.read_now(source)) is None:
             raise GpumlError(f"{self.run_id}: nothing of its notebook has been executed yet", exit_code=66)
-        return storage.get(file, Path(f"~/.cache/gpuml/notebooks/{self.run_id}.ipynb").expanduser())
+        copy = Path(f"~/.cache/gpuml/notebooks/{self.run_id}.ipynb").expanduser()
+        storage.put_bytes(executed, copy)
+        return copy
 
     def wait(
         self,
@@ -530,7 +531,7 @@ class Job:
         "The logs of attempts that have ended, from storage; not that of a pod that is still there"
         storage = Storage(self.endpoint)
         files = [f for f in storage.find(f"{self.place}/logs/*.txt") if not (but and f.url.endswith(f"-{but}.txt"))]
-        return [storage.read(f).decode(errors="replace") for f in files]
+        return [(storage.read_now(f.url) or b"").decode(errors="replace") for f in files]
 
     def __repr__(self):
         rows = self._rows()
@@ -572,7 +573,7 @@ class Text(str):
 def _read_json(storage: Storage, url: str) -> dict[str, Any] | None:
     "A small JSON file in storage; none where it is not there, or storage does not answer"
     try:
-        return json.loads(storage.read(file)) if (file := storage.info(url)) else None
+        return json.loads(found) if (found := storage.read_now(url)) else None
     except (GpumlError, ValueError):
         return None
 

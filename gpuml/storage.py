@@ -669,6 +669,16 @@ class Storage:
         end = file.size if end is None else min(end, file.size)
         return b"".join(self.blocks(file, start, max(end - start, 1), ahead=1, end=end))
 
+    def read_now(self, url: str | Path) -> bytes | None:
+        "All of a file that may be replaced at any moment, as it is at one of them; none where it is not there"
+        while file := self.info(url):
+            try:
+                return self.read(file)
+            except DataError as e:
+                if not str(e).endswith(CHANGED):
+                    raise
+        return None
+
     def blocks(
         self,
         file: File,

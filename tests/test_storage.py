@@ -6,6 +6,7 @@ be is said in a sentence. Times are scaled by `patience`: 150 seconds for users,
 
 import gc
 import hashlib
+import itertools
 import logging
 import math
 import multiprocessing
@@ -591,3 +592,26 @@ def test_a_fork_connects_anew(s3):
     assert here.poll(20) and here.recv() == storage.read(file) == b"both"
     process.join(20)
     assert process.exitcode == 0
+
+
+def test_what_is_replaced_all_the_time_is_read_whole(place):
+    storage, url, stop = Storage(), place("log.txt"), threading.Event()
+    assert storage.read_now(url) is None
+    storage.put_bytes(b"0" * 10, url)
+
+    def replace():
+        for i in itertools.count(1):
+            storage.put_bytes(str(i % 10).encode() * (10 + i % 50), url)
+            if stop.is_set():
+                return
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        read = []
+        while len(set(read)) < 20:
+            read.append(storage.read_now(url))
+    finally:
+        stop.set()
+        writer.join()
+    assert all(len(set(found)) == 1 for found in read)
