@@ -172,10 +172,10 @@ def test_security_context(cluster, namespace):
 def test_pods_know_services_by_name(cluster, namespace):
     import http.server
 
-    address = cluster.service("mlflow")
+    address = cluster.service("greeter")
     server = http.server.HTTPServer((address, 5000), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=server.handle_request, daemon=True).start()
-    script = "import urllib.request as u; print(u.urlopen('http://mlflow:5000', timeout=20).status)"
+    script = "import urllib.request as u; print(u.urlopen('http://greeter:5000', timeout=20).status)"
     submit(cluster, namespace, "j", ["python", "-c", script])
     assert cluster.wait_job(namespace, "j") == "Complete"
     server.server_close()
