@@ -480,12 +480,11 @@ class Job:
 
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
         "(update, value) of every metric, as far as storage has them: up to the last checkpoint while it runs"
+        from gpuml.tracking import read_points
+
         found: dict[str, list[tuple[int, float]]] = {}
         spool = Storage(self.endpoint).read_now(f"{self.place}/metrics.jsonl") or b""
-        for line in spool[: spool.rfind(b"\n") + 1].splitlines():  # one that is just being written is left out
-            _, step, _, values = json.loads(line)
-            for name, value in values.items():
-                found.setdefault(name, []).append((step, value))
+        read_points(spool.splitlines(keepends=True), found)
         return found
 
     def notebook(self) -> Path:
@@ -1095,8 +1094,8 @@ def _check_data(config: Config) -> str:
 
     with dataset.preparation(config) as preparation:
         size = count = 0
-        for key, value in {"data.train": config.data.train, "data.validation": config.data.validation}.items():
-            files = dataset.find_files(value, config, key, preparation.storage) if value else []
+        for key, paths in config.data_paths().items():
+            files = dataset.find_files(paths, config, key, preparation.storage)
             for file in files[:10]:
                 dataset.look_at(file, preparation, 65_536)
             size, count = size + sum(f.size for f in files), count + len(files)
@@ -1322,9 +1321,7 @@ def _address(config: Config, packed: bundle.Bundle) -> str:
 
 def _data_paths(config: Config) -> list[tuple[str, str]]:
     "Key and path of data that is not on S3"
-    values = {"data.train": config.data.train, "data.validation": config.data.validation}
-    texts = [(key, text) for key, v in values.items() if v for text in ([v] if isinstance(v, str) else v)]
-    return [(key, text) for key, text in texts if not is_s3(text)]
+    return [(key, text) for key, texts in config.data_paths().items() for text in texts if not is_s3(text)]
 
 
 def data_here(
@@ -1342,15 +1339,9 @@ def data_here(
 
 def _for_pods(config: Config) -> Config:
     "The config as pods need it: data of the project by its path there, and the S3 server's address as they reach it"
-
-    def inside(value):
-        if isinstance(value, list):
-            return [inside(v) for v in value]
-        return value if value is None or is_s3(value) else os.path.relpath(config.path(value), config.root)
-
-    data = {"train": inside(config.data.train), "validation": inside(config.data.validation)}
-    data |= {"cache": f"{job.WORK}/.cache/gpuml", "endpoint": config.compute.s3_endpoint or config.data.endpoint}
-    return _renewed(config, data=config.data.model_copy(update=data))
+    data = config.data_at(lambda path: os.path.relpath(path, config.root))
+    there = {"cache": f"{job.WORK}/.cache/gpuml", "endpoint": config.compute.s3_endpoint or config.data.endpoint}
+    return _renewed(config, data=data.model_copy(update=there))
 
 
 def _for_here(config: Config) -> Config:

@@ -13,6 +13,7 @@ __all__ = ['Paths', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'Quantity', '
 import json
 import re
 import warnings
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -292,6 +293,24 @@ class Config(Section):
     ) -> Path:
         "The local path that `text` means in this project"
         return Path(os.path.normpath(self.root / Path(text).expanduser()))
+
+    def data_paths(self) -> dict[str, list[str]]:
+        "What the keys `data.train` and `data.validation` name, as lists"
+        named = {"data.train": self.data.train, "data.validation": self.data.validation}
+        return {key: [v] if isinstance(v, str) else v or [] for key, v in named.items()}
+
+    def data_at(
+        self,
+        place: Callable[[Path], str],  # how a local path is written
+    ) -> DataConfig:
+        "The data section with its local paths written otherwise; addresses stay"
+
+        def moved(value):
+            if isinstance(value, list):
+                return [moved(v) for v in value]
+            return value if value is None or "://" in value else place(self.path(value))
+
+        return self.data.model_copy(update={key: moved(getattr(self.data, key)) for key in ("train", "validation")})
 
 # %% ../nbs/00_config.ipynb #fef0104b
 import os

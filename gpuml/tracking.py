@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SERVER_SECONDS', 'PATIENCE', 'UPLOAD', 'answers', 'local_store', 'find_store', 'versions', 'git_commit', 'Record',
-           'read_record', 'this_host', 'sync', 'behind', 'catch_up', 'TrackedRun', 'open_run']
+           'read_record', 'this_host', 'read_points', 'sync', 'behind', 'catch_up', 'TrackedRun', 'open_run']
 
 # %% ../nbs/04_tracking.ipynb #2d280cf1
 import fcntl
@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -269,6 +269,22 @@ def _send_metrics(client: Any, record: Record, folder: Path) -> None:
                 client.log_batch(record.mlflow_run, metrics=points)
             record.sent += size
             write_json(folder / _RECORD, asdict(record))
+
+
+def read_points(
+    lines: Iterable[bytes],  # of a run's `metrics.jsonl`, each with its end
+    found: dict[str, list[tuple[int, float]]],  # gets (update, value) of every metric
+) -> int:
+    "Take in what whole lines say, not one that is just being written; their bytes"
+    size = 0
+    for line in lines:
+        if not line.endswith(b"\n"):
+            break
+        size += len(line)
+        _, step, _, values = json.loads(line)
+        for name, value in values.items():
+            found.setdefault(name, []).append((step, value))
+    return size
 
 
 def _last_steps(client: Any, run: str) -> dict[str, int]:

@@ -1338,13 +1338,7 @@ def _data_params(data: dataset.Data) -> dict[str, Any]:
 
 def absolute(config: Config) -> Any:
     "The data section with local paths that hold wherever the config is loaded from"
-
-    def full(value):
-        if isinstance(value, list):
-            return [full(v) for v in value]
-        return value if value is None or "://" in value else str(config.path(value))
-
-    return config.data.model_copy(update={"train": full(config.data.train), "validation": full(config.data.validation)})
+    return config.data_at(str)
 
 # %% ../nbs/06_train.ipynb #a997b326
 def _save_checkpoint(attempt: _Attempt) -> None:

@@ -6,9 +6,9 @@
 __all__ = ['LOG_SECONDS', 'COLOURS', 'Series', 'LOOK_SECONDS', 'JOBS_SECONDS', 'REST_MINUTES', 'STYLE', 'duration', 'facts',
            'progress_html', 'numbers', 'NotebookView', 'TerminalView', 'chart', 'Metrics', 'charts', 'FileView',
            'train_beside', 'Training', 'find_training', 'start_training', 'training_html', 'magic_line', 'value_text',
-           'control', 'typed', 'close_all', 'Fields', 'Form', 'differences', 'Beside', 'TrainTab', 'submission_html',
-           'ProductionTab', 'jobs_html', 'notebook_html', 'job_part', 'JobsTab', 'Comparison', 'runs_here', 'compare',
-           'CompareTab', 'Panel', 'panel']
+           'control', 'typed', 'close_all', 'Fields', 'Form', 'differences', 'Beside', 'FormTab', 'TrainTab',
+           'submission_html', 'ProductionTab', 'jobs_html', 'notebook_html', 'job_part', 'JobsTab', 'Comparison',
+           'runs_here', 'compare', 'CompareTab', 'Panel', 'panel']
 
 # %% ../nbs/11_widgets.ipynb #86565e88
 import json
@@ -234,15 +234,11 @@ class Metrics:
 
     def read(self) -> Series:
         "All of them, also those that were added since"
+        from gpuml.tracking import read_points
+
         with suppress(FileNotFoundError), self.path.open("rb") as f:
             f.seek(self.read_to)
-            for line in f:
-                if not line.endswith(b"\n"):
-                    break
-                self.read_to += len(line)
-                _, step, _, values = json.loads(line)
-                for name, value in values.items():
-                    self.series.setdefault(name, []).append((step, value))
+            self.read_to += read_points(f, self.series)
         return self.series
 
 
@@ -641,9 +637,7 @@ def differences(
     config: Config,
 ) -> str:
     "What differs from dev, as a table"
-    try:
-        dev = load("dev")
-    except ConfigError:
+    if (dev := _dev()) is None:
         return ""
     rows = diff(dev, config)
     if not rows:
@@ -702,7 +696,19 @@ class Beside:
 LOOK_SECONDS = 0.5  # between two looks at a training
 
 
-class TrainTab:
+class FormTab:
+    "A tab with a `form`, and a `view` of what came of it"
+
+    def html(self) -> str:
+        "The same without widgets"
+        return self.form.html() + self.view.value
+
+    def close(self) -> None:
+        "What is not on show is closed too"
+        self.form.fields.use({})
+
+
+class TrainTab(FormTab):
     "Train with a config, watch it, stop it, go on"
 
     def __init__(self, beside: Beside, ended: Callable[[], None] = lambda: None):
@@ -749,14 +755,6 @@ class TrainTab:
         self.start.disabled = self.resume.disabled = alive or self.form.config is None
         self.stop.disabled = not alive
 
-    def html(self) -> str:
-        "The same without widgets"
-        return self.form.html() + self.view.value
-
-    def close(self) -> None:
-        "What is not on show is closed too"
-        self.form.fields.use({})
-
 # %% ../nbs/11_widgets.ipynb #ba33662e
 def submission_html(
     planned: Any,  # a `Submission`
@@ -778,10 +776,10 @@ def submission_html(
     return f"<div role='status'>{good}</div><ul class='gpuml-checks'>{checks}</ul>{details}"
 
 # %% ../nbs/11_widgets.ipynb #71b05526
-class ProductionTab:
+class ProductionTab(FormTab):
     "Check what would be sent, and send it"
 
-    def __init__(self, beside: Beside, notebook: Path | None, sent: Callable[[Any], None] = lambda job: None):
+    def __init__(self, beside: Beside, notebook: Path | None, sent: Callable[[], None] = lambda: None):
         import ipywidgets as w
 
         self.beside, self.notebook, self.sent = beside, notebook, sent
@@ -837,15 +835,7 @@ class ProductionTab:
         told = f"<div role='status'>✓ <b>{escape(job.run_id)}</b> is submitted; the tab Jobs follows it</div>"
         note = f"<div class='gpuml-note'>{escape(job.note)}</div>"
         _put(self.view, f"{told}{note}{_copyable(f'job = %gpu_jobs {job.run_id}', 'the job in a cell')}")
-        self.sent(job)
-
-    def html(self) -> str:
-        "The same without widgets"
-        return self.form.html() + self.view.value
-
-    def close(self) -> None:
-        "What is not on show is closed too"
-        self.form.fields.use({})
+        self.sent()
 
 
 def _dev() -> Config | None:
@@ -1026,15 +1016,12 @@ class JobsTab:
 
     def html(self) -> str:
         "The same without widgets"
-        return _STANDING.sub("<table class='gpuml-table'", self.table.value) + self.facts.value
+        return self.table.value.replace("class='gpuml-jobs'", "class='gpuml-table'", 1) + self.facts.value
 
     def close(self) -> None:
         "What is not on show is closed too"
         for one in (self.part, self.cancel, self.hide, self.yes, self.no, self.facts, self.content, self.bar):
             close_all(one)
-
-
-_STANDING = re.compile("<table class='gpuml-jobs'")
 
 # %% ../nbs/11_widgets.ipynb #8698037a
 @dataclass(repr=False)
@@ -1224,10 +1211,10 @@ class Panel:
     def __init__(self, notebook: Path | None = None):
         import ipywidgets as w
 
-        self.beside, self._kept, self.tabs, self.job = Beside(), None, {}, None
+        self.beside, self._kept, self.tabs = Beside(), None, {}
         self._make = {
             "Train": lambda: TrainTab(self.beside, self.keep),
-            "Production": lambda: ProductionTab(self.beside, notebook, self.sent),
+            "Production": lambda: ProductionTab(self.beside, notebook, self.keep),
             "Jobs": lambda: JobsTab(self.beside),
             "Compare": CompareTab,
         }
@@ -1249,11 +1236,6 @@ class Panel:
             jobs.watch()
         elif name == "Compare":
             self.tabs[name].look()
-
-    def sent(self, job: Any) -> None:
-        "A job was submitted"
-        self.job = job
-        self.keep()
 
     def close(self) -> None:
         "End its threads and its widgets; trainings and jobs go on"

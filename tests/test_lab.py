@@ -232,6 +232,20 @@ def open_panel(page, server, place):
     return path
 
 
+def submit(page, name):
+    "Submit what the tab Production describes, and go where the job is followed"
+    page.get_by_role("button", name="Submit", exact=True).click()
+    page.locator(".gpuml-panel", has_text=f"{name} is submitted").wait_for(timeout=60_000)
+    page.get_by_role("tab", name="Jobs").click()
+
+
+def see_notebook(page):
+    "Wait for the end of the job that is open, and look at its executed notebook"
+    page.locator(".gpuml-jobs .gpuml-succeeded").wait_for(timeout=300_000)
+    page.locator(".gpuml-panel").get_by_role("button", name="notebook", exact=True).click()
+    page.frame_locator(".gpuml-notebook").get_by_text("Train a text classifier").wait_for(timeout=30_000)
+
+
 def theme(page, name):
     page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
     page.wait_for_function(
@@ -339,9 +353,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     picture(page, "panel-production.png")
     theme(page, "JupyterLab Dark")
     picture(page, "panel-production-dark.png")
-    page.get_by_role("button", name="Submit", exact=True).click()
-    page.locator(".gpuml-panel", has_text="spring is submitted").wait_for(timeout=60_000)
-    page.get_by_role("tab", name="Jobs").click()
+    submit(page, "spring")
     name = page.locator(".gpuml-list button", has_text="spring")
     name.wait_for(timeout=30_000)
     page.locator(".gpuml-jobs progress").wait_for(timeout=120_000)
@@ -351,9 +363,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     picture(page, "panel-jobs-dark.png")
     theme(page, "JupyterLab Light")
     picture(page, "panel-jobs.png")
-    page.locator(".gpuml-jobs .gpuml-succeeded").wait_for(timeout=300_000)
-    page.locator(".gpuml-panel").get_by_role("button", name="notebook", exact=True).click()
-    page.frame_locator(".gpuml-notebook").get_by_text("Train a text classifier").wait_for(timeout=30_000)
+    see_notebook(page)
     picture(page, "panel-notebook.png")
     page.get_by_role("tab", name="Compare").click()
     page.get_by_label("runs").select_option(index=0)

@@ -1,5 +1,6 @@
 "A project whose `prod` is a namespace of the tests' cluster, with data and output on a real S3 server"
 
+import json
 import time
 
 from gpuml import cluster as c
@@ -62,6 +63,21 @@ class Site:
             namespace=self.namespace, priority=priority, output=self.s3.url("out"),
         )  # fmt: skip
         (self.folder / "config" / f"{name}.yaml").write_text(text)
+
+    def add_cell(self, source, before=None):
+        "A cell of the notebook, above the first one with a text in it, or at the end; saved"
+        tree = json.loads(self.notebook.read_text())
+        cell = {
+            "cell_type": "code",
+            "id": "added",
+            "metadata": {},
+            "source": source,
+            "outputs": [],
+            "execution_count": None,
+        }
+        found = (i for i, there in enumerate(tree["cells"]) if before and before in "".join(there["source"]))
+        tree["cells"].insert(next(found, len(tree["cells"])), cell)
+        self.notebook.write_text(json.dumps(tree))
 
     def config(self, *overrides, of="prod"):
         return load(of, overrides)

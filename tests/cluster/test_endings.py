@@ -29,22 +29,6 @@ signal.signal(signal.SIGUSR2, lambda *_: hoard.append(b"x" * 6 * 10**9))
 """
 
 
-def add_first(notebook, source):
-    "A cell above the training"
-    tree = json.loads(notebook.read_text())
-    cell = {
-        "cell_type": "code",
-        "id": "first",
-        "metadata": {},
-        "source": source,
-        "outputs": [],
-        "execution_count": None,
-    }
-    at = next(i for i, cell in enumerate(tree["cells"]) if "%gpu_train" in "".join(cell["source"]))
-    tree["cells"].insert(at, cell)
-    notebook.write_text(json.dumps(tree))
-
-
 def training(site, job):
     "Wait until the attempt is in the middle of its training; what runs it"
     site.cluster.wait(lambda: "training, update" in job.status.progress, 120, "training")
@@ -70,7 +54,7 @@ ENDINGS = {  # what is done to the attempt; the state that it leaves the job in,
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_unfinished_is_nowhere_shown_as_finished(site, mlflow, ending):
     act, phases, said = ENDINGS[ending]
-    add_first(site.notebook, SENSITIVE)
+    site.add_cell(SENSITIVE, before="%gpu_train")
     retries = 3 if ending == "SIGTERM" else 0  # older servers count an interruption as a failure
     words = [f"compute.retries={retries}", f"tracking.register={site.namespace}", "tracking.log_model=true"]
     job = site.submit("train.epochs=2000", *words)

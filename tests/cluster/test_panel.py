@@ -4,18 +4,21 @@ import json
 import os
 import shutil
 
-import pytest
-
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
-from tests.cluster.site import Site
 from tests.conftest import ROOT
-from tests.test_lab import notebook, open_notebook, page, picture, pytestmark, run_all, server, theme  # noqa: F401
-
-
-@pytest.fixture
-def site(cluster, namespace, project, s3, monkeypatch):
-    return Site(cluster, namespace, project, s3, monkeypatch)
+from tests.test_lab import (  # noqa: F401
+    notebook,
+    open_notebook,
+    page,
+    picture,
+    pytestmark,
+    run_all,
+    see_notebook,
+    server,
+    submit,
+    theme,
+)
 
 
 def open_panel(page, server, site):  # noqa: F811
@@ -42,9 +45,7 @@ def test_a_job_from_the_mouse(page, server, site):  # noqa: F811
     page.get_by_role("button", name="Check", exact=True).click()
     page.locator(".gpuml-checks", has_text="accepted by the API server").wait_for(timeout=60_000)
     picture(page, "panel-checks.png")
-    page.get_by_role("button", name="Submit", exact=True).click()
-    page.locator(".gpuml-panel", has_text="spring is submitted").wait_for(timeout=60_000)
-    page.get_by_role("tab", name="Jobs").click()
+    submit(page, "spring")
     why = page.locator(".gpuml-jobs td", has_text="needs 1 GPU: none of 1 is free")
     why.wait_for(timeout=60_000)
     page.locator(".gpuml-list button", has_text="spring").click()
@@ -52,8 +53,6 @@ def test_a_job_from_the_mouse(page, server, site):  # noqa: F811
     picture(page, "panel-pending.png")
     cluster.admin.delete("jobs", namespace, "holder", propagationPolicy="Background")
     page.locator(".gpuml-jobs .gpuml-running").wait_for(timeout=120_000)
-    page.locator(".gpuml-jobs .gpuml-succeeded").wait_for(timeout=300_000)
-    page.locator(".gpuml-panel").get_by_role("button", name="notebook", exact=True).click()
-    page.frame_locator(".gpuml-notebook").get_by_text("Train a text classifier").wait_for(timeout=30_000)
+    see_notebook(page)
     theme(page, "JupyterLab Dark")
     picture(page, "panel-notebook-dark.png")

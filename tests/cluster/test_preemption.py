@@ -44,15 +44,6 @@ def run_cell(client, source):
         shown += content.get("traceback", [])
 
 
-def add_cell(notebook, source):
-    "Write a cell and save"
-    tree = json.loads(notebook.read_text())
-    tree["cells"].append(
-        {"cell_type": "code", "id": "added", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
-    )
-    notebook.write_text(json.dumps(tree))
-
-
 def undisturbed(site, epochs):
     "The weights of the development run when nothing interferes"
     words = [
@@ -71,7 +62,7 @@ def undisturbed(site, epochs):
 def test_production_goes_first_and_nothing_is_lost(site, mlflow, kernel):
     epochs = 16
     site.write("dev", "gpuml-dev", epochs)
-    add_cell(site.notebook, "job = %submit_prod train.epochs=2\njob")
+    site.add_cell("job = %submit_prod train.epochs=2\njob")
     dev = site.submit(of="dev")
     site.cluster.wait(lambda: "update" in dev.status.progress and "update 0" not in dev.status.progress, 300)
     assert "ERROR" not in run_cell(kernel, "%load_ext gpuml")
