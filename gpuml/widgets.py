@@ -633,6 +633,13 @@ class Form:
         self.saved.value = f"<div role='status'>✓ config/{made.name}</div>"
 
 # %% ../nbs/11_widgets.ipynb #96fee9c7
+def _dev() -> Config | None:
+    "The config that one develops with"
+    with suppress(ConfigError):
+        return load("dev")
+    return None
+
+
 def differences(
     config: Config,
 ) -> str:
@@ -836,13 +843,6 @@ class ProductionTab(FormTab):
         note = f"<div class='gpuml-note'>{escape(job.note)}</div>"
         _put(self.view, f"{told}{note}{_copyable(f'job = %gpu_jobs {job.run_id}', 'the job in a cell')}")
         self.sent()
-
-
-def _dev() -> Config | None:
-    "The config that one develops with"
-    with suppress(ConfigError):
-        return load("dev")
-    return None
 
 # %% ../nbs/11_widgets.ipynb #947e52b9
 _UPDATES = re.compile(r"update ([\d,]+) of ([\d,]+)")
