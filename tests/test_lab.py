@@ -223,6 +223,16 @@ def line(page):
     return page.locator("input.gpuml-line[aria-label^='the same']:visible")
 
 
+def pick(page, config):
+    "Pick a config, and wait until its inputs have taken the place of the others"
+    from playwright.sync_api import expect
+
+    before = field(page, "epochs").element_handle()
+    page.locator(".gpuml-panel select").first.select_option(config)
+    before.wait_for_element_state("hidden")
+    expect(line(page)).to_have_value(f"run = %gpu_train {config}")
+
+
 def open_panel(page, server, place):
     path = place / "panel.ipynb"
     path.write_text(notebook("%load_ext gpuml", "%gpuml"))
@@ -260,9 +270,8 @@ def test_panel_trains_stops_resumes_and_is_found_again(page, server, lab_project
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     path = open_panel(page, server, lab_project)
-    page.locator(".gpuml-panel select").first.select_option("prod")
-    expect(line(page)).to_have_value("run = %gpu_train prod")
-    page.locator(".gpuml-panel select").first.select_option("dev")
+    pick(page, "prod")
+    pick(page, "dev")
     field(page, "epochs").fill("0")
     page.get_by_text("train.epochs=0: train.epochs: must be at least 1, not 0").wait_for()
     expect(page.get_by_role("button", name="Train", exact=True)).to_be_disabled()
