@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from tests.conftest import ROOT
 
 OVERLAYS = sorted(folder.name for folder in (ROOT / "k8s" / "overlays").iterdir() if folder.is_dir())
+WITH_IDLE = "team with idle"
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod")
 
 
@@ -29,6 +30,13 @@ def render(copy: Path, overlay: str) -> list[dict]:
     "What `kubectl apply -k` would send"
     text = subprocess.check_output([kubectl(), "kustomize", copy / "overlays" / overlay], text=True)
     return [found for found in YAML(typ="safe").load_all(text) if found]
+
+
+def render_all(folder: Path) -> dict[str, list[dict]]:
+    "Every overlay, and the team's with what is applied beside it"
+    copy = prepared(folder)
+    found = {name: render(copy, name) for name in OVERLAYS}
+    return found | {WITH_IDLE: [*found["team"], *render(copy, "../idle")]}
 
 
 def kubectl() -> str:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from gpuml.config import load
 from gpuml.job import Source, manifest, run_id, yaml
 from tests.conftest import ROOT, free_port
-from tests.manifests import OVERLAYS, containers, find, matches, pod_of, prepared, render
+from tests.manifests import OVERLAYS, WITH_IDLE, containers, find, matches, pod_of, prepared, render, render_all
 from tests.policies import Request, refusals
 from tests.test_job import VERSIONS, validate  # noqa: F401  a fixture
 
@@ -30,8 +30,7 @@ IMAGE = "compute.image=registry.example.com/gpuml-train:0.1.0"
 @pytest.fixture(scope="module")
 def overlays(tmp_path_factory):
     "Every overlay, rendered"
-    prepared_copy = prepared(tmp_path_factory.mktemp("administrator"))
-    return {name: render(prepared_copy, name) for name in OVERLAYS}
+    return render_all(tmp_path_factory.mktemp("administrator"))
 
 
 def pods(manifests):
@@ -50,7 +49,8 @@ def test_overlays(overlays):
     has = {name: {pod for pod, _, _ in pods(manifests)} for name, manifests in overlays.items()}
     team = {"Deployment/mlflow", "StatefulSet/postgres", "StatefulSet/jupyter"}
     single = {"Deployment/mlflow", "StatefulSet/minio", "Job/buckets", "StatefulSet/jupyter"}
-    assert has == {"single-node": single, "team": team, "kueue": team, "without-policies": team}
+    expected = {"single-node": single, "team": team, "kueue": team, "without-policies": team}
+    assert has == expected | {WITH_IDLE: team | {"Deployment/idle"}}
     assert [name for name in OVERLAYS if not kinds[name] >= POLICIES] == ["without-policies"]
     assert not POLICIES & kinds["without-policies"]
     assert [name for name in OVERLAYS if "ClusterQueue" in kinds[name]] == ["kueue"]
@@ -59,7 +59,7 @@ def test_overlays(overlays):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_valid_by_the_schema_of(version, overlays, validate):  # noqa: F811
     "Every object of every overlay, but for Kueue's own kinds, whose schema is not Kubernetes'; 1.29 has no policies"
-    names = ["without-policies"] if version == "1.29" else OVERLAYS
+    names = ["without-policies"] if version == "1.29" else overlays
     known = {yaml([m]) for name in names for m in overlays[name] if not m["apiVersion"].startswith("kueue.")}
     done = validate(version, "---\n".join(sorted(known)))
     assert done.returncode == 0 and done.stdout.count("passed for resource") + done.stderr.count(
@@ -112,11 +112,12 @@ def test_restricted(overlays):
             assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
         for what, made, pod in pods(manifests):
             assert broken_rules(pod) == set(), f"{name} {what}"
-            assert pod["automountServiceAccountToken"] is (what == "StatefulSet/jupyter"), what
+            assert pod["automountServiceAccountToken"] is (what in ("StatefulSet/jupyter", "Deployment/idle")), what
             for container in containers(pod):
                 assert container["securityContext"]["readOnlyRootFilesystem"], what
                 assert {"memory", "ephemeral-storage"} <= container["resources"]["limits"].keys(), what
-                assert made["kind"] == "Job" or {"readinessProbe", "livenessProbe"} <= container.keys(), what
+                probes = {"readinessProbe", "livenessProbe"} if "ports" in container else {"livenessProbe"}
+                assert made["kind"] == "Job" or probes <= container.keys(), what
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def referred(made: dict, pod: dict) -> list[tuple[str, str, str | None]]:
     for volume in pod.get("volumes", []):
         if "secret" in volume:
             found.append(("Secret", volume["secret"]["secretName"], None))
-        if "configMap" in volume:
+        if "configMap" in volume and not volume["configMap"].get("optional"):
             found.append(("ConfigMap", volume["configMap"]["name"], None))
         if "persistentVolumeClaim" in volume:
             found.append(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"], None))
@@ -158,7 +159,7 @@ def referred(made: dict, pod: dict) -> list[tuple[str, str, str | None]]:
     return found
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", [*OVERLAYS, WITH_IDLE])
 def test_what_is_named_is_there(overlay, overlays):
     "Secrets with their keys, ConfigMaps, accounts, claims, roles: nothing waits for what nobody makes"
     manifests = overlays[overlay]
@@ -248,8 +249,9 @@ def may_connect(manifests, source, target, port, protocol="TCP") -> bool:
 
 
 JOB, PROD = ("gpuml-dev", {"job-name": "j"}), ("gpuml-prod", {"job-name": "p"})
-MLFLOW, MINIO, POSTGRES, JUPYTER, BUCKETS = (
-    ("gpuml-system", {"app.kubernetes.io/name": name}) for name in ("mlflow", "minio", "postgres", "jupyter", "buckets")
+MLFLOW, MINIO, POSTGRES, JUPYTER, BUCKETS, IDLE = (
+    ("gpuml-system", {"app.kubernetes.io/name": name})
+    for name in ("mlflow", "minio", "postgres", "jupyter", "buckets", "idle")
 )
 DNS, STRANGER = ("kube-system", {"k8s-app": "kube-dns"}), ("default", {"app": "x"})
 METADATA, HUB, API = "169.254.169.254", "52.84.1.1", "10.96.0.1"
@@ -278,6 +280,15 @@ def test_network(overlay, overlays):
                 continue
             assert may_connect(overlays[overlay], source, target, port) is expected, (source, target, port)
     assert may_connect(overlays[overlay], JOB, DNS, 53, "UDP")
+
+
+def test_network_of_idle(overlays):
+    "It asks Prometheus and the API server, and nobody else"
+    prometheus = ("monitoring", {"app.kubernetes.io/name": "prometheus"})
+    cases = {(prometheus, 9090): True, (API, 443): True, (API, 6443): True, (DNS, 53): True, (MLFLOW, 5000): False}
+    cases |= {(METADATA, 443): False, (HUB, 80): False, (JOB, 8888): False, (prometheus, 22): False}
+    for (target, port), expected in cases.items():
+        assert may_connect(overlays[WITH_IDLE], IDLE, target, port) is expected, (target, port)
 
 
 def test_images_are_pinned(overlays):
@@ -403,16 +414,22 @@ def test_a_second_jupyterlab(tmp_path):
     (made / "overlays" / "ada" / "kustomization.yaml").write_text(text)
     (made / "overlays" / "ada" / "jupyter.env").write_text("JUPYTER_TOKEN=x\n")
     manifests, first = render(made, "ada"), render(made, "team")
-    kinds = ["ClusterRoleBinding", "NetworkPolicy", "RoleBinding", "Secret", "Service", "ServiceAccount", "StatefulSet"]
-    assert sorted(m["kind"] for m in manifests) == kinds
+    kinds = ["ClusterRoleBinding", "NetworkPolicy", "Role", "RoleBinding", "RoleBinding", "Secret", "Service"]
+    assert sorted(m["kind"] for m in manifests) == [*kinds, "ServiceAccount", "StatefulSet"]
     assert not {(m["kind"], m["metadata"]["name"]) for m in manifests} & {
         (m["kind"], m["metadata"]["name"]) for m in first
     }
     lab = find(manifests, "StatefulSet", "ada-jupyter")["spec"]
     labels, pod = lab["template"]["metadata"]["labels"], lab["template"]["spec"]
     assert find(manifests, "Service", "ada-jupyter")["spec"]["selector"].items() <= labels.items()
-    other = find(first, "StatefulSet", "jupyter")["spec"]["template"]["metadata"]["labels"]
-    assert not matches(lab["selector"], other) and lab["serviceName"] == "ada-jupyter"
+    other = find(first, "StatefulSet", "jupyter")["spec"]
+    assert not matches(lab["selector"], other["template"]["metadata"]["labels"])
+    assert not matches(other["selector"], labels) and lab["serviceName"] == "ada-jupyter"
+    assert not find(first, "Service", "jupyter")["spec"]["selector"].items() <= labels.items()
+    (role,) = (m for m in manifests if m["kind"] == "Role")
+    assert {name for rule in role["rules"] for name in rule["resourceNames"]} == {"ada-jupyter-0"}
+    (binding,) = (m for m in manifests if m["kind"] == "RoleBinding" and m["roleRef"]["kind"] == "Role")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"] and binding["subjects"][0]["name"] == "ada"
     assert pod["serviceAccountName"] == find(manifests, "RoleBinding", "ada-gpuml-notebook")["subjects"][0]["name"]
     (container,) = pod["containers"]
     token = next(v for v in container["env"] if v["name"] == "JUPYTER_TOKEN")["valueFrom"]["secretKeyRef"]["name"]

@@ -1,0 +1,63 @@
+"GPUs that are not used, in the notebook that is concerned; who is warned and released: tests/cluster/test_idle.py"
+
+import json
+import socket
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from gpuml import magics
+from gpuml.config import ConfigError
+from gpuml.idle import Limits, limits
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPUML_NOTICES", str(tmp_path))
+    monkeypatch.setattr(socket, "gethostname", lambda: "ada-jupyter-0")
+    shell = InteractiveShell()
+    magics.load(shell)
+    yield shell
+    magics.unload(shell)
+
+
+def test_a_notebook_tells_once_that_its_gpu_is_about_to_go(shell, tmp_path, capsys):
+    def said():
+        shell.run_cell("None")
+        return capsys.readouterr().err
+
+    def note(**mark):
+        (tmp_path / "ada-jupyter").write_text(json.dumps({"since": None, "until": None, "released": None} | mark))
+
+    assert said() == ""
+    note(since="2026-11-26T13:05:00Z", until="2026-11-26T15:05:00Z")
+    assert said() == (
+        "gpuml: this JupyterLab: it has not used its GPU since 26 Nov 13:05 UTC; unless it does, it is stopped at "
+        "26 Nov 15:05 UTC: files stay, what kernels hold is lost\n"
+    )
+    assert said() == ""
+    (tmp_path / "ada-jupyter").unlink()
+    assert said() == ""
+    note(since="2026-11-26T14:05:00Z")
+    assert said() == "gpuml: this JupyterLab: it has not used its GPU since 26 Nov 14:05 UTC\n"
+    (tmp_path / "ada-jupyter").write_text("half a no")
+    assert said() == ""
+
+
+def test_elsewhere_nothing_is_looked_at(monkeypatch, capsys):
+    monkeypatch.delenv("GPUML_NOTICES", raising=False)
+    shell = InteractiveShell()
+    magics.load(shell)
+    assert magics._tell not in shell.events.callbacks["post_run_cell"]
+    magics.unload(shell)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["gpuml-dev"], ["gpuml-dev="], ["=30/60"], ["GPU=30"], ["a=30/60/90"], ["a=-1"], ["a=0/5"], ["a=nan"], ["a=1e3"],
+     ["a=30/30"], ["a=60/30"], ["a=30", "a=40"], ['a"}=30'], ["a|b=30"]],
+)  # fmt: skip
+def test_limits_that_are_refused(words):
+    with pytest.raises(ConfigError, match="a=|gpuml-dev|=30|GPU="):
+        limits(words)
+    assert limits(["a=0.5/1"]) == {"a": Limits(0.5, 1.0)}
