@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE      # where it is set, every import compiles a
 # pip's own folder of wheels, if it is set up with one, is passed on to uv
 FIND_LINKS = $$(echo "$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" | tr -s ' \n' ',')
 
-.PHONY: install demo test test-all nbdev_test pytest servers check export lab pictures clean chromium prometheus
+.PHONY: install demo test test-all nbdev_test pytest servers check export lab pictures clean chromium prometheus postgres
 
 install: .venv/.installed
 
@@ -32,7 +32,7 @@ servers:                              # its programs, in a cache; the first time
 nbdev_test: install                   ## the lessons in the notebooks; train.ipynb runs in pytest, in a real kernel
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/nbdev-test --n-workers 2 --timing --skip-file-glob train.ipynb
 
-pytest: install chromium prometheus
+pytest: install chromium prometheus postgres
 	$(BIN)/python -m pytest --ignore tests/cluster
 	$(BIN)/python -m pytest tests/cluster -n 0    # in one process: it starts one control plane
 
@@ -46,6 +46,14 @@ prometheus:                           # Prometheus and promtool, for the tests o
 	  && apt-get update -qq && apt-get download -qq prometheus 2>/dev/null && dpkg -x prometheus_*.deb . \
 	  && cp usr/bin/prometheus usr/bin/promtool /usr/local/bin/ && rm -r "$$PWD"; } \
 	  || echo "no prometheus: the tests of rules and dashboard are left out; install it and run again"
+
+postgres:                             # PostgreSQL's programs, for the tests of MLflow on it; the package makes no server of its own
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] \
+	  && command -v apt-get >/dev/null && export DEBIAN_FRONTEND=noninteractive && install="apt-get install -y -qq --no-install-recommends" \
+	  && apt-get update -qq && $$install postgresql-common >/dev/null \
+	  && sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf \
+	  && $$install postgresql >/dev/null; } \
+	  || echo "no PostgreSQL: the tests of MLflow on it are left out; install it and run again"
 
 check: install                        ## format, lint, notebooks clean, modules, schema and README in step
 	$(BIN)/ruff format --check -q nbs tests benchmarks

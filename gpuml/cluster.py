@@ -58,11 +58,13 @@ class Api:
         try:
             named = os.environ.get("KUBECONFIG")  # the library looks at it once, when it is imported
             config.load_kube_config(named, context=context, client_configuration=self._settings)
-        except (config.ConfigException, OSError, ValueError) as e:
+        except Exception as e:  # whatever a file that is no kubeconfig leads the library to
+            known = isinstance(e, (config.ConfigException, OSError, ValueError))
+            why = _first_line(e) if known else f"{named or '~/.kube/config'} is no kubeconfig ({_first_line(e)})"
             try:
                 config.load_incluster_config(client_configuration=self._settings)
             except config.ConfigException:
-                raise ClusterError(f"no cluster: {_first_line(e)}; KUBECONFIG names the file that says which") from None
+                raise ClusterError(f"no cluster: {why}; KUBECONFIG names the file that says which") from None
         self._settings.retries = False
         self._pool = client.ApiClient(self._settings).rest_client.pool_manager
         self.server = self._settings.host.rstrip("/")

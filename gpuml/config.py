@@ -200,7 +200,7 @@ class TrackingConfig(Section):
     register: str | None = Field(
         None, min_length=1, description="Name in MLflow's model registry that a finished run gets a new version of"
     )
-    log_model: bool = Field(True, description="Log the trained model to MLflow as well")
+    log_model: bool = Field(True, description="Log the trained model to MLflow as well; `register` does so in any case")
 
 # %% ../nbs/00_config.ipynb #37851640
 NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"  # of most things in Kubernetes

@@ -302,11 +302,11 @@ def _send_results(client: Any, record: Record, folder: Path) -> None:
         if name not in record.files and (folder / name).exists():
             client.log_artifact(record.mlflow_run, str(folder / name), "figures" if name.endswith(".svg") else None)
             record.files.append(name)
-    if record.log_model and record.model is None:
+    if (record.log_model or record.register) and record.model is None:  # a server registers only models that it has
         record.model = _send_model(client, record, folder)
         write_json(folder / _RECORD, asdict(record))
     if record.register and record.registered is None:
-        record.registered = _register(client, record, folder)
+        record.registered = _register(client, record)
 
 
 def _send_model(client: Any, record: Record, folder: Path) -> str:
@@ -331,7 +331,7 @@ def _send_model(client: Any, record: Record, folder: Path) -> str:
     return f"models:/{made.model_id}"
 
 
-def _register(client: Any, record: Record, folder: Path) -> str:
+def _register(client: Any, record: Record) -> str:
     "A version in the model registry, made once; returns its number"
     from mlflow.exceptions import MlflowException
 
@@ -342,8 +342,8 @@ def _register(client: Any, record: Record, folder: Path) -> str:
     except MlflowException as e:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = record.model or (folder / "model").as_uri()
-    return str(client.create_model_version(record.register, source, run_id=record.mlflow_run).version)
+    made_of = {"run_id": record.mlflow_run, "model_id": record.model.removeprefix("models:/")}
+    return str(client.create_model_version(record.register, record.model, **made_of).version)
 
 # %% ../nbs/04_tracking.ipynb #389b716c
 def sync(

@@ -2,13 +2,18 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from tests.conftest import ROOT
+from tests.cluster.environment import expand, variables
+from tests.conftest import ROOT, free_port
 
 OVERLAYS = sorted(folder.name for folder in (ROOT / "k8s" / "overlays").iterdir() if folder.is_dir())
 WITH_IDLE = "team with idle"
@@ -76,3 +81,53 @@ def matches(selector: dict, labels: dict) -> bool:
     return all(labels.get(k) == v for k, v in selector.get("matchLabels", {}).items()) and all(
         how[e["operator"]](labels.get(e["key"]), e.get("values")) for e in expressions
     )
+
+
+class Rendered:
+    "Answers what a kubelet asks the API server for, from manifests"
+
+    def __init__(self, manifests: list[dict]):
+        self.manifests = manifests
+
+    def get(self, resource: str, namespace: str, name: str) -> dict:
+        return find(self.manifests, {"secrets": "Secret", "configmaps": "ConfigMap"}[resource], name, namespace)
+
+
+def started_as(manifests: list[dict], kind: str, name: str, here: dict[str, str], command: list[str] | None = None):
+    "Command and environment of a pod's container, as a kubelet makes them; `here`: what stands for a value's part here"
+    made = find(manifests, kind, name)
+    pod = {"metadata": made["metadata"], "spec": pod_of(made)}
+    (container,) = pod["spec"]["containers"]
+    environment = variables(Rendered(manifests), pod, {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin"})
+    for there, place in here.items():
+        environment = {key: value.replace(there, place) for key, value in environment.items()}
+    words = command or [*container["command"], *container.get("args", [])]
+    return [expand(word, environment) for word in words], environment
+
+
+@contextmanager
+def mlflow_server(manifests: list[dict], folder: Path, here: dict[str, str]):
+    "An overlay's MLflow server, by its own command line and environment, until its pod would be ready; its port"
+    port, probe = free_port(), pod_of(find(manifests, "Deployment", "mlflow"))["containers"][0]["readinessProbe"]
+    command, environment = started_as(manifests, "Deployment", "mlflow", here)
+    command = [word.replace("0.0.0.0", "127.0.0.1").replace("5000", str(port)) for word in command]
+    with open(folder / "mlflow.log", "w") as log:
+        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + 120
+        while not ready(f"http://127.0.0.1:{port}{probe['httpGet']['path']}"):
+            assert server.poll() is None and time.monotonic() < end, (folder / "mlflow.log").read_text()
+            time.sleep(0.2)
+        yield port
+        server.terminate()
+        server.wait(30)  # as long as a pod has by default
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def ready(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except OSError:
+        return False

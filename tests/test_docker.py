@@ -24,6 +24,23 @@ TOOLS = {
 }
 
 
+def step(workflow: str, job: str, name: str) -> str:
+    "The script of a workflow's step, by its id or name"
+    steps = YAML(typ="safe").load(ROOT / ".github" / "workflows" / workflow)["jobs"][job]["steps"]
+    (found,) = (s for s in steps if "run" in s and name in (s.get("id"), s.get("name", "").partition(";")[0]))
+    assert "${{" not in found["run"], "what others choose belongs into env, not into a script"
+    return found["run"]
+
+
+def as_runner(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    "Runs it as a runner of GitHub does"
+    file, path = folder / "step.sh", f"{folder}:{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
+    file.write_text(script)
+    own = {"GITHUB_OUTPUT": str(folder / "output"), "GITHUB_STEP_SUMMARY": str(folder / "summary")}
+    environment = {"PATH": path, "HOME": str(folder), "RUNNER_TEMP": str(folder), **own, **environment}
+    return subprocess.run(["bash", "-e", file], cwd=folder, env=environment, capture_output=True, text=True)
+
+
 def run(tool: str, *arguments, **more) -> subprocess.CompletedProcess:
     command = [f"{sys.prefix}/bin/{tool}", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **more)
@@ -48,6 +65,64 @@ def test_linter_finds_what_is_wrong(name, tmp_path):
     (tmp_path / file).write_text(text)
     tool, *options = [a for a in TOOLS[name] if not isinstance(a, Path)]
     assert run(tool, *options, tmp_path / file).returncode != 0
+
+
+def test_actions_of_others_are_pinned():
+    "By commit: a tag may be moved to other code, which would see the registry's token and the cluster's key"
+    for workflow in WORKFLOWS:
+        for used in re.findall(r"uses: (.+)", workflow.read_text()):
+            assert re.fullmatch(r"\./.+|[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", used), (
+                f"{workflow.name}: {used}"
+            )
+
+
+DIGEST = "sha256:" + "5f" * 32
+
+
+def test_delivery_names_images_and_records_their_digests(tmp_path):
+    done = as_runner(step("deliver.yml", "images", "names"), tmp_path, GITHUB_REPOSITORY="Some-One/GPUml")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "output").read_text() == "train=ghcr.io/some-one/gpuml-train\ndev=ghcr.io/some-one/gpuml-dev\n"
+    (tmp_path / "output").unlink()
+    images = {"TRAIN": f"ghcr.io/some-one/gpuml-train@{DIGEST}", "DEV": "ghcr.io/some-one/gpuml-dev@sha256:11"}
+    done = as_runner(step("deliver.yml", "images", "record"), tmp_path, **images)
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    recorded = {"train": images["TRAIN"], "dev": images["DEV"]}
+    assert YAML(typ="safe").load(tmp_path / "images.yaml") == recorded
+    assert (tmp_path / "summary").read_text() == (tmp_path / "images.yaml").read_text()
+    assert dict(line.split("=") for line in (tmp_path / "output").read_text().split()) == recorded
+
+
+def test_delivery_builds_a_commit_once(tmp_path):
+    "What the registry has already is taken; docker is not to be had here, so a stand-in that knows one image"
+    (tmp_path / "docker").write_text(f"""#!/bin/sh
+[ "$1 $2 $3 $5" = "buildx imagetools inspect --format" ] || exit 2
+case $4 in
+    */gpuml-train:0f2a) echo '"{DIGEST}"' ;;
+    *) echo "ERROR: $4: not found" >&2; exit 1 ;;
+esac
+""")
+    (tmp_path / "docker").chmod(0o755)
+    images = {"TRAIN": "ghcr.io/some-one/gpuml-train:0f2a", "DEV": "ghcr.io/some-one/gpuml-dev:0f2a"}
+    done = as_runner(step("deliver.yml", "images", "there"), tmp_path, **images)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "output").read_text() == f"train={DIGEST}\ndev=\n"
+
+
+def test_delivery_submits_what_is_on_main(tmp_path):
+    def git(*arguments):
+        names = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "init.defaultBranch=main"]
+        return subprocess.check_output(["git", *names, *arguments], cwd=tmp_path, text=True).strip()
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "on main")
+    git("update-ref", "refs/remotes/origin/main", "HEAD")
+    git("commit", "-q", "--allow-empty", "-m", "elsewhere")
+    for commit, code in ((git("rev-parse", "HEAD~"), 0), (git("rev-parse", "HEAD"), 1)):
+        script = step("deliver.yml", "submit", "The tag is on main")
+        done = as_runner(script, tmp_path, GITHUB_SHA=commit, GITHUB_REF_NAME="v1")
+        assert done.returncode == code, done.stderr
+    assert done.stdout == "::error::v1 is not on main\n"
 
 
 def instructions(file: Path, name: str) -> list[str]:

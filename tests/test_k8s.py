@@ -3,13 +3,8 @@
 import copy
 import ipaddress
 import json
-import os
 import re
-import signal
-import socket
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 
@@ -18,8 +13,19 @@ from ruamel.yaml import YAML
 
 from gpuml.config import load
 from gpuml.job import Source, manifest, run_id, yaml
-from tests.conftest import ROOT, free_port
-from tests.manifests import OVERLAYS, WITH_IDLE, containers, find, matches, pod_of, prepared, render, render_all
+from tests.conftest import ROOT
+from tests.manifests import (
+    OVERLAYS,
+    WITH_IDLE,
+    containers,
+    find,
+    matches,
+    mlflow_server,
+    pod_of,
+    prepared,
+    render,
+    render_all,
+)
 from tests.policies import Request, refusals
 from tests.test_job import VERSIONS, validate  # noqa: F401  a fixture
 
@@ -280,6 +286,7 @@ def test_network(overlay, overlays):
                 continue
             assert may_connect(overlays[overlay], source, target, port) is expected, (source, target, port)
     assert may_connect(overlays[overlay], JOB, DNS, 53, "UDP")
+    assert may_connect(overlays[overlay], MLFLOW, "10.20.30.40", 5432) is (overlay == "team")  # a managed database
 
 
 def test_network_of_idle(overlays):
@@ -570,50 +577,12 @@ def test_allowed_images_end_with_a_slash(overlays):
 
 
 def test_mlflow_starts_as_it_is_told(overlays, tmp_path):
-    "The server's own command line, with the names by which pods ask for it, and no others"
-    (container,) = find(overlays["single-node"], "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
-    port = free_port()
-    flags = [
-        f.replace("--host=0.0.0.0", "--host=127.0.0.1").replace("--port=5000", f"--port={port}")
-        for f in container["command"][2:]
-    ]
-    flags = [f.replace("--workers=2", "--workers=1") for f in flags]
-    plain = {v["name"]: v["value"].replace("/data/", f"{tmp_path}/") for v in container["env"]}
-    env = {
-        "PATH": f"{sys.prefix}/bin:/usr/bin:/bin",
-        **plain,
-        "HOME": str(tmp_path),
-        "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path),
-    }
-    with open(tmp_path / "log", "w") as log:
-        server = subprocess.Popen(
-            ["mlflow", "server", *flags], env=env, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        end = time.monotonic() + 120
-        while not listens(port):
-            assert server.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
-            time.sleep(0.2)
-        answers = {
-            host: status(port, host)
-            for host in ("mlflow:5000", "localhost:5000", "mlflow.gpuml-system:5000", "evil.test", "mlflow")
-        }
-        assert answers == {
-            "mlflow:5000": 200,
-            "localhost:5000": 200,
-            "mlflow.gpuml-system:5000": 200,
-            "evil.test": 403,
-            "mlflow": 403,
-        }
+    "The server's own command line, with the names by which pods ask for it, and no others; on PostgreSQL: test_mlflow.py"
+    with mlflow_server(overlays["single-node"], tmp_path, {"/data/": f"{tmp_path}/"}) as port:
+        known = [f"{name}:{port}" for name in ("mlflow", "localhost", "mlflow.gpuml-system")]
+        answers = {host: status(port, host) for host in [*known, "evil.test", "mlflow"]}
+        assert answers == dict.fromkeys(known, 200) | {"evil.test": 403, "mlflow": 403}
         assert (tmp_path / "mlflow.db").exists()
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait(10)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as s:
-        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 def status(port: int, host: str) -> int:

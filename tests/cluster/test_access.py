@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import subprocess
 import threading
 
@@ -23,6 +24,7 @@ from tests.manifests import OVERLAYS, WITH_IDLE, find, kubectl, pod_of, prepared
 from tests.policies import RESOURCES, Request, refusals
 
 IMAGE = "registry.example.com/gpuml-train:0.1.0"
+PAGE = (ROOT / "docs" / "administrator.md").read_text()
 GOLDEN = ROOT / "tests" / "golden" / "access.md"
 BASE = ("Namespace", "PriorityClass", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ResourceQuota", "LimitRange",
         "ServiceAccount", "NetworkPolicy", "ConfigMap")  # fmt: skip
@@ -115,6 +117,12 @@ def test_the_administrator_s_own_commands(tmp_path):
         again = run("apply", "-k", overlay)
         changed = [line for line in again.stdout.splitlines() if not line.endswith(" unchanged")]
         assert changed == [f"statefulset.apps/{name} configured" for name in ("jupyter", "postgres")]  # diff says no
+        assert (found := run("diff", "-k", overlay)).returncode == 0, found.stdout
+        for upgrading in ("scale", "patch"):  # MLflow; the overlay, applied again, sets it right
+            (line,) = re.findall(rf"^kubectl (-n gpuml-system {upgrading} deployment/mlflow .+)$", PAGE, re.M)
+            assert (done := run(*shlex.split(line))).returncode == 0, done.stderr
+            assert run("diff", "-k", overlay).returncode == 1
+            assert "deployment.apps/mlflow configured" in run("apply", "-k", overlay).stdout
         assert (found := run("diff", "-k", overlay)).returncode == 0, found.stdout
         asked = ["auth", "can-i", "use", "priorityclass/gpuml-prod", "-n", "gpuml-prod", "--as", "ada", "--as-group"]
         assert [run(*asked, group).stdout.strip() for group in ("gpuml-prod", "gpuml-dev")] == ["yes", "no"]
