@@ -61,3 +61,9 @@ def test_limits_that_are_refused(words):
     with pytest.raises(ConfigError, match="a=|gpuml-dev|=30|GPU="):
         limits(words)
     assert limits(["a=0.5/1"]) == {"a": Limits(0.5, 1.0)}
+
+
+def test_every_phase_of_a_job_is_shown():
+    from gpuml import cluster, widgets
+
+    assert set(cluster._SHOWN) == set(widgets._MARKS) == set(cluster.PHASES)
