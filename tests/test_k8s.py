@@ -453,7 +453,7 @@ def test_what_the_pages_name_is_there(page):
     "Files and folders, and what users are said to read"
     text = page.read_text()
     for path in re.findall(r"`((?:k8s|docker|config|nbs)/[\w./-]+)`", text) + re.findall(r"\]\(([^)#:]+)\)", text):
-        place = (page.parent if path.endswith(".md") else ROOT) / path
+        place = (page.parent if path.endswith((".md", ".png")) else ROOT) / path
         assert place.exists() or path.startswith(
             ("docker/", "k8s/overlays/ada", "k8s/overlays/single-node/secrets/")
         ), path

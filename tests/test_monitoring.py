@@ -1,8 +1,10 @@
 """A job's metrics, the rules on them, and the dashboard: a real job, Prometheus itself, and what the exporters say.
 
-The pages in tests/monitoring are as the DCGM exporter, kube-state-metrics and the scheduler write them.
+The pages in tests/monitoring are as the DCGM exporter, kube-state-metrics and the scheduler write them; scenario.py
+there makes four hours of such pages. The picture of the dashboard goes to the folder named by GPUML_PICTURES.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -13,7 +15,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import requests
@@ -25,6 +31,8 @@ from gpuml.config import load
 from gpuml.notebook import Log, Metrics, served
 from gpuml.storage import Storage
 from tests.conftest import CONFIG, OFFLINE, ROOT, free_port, rows
+from tests.monitoring import picture, scenario
+from tests.test_lab import CHROMIUM, FLAGS
 from tests.test_run import PARAMETERS, write_notebook
 
 MONITORING, PAGES = ROOT / "k8s" / "monitoring", ROOT / "tests" / "monitoring"
@@ -169,20 +177,50 @@ def test_cases_notice_a_change_of_the_rules(rules, change):
 # ---- the dashboard
 
 
+@contextmanager
+def running(home: Path, *flags: str) -> Iterator[str]:
+    "Prometheus with the folder's prometheus.yml and data, from when it answers: its address"
+    address = f"127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address={address}",
+         "--storage.tsdb.path=data", *flags],
+        cwd=home, stdout=subprocess.DEVNULL, stderr=open(home / "log", "a"),
+    )  # fmt: skip
+    try:
+        for _ in range(100):
+            try:
+                if requests.get(f"http://{address}/-/ready", timeout=1).ok:
+                    break
+            except requests.RequestException:
+                pass
+            time.sleep(0.1)
+        else:
+            raise TimeoutError("Prometheus did not start")
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def write_rules(home: Path) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.dump(yaml.load(MONITORING / "rules.yaml")["spec"], home / "rules.yml")
+
+
 @pytest.fixture(scope="module")
 def prometheus(job, tmp_path_factory):
     "Prometheus over the exporters' pages, and the last page of the job's training; its address"
-    home, port, count = tmp_path_factory.mktemp("prometheus"), free_port(), itertools.count(3)
+    home, count = tmp_path_factory.mktemp("prometheus"), itertools.count(3)
     pages = {f"/{path.stem}": path.read_text() for path in PAGES.glob("*.prom")}
     trained = [page for page in job[1] if 'phase="training"' in page and "gpuml_validation_loss{" in page][-1]
-    hour_ago = f"{time.time() - 3600:.0f}"
+    created = f"{time.time() - 1800:.0f}"
 
     class Exporter(BaseHTTPRequestHandler):
         def do_GET(self):
             if self.path == "/job":
                 text, kind = trained, "application/openmetrics-text; version=1.0.0; charset=utf-8"
             else:
-                text = pages[self.path].replace("HOUR_AGO", hour_ago).replace("COUNT", str(next(count)))
+                text = pages[self.path].replace("CREATED", created).replace("COUNT", str(next(count)))
                 kind = "text/plain; version=0.0.4"
             self.send_response(200)
             self.send_header("Content-Type", kind)
@@ -194,8 +232,7 @@ def prometheus(job, tmp_path_factory):
 
     exporter = ThreadingHTTPServer(("127.0.0.1", 0), Exporter)
     threading.Thread(target=exporter.serve_forever, daemon=True).start()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.dump(yaml.load(MONITORING / "rules.yaml")["spec"], home / "rules.yml")
+    write_rules(home)
     target = f"127.0.0.1:{exporter.server_port}"
     pod = {"namespace": "gpuml-prod", "pod": "prod-0f2a9c11d4-1-x7k2p"}  # as a PodMonitor adds them
     jobs = [
@@ -204,29 +241,26 @@ def prometheus(job, tmp_path_factory):
         for path in [*pages, "/job"]
     ]  # fmt: skip
     every = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    yaml.dump({"global": every, "rule_files": ["rules.yml"], "scrape_configs": jobs}, home / "prometheus.yml")
-    address = f"127.0.0.1:{port}"
-    process = subprocess.Popen(
-        ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address={address}", "--storage.tsdb.path=data"],
-        cwd=home, stdout=subprocess.DEVNULL, stderr=open(home / "log", "w"),
-    )  # fmt: skip
-    try:
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait()
-        exporter.shutdown()
+    config = {"global": every, "rule_files": ["rules.yml"], "scrape_configs": jobs}
+    YAML(typ="safe", pure=True).dump(config, home / "prometheus.yml")
+    with running(home) as address:
+        yield address
+    exporter.shutdown()
 
 
-def ask(address: str, query: str) -> list[dict]:
+def ask(address: str, kind: str = "query", **parameters) -> list[dict]:
     "What Prometheus has for a query"
-    reply = requests.get(f"{address}/api/v1/query", params={"query": query}, timeout=10).json()
+    reply = requests.get(f"{address}/api/v1/{kind}", params=parameters, timeout=10).json()
     assert reply["status"] == "success", reply
     return reply["data"]["result"]
 
 
+def board() -> dict:
+    return json.loads((MONITORING / "gpuml.json").read_text())
+
+
 def panels() -> list[dict]:
-    return json.loads((MONITORING / "gpuml.json").read_text())["panels"]
+    return board()["panels"]
 
 
 @needs_prometheus
@@ -237,12 +271,12 @@ def test_every_panel_finds_data(prometheus):
     while len(found) < len(queries) and time.monotonic() < until:
         time.sleep(0.5)
         try:
-            found |= {q: data for q in queries - found.keys() if (data := ask(prometheus, q[1]))}
+            found |= {q: data for q in queries - found.keys() if (data := ask(prometheus, query=q[1]))}
         except requests.ConnectionError:
             continue
     assert not queries - found.keys()
     time.sleep(3)  # two more evaluations of the rules: each panel shows the same moment
-    found = {query: ask(prometheus, query[1]) for query in queries}
+    found = {query: ask(prometheus, query=query[1]) for query in queries}
     shown = {
         title: {tuple(r["metric"].values()): float(r["value"][1]) for r in data} for (title, _), data in found.items()
     }
@@ -251,10 +285,10 @@ def test_every_panel_finds_data(prometheus):
     assert shown["GPU utilisation by job"] == {("prod-0f2a9c11d4-1",): 0.961, ("dev-91be02aa17-1",): 0}
     assert shown["GPU memory by job"][("prod-0f2a9c11d4-1",)] == 31250 * 2**20
     assert (
-        shown["Queue length by class"] == {("gpuml-dev",): 1}
-        and 3600 <= shown["Longest wait by class"][("gpuml-dev",)] < 3700
+        shown["Queue length by class"] == {("gpuml-dev",): 1, ("gpuml-prod",): 0}
+        and 0.5 <= shown["Longest wait by class"][("gpuml-dev",)] < 0.53
     )
-    assert shown["Failed jobs"] == {("gpuml-prod",): 1} and len(shown["Jobs"]) == 3
+    assert shown["Failed jobs"] == {("gpuml-prod",): 1, ("gpuml-dev",): 0} and len(shown["Jobs"]) == 3
     assert 0 < shown["Training done"][("dev-1",)] <= 1
 
 
@@ -263,12 +297,113 @@ def test_panels_keep_to_the_namespaces_that_are_chosen(prometheus):
     expr = next(t["expr"] for p in panels() if p["title"] == "GPUs held" for t in p["targets"])
     for _ in range(100):
         try:
-            if found := ask(prometheus, expr.replace("$namespace", "gpuml-dev")):
+            if found := ask(prometheus, query=expr.replace("$namespace", "gpuml-dev")):
                 break
         except requests.ConnectionError:
             pass
         time.sleep(0.5)
     assert [r["metric"] for r in found] == [{"priority_class": "gpuml-dev"}]
+
+
+END = datetime(2026, 11, 24, 15, tzinfo=UTC).timestamp()
+START = END - 60 * scenario.MINUTES
+
+
+@pytest.fixture(scope="module")
+def scenario_asked(tmp_path_factory):
+    "Prometheus over the scenario, with the rules evaluated every 15 seconds: what asks it"
+    home = tmp_path_factory.mktemp("scenario")
+    (home / "page").write_text(scenario.page(END))
+    (home / "prometheus.yml").write_text("{}")
+    write_rules(home)
+
+    def fill(*arguments):
+        command = ["promtool", "tsdb", "create-blocks-from", *arguments]
+        subprocess.run(command, cwd=home, check=True, capture_output=True)
+
+    fill("openmetrics", "page", "data")
+    within = "--query.lookback-delta=59999ms"  # what was not said this minute is over
+    for _ in range(2):  # the second time, over what the first has recorded
+        with running(home, within) as address:
+            times = [f"--start={START:.0f}", f"--end={END:.0f}", "--eval-interval=15s"]
+            fill("rules", f"--url={address}", *times, "--output-dir=data", "rules.yml")
+    with running(home, within) as address:
+        yield functools.partial(ask, address)
+
+
+@pytest.fixture(scope="module")
+def drawn(scenario_asked):
+    "What each panel draws of the scenario: title → [(name in the legend, labels, [(time, value), …]), …]"
+    chosen = chosen_namespaces(scenario_asked)
+    return {p["title"]: picture.series(p, scenario_asked, START, END, chosen) for p in panels()}
+
+
+def chosen_namespaces(ask) -> str:
+    "What $namespace is when all are chosen"
+    variable = next(v for v in board()["templating"]["list"] if v["name"] == "namespace")
+    metric, label = re.fullmatch(r"label_values\((\S+), (\w+)\)", variable["query"]["query"]).groups()
+    found = ask(query=f"group by ({label}) (last_over_time({metric}[{scenario.MINUTES}m]))", time=END)
+    return variable.get("allValue") or "|".join(sorted(r["metric"][label] for r in found))
+
+
+def minutes(found: list, name: str) -> dict[int, float]:
+    "Minute of the scenario → value of the series with this name"
+    return {round((t - START) / 60): v for each, _, points in found if each == name for t, v in points}
+
+
+@needs_prometheus
+def test_every_panel_draws_the_scenario(drawn):
+    assert not [title for title, found in drawn.items() if not any(v for *_, points in found for _, v in points)]
+    assert all(name for title, found in drawn.items() if title != "Jobs" for name, *_ in found)
+
+
+@needs_prometheus
+def test_what_the_panels_say_of_the_scenario(drawn):
+    "Who holds what, what waits, what was interrupted; and nothing of other teams, or of what is over"
+    now = {title: {name: points[-1][1] for name, _, points in found} for title, found in drawn.items()}
+    assert now["GPUs held"] == {"gpuml-dev": 6, "gpuml-prod": 2} and now["GPUs held and idle"] == {"idle": 1}
+    jobs = {labels["run"]: (labels["phase"], points[0][1]) for _, labels, points in drawn["Jobs"]}
+    assert len(jobs) == 7 and jobs["prod-77aa01c3d9-1"] == ("Running", 2) and jobs["dev-b9186fe2a0-1"] == ("Pending", 1)
+    queue = minutes(drawn["Queue length by class"], "gpuml-dev")
+    assert (max(queue.values()), queue[200], queue[240]) == (4, 0, 1) and len(queue) >= scenario.MINUTES
+    assert minutes(drawn["Starts by job"], "dev-c47d19a5b3-1")[100] == 2
+    assert max(minutes(drawn["Starts by job"], "dev-3b8e61f0c2-1")) < 30  # it began 40 minutes before
+    assert minutes(drawn["Failed jobs"], "gpuml-dev")[100] == 0 and now["Failed jobs"] == {
+        "gpuml-dev": 1,
+        "gpuml-prod": 0,
+    }
+    assert max(minutes(drawn["Examples per second"], "dev-5e02f7b961-1")) < 125  # it has nothing to do from then on
+    assert now["GPU utilisation by job"]["dev-5e02f7b961-1"] == 0
+
+
+def test_numbers_look_as_what_they_are():
+    "Counts have no decimals, and no count is red because a cluster is large, as Grafana's own threshold says from 80"
+    for panel in panels():
+        config, counts = panel["fieldConfig"]["defaults"], panel["targets"][0]["expr"].startswith("count")
+        assert panel["type"] != "stat" or config["thresholds"]["steps"]
+        assert not (panel["type"] == "timeseries" and counts) or config["decimals"] == config["min"] == 0
+
+
+@needs_prometheus
+def test_picture(scenario_asked, tmp_path):
+    "Each panel is in it; where pictures are asked for, it is taken"
+    html = picture.dashboard(board(), scenario_asked, START, END, chosen_namespaces(scenario_asked))
+    assert html.count("<section") == len(panels()) and "No data" not in html
+    if not (CHROMIUM and "GPUML_PICTURES" in os.environ):
+        return
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": picture.WIDTH, "height": 800}, device_scale_factor=1.5)
+        page.set_content(html)
+        page.screenshot(path=tmp_path / "dashboard.png", full_page=True)
+        browser.close()
+    folder = Path(os.environ["GPUML_PICTURES"])
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = Image.open(tmp_path / "dashboard.png").convert("RGB")
+    taken.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(folder / "dashboard.png", optimize=True)
 
 
 # ---- the manifests
@@ -300,6 +435,6 @@ def test_kustomize_renders_them():
     made = list(YAML(typ="safe").load_all(done.stdout))
     kinds = sorted(m["kind"] for m in made)
     assert kinds == ["ConfigMap", "NetworkPolicy", "NetworkPolicy", "PodMonitor", "PrometheusRule"]
-    board = next(m for m in made if m["kind"] == "ConfigMap")
-    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert json.loads(board["data"]["gpuml.json"])["title"] == "gpuml"
+    carrier = next(m for m in made if m["kind"] == "ConfigMap")
+    assert carrier["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(carrier["data"]["gpuml.json"])["title"] == "gpuml"
