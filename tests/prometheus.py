@@ -1,9 +1,9 @@
-"A real Prometheus over pages that a test writes, as exporters do"
+"A real Prometheus with the rules of k8s/monitoring, over pages that a test writes as exporters do"
 
-import json
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from tests.conftest import ROOT, free_port
 
 RULES = ROOT / "k8s" / "monitoring" / "rules.yaml"
-TEXT = "text/plain; version=0.0.4"
+TEXT, OPENMETRICS = "text/plain; version=0.0.4", "application/openmetrics-text; version=1.0.0; charset=utf-8"
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="no prometheus: install it (Debian: apt-get install prometheus) to test rules and dashboard",
@@ -47,35 +47,56 @@ def exporter(pages: dict[str, Callable[[], tuple[str, str]]]) -> Iterator[str]:
 
 
 class Prometheus:
-    "A Prometheus with the rules of k8s/monitoring that looks every second; can be stopped and started again"
+    "A Prometheus in a folder; can be stopped and started again"
 
-    def __init__(self, folder: Path, target: str, paths: dict[str, dict[str, str]]):
-        "Page → labels that are added to what it says"
-        self.folder, self.address = folder, f"127.0.0.1:{free_port()}"
-        self.url, yaml = f"http://{self.address}", YAML(typ="safe", pure=True)
+    def __init__(self, folder: Path, *flags: str):
+        self.folder, self.flags, self.url = folder, flags, f"http://127.0.0.1:{free_port()}"
+        yaml = YAML(typ="safe", pure=True)
         yaml.dump(yaml.load(RULES)["spec"], folder / "rules.yml")
+        (folder / "prometheus.yml").write_text("{}")
+
+    def look_at(self, target: str, pages: dict[str, dict[str, str]]) -> "Prometheus":
+        "Collect these pages, each with some labels more, and evaluate the rules, every second"
         jobs = [
             {"job_name": path[1:], "metrics_path": path, "honor_labels": True,
              "static_configs": [{"targets": [target], "labels": labels}]}
-            for path, labels in paths.items()
+            for path, labels in pages.items()
         ]  # fmt: skip
         every = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-        yaml.dump({"global": every, "rule_files": ["rules.yml"], "scrape_configs": jobs}, folder / "prometheus.yml")
+        config = {"global": every, "rule_files": ["rules.yml"], "scrape_configs": jobs}
+        YAML(typ="safe", pure=True).dump(config, self.folder / "prometheus.yml")
+        return self
 
-    def start(self) -> "Prometheus":
-        command = ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address={self.address}"]
+    def start(self) -> None:
+        "Until it answers"
         with open(self.folder / "log", "a") as log:
             self.process = subprocess.Popen(
-                [*command, "--storage.tsdb.path=data"], cwd=self.folder, stdout=subprocess.DEVNULL, stderr=log
-            )
-        return self
+                ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address={self.url[7:]}",
+                 "--storage.tsdb.path=data", *self.flags],
+                cwd=self.folder, stdout=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
+        for _ in range(200):
+            try:
+                if requests.get(f"{self.url}/-/ready", timeout=1).ok:
+                    return
+            except requests.RequestException:
+                pass
+            time.sleep(0.1)
+        raise TimeoutError("Prometheus did not start")
 
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait()
 
-    def ask(self, query: str) -> list[dict]:
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def ask(self, kind: str = "query", **parameters) -> list[dict]:
         "What it has for a query"
-        reply = requests.get(f"{self.url}/api/v1/query", params={"query": query}, timeout=10).json()
-        assert reply["status"] == "success", json.dumps(reply)
+        reply = requests.get(f"{self.url}/api/v1/{kind}", params=parameters, timeout=10).json()
+        assert reply["status"] == "success", reply
         return reply["data"]["result"]

@@ -4,7 +4,6 @@ The pages in tests/monitoring are as the DCGM exporter, kube-state-metrics and t
 there makes four hours of such pages. The picture of the dashboard goes to the folder named by GPUML_PICTURES.
 """
 
-import functools
 import itertools
 import json
 import os
@@ -13,12 +12,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -32,14 +27,11 @@ from gpuml.notebook import Log, Metrics, served
 from gpuml.storage import Storage
 from tests.conftest import CONFIG, OFFLINE, ROOT, free_port, rows
 from tests.monitoring import picture, scenario
+from tests.prometheus import OPENMETRICS, RULES, TEXT, Prometheus, exporter, needs_prometheus
 from tests.test_lab import CHROMIUM, FLAGS
 from tests.test_run import PARAMETERS, write_notebook
 
 MONITORING, PAGES = ROOT / "k8s" / "monitoring", ROOT / "tests" / "monitoring"
-needs_prometheus = pytest.mark.skipif(
-    not (shutil.which("prometheus") and shutil.which("promtool")),
-    reason="no prometheus: install it (Debian: apt-get install prometheus) to test rules and dashboard",
-)
 
 
 # ---- a job
@@ -126,7 +118,7 @@ def rules(tmp_path):
     yaml = YAML(typ="safe", pure=True)
 
     def run(*arguments, change=("", "")):
-        text = (MONITORING / "rules.yaml").read_text()
+        text = RULES.read_text()
         assert change[0] in text
         yaml.dump(yaml.load(text.replace(*change))["spec"], tmp_path / "rules.yml")
         shutil.copy(PAGES / "alerts.yaml", tmp_path)
@@ -142,7 +134,7 @@ def test_rules(rules):
     assert code == 0, said
     code, said = rules("test", "rules", "alerts.yaml")
     assert code == 0, said
-    alerts = re.findall(r"- alert: (\w+)", (MONITORING / "rules.yaml").read_text())
+    alerts = re.findall(r"- alert: (\w+)", RULES.read_text())
     assert len(alerts) == 4 and all(f"alertname: {name}" in (PAGES / "alerts.yaml").read_text() for name in alerts)
 
 
@@ -177,82 +169,21 @@ def test_cases_notice_a_change_of_the_rules(rules, change):
 # ---- the dashboard
 
 
-@contextmanager
-def running(home: Path, *flags: str) -> Iterator[str]:
-    "Prometheus with the folder's prometheus.yml and data, from when it answers: its address"
-    address = f"127.0.0.1:{free_port()}"
-    process = subprocess.Popen(
-        ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address={address}",
-         "--storage.tsdb.path=data", *flags],
-        cwd=home, stdout=subprocess.DEVNULL, stderr=open(home / "log", "a"),
-    )  # fmt: skip
-    try:
-        for _ in range(100):
-            try:
-                if requests.get(f"http://{address}/-/ready", timeout=1).ok:
-                    break
-            except requests.RequestException:
-                pass
-            time.sleep(0.1)
-        else:
-            raise TimeoutError("Prometheus did not start")
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def write_rules(home: Path) -> None:
-    yaml = YAML(typ="safe", pure=True)
-    yaml.dump(yaml.load(MONITORING / "rules.yaml")["spec"], home / "rules.yml")
-
-
 @pytest.fixture(scope="module")
 def prometheus(job, tmp_path_factory):
-    "Prometheus over the exporters' pages, and the last page of the job's training; its address"
-    home, count = tmp_path_factory.mktemp("prometheus"), itertools.count(3)
-    pages = {f"/{path.stem}": path.read_text() for path in PAGES.glob("*.prom")}
+    "Prometheus over the exporters' pages, and the last page of the job's training"
+    count, created = itertools.count(3), f"{time.time() - 1800:.0f}"
     trained = [page for page in job[1] if 'phase="training"' in page and "gpuml_validation_loss{" in page][-1]
-    created = f"{time.time() - 1800:.0f}"
 
-    class Exporter(BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path == "/job":
-                text, kind = trained, "application/openmetrics-text; version=1.0.0; charset=utf-8"
-            else:
-                text = pages[self.path].replace("CREATED", created).replace("COUNT", str(next(count)))
-                kind = "text/plain; version=0.0.4"
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(text.encode())
+    def page(text):
+        return lambda: (TEXT, text.replace("CREATED", created).replace("COUNT", str(next(count))))
 
-        def log_message(self, *_):
-            pass
-
-    exporter = ThreadingHTTPServer(("127.0.0.1", 0), Exporter)
-    threading.Thread(target=exporter.serve_forever, daemon=True).start()
-    write_rules(home)
-    target = f"127.0.0.1:{exporter.server_port}"
-    pod = {"namespace": "gpuml-prod", "pod": "prod-0f2a9c11d4-1-x7k2p"}  # as a PodMonitor adds them
-    jobs = [
-        {"job_name": path[1:], "metrics_path": path, "honor_labels": True,
-         "static_configs": [{"targets": [target], "labels": pod if path == "/job" else {}}]}
-        for path in [*pages, "/job"]
-    ]  # fmt: skip
-    every = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    config = {"global": every, "rule_files": ["rules.yml"], "scrape_configs": jobs}
-    YAML(typ="safe", pure=True).dump(config, home / "prometheus.yml")
-    with running(home) as address:
-        yield address
-    exporter.shutdown()
-
-
-def ask(address: str, kind: str = "query", **parameters) -> list[dict]:
-    "What Prometheus has for a query"
-    reply = requests.get(f"{address}/api/v1/{kind}", params=parameters, timeout=10).json()
-    assert reply["status"] == "success", reply
-    return reply["data"]["result"]
+    pages = {f"/{path.stem}": page(path.read_text()) for path in PAGES.glob("*.prom")}
+    pages["/job"] = lambda: (OPENMETRICS, trained)
+    labels = dict.fromkeys(pages, {})
+    labels["/job"] = {"namespace": "gpuml-prod", "pod": "prod-0f2a9c11d4-1-x7k2p"}  # as a PodMonitor adds them
+    with exporter(pages) as target, Prometheus(tmp_path_factory.mktemp("prometheus")).look_at(target, labels) as server:
+        yield server
 
 
 def board() -> dict:
@@ -270,13 +201,10 @@ def test_every_panel_finds_data(prometheus):
     found, until = {}, time.monotonic() + 60
     while len(found) < len(queries) and time.monotonic() < until:
         time.sleep(0.5)
-        try:
-            found |= {q: data for q in queries - found.keys() if (data := ask(prometheus, query=q[1]))}
-        except requests.ConnectionError:
-            continue
+        found |= {q: data for q in queries - found.keys() if (data := prometheus.ask(query=q[1]))}
     assert not queries - found.keys()
     time.sleep(3)  # two more evaluations of the rules: each panel shows the same moment
-    found = {query: ask(prometheus, query=query[1]) for query in queries}
+    found = {query: prometheus.ask(query=query[1]) for query in queries}
     shown = {
         title: {tuple(r["metric"].values()): float(r["value"][1]) for r in data} for (title, _), data in found.items()
     }
@@ -296,11 +224,8 @@ def test_every_panel_finds_data(prometheus):
 def test_panels_keep_to_the_namespaces_that_are_chosen(prometheus):
     expr = next(t["expr"] for p in panels() if p["title"] == "GPUs held" for t in p["targets"])
     for _ in range(100):
-        try:
-            if found := ask(prometheus, query=expr.replace("$namespace", "gpuml-dev")):
-                break
-        except requests.ConnectionError:
-            pass
+        if found := prometheus.ask(query=expr.replace("$namespace", "gpuml-dev")):
+            break
         time.sleep(0.5)
     assert [r["metric"] for r in found] == [{"priority_class": "gpuml-dev"}]
 
@@ -314,21 +239,19 @@ def scenario_asked(tmp_path_factory):
     "Prometheus over the scenario, with the rules evaluated every 15 seconds: what asks it"
     home = tmp_path_factory.mktemp("scenario")
     (home / "page").write_text(scenario.page(END))
-    (home / "prometheus.yml").write_text("{}")
-    write_rules(home)
+    server = Prometheus(home, "--query.lookback-delta=59999ms")  # what was not said this minute is over
 
     def fill(*arguments):
         command = ["promtool", "tsdb", "create-blocks-from", *arguments]
         subprocess.run(command, cwd=home, check=True, capture_output=True)
 
     fill("openmetrics", "page", "data")
-    within = "--query.lookback-delta=59999ms"  # what was not said this minute is over
     for _ in range(2):  # the second time, over what the first has recorded
-        with running(home, within) as address:
+        with server:
             times = [f"--start={START:.0f}", f"--end={END:.0f}", "--eval-interval=15s"]
-            fill("rules", f"--url={address}", *times, "--output-dir=data", "rules.yml")
-    with running(home, within) as address:
-        yield functools.partial(ask, address)
+            fill("rules", f"--url={server.url}", *times, "--output-dir=data", "rules.yml")
+    with server:
+        yield server.ask
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +339,11 @@ def test_pods_of_jobs_are_selected():
     template = made("compute.metrics_port=9464")["spec"]["template"]
     labels, (port,) = template["metadata"]["labels"], template["spec"]["containers"][0]["ports"]
     yaml = YAML(typ="safe")
-    monitor = yaml.load(MONITORING / "podmonitor.yaml")["spec"]
+    found = [yaml.load(MONITORING / name) for name in ("podmonitor.yaml", "rules.yaml")]
+    assert [m["metadata"]["labels"] for m in found] == [
+        {"release": "kube-prometheus-stack"}
+    ] * 2  # the chart's selector
+    monitor = found[0]["spec"]
     assert monitor["selector"]["matchLabels"].items() <= labels.items()
     assert [e["port"] for e in monitor["podMetricsEndpoints"]] == [port["name"]]
     policies = list(yaml.load_all(MONITORING / "network.yaml"))
@@ -424,6 +351,14 @@ def test_pods_of_jobs_are_selected():
     for policy in policies:
         assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
         assert policy["spec"]["ingress"][0]["ports"] == [{"port": port["name"]}]
+
+
+def test_values_of_the_chart():
+    "kube-state-metrics says the labels that the rules read"
+    values = YAML(typ="safe").load(MONITORING / "kube-prometheus-stack.values.yaml")
+    (allowed,) = values["kube-state-metrics"]["metricLabelsAllowlist"]
+    read = {f"gpuml.io/{name}" for name in re.findall(r"label_gpuml_io_(\w+)", RULES.read_text())}
+    assert set(re.fullmatch(r"pods=\[(.*)\]", allowed)[1].split(",")) == read
 
 
 def test_kustomize_renders_them():

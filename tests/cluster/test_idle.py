@@ -51,13 +51,10 @@ def prometheus(cluster, namespace, tmp_path):
             )
         return TEXT, text
 
-    with exporter({"/dcgm": dcgm, "/ksm": kube_state_metrics}) as address:
-        server = Prometheus(tmp_path, address, {"/dcgm": {}, "/ksm": {}}).start()
-        server.busy = busy
-        try:
-            yield server
-        finally:
-            server.stop()
+    pages, server = {"/dcgm": dcgm, "/ksm": kube_state_metrics}, Prometheus(tmp_path)
+    server.busy = busy
+    with exporter(pages) as address, server.look_at(address, dict.fromkeys(pages, {})):
+        yield server
 
 
 def names(pods):
