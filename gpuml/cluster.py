@@ -1215,7 +1215,7 @@ def _check_places(config: Config) -> str:
             f"tracking.uri: {config.tracking.uri} means the pod itself there; name the cluster's, such as http://mlflow:5000"
         )
     if not config.compute.image:
-        raise ConfigError("compute.image: is not set; it is the image that docker/train.Dockerfile makes")
+        raise ConfigError("compute.image: is not set; it is the image that docker/Dockerfile makes")
     return f"{config.compute.namespace}, {config.compute.image}"
 
 

@@ -3,11 +3,11 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import free_port
@@ -20,19 +20,48 @@ def find_programs() -> Path | None:
     return next(iter(found + sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 
 
-@dataclass(frozen=True)
 class Postgres:
-    "A server, and what its pod would find: programs, and a socket that needs no password"
+    "A server, as the image's entrypoint makes one: a superuser with a password; by the pod's socket everybody may"
 
-    programs: Path
-    folder: Path
-    port: int
-    user: str
+    def __init__(self, user: str, password: str):
+        self.programs, self.user, self.port = find_programs(), user, free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="gpuml-postgres-"))  # the names of sockets are short
+        self.process, self.log = None, open(self.folder / "log", "w")
+        (self.folder / "password").write_text(password)
+        self._who = {}
+        if os.geteuid() == 0:  # as root it does not run
+            self._who = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
+            for place in (self.folder, self.folder / "password"):
+                shutil.chown(place, "nobody")
+        options = [
+            "--auth-local=trust",
+            "--auth-host=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+        ]
+        made = self._run("initdb", "-D", "data", "-U", user, "--pwfile=password", *options)
+        assert made.wait() == 0, (self.folder / "log").read_text()
 
     @property
     def environment(self) -> dict[str, str]:
         path = f"{self.programs}:/usr/bin:/bin"
         return {"PATH": path, "PGHOST": str(self.folder), "PGPORT": str(self.port), "POSTGRES_USER": self.user}
+
+    def _run(self, program: str, *arguments: str) -> subprocess.Popen:
+        command, streams = [self.programs / program, *arguments], {"stdout": self.log, "stderr": self.log}
+        return subprocess.Popen(command, env=self.environment, cwd=self.folder, **streams, **self._who)
+
+    def start(self) -> None:
+        where = ["-k", str(self.folder), "-p", str(self.port), "-c", "listen_addresses=127.0.0.1"]
+        self.process, end = self._run("postgres", "-D", "data", *where), time.monotonic() + 60
+        while self.shell(f"psql -qX -U {self.user} -d postgres -c 'select 1'").returncode:
+            assert self.process.poll() is None and time.monotonic() < end, (self.folder / "log").read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)  # the image's STOPSIGNAL: clients are not waited for
+        self.process.wait(30)
 
     def shell(self, script: str, **more) -> subprocess.CompletedProcess:
         "What `kubectl exec … -- sh -c SCRIPT` does in the pod"
@@ -47,29 +76,15 @@ class Postgres:
 
 @contextmanager
 def postgres(user: str, password: str, database: str):
-    "As the image's entrypoint: a superuser with a password, and its database; by the socket everybody may"
-    programs, folder = find_programs(), Path(tempfile.mkdtemp(prefix="gpuml-postgres-"))  # sockets need short names
-    server = Postgres(programs, folder, free_port(), user)
-    who = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
-    (folder / "password").write_text(password)
-    if who:  # root it refuses to run as
-        for place in (folder, folder / "password"):
-            shutil.chown(place, "nobody")
-    log, more = open(folder / "log", "w"), {"env": server.environment, "cwd": folder, **who}
-    made = ["initdb", "-D", "data", "-U", user, "--pwfile=password", "--auth-local=trust", "--auth-host=scram-sha-256"]
-    made += ["--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
-    command = ["postgres", "-D", "data", "-k", str(folder), "-p", str(server.port), "-c", "listen_addresses=127.0.0.1"]
-    process = None
+    "A server that runs, with a database"
+    server = Postgres(user, password)
     try:
-        subprocess.run([programs / made[0], *made[1:]], check=True, stdout=log, stderr=log, **more)
-        process = subprocess.Popen([programs / command[0], *command[1:]], stdout=log, stderr=log, **more)
-        end = time.monotonic() + 60
-        while server.shell(f"psql -qX -U {user} -d postgres -c 'create database {database}'").returncode:
-            assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()
-            time.sleep(0.1)
+        server.start()
+        server.ask("postgres", f"create database {database}")
         yield server
     finally:
-        if process:
-            process.kill()
-            process.wait(10)
-        shutil.rmtree(folder)
+        if server.process and server.process.poll() is None:
+            server.process.kill()
+            server.process.wait(10)
+        server.log.close()
+        shutil.rmtree(server.folder)

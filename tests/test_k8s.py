@@ -3,28 +3,44 @@
 import copy
 import ipaddress
 import json
+import os
 import re
+import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 
 import pytest
+import requests
 from ruamel.yaml import YAML
 
 from gpuml.config import load
 from gpuml.job import Source, manifest, run_id, yaml
+<<<<<<< HEAD
 from tests.conftest import ROOT
 from tests.manifests import (
     OVERLAYS,
     WITH_IDLE,
+=======
+from tests.conftest import ROOT, free_port
+from tests.manifests import (
+    OVERLAYS,
+>>>>>>> platform
     containers,
     find,
     matches,
     mlflow_server,
     pod_of,
     prepared,
+<<<<<<< HEAD
     render,
     render_all,
+=======
+    ready,
+    render,
+    started_as,
+>>>>>>> platform
 )
 from tests.policies import Request, refusals
 from tests.test_job import VERSIONS, validate  # noqa: F401  a fixture
@@ -583,6 +599,36 @@ def test_mlflow_starts_as_it_is_told(overlays, tmp_path):
         answers = {host: status(port, host) for host in [*known, "evil.test", "mlflow"]}
         assert answers == dict.fromkeys(known, 200) | {"evil.test": 403, "mlflow": 403}
         assert (tmp_path / "mlflow.db").exists()
+
+
+def test_jupyterlab_starts_as_it_is_told(overlays, tmp_path):
+    "The pod's own command and environment: a new project, which tracks in the cluster's MLflow, for whoever has the token"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "lab").write_text(f'#!/bin/sh\nexec {ROOT}/docker/lab.sh --allow-root "$@"\n')
+    (tmp_path / "bin" / "lab").chmod(0o755)
+    (command, environment), port = started_as(overlays["single-node"], "StatefulSet", "jupyter", {}), free_port()
+    command = [word.replace("/work/", f"{tmp_path}/work/") for word in command]
+    environment["PATH"] = f"{tmp_path}/bin:{environment['PATH']}"
+    environment |= {"HOME": str(tmp_path / "work"), "JUPYTER_IP": "127.0.0.1", "JUPYTER_PORT": str(port)}
+    (container,) = find(overlays["single-node"], "StatefulSet", "jupyter")["spec"]["template"]["spec"]["containers"]
+    probes = [container[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+    assert {p["port"] for p in probes} == {"http"} and container["ports"][0]["containerPort"] == 8888
+    log = open(tmp_path / "log", "w")
+    server = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + 60
+        while not all(ready(f"http://127.0.0.1:{port}{p['path']}") for p in probes):
+            assert server.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        address = f"http://127.0.0.1:{port}/api/contents"
+        assert requests.get(address, timeout=5).status_code == 403
+        login = {"Authorization": f"token {environment['JUPYTER_TOKEN']}"}
+        there = requests.get(address, headers=login, timeout=5).json()["content"]
+        assert {entry["name"] for entry in there} == {"config", "data", "nbs"}
+        assert "uri: http://mlflow:5000" in (tmp_path / "work" / "project" / "config" / "dev.yaml").read_text()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
 
 
 def status(port: int, host: str) -> int:

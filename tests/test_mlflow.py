@@ -81,6 +81,9 @@ def test_a_training_is_tracked_and_stays(project, team, database, here, s3, tmp_
         uri = f"http://127.0.0.1:{port}"
         run = fit(load("dev", [f"tracking.uri={uri}", "tracking.register=tickets"]))
         first = recorded(uri, "test")
+        database.stop()
+        database.start()
+        assert recorded(uri, "test") == first  # as after an eviction of the database's pod
     spool = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     losses = [(step, m["loss"]) for _, step, kind, m in spool if kind == "update"]
     assert first["run"]["info"]["status"] == "FINISHED" and first["run"]["info"]["run_name"] == run.id
