@@ -17,30 +17,20 @@ from ruamel.yaml import YAML
 
 from gpuml.config import load
 from gpuml.job import Source, manifest, run_id, yaml
-<<<<<<< HEAD
-from tests.conftest import ROOT
-from tests.manifests import (
-    OVERLAYS,
-    WITH_IDLE,
-=======
 from tests.conftest import ROOT, free_port
 from tests.manifests import (
     OVERLAYS,
->>>>>>> platform
+    WITH_IDLE,
     containers,
     find,
     matches,
     mlflow_server,
     pod_of,
     prepared,
-<<<<<<< HEAD
-    render,
-    render_all,
-=======
     ready,
     render,
+    render_all,
     started_as,
->>>>>>> platform
 )
 from tests.policies import Request, refusals
 from tests.test_job import VERSIONS, validate  # noqa: F401  a fixture
