@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'WATCH_SECONDS', 'Answer', 'Api', 'State', 'Seen', 'time_of',
-           'IdleMark', 'idle_mark', 'clock', 'explain', 'gpus_of', 'gpu_resource', 'free_gpus', 'Job', 'Text',
-           'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob',
-           'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner', 'Submission',
-           'prepare', 'packed_name', 'data_here', 'submit', 'local_job', 'JobList', 'jobs', 'find']
+           'IdleMark', 'idle_mark', 'clock', 'explain', 'free_gpus', 'Job', 'Text', 'ClusterJob', 'node_of',
+           'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob', 'start_local', 'work', 'Finding',
+           'Findings', 'check_here', 'check_cluster', 'owner', 'Submission', 'prepare', 'packed_name', 'data_here',
+           'submit', 'local_job', 'JobList', 'jobs', 'find']
 
 # %% ../nbs/10_cluster.ipynb #bf0bfad2
 import codecs
@@ -411,10 +411,7 @@ def _config_error(message: str, pod: str) -> str:
     return f"the container can't be made: {message}"
 
 # %% ../nbs/10_cluster.ipynb #853e8726
-def gpus_of(
-    pod: dict[str, Any],
-    resource: str,  # such as nvidia.com/gpu
-) -> int:
+def _gpus(pod: dict[str, Any], resource: str) -> int:
     "GPUs that a pod holds or wants"
     wanted = (
         c.get("resources", {}).get("requests", {}) or c.get("resources", {}).get("limits", {})
@@ -423,9 +420,7 @@ def gpus_of(
     return sum(int(w.get(resource, 0)) for w in wanted)
 
 
-def gpu_resource(
-    pod: dict[str, Any],
-) -> str:
+def _resource(pod: dict[str, Any]) -> str:
     "What the pod calls a GPU"
     asked = pod["spec"]["containers"][0].get("resources", {}).get("limits", {})
     return next((name for name in asked if "/" in name and not name.startswith("hugepages")), "nvidia.com/gpu")
@@ -440,15 +435,15 @@ def free_gpus(
     held: dict[str, int] = {}
     for pod in holders:
         if pod["status"].get("phase") not in ("Succeeded", "Failed") and (name := pod["spec"].get("nodeName")):
-            held[name] = held.get(name, 0) + gpus_of(pod, resource)
+            held[name] = held.get(name, 0) + _gpus(pod, resource)
     have = {n["metadata"]["name"]: int(n["status"].get("allocatable", {}).get(resource, 0)) for n in nodes}
     return {name: (count - held.get(name, 0), count) for name, count in have.items() if count}
 
 
 def _unscheduled(pod: dict[str, Any], seen: Seen) -> str:
     "Why no node takes the pod"
-    resource = gpu_resource(pod)
-    wanted, told = gpus_of(pod, resource), _said(seen, "FailedScheduling")
+    resource = _resource(pod)
+    wanted, told = _gpus(pod, resource), _said(seen, "FailedScheduling")
     scheduled = next((c for c in pod["status"].get("conditions") or [] if c["type"] == "PodScheduled"), {})
     told = scheduled.get("message") or told
     if not told:
@@ -476,7 +471,7 @@ def _held_by(seen: Seen, resource: str) -> str:
         if (
             pod["spec"].get("nodeName")
             and pod["status"].get("phase") in ("Pending", "Running")
-            and gpus_of(pod, resource)
+            and _gpus(pod, resource)
         ):
             kind = {"gpuml-prod": "production", "gpuml-dev": "development"}.get(
                 pod["spec"].get("priorityClassName"), "other"

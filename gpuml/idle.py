@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from .cluster import Answer, Api, IdleMark, clock, gpu_resource, gpus_of, idle_mark, time_of
+from .cluster import Answer, Api, IdleMark, clock, idle_mark, time_of
 from .config import NAME, ClusterError, ConfigError
 from .job import PREFIX
 
@@ -56,15 +56,14 @@ STEP = 60.0  # seconds between two points that Prometheus is asked for; as far a
 
 def query(
     prometheus: str,  # address
-    namespaces: Iterable[str],
+    namespace: str,
     start: float,  # Unix time
     end: float,
     step: float = STEP,
-) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    "(namespace, pod) → (Unix time, share of the time that its busiest GPU worked, 0 to 1); raises `ClusterError`"
-    chosen = f'{{namespace=~"{"|".join(namespaces)}"}}'
-    busiest = f"max_over_time(gpuml:gpu:utilization{chosen}[{2 * step:.0f}s])"
-    asked = {"query": f"max by (namespace, pod) ({busiest})", "start": start, "end": end, "step": step}
+) -> dict[str, list[tuple[float, float]]]:
+    "Pod → (Unix time, share of the time that its busiest GPU worked, 0 to 1); raises `ClusterError`"
+    busiest = f'max_over_time(gpuml:gpu:utilization{{namespace="{namespace}"}}[{2 * step:.0f}s])'
+    asked = {"query": f"max by (pod) ({busiest})", "start": start, "end": end, "step": step}
     try:
         with urllib.request.urlopen(f"{prometheus.rstrip('/')}/api/v1/query_range?{urlencode(asked)}", timeout=30) as f:
             told = json.load(f)["data"]["result"]
@@ -72,10 +71,7 @@ def query(
         raise ClusterError(f"Prometheus at {prometheus}: {e.code}: {e.read(500).decode(errors='replace')}") from None
     except (OSError, ValueError, KeyError) as e:
         raise ClusterError(f"no answer from Prometheus at {prometheus}: {getattr(e, 'reason', e)}") from None
-    return {
-        (series["metric"]["namespace"], series["metric"]["pod"]): [(float(at), float(v)) for at, v in series["values"]]
-        for series in told
-    }
+    return {series["metric"]["pod"]: [(float(at), float(v)) for at, v in series["values"]] for series in told}
 
 # %% ../nbs/11_idle.ipynb #9ca645a0
 def idle_since(
@@ -88,7 +84,7 @@ def idle_since(
         return None
     since = now
     for at, utilisation in reversed(points):
-        if utilisation >= BUSY or since - at > 3 * step:  # what was in a gap is not known, and counts as use
+        if not utilisation < BUSY or since - at > 3 * step:  # what is NaN or in a gap is not known, and counts as use
             break
         since = at
     return since
@@ -96,14 +92,13 @@ def idle_since(
 # %% ../nbs/11_idle.ipynb #a604e97f
 @dataclass(frozen=True)
 class Holder:
-    "A pod that holds GPUs"
+    "What holds GPUs: a Job, a StatefulSet, or something that can't be released"
 
     namespace: str
-    pod: str
-    kind: str  # of what made it: Job, StatefulSet, or something that can't be released
-    name: str  # of what made it
+    kind: str
+    name: str
     gpus: int
-    idle: float | None  # seconds for which it has not used them; none: not known
+    idle: float | None  # seconds for which none of its pods has used one; none: not known
     mark: IdleMark = IdleMark()  # what was said before
     started: str = ""  # a Job, as Kubernetes writes it
 
@@ -115,22 +110,38 @@ _MARKS = "/api/v1/namespaces/{}/configmaps/gpuml-idle"
 def holders(
     api: Api,
     prometheus: str,  # address
-    named: dict[str, Limits],  # the namespaces that are looked at
+    namespace: str,
+    limit: Limits,
     now: datetime,
     step: float = STEP,  # seconds
 ) -> list[Holder]:
-    "The pods there that hold GPUs; raises `ClusterError`, and `Answer`"
-    longest = max([t for limit in named.values() for t in (limit.warn, limit.release) if t < math.inf], default=0)
-    at = now.timestamp()
-    points, found = query(prometheus, named, at - 60 * longest - 5 * step, at, step), []
-    for namespace in named:
-        marks = (api.get(_MARKS.format(namespace)) or {}).get("data") or {}
-        for pod in api.items(f"/api/v1/namespaces/{namespace}/pods", fieldSelector="status.phase=Running"):
-            gpus = gpus_of(pod, gpu_resource(pod))
-            if gpus and not pod["metadata"].get("deletionTimestamp"):
-                series = points.get((namespace, pod["metadata"]["name"]), [])
-                found.append(_holder(api, pod, gpus, _idle(pod, series, at, step), marks))
-    return found
+    "What holds GPUs there, with pods that run; raises `ClusterError`, and `Answer`"
+    at, longest = now.timestamp(), 60 * (limit.warn if limit.release == math.inf else limit.release)
+    points = query(prometheus, namespace, at - longest - 5 * step, at, step)
+    owners: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
+    for pod in api.items(f"/api/v1/namespaces/{namespace}/pods", fieldSelector="status.phase=Running"):
+        if (gpus := _gpus(pod)) and not pod["metadata"].get("deletionTimestamp"):
+            held = (gpus, _idle(pod, points.get(pod["metadata"]["name"], []), at, step))
+            owners.setdefault(_owner(pod), []).append(held)
+    marks = (api.get(_MARKS.format(namespace)) or {}).get("data") or {}
+    return [_holder(api, namespace, *owner, held, marks) for owner, held in owners.items()]
+
+
+def _gpus(pod: dict[str, Any]) -> int:
+    "GPUs, or parts of GPUs, that a pod holds"
+
+    def of(container):
+        limits = container.get("resources", {}).get("limits", {})
+        return sum(int(count) for name, count in limits.items() if name.startswith("nvidia.com/"))
+
+    spec = pod["spec"]
+    return max([sum(map(of, spec["containers"])), *map(of, spec.get("initContainers", []))])
+
+
+def _owner(pod: dict[str, Any]) -> tuple[str, str]:
+    "Kind and name of what made it"
+    by = next((o for o in pod["metadata"].get("ownerReferences") or [] if o.get("controller")), None)
+    return (by["kind"], by["name"]) if by else ("Pod", pod["metadata"]["name"])
 
 
 def _idle(pod: dict[str, Any], points: list[tuple[float, float]], now: float, step: float) -> float | None:
@@ -140,17 +151,33 @@ def _idle(pod: dict[str, Any], points: list[tuple[float, float]], now: float, st
     return None if since is None else now - since
 
 
-def _holder(api: Api, pod: dict[str, Any], gpus: int, idle: float | None, marks: dict[str, str]) -> Holder:
-    "A pod with what made it, and what was said of that"
-    meta = pod["metadata"]
-    by = next(
-        (o for o in meta.get("ownerReferences") or [] if o.get("controller")), {"kind": "Pod", "name": meta["name"]}
-    )
-    who = (meta["namespace"], meta["name"], by["kind"], by["name"], gpus, idle)
-    if by["kind"] == "Job":
-        made = api.get(_PATHS["Job"].format(meta["namespace"], by["name"])) or {"metadata": {}}
-        return Holder(*who, idle_mark(made["metadata"]), made.get("status", {}).get("startTime", ""))
-    return Holder(*who, IdleMark(**json.loads(marks.get(by["name"], "{}"))))
+def _holder(
+    api: Api, namespace: str, kind: str, name: str, held: list[tuple[int, float | None]], marks: dict[str, str]
+) -> Holder:
+    "As idle as the busiest of its pods, with what was said of it"
+    known = [idle for _, idle in held if idle is not None]
+    who = (namespace, kind, name, sum(gpus for gpus, _ in held), min(known) if len(known) == len(held) else None)
+    if kind == "Job":
+        made = api.get(_PATHS[kind].format(namespace, name)) or {"metadata": {}}
+        return Holder(*who, _readable(idle_mark(made["metadata"])), made.get("status", {}).get("startTime") or "")
+    mark = _read_mark(marks.get(name, ""))
+    return Holder(*who, IdleMark() if mark.released else mark)  # what was released before this pod
+
+
+def _read_mark(text: str) -> IdleMark:
+    "As it stands in the ConfigMap; empty where it can't be read"
+    try:
+        return _readable(IdleMark(**json.loads(text)))
+    except (ValueError, TypeError):
+        return IdleMark()
+
+
+def _readable(mark: IdleMark) -> IdleMark:
+    "The mark; empty where its moments are none, as somebody else may have written them"
+    try:
+        return mark if all(time_of(moment) for moment in asdict(mark).values() if moment) else IdleMark()
+    except (ValueError, AttributeError):
+        return IdleMark()
 
 # %% ../nbs/11_idle.ipynb #485063e0
 def decide(
@@ -159,14 +186,17 @@ def decide(
     now: datetime,
 ) -> str:
     "What follows for who holds a GPU: nothing, or `warn`, `withdraw` the warning, `release`"
-    if holder.idle is None or (holder.kind == "Job" and holder.mark.released):
+    mark, ends = holder.mark, limit.release < math.inf
+    if holder.kind not in _PATHS or (holder.idle is None and not mark.released):
         return ""
+    if mark.released:  # and still there
+        return "release"
     if holder.idle < 60 * limit.warn:
-        return "withdraw" if holder.mark.since else ""
-    if not holder.mark.since:
-        return "warn"
-    due = holder.mark.until and now >= time_of(holder.mark.until)
-    return "release" if due and holder.kind in _PATHS else ""
+        return "withdraw" if mark.since else ""
+    left = (time_of(mark.until) - now).total_seconds() if mark.until else 0
+    if not mark.since or bool(mark.until) != ends or (ends and left > 60 * (limit.release - limit.warn)):
+        return "warn"  # also where the limits have changed, or somebody wrote a later time
+    return "release" if ends and left <= 0 else ""
 
 # %% ../nbs/11_idle.ipynb #1293b70b
 def act(
@@ -179,7 +209,7 @@ def act(
     step, mark = decide(holder, limit, now), holder.mark
     if step == "warn":
         until = _moment(now.timestamp() + 60 * (limit.release - limit.warn)) if limit.release < math.inf else None
-        mark = IdleMark(_moment(now.timestamp() - holder.idle), until if holder.kind in _PATHS else None)
+        mark = IdleMark(_moment(now.timestamp() - holder.idle), until)
     elif step == "withdraw":
         mark = IdleMark()
     elif step == "release":
@@ -235,7 +265,7 @@ def _patch(api: Api, path: str, change: dict[str, Any]) -> None:
 def _event(api: Api, holder: Holder, reason: str, said: str, now: datetime) -> None:
     "For `kubectl describe` and who collects events"
     path, at = f"/api/v1/namespaces/{holder.namespace}/events", _moment(now.timestamp())
-    version = {"Job": "batch/v1", "StatefulSet": "apps/v1"}.get(holder.kind, "v1")
+    version = {"Job": "batch/v1", "StatefulSet": "apps/v1"}[holder.kind]
     about = {"apiVersion": version, "kind": holder.kind, "namespace": holder.namespace, "name": holder.name}
     event = {
         "metadata": {"generateName": f"{holder.name}."},
@@ -248,17 +278,32 @@ def _event(api: Api, holder: Holder, reason: str, said: str, now: datetime) -> N
 
 # %% ../nbs/11_idle.ipynb #260e3e92
 class Idle(list):
-    "Who holds GPUs; shows itself as a table"
+    "What holds GPUs; shows itself as a table"
 
     def __repr__(self):
         if not self:
             return "nobody there holds a GPU"
-        table = [("namespace", "pod", "GPUs", "without use", "")]
+        table = [("namespace", "held by", "GPUs", "without use", "")]
         for h in self:
             idle = "not known" if h.idle is None else f"{h.idle / 60:.0f} min"
-            table.append((h.namespace, h.pod, str(h.gpus), idle, told(h.kind, h.mark)))
+            table.append((h.namespace, f"{h.kind} {h.name}", str(h.gpus), idle, told(h.kind, h.mark)))
         widths = [max(len(row[i]) for row in table) for i in range(5)]
         return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)).rstrip() for row in table)
+
+
+def _each(named: dict[str, Limits], do: Callable[[str, Limits], None]) -> None:
+    "Do it for each namespace, whatever becomes of the others; raises `ClusterError` with all that went wrong"
+    failed, code = [], None
+    for namespace, limit in named.items():
+        try:
+            do(namespace, limit)
+        except Answer as e:
+            failed.append(f"{namespace}: {e}")
+            code = 77 if e.status in (401, 403) else code
+        except ClusterError as e:
+            failed.append(str(e))
+    if failed:
+        raise ClusterError("; ".join(dict.fromkeys(failed)), code)
 
 
 def look(
@@ -268,10 +313,9 @@ def look(
     step: float = STEP,  # seconds
 ) -> Idle:
     "Who holds GPUs there, and for how long without use; raises `ClusterError`"
-    try:
-        return Idle(holders(api, prometheus, named, datetime.now(UTC), step))
-    except Answer as e:
-        raise ClusterError(f"{', '.join(named)}: {e}", 77 if e.status in (401, 403) else None) from None
+    found = Idle()
+    _each(named, lambda space, limit: found.extend(holders(api, prometheus, space, limit, datetime.now(UTC), step)))
+    return found
 
 
 def release(
@@ -282,15 +326,13 @@ def release(
     step: float = STEP,  # seconds
 ) -> None:
     "Warn, withdraw and release, once; raises `ClusterError` where that can't be done for all"
-    failed = []
-    for holder in look(api, prometheus, named, step):
-        try:
-            if done := act(api, holder, named[holder.namespace], datetime.now(UTC)):
+
+    def there(namespace, limit):
+        for holder in holders(api, prometheus, namespace, limit, datetime.now(UTC), step):
+            if done := act(api, holder, limit, datetime.now(UTC)):
                 say(done)
-        except Answer as e:
-            failed.append(f"{holder.namespace}/{holder.name}: {e}")
-    if failed:
-        raise ClusterError("; ".join(failed))
+
+    _each(named, there)
 
 
 def keep_releasing(

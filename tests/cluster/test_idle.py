@@ -24,7 +24,7 @@ from tests.prometheus import TEXT, Prometheus, exporter, needs_prometheus
 
 pytestmark = needs_prometheus
 IDLE = list(YAML(typ="safe").load_all((ROOT / "k8s" / "idle" / "idle.yaml").read_text()))
-WARN, RELEASE = 0.05, 0.3  # minutes
+WARN, RELEASE = 0.05, 0.2  # minutes
 
 
 @pytest.fixture
@@ -172,17 +172,45 @@ def test_jupyterlab_is_warned_stopped_and_started_again(cluster, namespace, prom
     with releasing(cluster, namespace, prometheus, account, tmp_path) as said:
         told = cluster.wait(note, 40, "a warning")
         assert re.fullmatch(r"it has not used its GPU since .* UTC; unless it does, it is stopped at .* UTC: .*", told)
+        first = cluster.admin.get("configmaps", namespace, "gpuml-idle")["data"]
         cluster.wait(lambda: not cluster.admin.get("pods", namespace)["items"], 60, "the pod to go")
         assert "so it was stopped; its files stay" in said[-1] and note() == ""
         cluster.admin.request(
             "PATCH", f"{path}/ada-jupyter/scale", {"spec": {"replicas": 1}}, kind="application/merge-patch+json"
         )
-        first = cluster.wait(running)[0]["metadata"]["uid"]
-        cluster.wait(lambda: "it uses its GPU again" in said[-1], 30)
-        assert running()[0]["metadata"]["uid"] == first  # the one before was idle, not this one
+        (pod,) = cluster.wait(running)
+        assert note() == ""  # the one before was idle, not this one
+        cluster.wait(note, 40, "a warning of its own")
+        assert running()[0]["metadata"]["uid"] == pod["metadata"]["uid"]
+        assert cluster.admin.get("configmaps", namespace, "gpuml-idle")["data"] != first
     mine = Api(cluster.plane.url, account, str(cluster.plane.certificate))
     with pytest.raises(ApiError, match="403"):  # it can't change what the pod runs
         mine.request("PATCH", f"{path}/ada-jupyter", {"spec": {"replicas": 0}}, kind="application/merge-patch+json")
+
+
+def test_a_job_s_author_can_not_keep_the_gpu_and_a_busy_pod_does(cluster, namespace, prometheus, account, tmp_path):
+    "Marks on a Job that name a time far off, or say that it was released, don't help; a Job is as idle as its busiest pod"
+    forged = {"idle-since": "2020-01-01T00:00:00Z", "idle-until": "2099-01-01T00:00:00Z"}
+    cases = {"later": forged, "over": {"released": "2020-01-01T00:00:00Z"}, "nonsense": dict.fromkeys(forged, "x")}
+    cluster.agent.add_node("gpu-5", gpus=5)
+    try:
+        for name in (*cases, "two"):
+            body = holder(name, "exec sleep 600", grace=1, priority="gpuml-dev")
+            body["metadata"]["annotations"] = {f"gpuml.io/{k}": v for k, v in cases.get(name, {}).items()}
+            body["spec"] |= {"parallelism": 2, "completions": 2} if name == "two" else {}
+            body["spec"]["template"]["metadata"] = {"labels": {"gpuml.io/owner": "ada"}}
+            cluster.admin.create("jobs", namespace, body)
+            cluster.wait_pod(namespace, name, phase("Running"))
+        cluster.wait(lambda: all(map(phase("Running"), cluster.pods(namespace, "two"))))
+        busy = names(cluster.pods(namespace, "two"))[0]
+        prometheus.busy[busy] = 50
+        with releasing(cluster, namespace, prometheus, account, tmp_path) as said:
+            assert {name: cluster.wait_job(namespace, name) for name in cases} == dict.fromkeys(cases, "Failed")
+            assert not any("two" in line for line in said[1:]), said
+            prometheus.busy[busy] = 0
+            assert cluster.wait_job(namespace, "two") == "Failed"
+    finally:
+        cluster.agent.remove_node("gpu-5")
 
 
 def test_what_is_not_known_or_not_named_is_left_alone(cluster, namespace, prometheus, account, tmp_path):
