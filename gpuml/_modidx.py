@@ -191,6 +191,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'gpuml.cluster._start': ('cluster.html#_start', 'gpuml/cluster.py'),
                                'gpuml.cluster._transport_errors': ('cluster.html#_transport_errors', 'gpuml/cluster.py'),
                                'gpuml.cluster._unscheduled': ('cluster.html#_unscheduled', 'gpuml/cluster.py'),
+                               'gpuml.cluster._was_released': ('cluster.html#_was_released', 'gpuml/cluster.py'),
                                'gpuml.cluster._watch': ('cluster.html#_watch', 'gpuml/cluster.py'),
                                'gpuml.cluster._watched': ('cluster.html#_watched', 'gpuml/cluster.py'),
                                'gpuml.cluster._works': ('cluster.html#_works', 'gpuml/cluster.py'),

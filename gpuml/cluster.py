@@ -255,11 +255,20 @@ def idle_mark(
     return IdleMark(*(notes.get(f"{PREFIX}/{name}") for name in ("idle-since", "idle-until", "released")))
 
 
+def _was_released(job_: dict[str, Any]) -> bool:
+    "Whether a Job was ended because it did not use its GPU"
+    ended = _condition(job_, "Failed") or _condition(job_, "FailureTarget")
+    return ended.get("reason") == "DeadlineExceeded" and bool(idle_mark(job_["metadata"]).released)
+
+
 def clock(
     moment: str | None,  # as Kubernetes writes it
 ) -> str:
-    "A moment for people"
-    return f"{time_of(moment):%-d %b %H:%M} UTC" if moment else "?"
+    "A moment for people; `?` where it is none, as somebody else may have written it"
+    try:
+        return f"{time_of(moment):%-d %b %H:%M} UTC"
+    except (ValueError, TypeError):
+        return "?"
 
 # %% ../nbs/10_cluster.ipynb #80ce1599
 def explain(
@@ -280,11 +289,9 @@ def explain(
     elif failed := _condition(seen.job, "Failed") or _condition(seen.job, "FailureTarget"):
         state.phase, state.finished = "failed", time_of(failed.get("lastTransitionTime"))
         state.why = _failed(failed, ended, seen)
-        if released := idle_mark(meta).told():
-            saves = any(not _ended(p) for p in pods)
-            state.phase, state.why = (
-                ("stopping", "saves a checkpoint; " + released) if saves else ("released", released)
-            )
+        if _was_released(seen.job):
+            saves, told = any(not _ended(p) for p in pods), idle_mark(meta).told()
+            state.phase, state.why = ("stopping", f"saves a checkpoint; {told}") if saves else ("released", told)
     elif meta.get("deletionTimestamp"):
         saves = any(not _ended(p) for p in pods)
         state.phase = "stopping" if saves else "cancelled"
@@ -1474,7 +1481,7 @@ def _released(there: list[dict[str, Any]], name: str | None) -> dict[str, Any] |
     "The newest of these Jobs, if it, or the one that is named, was ended because it did not use its GPU"
     found = [j for j in there if name in (None, j["metadata"]["name"])]
     newest = max(found, key=lambda j: j["metadata"]["creationTimestamp"], default=None)
-    return newest if newest and idle_mark(newest["metadata"]).released and _condition(newest, "Failed") else None
+    return newest if newest and _condition(newest, "Failed") and _was_released(newest) else None
 
 
 def _go_on(planned: Submission, released: dict[str, Any], api: Api, storage: Storage) -> Job:

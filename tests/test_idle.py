@@ -7,6 +7,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from gpuml import magics
+from gpuml.cluster import Seen, explain
 from gpuml.config import ConfigError
 from gpuml.idle import Limits, limits
 
@@ -61,6 +62,42 @@ def test_limits_that_are_refused(words):
     with pytest.raises(ConfigError, match="a=|gpuml-dev|=30|GPU="):
         limits(words)
     assert limits(["a=0.5/1"]) == {"a": Limits(0.5, 1.0)}
+
+
+def seen(marks: dict, reason: str = "") -> Seen:
+    "A job with marks; failed for that reason, or running"
+    notes = {f"gpuml.io/{name}": moment for name, moment in marks.items()}
+    conditions = [{"type": "Failed", "status": "True", "reason": reason}] if reason else []
+    job = {"metadata": {"name": "j", "annotations": notes}, "spec": {}, "status": {"conditions": conditions}}
+    pod = {"metadata": {"name": "p", "creationTimestamp": ""}, "spec": {}, "status": {"phase": "Running"}}
+    return Seen(job, [] if reason else [pod])
+
+
+WARNED = {"idle-since": "2026-11-26T13:05:00Z", "idle-until": "2026-11-26T14:05:00Z"}
+RELEASED = WARNED | {"released": "2026-11-26T14:05:07Z"}
+
+
+@pytest.mark.parametrize(
+    "marks, reason, phase, why",
+    [
+        (
+            WARNED,
+            "",
+            "running",
+            "it has not used its GPU since 26 Nov 13:05 UTC; unless it does, it is ended at 26 Nov",
+        ),
+        (RELEASED, "DeadlineExceeded", "released", "it did not use its GPU from 26 Nov 13:05 UTC to 26 Nov 14:05 UTC"),
+        (WARNED, "DeadlineExceeded", "failed", "ended by its deadline"),
+        (WARNED, "BackoffLimitExceeded", "failed", "BackoffLimitExceeded"),
+        (RELEASED, "PodFailurePolicy", "failed", "PodFailurePolicy"),
+        ({"idle-since": "x", "idle-until": "13:05"}, "", "running", "it has not used its GPU since ?; unless it does"),
+        ({"released": ""}, "DeadlineExceeded", "failed", "ended by its deadline"),
+    ],
+)
+def test_what_is_said_of_a_job(marks, reason, phase, why):
+    "A warning is no release, and what somebody wrote on a Job breaks nothing"
+    state = explain(seen(marks, reason))
+    assert state.phase == phase and why in state.why
 
 
 def test_every_phase_of_a_job_is_shown():
