@@ -246,8 +246,8 @@ def idle(
     from gpuml import idle
     from gpuml.cluster import Api
 
-    if arguments.every is not None and not (arguments.release and arguments.every >= 1):
-        raise ConfigError("--every: goes with --release, and is at least 1 second")
+    if arguments.every is not None and not (arguments.release and 1 <= arguments.every <= 300):
+        raise ConfigError("--every: goes with --release, and is 1 to 300 seconds")
     named = idle.limits(arguments.namespaces)
     api, prometheus = Api(), arguments.prometheus
     if not arguments.release:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'WATCH_SECONDS', 'Answer', 'Api', 'State', 'Seen', 'time_of',
-           'IdleMark', 'idle_mark', 'clock', 'explain', 'free_gpus', 'Job', 'Text', 'ClusterJob', 'node_of',
+           'IdleMark', 'idle_mark', 'clock', 'explain', 'count_of', 'free_gpus', 'Job', 'Text', 'ClusterJob', 'node_of',
            'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob', 'start_local', 'work', 'Finding',
            'Findings', 'check_here', 'check_cluster', 'owner', 'Submission', 'prepare', 'packed_name', 'data_here',
            'submit', 'local_job', 'JobList', 'jobs', 'find']
@@ -208,6 +208,11 @@ def _condition(item: dict[str, Any], kind: str) -> dict[str, Any]:
     return next((c for c in found if c["type"] == kind and c["status"] == "True"), {})
 
 
+def _has_failed(job_: dict[str, Any]) -> dict[str, Any]:
+    "The condition of a Job that has failed, or will when its pods have ended; empty where it has not"
+    return _condition(job_, "Failed") or _condition(job_, "FailureTarget")
+
+
 def _ended(pod: dict[str, Any]) -> dict[str, Any]:
     "How the pod's container ended: exitCode, reason, message; empty while it has not"
     statuses = pod.get("status", {}).get("containerStatuses") or []
@@ -257,8 +262,7 @@ def idle_mark(
 
 def _was_released(job_: dict[str, Any]) -> bool:
     "Whether a Job was ended because it did not use its GPU"
-    ended = _condition(job_, "Failed") or _condition(job_, "FailureTarget")
-    return ended.get("reason") == "DeadlineExceeded" and bool(idle_mark(job_["metadata"]).released)
+    return _has_failed(job_).get("reason") == "DeadlineExceeded" and bool(idle_mark(job_["metadata"]).released)
 
 
 def clock(
@@ -286,7 +290,7 @@ def explain(
     if complete := _condition(seen.job, "Complete"):
         state.phase, state.finished = "succeeded", state.finished or time_of(complete.get("lastTransitionTime"))
         state.exit_code = 0
-    elif failed := _condition(seen.job, "Failed") or _condition(seen.job, "FailureTarget"):
+    elif failed := _has_failed(seen.job):
         state.phase, state.finished = "failed", time_of(failed.get("lastTransitionTime"))
         state.why = _failed(failed, ended, seen)
         if _was_released(seen.job):
@@ -424,7 +428,15 @@ def _gpus(pod: dict[str, Any], resource: str) -> int:
         c.get("resources", {}).get("requests", {}) or c.get("resources", {}).get("limits", {})
         for c in pod["spec"]["containers"]
     )
-    return sum(int(w.get(resource, 0)) for w in wanted)
+    return sum(count_of(w.get(resource, 0)) for w in wanted)
+
+
+def count_of(
+    quantity: str | int,  # such as 8 or 1k
+) -> int:
+    "A number of whole things, as Kubernetes writes it; 0 where it is none"
+    found = re.fullmatch(r"(\d+)(k|M|G)?", str(quantity))
+    return int(found[1]) * {None: 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2]] if found else 0
 
 
 def _resource(pod: dict[str, Any]) -> str:
@@ -443,7 +455,7 @@ def free_gpus(
     for pod in holders:
         if pod["status"].get("phase") not in ("Succeeded", "Failed") and (name := pod["spec"].get("nodeName")):
             held[name] = held.get(name, 0) + _gpus(pod, resource)
-    have = {n["metadata"]["name"]: int(n["status"].get("allocatable", {}).get(resource, 0)) for n in nodes}
+    have = {n["metadata"]["name"]: count_of(n["status"].get("allocatable", {}).get(resource, 0)) for n in nodes}
     return {name: (count - held.get(name, 0), count) for name, count in have.items() if count}
 
 
@@ -1277,7 +1289,7 @@ def _check_gpus(api: Api, wanted: int, resource: str) -> str:
         nodes = api.items("/api/v1/nodes")
     except Answer as e:
         raise _Unknown(f"{wanted} of {resource}: {e}") from None
-    have = {n["metadata"]["name"]: int(n["status"].get("allocatable", {}).get(resource, 0)) for n in nodes}
+    have = {n["metadata"]["name"]: count_of(n["status"].get("allocatable", {}).get(resource, 0)) for n in nodes}
     most = max(have, key=have.get, default="")
     if wanted > have.get(most, 0):
         largest = f"the largest node, {most}, has {have[most]}" if have.get(most) else f"no node has any {resource}"
@@ -1445,11 +1457,11 @@ def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:
     manifest, storage = planned.manifest, Storage(planned.config.data.endpoint)
     path, label = _JOBS.format(manifest["metadata"]["namespace"]), manifest["metadata"]["labels"][f"{PREFIX}/bundle"]
     with _plainly("submit", planned.config.compute.context):
-        there = api.items(path, labelSelector=f"{PREFIX}/bundle={label}")
+        there = [j for j in api.items(path, labelSelector=f"{PREFIX}/bundle={label}") if _is_ours(j)]
         active = [
             j
             for j in there
-            if not (_condition(j, "Complete") or _condition(j, "Failed") or j["metadata"].get("deletionTimestamp"))
+            if not (_condition(j, "Complete") or _has_failed(j) or j["metadata"].get("deletionTimestamp"))
         ]
         if active and not again and (not name or name in {j["metadata"]["name"] for j in active}):
             newest = max(active, key=lambda j: j["metadata"]["creationTimestamp"])
@@ -1481,7 +1493,7 @@ def _released(there: list[dict[str, Any]], name: str | None) -> dict[str, Any] |
     "The newest of these Jobs, if it, or the one that is named, was ended because it did not use its GPU"
     found = [j for j in there if name in (None, j["metadata"]["name"])]
     newest = max(found, key=lambda j: j["metadata"]["creationTimestamp"], default=None)
-    return newest if newest and _condition(newest, "Failed") and _was_released(newest) else None
+    return newest if newest and _was_released(newest) else None
 
 
 def _go_on(planned: Submission, released: dict[str, Any], api: Api, storage: Storage) -> Job:
@@ -1504,6 +1516,8 @@ def _go_on(planned: Submission, released: dict[str, Any], api: Api, storage: Sto
         if e.status != 409:
             raise ClusterError(f"{e}; once that is mended, the same with --name {meta['name']} goes on") from None
         found = api.get(one)
+    if not found or found["metadata"].get("labels", {}).get(f"{PREFIX}/bundle") != planned.bundle.name:
+        raise ClusterError(f"{meta['name']}: another job has been made under this name meanwhile; take another one")
     return _handle(found, api, endpoint, "goes on where it was when its GPU was released; --again begins anew")
 
 
@@ -1544,6 +1558,12 @@ def _about(manifest: dict[str, Any]) -> dict[str, str]:
         "priority": pod.get("priorityClassName", ""),
         "gpus": str(gpus),
     }
+
+
+def _is_ours(found: dict[str, Any]) -> bool:
+    "Whether a Job that says so was made by gpuml: somebody else's may have its label"
+    meta = found["metadata"]
+    return f"{PREFIX}/output" in (meta.get("annotations") or {}) and f"{PREFIX}/config" in (meta.get("labels") or {})
 
 
 def _handle(found: dict[str, Any], api: Api, endpoint: str | None, note: str = "") -> ClusterJob:
@@ -1686,9 +1706,10 @@ def _cluster_jobs(api: Api, config: Config, name: str | None, pool: ThreadPoolEx
     chosen = {"labelSelector": "app.kubernetes.io/managed-by=gpuml" + (f",{PREFIX}/run={name}" if name else "")}
     with _plainly(f"jobs in {namespace}", config.compute.context):
         listed, pods = api.items(_JOBS.format(namespace), **chosen), api.items(_PODS.format(namespace), **chosen)
+        listed = [j for j in listed if _is_ours(j)]
         mine: dict[str, list[dict[str, Any]]] = {}
         for pod in pods:
-            mine.setdefault(pod["metadata"]["labels"][f"{PREFIX}/run"], []).append(pod)
+            mine.setdefault(pod["metadata"]["labels"].get(f"{PREFIX}/run", ""), []).append(pod)
         pending = any(p["status"].get("phase") == "Pending" for p in pods)
         nodes, holders = gpu_holders(api, namespace) if pending else (None, [])
     handles = [_handle(j, api, config.data.endpoint) for j in listed]

@@ -16,11 +16,13 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from .cluster import Answer, Api, IdleMark, clock, idle_mark, time_of
+from .cluster import Answer, Api, IdleMark, clock, count_of, idle_mark, time_of
 from .config import NAME, ClusterError, ConfigError
 from .job import PREFIX
 
@@ -47,6 +49,8 @@ def limits(
         found[namespace] = Limits(*map(float, times.split("/")))
         if not 0 < found[namespace].warn < found[namespace].release:
             raise ConfigError(f"{word}: the first number must be more than 0, and the second one more than the first")
+        if max(map(float, times.split("/"))) > 7 * 1440:
+            raise ConfigError(f"{word}: at most 10080 minutes, a week")
     return found
 
 # %% ../nbs/11_idle.ipynb #6462ee76
@@ -58,7 +62,7 @@ def query(
     prometheus: str,  # address
     namespace: str,
     start: float,  # Unix time
-    end: float,
+    end: float,  # now
     step: float = STEP,
 ) -> dict[str, list[tuple[float, float]]]:
     "Pod → (Unix time, share of the time that its busiest GPU worked, 0 to 1); raises `ClusterError`"
@@ -66,12 +70,18 @@ def query(
     asked = {"query": f"max by (pod) ({busiest})", "start": start, "end": end, "step": step}
     try:
         with urllib.request.urlopen(f"{prometheus.rstrip('/')}/api/v1/query_range?{urlencode(asked)}", timeout=30) as f:
-            told = json.load(f)["data"]["result"]
+            told, there = json.load(f)["data"]["result"], parsedate_to_datetime(f.headers["Date"]).timestamp()
+        found = {s["metric"]["pod"]: [(float(at), float(value)) for at, value in s["values"]] for s in told}
     except urllib.error.HTTPError as e:
         raise ClusterError(f"Prometheus at {prometheus}: {e.code}: {e.read(500).decode(errors='replace')}") from None
-    except (OSError, ValueError, KeyError) as e:
-        raise ClusterError(f"no answer from Prometheus at {prometheus}: {getattr(e, 'reason', e)}") from None
-    return {series["metric"]["pod"]: [(float(at), float(v)) for at, v in series["values"]] for series in told}
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
+        why = getattr(e, "reason", e)
+        raise ClusterError(f"no answer from Prometheus at {prometheus}: {why or type(e).__name__}") from None
+    if abs(there - end) > 60:
+        raise ClusterError(
+            f"the clock here and the one of Prometheus at {prometheus} are {abs(there - end):.0f} s apart"
+        )
+    return found
 
 # %% ../nbs/11_idle.ipynb #9ca645a0
 def idle_since(
@@ -101,6 +111,8 @@ class Holder:
     idle: float | None  # seconds for which none of its pods has used one; none: not known
     mark: IdleMark = IdleMark()  # what was said before
     started: str = ""  # a Job, as Kubernetes writes it
+    uid: str = ""
+    age: float = 0.0  # seconds since its newest pod was bound to a node
 
 
 _PATHS = {"Job": "/apis/batch/v1/namespaces/{}/jobs/{}", "StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets/{}"}
@@ -115,53 +127,67 @@ def holders(
     now: datetime,
     step: float = STEP,  # seconds
 ) -> list[Holder]:
-    "What holds GPUs there, with pods that run; raises `ClusterError`, and `Answer`"
+    "What holds GPUs there; raises `ClusterError`, and `Answer`"
     at, longest = now.timestamp(), 60 * (limit.warn if limit.release == math.inf else limit.release)
+    step = max(step, longest / 10_000)  # Prometheus answers with 11,000 points at most
     points = query(prometheus, namespace, at - longest - 5 * step, at, step)
-    owners: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
-    for pod in api.items(f"/api/v1/namespaces/{namespace}/pods", fieldSelector="status.phase=Running"):
-        if (gpus := _gpus(pod)) and not pod["metadata"].get("deletionTimestamp"):
-            held = (gpus, _idle(pod, points.get(pod["metadata"]["name"], []), at, step))
-            owners.setdefault(_owner(pod), []).append(held)
+    owners: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for pod in api.items(
+        f"/api/v1/namespaces/{namespace}/pods", fieldSelector="status.phase!=Succeeded,status.phase!=Failed"
+    ):
+        if _gpus(pod) and pod["spec"].get("nodeName") and not pod["metadata"].get("deletionTimestamp"):
+            owners.setdefault(_owner(pod), []).append(pod)
     marks = (api.get(_MARKS.format(namespace)) or {}).get("data") or {}
-    return [_holder(api, namespace, *owner, held, marks) for owner, held in owners.items()]
+    found = []
+    for (kind, name, uid), pods in owners.items():
+        idle = [_idle(pod, points.get(pod["metadata"]["name"], []), at, step) for pod in pods]
+        least = None if None in idle else min(idle)  # as idle as the busiest
+        age, gpus = min(at - _bound(pod) for pod in pods), sum(map(_gpus, pods))
+        mark, started = _mark_of(api, namespace, kind, name, marks)
+        found.append(Holder(namespace, kind, name, gpus, least, mark, started, uid, age))
+    return found
 
 
 def _gpus(pod: dict[str, Any]) -> int:
-    "GPUs, or parts of GPUs, that a pod holds"
+    "GPUs, or parts of GPUs, that a pod has for itself: how busy one is that several pods share is not known of each"
 
     def of(container):
         limits = container.get("resources", {}).get("limits", {})
-        return sum(int(count) for name, count in limits.items() if name.startswith("nvidia.com/"))
+        own = [name for name in limits if name.startswith("nvidia.com/") and not name.endswith(".shared")]
+        return sum(count_of(limits[name]) for name in own)
 
     spec = pod["spec"]
-    return max([sum(map(of, spec["containers"])), *map(of, spec.get("initContainers", []))])
+    return max([sum(map(of, spec["containers"])), *map(of, spec.get("initContainers") or [])])
 
 
-def _owner(pod: dict[str, Any]) -> tuple[str, str]:
-    "Kind and name of what made it"
-    by = next((o for o in pod["metadata"].get("ownerReferences") or [] if o.get("controller")), None)
-    return (by["kind"], by["name"]) if by else ("Pod", pod["metadata"]["name"])
+def _owner(pod: dict[str, Any]) -> tuple[str, str, str]:
+    "Kind, name and uid of what made it"
+    meta = pod["metadata"]
+    by = next((o for o in meta.get("ownerReferences") or [] if o.get("controller")), {"kind": "Pod", **meta})
+    return by["kind"], by["name"], by["uid"]
+
+
+def _bound(pod: dict[str, Any]) -> float:
+    "Since when it holds its GPUs, as Unix time"
+    return time_of(pod["status"].get("startTime") or pod["metadata"]["creationTimestamp"]).timestamp()
 
 
 def _idle(pod: dict[str, Any], points: list[tuple[float, float]], now: float, step: float) -> float | None:
     "Seconds without use; a notebook server's next pod has the name of the one before, and is not idle for that one"
-    started = time_of(pod["status"].get("startTime") or pod["metadata"]["creationTimestamp"]).timestamp()
-    since = idle_since([point for point in points if point[0] >= started], now, step)
+    parts = ("containerStatuses", "initContainerStatuses")
+    if not any("running" in s.get("state", {}) for part in parts for s in pod["status"].get(part) or []):
+        return now - _bound(pod)  # such as one whose image can't be pulled
+    since = idle_since([point for point in points if point[0] >= _bound(pod)], now, step)
     return None if since is None else now - since
 
 
-def _holder(
-    api: Api, namespace: str, kind: str, name: str, held: list[tuple[int, float | None]], marks: dict[str, str]
-) -> Holder:
-    "As idle as the busiest of its pods, with what was said of it"
-    known = [idle for _, idle in held if idle is not None]
-    who = (namespace, kind, name, sum(gpus for gpus, _ in held), min(known) if len(known) == len(held) else None)
+def _mark_of(api: Api, namespace: str, kind: str, name: str, marks: dict[str, str]) -> tuple[IdleMark, str]:
+    "What was said of it, and when a Job started"
     if kind == "Job":
         made = api.get(_PATHS[kind].format(namespace, name)) or {"metadata": {}}
-        return Holder(*who, _readable(idle_mark(made["metadata"])), made.get("status", {}).get("startTime") or "")
+        return _readable(idle_mark(made["metadata"])), made.get("status", {}).get("startTime") or ""
     mark = _read_mark(marks.get(name, ""))
-    return Holder(*who, IdleMark() if mark.released else mark)  # what was released before this pod
+    return (IdleMark() if mark.released else mark), ""  # what was released before this pod
 
 
 def _read_mark(text: str) -> IdleMark:
@@ -175,11 +201,14 @@ def _read_mark(text: str) -> IdleMark:
 def _readable(mark: IdleMark) -> IdleMark:
     "The mark; empty where its moments are none, as somebody else may have written them"
     try:
-        return mark if all(time_of(moment) for moment in asdict(mark).values() if moment) else IdleMark()
+        return mark if all(time_of(moment).tzinfo for moment in asdict(mark).values() if moment) else IdleMark()
     except (ValueError, AttributeError):
         return IdleMark()
 
 # %% ../nbs/11_idle.ipynb #485063e0
+_SAME = 300.0  # seconds by which the beginning of one period without use may be seen later
+
+
 def decide(
     holder: Holder,
     limit: Limits,
@@ -194,8 +223,9 @@ def decide(
     if holder.idle < 60 * limit.warn:
         return "withdraw" if mark.since else ""
     left = (time_of(mark.until) - now).total_seconds() if mark.until else 0
-    if not mark.since or bool(mark.until) != ends or (ends and left > 60 * (limit.release - limit.warn)):
-        return "warn"  # also where the limits have changed, or somebody wrote a later time
+    ours = mark.since and bool(mark.until) == ends and (not ends or left <= 60 * (limit.release - limit.warn))
+    if not ours or now.timestamp() - holder.idle - time_of(mark.since).timestamp() > _SAME:
+        return "warn"  # also where the limits have changed, somebody wrote a later time, or it was used in between
     return "release" if ends and left <= 0 else ""
 
 # %% ../nbs/11_idle.ipynb #1293b70b
@@ -220,7 +250,7 @@ def act(
     _note(api, holder, mark, now)
     if step == "release" and holder.kind == "StatefulSet":
         path = _PATHS["StatefulSet"].format(holder.namespace, holder.name)
-        _patch(api, f"{path}/scale", {"spec": {"replicas": 0}})
+        _patch(api, f"{path}/scale", {"metadata": {"uid": holder.uid}, "spec": {"replicas": 0}})
     reason = {"warn": "GPUIdle", "withdraw": "GPUUsed", "release": "GPUReleased"}[step]
     _event(api, holder, reason, said, now)
     return f"{holder.namespace}/{holder.name}: {said}"
@@ -248,7 +278,8 @@ def _note(api: Api, holder: Holder, mark: IdleMark, now: datetime) -> None:
     "Write the mark; of a Job that is released together with what ends it"
     if holder.kind == "Job":
         names = {"idle-since": mark.since, "idle-until": mark.until, "released": mark.released}
-        change: dict[str, Any] = {"metadata": {"annotations": {f"{PREFIX}/{name}": v for name, v in names.items()}}}
+        notes = {f"{PREFIX}/{name}": moment for name, moment in names.items()}
+        change: dict[str, Any] = {"metadata": {"uid": holder.uid, "annotations": notes}}  # no other of the same name
         if mark.released:
             begun = time_of(holder.started) or now
             change["spec"] = {"activeDeadlineSeconds": max(1, int((now - begun).total_seconds()))}
@@ -328,9 +359,13 @@ def release(
     "Warn, withdraw and release, once; raises `ClusterError` where that can't be done for all"
 
     def there(namespace, limit):
-        for holder in holders(api, prometheus, namespace, limit, datetime.now(UTC), step):
+        found = holders(api, prometheus, namespace, limit, datetime.now(UTC), step)
+        for holder in found:
             if done := act(api, holder, limit, datetime.now(UTC)):
                 say(done)
+        if unknown := sum(h.idle is None and h.age > 10 * step for h in found):
+            why = f"Prometheus does not say how busy GPUs are of {unknown} of the {len(found)} that hold some"
+            raise ClusterError(f"{namespace}: {why}; they are left alone")
 
     _each(named, there)
 
@@ -353,6 +388,8 @@ def keep_releasing(
             wrong = ""
         except ClusterError as e:
             wrong = str(e)
+        except Exception as e:  # of this moment: the next look may be right again
+            wrong = f"{type(e).__name__}: {e}"
         if wrong != last:
             say(wrong or "it goes on")
         last = wrong

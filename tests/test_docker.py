@@ -97,6 +97,7 @@ def test_delivery_builds_a_commit_once(tmp_path):
 [ "$1 $2 $3 $5" = "buildx imagetools inspect --format" ] || exit 2
 case $4 in
     */gpuml-train:0f2a) echo '"{DIGEST}"' ;;
+    */gpuml-train:busy) echo "ERROR: unexpected status: 503 Service Unavailable" >&2; exit 1 ;;
     *) echo "ERROR: $4: not found" >&2; exit 1 ;;
 esac
 """)
@@ -105,6 +106,9 @@ esac
     done = as_runner(step("deliver.yml", "images", "there"), tmp_path, **images)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "output").read_text() == f"train={DIGEST}\ndev=\n"
+    images["TRAIN"] = "ghcr.io/some-one/gpuml-train:busy"
+    done = as_runner(step("deliver.yml", "images", "there"), tmp_path, **images)
+    assert done.returncode == 1 and "503" in done.stderr  # not taken for one that nobody has built
 
 
 def test_delivery_submits_what_is_on_main(tmp_path):
@@ -117,7 +121,7 @@ def test_delivery_submits_what_is_on_main(tmp_path):
     git("update-ref", "refs/remotes/origin/main", "HEAD")
     git("commit", "-q", "--allow-empty", "-m", "elsewhere")
     for commit, code in ((git("rev-parse", "HEAD~"), 0), (git("rev-parse", "HEAD"), 1)):
-        script = step("deliver.yml", "submit", "The tag is on main")
+        script = step("deliver.yml", "on-main", "The commit is on main")
         done = as_runner(script, tmp_path, GITHUB_SHA=commit, GITHUB_REF_NAME="v1")
         assert done.returncode == code, done.stderr
     assert done.stdout == "::error::v1 is not on main\n"

@@ -451,7 +451,11 @@ def test_a_second_jupyterlab(tmp_path):
     (container,) = pod["containers"]
     token = next(v for v in container["env"] if v["name"] == "JUPYTER_TOKEN")["valueFrom"]["secretKeyRef"]["name"]
     assert token == next(m for m in manifests if m["kind"] == "Secret")["metadata"]["name"]
-    assert may_connect([*first, *manifests], ("gpuml-system", labels), MLFLOW, 5000)
+    others = [m for m in first if (m["kind"], m["metadata"]["name"]) != ("NetworkPolicy", "jupyter")]
+    for target, port in ((MLFLOW, 5000), (HUB, 443), (API, 443)):
+        assert may_connect([*others, *manifests], ("gpuml-system", labels), target, port)
+    egress = find(manifests, "NetworkPolicy", "ada-jupyter")["spec"]["egress"]
+    assert egress == find(first, "NetworkPolicy", "jupyter")["spec"]["egress"]
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
@@ -525,6 +529,7 @@ TOKEN = [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path"
 EVERY_GPU = [
     {"name": "train", "image": "registry.example.com/x:1", "env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}
 ]
+GPUS = "gpuml-pods: NVIDIA_… and CUDA_VERSION in env, or runtimeClassName, may reach GPUs that were not asked for, and so production's; take compute.gpus"
 STRANGER_IMAGE = [{"name": "train", "image": "registry.example.com.evil.test/x:1"}]
 REFUSED = {
     "production's class": ({"priorityClassName": "gpuml-prod"}, "gpuml-production-class: dev-user may not use PriorityClass gpuml-prod in namespace gpuml-dev; take gpuml-dev in gpuml-dev, or ask an administrator for the group gpuml-prod"),
@@ -536,7 +541,9 @@ REFUSED = {
     "a first container from elsewhere": ({"initContainers": STRANGER_IMAGE}, "gpuml-pods: images must come from registry.example.com/, not registry.example.com.evil.test/x:1; compute.image names it"),
     "a token": ({"automountServiceAccountToken": True}, "gpuml-pods: set automountServiceAccountToken: false; jobs do not talk to the API server"),
     "a token as a volume": ({"volumes": TOKEN}, "gpuml-pods: no volume may hold a ServiceAccount's token; jobs do not talk to the API server"),
-    "every GPU of the node": ({"containers": EVERY_GPU}, "gpuml-pods: NVIDIA_VISIBLE_DEVICES may reach GPUs that were not asked for, and so production's; take compute.gpus"),
+    "every GPU of the node": ({"containers": EVERY_GPU}, GPUS),
+    "every GPU, for an older image": ({"containers": [EVERY_GPU[0] | {"env": [{"name": "CUDA_VERSION", "value": "12"}]}]}, GPUS),
+    "every GPU, by another runtime": ({"runtimeClassName": "nvidia"}, GPUS),
     "a node by name": ({"nodeName": "gpu-1"}, "gpuml-pods: nodeName goes past the scheduler, and so past priorities; take nodeSelector (compute.node_selector)"),
 }  # fmt: skip
 
@@ -552,11 +559,8 @@ def test_policies_refuse(kind, case, overlays):
 
 
 def test_policies_refuse_what_comes_later(overlays):
-    "Another image for a running pod, a container to debug with, Kueue's priority by label, production's class elsewhere"
+    "A container to debug with, Kueue's priority by label, production's class elsewhere"
     pod = {"kind": "Pod", "metadata": {}, "spec": pod_of(made_for("dev"))}
-    newer = copy.deepcopy(pod)
-    newer["spec"]["containers"][0]["image"] = "nginx"
-    assert any("not nginx" in said for said in asks(overlays["team"], newer, operation="UPDATE"))
     debugged = copy.deepcopy(pod)
     debugged["spec"]["ephemeralContainers"] = [{"name": "debug", "image": "busybox"}]
     assert any(
@@ -572,6 +576,27 @@ def test_policies_refuse_what_comes_later(overlays):
     without = [m for m in overlays["team"] if (m["kind"], m["metadata"]["name"]) != ("ConfigMap", "gpuml-policy")]
     with pytest.raises(StopIteration):  # parameterNotFoundAction: Deny
         asks(without, made_for("dev"))
+
+
+def test_what_is_there_can_end_after_a_change_of_policy(overlays):
+    "Finalizers of pods and Jobs are taken off, Jobs are suspended and ended, whatever is asked of new ones; not so Deployments"
+    manifests = copy.deepcopy(overlays["team"])
+    find(manifests, "ConfigMap", "gpuml-policy", "gpuml-dev")["data"] |= {"images": "ghcr.io/a/", "graceSeconds": "1"}
+    job = made_for("dev")
+    bodies = {"Job": job["spec"], "Pod": pod_of(job), "Deployment": job["spec"]}
+    said = {
+        kind: asks(manifests, {"kind": kind, "metadata": {}, "spec": spec}, "controller", operation="UPDATE")
+        for kind, spec in bodies.items()
+    }
+    assert not said["Job"] and not said["Pod"] and len(said["Deployment"]) == 2
+
+
+@pytest.mark.parametrize("images", ["", " ", "registry.example.com/ ", "ghcr.io/a/  registry.example.com/"])
+def test_a_space_too_many_admits_nothing(images, overlays):
+    manifests = copy.deepcopy(overlays["team"])
+    find(manifests, "ConfigMap", "gpuml-policy", "gpuml-dev")["data"]["images"] = images
+    stranger = changed(made_for("dev"), containers=[{"name": "a", "image": "docker.io/someone/miner:1"}])
+    assert any("not docker.io/someone/miner:1" in said for said in asks(manifests, stranger))
 
 
 def test_allowed_images_end_with_a_slash(overlays):

@@ -152,6 +152,8 @@ MUTATIONS = [
     ("time() - 3600", "time() - 86400"),
     ('{condition="true"}', ""),
     ('{label_gpuml_io_owner!=""}', '{label_gpuml_io_owner=""}'),
+    ('{namespace=~"gpuml-.+"}', '{namespace=~".+"}'),
+    ('or kube_pod_labels{namespace=~"gpuml-.+"}', 'or kube_pod_labels{namespace="no"}'),
     ('"label_gpuml_io_run", "(.+)"', '"label_gpuml_io_run", "(.*)"'),
     ("DCGM_FI_PROF_GR_ENGINE_ACTIVE or ", ""),
     ('"pod", "$1", "exported_pod", "(.+)"), "namespace"', '"pod", "$1", "no", "(.+)"), "namespace"'),
@@ -345,8 +347,18 @@ def test_pods_of_jobs_are_selected():
     ] * 2  # the chart's selector
     monitor = found[0]["spec"]
     assert monitor["selector"]["matchLabels"].items() <= labels.items()
-    assert [e["port"] for e in monitor["podMetricsEndpoints"]] == [port["name"]]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert endpoint["port"] == port["name"]
     policies = list(yaml.load_all(MONITORING / "network.yaml"))
+    for line in (
+        "gpuml_loss",
+        "gpuml_examples_per_second",
+        "DCGM_FI_DEV_GPU_UTIL",
+        "gpuml:gpu:utilization",
+        "kube_pod_info",
+    ):
+        kept = all(re.fullmatch(r["regex"], line) for r in endpoint["metricRelabelings"] if r["action"] == "keep")
+        assert kept is line.startswith("gpuml_")  # a job's author can't speak for the exporters
     assert {p["metadata"]["namespace"] for p in policies} == set(monitor["namespaceSelector"]["matchNames"])
     for policy in policies:
         assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()

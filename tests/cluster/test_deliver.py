@@ -14,6 +14,7 @@ def deliver(site):
 
     def run(kubeconfig: str):
         environment = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": site.s3.endpoint}
+        environment |= {"GITHUB_REF_NAME": "v1.0-RC_1"}
         done = as_runner(
             step("deliver.yml", "submit", "Submit"), site.folder, KUBECONFIG_TEXT=kubeconfig, IMAGE=IMAGE, **environment
         )
@@ -30,6 +31,7 @@ def test_the_same_tag_submits_once(site, deliver):
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     (job,) = site.cluster.admin.get("jobs", site.namespace)["items"]
     name = job["metadata"]["name"]
+    assert name == "prod-v1-0-rc-1"
     assert name in first.stdout and name in second.stdout and "--again" in second.stdout
     pod = site.cluster.wait_pod(site.namespace, name, lambda pod: True)
     assert [c["image"] for c in pod["spec"]["containers"]] == [IMAGE]

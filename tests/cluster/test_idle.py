@@ -73,6 +73,8 @@ def account(cluster, namespace):
             m["metadata"]["namespace"] = namespace
         for subject in m.get("subjects", []):
             subject["namespace"] = namespace
+        if m["kind"] == "Role":
+            m["rules"][-1]["resourceNames"] = ["ada-jupyter"]
         administrator.apply(m)
         made.append(m)
     yield administrator.token(namespace, "idle")
