@@ -67,8 +67,8 @@ def account(cluster, namespace):
     administrator = Administrator(cluster.plane)
     made = []
     for m in json.loads(json.dumps([m for m in IDLE if m["kind"] not in ("Deployment", "NetworkPolicy")])):
-        if m["kind"] == "RoleBinding" and m["metadata"]["namespace"] == "gpuml-dev":
-            continue
+        if m["metadata"].get("namespace") == "gpuml-dev":
+            m["metadata"]["name"] += "-jobs"  # all in one namespace here
         if "namespace" in m["metadata"]:
             m["metadata"]["namespace"] = namespace
         for subject in m.get("subjects", []):
@@ -191,18 +191,20 @@ def test_jupyterlab_is_warned_stopped_and_started_again(cluster, namespace, prom
 
 
 def test_a_job_s_author_can_not_keep_the_gpu_and_a_busy_pod_does(cluster, namespace, prometheus, account, tmp_path):
-    "Marks on a Job that name a time far off, or say that it was released, don't help; a Job is as idle as its busiest pod"
+    "Marks on a Job that name a time far off, or say that it was released, don't help, nor does a pod that never starts; a Job is as idle as its busiest pod"
     forged = {"idle-since": "2020-01-01T00:00:00Z", "idle-until": "2099-01-01T00:00:00Z"}
     cases = {"later": forged, "over": {"released": "2020-01-01T00:00:00Z"}, "nonsense": dict.fromkeys(forged, "x")}
-    cluster.agent.add_node("gpu-5", gpus=5)
+    cases["stuck"] = {}  # its image can't be pulled
+    cluster.agent.add_node("gpu-6", gpus=6)
     try:
         for name in (*cases, "two"):
-            body = holder(name, "exec sleep 600", grace=1, priority="gpuml-dev")
+            image = {"image": "no-such-image"} if name == "stuck" else {}
+            body = holder(name, "exec sleep 600", grace=1, priority="gpuml-dev", **image)
             body["metadata"]["annotations"] = {f"gpuml.io/{k}": v for k, v in cases.get(name, {}).items()}
             body["spec"] |= {"parallelism": 2, "completions": 2} if name == "two" else {}
             body["spec"]["template"]["metadata"] = {"labels": {"gpuml.io/owner": "ada"}}
             cluster.admin.create("jobs", namespace, body)
-            cluster.wait_pod(namespace, name, phase("Running"))
+            cluster.wait_pod(namespace, name, phase("Pending" if name == "stuck" else "Running"))
         cluster.wait(lambda: all(map(phase("Running"), cluster.pods(namespace, "two"))))
         busy = names(cluster.pods(namespace, "two"))[0]
         prometheus.busy[busy] = 50
@@ -212,7 +214,7 @@ def test_a_job_s_author_can_not_keep_the_gpu_and_a_busy_pod_does(cluster, namesp
             prometheus.busy[busy] = 0
             assert cluster.wait_job(namespace, "two") == "Failed"
     finally:
-        cluster.agent.remove_node("gpu-5")
+        cluster.agent.remove_node("gpu-6")
 
 
 def test_what_is_not_known_or_not_named_is_left_alone(cluster, namespace, prometheus, account, tmp_path):
