@@ -156,8 +156,7 @@ def submit(
 
     path, before = _notebook(config, arguments.notebook), load("dev") if "dev" in config_names() else None
     if arguments.dry_run:
-        api = None if arguments.local else cluster.Api(config.compute.context)
-        planned = cluster.prepare(config, path, arguments.name, arguments.local, before, api)
+        planned = cluster.prepare(config, path, arguments.name, arguments.local, before)
         print(planned)
         return planned.findings.bad[0].exit_code if planned.findings.bad else 0
     job = cluster.submit(config, path, arguments.name, arguments.again, arguments.local, before)

@@ -51,20 +51,19 @@ class Answer(Exception):
 class Api:
     "One user's requests to an API server, as plain dicts: the generated models would take minutes for long lists"
 
-    def __init__(self, context: str | None = None, patience: float = PATIENCE):
+    def __init__(self, context: str | None = None, patience: float | None = None):
         from kubernetes import client, config
 
-        self.patience, self._settings = patience, client.Configuration()
+        self.patience, self._settings = PATIENCE if patience is None else patience, client.Configuration()
         try:
             named = os.environ.get("KUBECONFIG")  # the library looks at it once, when it is imported
             config.load_kube_config(named, context=context, client_configuration=self._settings)
         except Exception as e:  # whatever a file that is no kubeconfig leads the library to
-            known = isinstance(e, (config.ConfigException, OSError, ValueError))
-            why = _first_line(e) if known else f"{named or '~/.kube/config'} is no kubeconfig ({_first_line(e)})"
+            why = _no_kubeconfig(e, named, isinstance(e, (config.ConfigException, OSError, ValueError)))
             try:
                 config.load_incluster_config(client_configuration=self._settings)
             except config.ConfigException:
-                raise ClusterError(f"no cluster: {why}; KUBECONFIG names the file that says which") from None
+                raise ClusterError(f"no cluster: {why}") from None
         self._settings.retries = False
         self._pool = client.ApiClient(self._settings).rest_client.pool_manager
         self.server = self._settings.host.rstrip("/")
@@ -134,6 +133,14 @@ def _answer(status: int, data: bytes) -> Answer:
         return Answer(status, told["message"], told.get("reason", ""))
     except (ValueError, KeyError, TypeError):
         return Answer(status, data.decode(errors="replace")[:200])
+
+
+def _no_kubeconfig(e: Exception, named: str | None, known: bool) -> str:
+    "Why there is no cluster to talk to, by what the library says of the kubeconfig"
+    if "No configuration found" in str(e):
+        return "no kubeconfig (~/.kube/config, or what KUBECONFIG names)"
+    told = _first_line(e).rstrip(".")
+    return told if known else f"{named or '~/.kube/config'} is no kubeconfig ({told})"
 
 
 def _first_line(e: Exception) -> str:
@@ -1206,12 +1213,18 @@ def check_cluster(
 ) -> Findings:
     "The checks that the cluster answers: permission, priority class, GPUs, and whether it accepts the manifest"
     found, c = Findings(), config.compute
-    found.add("for the cluster", lambda: _check_places(config))
     found.add("permission", lambda: _check_permission(api, c.namespace))
     found.add("priority class", lambda: _check_priority(api, c.priority_class, c.namespace))
     found.add("GPUs", lambda: _check_gpus(api, c.gpus, c.gpu_resource))
     found.add("manifest", lambda: _check_manifest(api, manifest))
     return found
+
+
+def _answering(api: Api) -> Api:
+    "The same, once its server has answered; raises `ClusterError` where it does not"
+    with suppress(Answer):  # what it refuses is said by the checks
+        api.request("GET", "/version")
+    return api
 
 
 def _check_places(config: Config) -> str:
@@ -1330,6 +1343,7 @@ class Submission:
     findings: Findings
     changes: list[Any] = field(default_factory=list)  # from the config that one develops with
     local: bool = False
+    api: Api | None = None  # none: a job on this machine, or no cluster
 
     def __repr__(self):
         where = "on this machine" if self.local else f"to the namespace {self.config.compute.namespace}"
@@ -1347,7 +1361,7 @@ def prepare(
     name: str | None = None,  # of the run; by default made of config and bundle
     local: bool = False,
     before: Config | None = None,  # the config that one develops with
-    api: Api | None = None,
+    api: Api | None = None,  # by default that of the kubeconfig
 ) -> Submission:
     "Bundle, manifest and checks of a job; nothing is sent, and all findings are there at once"
     from gpuml.config import Diff, diff
@@ -1368,8 +1382,14 @@ def prepare(
         manifest["metadata"]["annotations"][f"{PREFIX}/endpoint"] = config.data.endpoint
     findings = check_here(config, path)
     if not local:
-        findings += check_cluster(api, config, manifest)
-    return Submission(config, packed, manifest, findings, diff(before, config) if before else Diff(), local)
+        findings.add("for the cluster", lambda: _check_places(config))
+        try:
+            api = _answering(api or Api(config.compute.context))
+            findings += check_cluster(api, config, manifest)
+        except ClusterError as e:
+            text = f"{str(e).removeprefix('no cluster: ')}; --local runs it on this machine"
+            findings.insert(0, Finding("cluster", False, text, e.exit_code))
+    return Submission(config, packed, manifest, findings, diff(before, config) if before else Diff(), local, api)
 
 
 def _grace(config: Config) -> int:
@@ -1444,12 +1464,11 @@ def submit(
     before: Config | None = None,  # the config that one develops with
 ) -> Job:
     "Check, store the bundle, make the Job once; raises `GpumlError` with everything that is wrong"
-    api = None if local else Api(config.compute.context)
-    planned = prepare(config, path, name, local, before, api)
+    planned = prepare(config, path, name, local, before)
     if planned.findings.bad:
         raise GpumlError(f"not submitted\n{planned.findings}", planned.findings.bad[0].exit_code)
     send = _send_local if local else _send
-    return send(planned, again, name, api)
+    return send(planned, again, name, planned.api)
 
 # %% ../nbs/10_cluster.ipynb #45e5aa48
 def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:

@@ -282,9 +282,7 @@ def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
         before = None
     local = "--local" in options
     if "--dry-run" in options:
-        return cluster.prepare(
-            config, path, options.get("--name"), local, before, None if local else cluster.Api(config.compute.context)
-        )
+        return cluster.prepare(config, path, options.get("--name"), local, before)
     return cluster.submit(config, path, options.get("--name"), "--again" in options, local, before)
 
 # %% ../nbs/13_magics.ipynb #77ee716f

@@ -5,6 +5,7 @@ contract's, there is no traceback, no run folder, and no MLflow run.
 """
 
 import gzip
+import json
 import os
 import time
 
@@ -12,7 +13,7 @@ import pytest
 
 from gpuml.cli import main
 from gpuml.config import ConfigError
-from tests.conftest import rows
+from tests.conftest import ROOT, free_port, rows
 
 GOOD = "text,label\n" + "".join(f"{t},{label}\n" for t, label in rows())
 
@@ -277,6 +278,40 @@ def test_magic_says_the_same(name, project, capsys):
 def test_output_not_writable(project, capsys):
     (project / "outputs").mkdir(mode=0o500)
     refused(project, [], 73, "no permission to write", capsys)
+
+
+SUBMISSIONS = {
+    "no kubeconfig": (None, ["--dry-run"], "✗ cluster: no kubeconfig (~/.kube/config, or what KUBECONFIG names); --local runs it on this machine"),
+    "not sent without one": (None, [], "✗ cluster: no kubeconfig (~/.kube/config, or what KUBECONFIG names); --local runs it on this machine"),
+    "no server there": ("https://127.0.0.1:{port}", ["--dry-run"], "✗ cluster: no answer from the cluster at https://127.0.0.1:{port}: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUBMISSIONS)
+def test_submission_without_a_cluster(name, project, capsys, monkeypatch):
+    "One finding among the others: what can be checked without a cluster is"
+    from gpuml import cluster
+
+    server, options, message = SUBMISSIONS[name]
+    port, kubeconfig = free_port(), project / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr(cluster, "PATIENCE", 0.1)
+    if server:
+        at = {"name": "c", "cluster": {"server": server.format(port=port)}}
+        context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+        kubeconfig.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": [at], "contexts": [context], "users": [{"name": "u", "user": {}}]}))  # fmt: skip
+    config_line("train: data", "train: dta")(project)
+    (project / "nbs").mkdir()
+    (project / "nbs" / "train.ipynb").write_text((ROOT / "nbs" / "train.ipynb").read_text())
+    assert main(["submit", "dev", *options]) == 69
+    shown = capsys.readouterr()
+    lines = [line for line in (shown.out + shown.err).splitlines() if line[:2] in ("✓ ", "✗ ", "? ")]
+    assert [line for line in lines if line.startswith("✗ cluster")] == [lines[0]] and ".;" not in lines[0]
+    assert lines[0].startswith(message.format(port=port))
+    assert [line for line in lines if line.startswith("✗ data: data.train: no such file or folder: dta")]
+    assert [line for line in lines if line.startswith("✗ for the cluster: ")]
+    assert not [line for line in lines if "permission" in line]
 
 
 def test_good_project_is_not_refused(project):
