@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'WATCH_SECONDS', 'Answer', 'Api', 'State', 'Seen', 'time_of',
-           'IdleMark', 'idle_mark', 'clock', 'explain', 'count_of', 'free_gpus', 'Job', 'Text', 'ClusterJob', 'node_of',
-           'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob', 'start_local', 'work', 'Finding',
-           'Findings', 'check_here', 'check_cluster', 'owner', 'Submission', 'prepare', 'packed_name', 'data_here',
-           'submit', 'local_job', 'JobList', 'jobs', 'find']
+           'IdleMark', 'idle_mark', 'clock', 'explain', 'cancelled', 'count_of', 'free_gpus', 'Job', 'Text',
+           'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob',
+           'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner', 'Submission',
+           'prepare', 'packed_name', 'data_here', 'submit', 'local_job', 'JobList', 'jobs', 'find']
 
 # %% ../nbs/10_cluster.ipynb #bf0bfad2
 import codecs
@@ -31,7 +31,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from . import bundle, job, notebook
-from .config import ClusterError, Config, ConfigError, DataError, GpumlError, NotebookError, OutputError
+from .config import ClusterError, Config, ConfigError, DataError, GpumlError, NotebookError, OutputError, Preempted
 from .job import CONTAINER, FINAL, PREFIX
 from .storage import Storage, is_s3, write_json
 
@@ -187,7 +187,9 @@ class State:
         return self.phase in OVER
 
     def __str__(self):
-        return f"{self.phase}: {self.why}" if self.why else self.phase
+        return (
+            f"{self.phase}: {self.why}" if not self.why.startswith(self.phase) and self.why else self.why or self.phase
+        )
 
 
 @dataclass
@@ -306,7 +308,8 @@ def explain(
     elif meta.get("deletionTimestamp"):
         saves = any(not _ended(p) for p in pods)
         state.phase = "stopping" if saves else "cancelled"
-        state.why = "it was cancelled, and saves a checkpoint" if saves else "it is being removed; what was saved stays"
+        place = meta.get("annotations", {}).get(f"{PREFIX}/output", "its output")
+        state.why = "it was cancelled, and saves a checkpoint" if saves else cancelled(place, seen.outcome)
     elif lost := _on_a_lost_node(pods, seen):
         state.phase, state.why = "waiting", lost
     elif pod and pod["status"].get("phase") in ("Pending", "Running", "Unknown", None):
@@ -345,6 +348,18 @@ def _ending(ended: dict[str, Any], seen: Seen) -> str:
         return f"killed, though not by its own memory limit (exit code 137); its node may have run out; the log ends: {last}"
     meaning = f"{_CODES.get(code, 'it ended')} (exit code {code})"
     return f"{meaning}; the log ends: {last}" if log else f"{told} (exit code {code})" if told else meaning
+
+
+def cancelled(
+    place: str,  # the run's output folder
+    outcome: dict[str, Any] | None,  # what the last attempt wrote into storage
+    by: str = "",
+) -> str:
+    "What is left of a job that was cancelled: no attempt goes on with it"
+    told = outcome["reason"] if outcome and outcome["exit_code"] == Preempted.exit_code else ""
+    at = re.search(r"at update (\d+) of (\d+), with a checkpoint$", told)
+    where, what = (f" at update {at[1]} of {at[2]}", "its checkpoint") if at else ("", "what was saved")
+    return f"cancelled{where}{by and f' by {by}'}; {what} stays in {place}, submitting the same begins anew"
 
 
 def _limit(job_: dict[str, Any], name: str) -> str:
@@ -681,11 +696,11 @@ class ClusterJob(Job):
         quick = explain(seen)
         if quick.phase == "succeeded":
             return quick
-        if quick.phase in ("failed", "released", "waiting"):
+        if quick.phase in ("failed", "cancelled", "released", "waiting"):
             seen.outcome = self.outcome()
         if quick.phase == "running":
             seen.nodes = node_of(self.api, pods)
-        elif quick.phase not in ("failed", "released"):
+        elif quick.phase not in ("failed", "cancelled", "released"):
             seen.events = events_of(self, pods)
             seen.nodes, seen.holders = gpu_holders(self.api, self.namespace)
         found = explain(seen)
@@ -699,7 +714,7 @@ class ClusterJob(Job):
         if outcome and outcome["exit_code"] == 0:
             state.phase, state.finished = "succeeded", time_of(outcome.get("finished"))
         elif by := _read_json(storage, f"{self.place}/cancelled.json"):
-            state.phase, state.why = "cancelled", f"by {by['by']}; what was saved stays in {self.place}"
+            state.phase, state.why = "cancelled", cancelled(self.place, outcome, by["by"])
         elif outcome:
             state.phase = "failed"
             state.why = (
@@ -931,7 +946,8 @@ class LocalJob(Job):
                         break
                     time.sleep(0.1)
             else:
-                write_json(self.folder / _STATE, told | {"phase": "cancelled", "why": f"by {owner()}"})
+                why = cancelled(self.place, self.outcome(), owner())
+                write_json(self.folder / _STATE, told | {"phase": "cancelled", "why": why})
         return self.status
 
     def _log_now(self) -> str:
@@ -1053,7 +1069,7 @@ def _attempts(w: _Work) -> None:
         if told == "Complete":
             return w.end("succeeded", "")
         if w.asked:
-            return w.end(w.asked, f"ended by its deadline; {how}" if w.asked == "failed" else how)
+            return w.end(w.asked, _asked(w, how))
         if told == "FailJob" or failed > most:
             return w.end("failed", how if told == "FailJob" else f"gave up after {failed} failures; the last: {how}")
         pause = min(600, 2 ** (len(w.state["attempts"]) - 1))
@@ -1062,7 +1078,13 @@ def _attempts(w: _Work) -> None:
         while time.time() < min(until, w.ends) and not w.asked:
             time.sleep(0.1)
         if w.asked:
-            return w.end(w.asked, f"between two attempts; {how}")
+            return w.end(w.asked, _asked(w, f"between two attempts; {how}"))
+
+
+def _asked(w: _Work, how: str) -> str:
+    "Why a job ended that was asked to"
+    place = w.manifest["metadata"]["annotations"][f"{PREFIX}/output"]
+    return f"ended by its deadline; {how}" if w.asked == "failed" else cancelled(place, _local_outcome(w.manifest))
 
 
 def _attempt(w: _Work) -> int:

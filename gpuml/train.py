@@ -1019,7 +1019,9 @@ def _check(attempt: _Attempt) -> None:
     _save_checkpoint(attempt)
     attempt.checkpoints.wait()
     where = f"; the checkpoint is on this machine only: {why}" if (why := attempt.checkpoints.problem) else ""
-    raise Preempted(f"stopped at update {p.step} of {p.steps}; {_who_goes_on()} goes on there{where}")
+    job = os.environ.get("GPUML_RUN")  # whether another attempt follows is not known here: it may have been cancelled
+    how = ", with a checkpoint" if job else f"; {_who_goes_on()} goes on there"
+    raise Preempted(f"stopped at update {p.step} of {p.steps}{how}{where}")
 
 
 def _who_goes_on() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,6 +96,23 @@ def test_stopped_and_killed_it_goes_on(shipped, project):
     assert same.run_id == "disturbed" and same.wait(300).phase == "succeeded", same.logs()
     assert weights(same.run) == weights(quiet.run)
     assert same.run.metrics["train_loss"] == quiet.run.metrics["train_loss"]
+
+
+def test_cancelled_promises_nothing(shipped, project):
+    "What is left of a cancelled job, and that submitting the same does not go on with it"
+    config = load("dev", ["train.epochs=90"])
+    job = c.submit(config, shipped, local=True)
+    until(lambda: "update" in job.status.progress)
+    said = gpuml("cancel", job.run_id, cwd=project)
+    state = job.wait(120)
+    told = rf"cancelled at update \d+ of 270; its checkpoint stays in {job.place}, submitting the same begins anew"
+    assert said.returncode == 0 and re.fullmatch(told, str(state)), state
+    assert list((project / "outputs" / job.run_id / "checkpoints").iterdir())
+    assert "next attempt" not in job.logs() + repr(job) + said.stdout
+    again = c.submit(config, shipped, local=True)
+    assert again.run_id != job.run_id
+    again.cancel()
+    assert re.match("cancelled(;| at update )", str(again.wait(120)))
 
 
 def test_it_outlives_who_started_it(shipped, project):
