@@ -43,6 +43,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'gpuml.checkpoint.save': ('checkpoint.html#save', 'gpuml/checkpoint.py')},
             'gpuml.cli': { 'gpuml.cli._check_port': ('cli.html#_check_port', 'gpuml/cli.py'),
                            'gpuml.cli._follow': ('cli.html#_follow', 'gpuml/cli.py'),
+                           'gpuml.cli._looking_on': ('cli.html#_looking_on', 'gpuml/cli.py'),
                            'gpuml.cli._notebook': ('cli.html#_notebook', 'gpuml/cli.py'),
                            'gpuml.cli._open_browser': ('cli.html#_open_browser', 'gpuml/cli.py'),
                            'gpuml.cli._preemptible': ('cli.html#_preemptible', 'gpuml/cli.py'),

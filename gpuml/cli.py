@@ -173,9 +173,20 @@ def _notebook(config: Config, named: str | None) -> Path:
     return path
 
 
+@contextmanager
+def _looking_on(run: str) -> Iterator[None]:
+    "Ctrl-C inside the block ends this command, and not the job; it says so"
+    try:
+        yield
+    except (KeyboardInterrupt, Preempted):
+        goes_on = f"{run} goes on without this command: gpuml logs {run} --follow, gpuml cancel {run}"
+        raise Preempted(goes_on) from None
+
+
 def _follow(job: Any) -> int:
     "Print the job's logs until it is over; its exit code"
-    job.logs(follow=True)
+    with _looking_on(job.run_id):
+        job.logs(follow=True)
     state = job.status
     if state.phase == "succeeded":
         _print_run(job.run)
@@ -224,7 +235,9 @@ def wait(
     "`gpuml wait name`: until the job is over; ends with its exit code"
     from gpuml import cluster
 
-    state = cluster.find(arguments.name, _projects()).wait(say=print)
+    job = cluster.find(arguments.name, _projects())
+    with _looking_on(job.run_id):
+        state = job.wait(say=print)
     return 0 if state.phase == "succeeded" else state.exit_code or 1
 
 
@@ -551,7 +564,12 @@ def main(
         parser().error(f"unrecognized arguments: {' '.join(more)}")
     try:
         with _preemptible():
-            return parsed.function(parsed)
+            code = parsed.function(parsed)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:  # who read the output has left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 128 + signal.SIGPIPE
     except GpumlError as e:
         print(f"gpuml: {e}", file=sys.stderr)
         return e.exit_code

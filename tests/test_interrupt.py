@@ -306,6 +306,22 @@ def test_sigterm_while_importing(store):
         assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("library, told", [("pydantic_core", "gpuml: interrupted"), ("libtorch", "nothing was lost")])
+def test_ctrl_c_while_importing(library, told, store):
+    import subprocess
+    import sys
+
+    command = [str(Path(sys.executable).with_name("gpuml")), "train", "dev"]
+    process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while library not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and said.endswith(f"{told}\n") and "Traceback" not in said, said
+
+
 def test_registered_once_and_only_when_certified(store):
     import mlflow
 

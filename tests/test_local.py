@@ -115,6 +115,36 @@ def test_cancelled_promises_nothing(shipped, project):
     assert re.match("cancelled(;| at update )", str(again.wait(120)))
 
 
+def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
+    "Ctrl-C on a command that follows a job leaves the job alone, and says so"
+    job = c.submit(load("dev", ["train.epochs=300"]), shipped, local=True)
+    until(lambda: "update" in job.status.progress)
+    follow = ["submit", "dev", "train.epochs=300", "--local", "--wait"], ["logs", job.run_id, "--follow"]
+    for words in (*follow, ["wait", job.run_id]):
+        command = [sys.executable, "-u", "-m", "gpuml.cli", *words]
+        process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        assert said == (
+            f"gpuml: {job.run_id} goes on without this command: "
+            f"gpuml logs {job.run_id} --follow, gpuml cancel {job.run_id}\n"
+        )
+        assert process.returncode == 75 and job.status.phase == "running"
+
+
+def test_a_reader_that_leaves(shipped, project):
+    "`gpuml submit … | head -1`: no traceback, and the job is made"
+    for words in (["--dry-run"], []):
+        command = [sys.executable, "-m", "gpuml.cli", "submit", "dev", "train.epochs=90", "--local", *words]
+        process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert (process.wait(60), said) == (128 + signal.SIGPIPE, "")
+    assert len(c.jobs([load("dev")])) == 1
+
+
 def test_it_outlives_who_started_it(shipped, project):
     code = """
 import os
