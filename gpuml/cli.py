@@ -29,6 +29,7 @@ from gpuml.config import (
     Preempted,
     config_names,
     help_text,
+    key_like,
     load,
     parse_override,
     parse_words,
@@ -39,7 +40,8 @@ def train(
     arguments: argparse.Namespace,  # words, resume
 ) -> int:
     "`gpuml train [config] [key=value …]`: what `%gpu_train` does, with a bar and a table"
-    name, overrides, resume = parse_words(arguments.words + ["--resume"] * arguments.resume)
+    named = [] if arguments.resume is None else ["--resume", *filter(None, [arguments.resume])]
+    name, overrides, resume = parse_words(arguments.words + named)
     config = load(name, overrides)
     from gpuml.train import fit
     from gpuml.widgets import TerminalView
@@ -63,7 +65,8 @@ def _print_run(run: Any) -> None:
     console.print(
         f"accuracy {m['accuracy']:.3f}   macro-F1 {m['macro_f1']:.3f}   loss {m['loss']:.3f}   {m['updates']:,} updates in {m['seconds']:.0f} s"
     )
-    console.print(f"model    {run.place}/model\nMLflow   {run.url}", markup=False)
+    weights = f"weights  {m['weights'].removeprefix('weights ')}\n" if "weights" in m else ""
+    console.print(f"{weights}model    {run.place}/model\nMLflow   {run.url}", markup=False)
 
 # %% ../nbs/14_cli.ipynb #cd432381
 def predict(
@@ -149,7 +152,7 @@ def submit(
     "`gpuml submit [config] [key=value …]`: the notebook as a job on the cluster, or as a process on this machine"
     if extra := [w for w in arguments.words if w.startswith("-")]:
         known = "--notebook, --name, --again, --local, --dry-run, --wait"
-        raise ConfigError(f"unknown option {extra[0]}; known: {known}")
+        raise ConfigError(f"unknown option {extra[0]}; known: {known}{key_like(extra[0], arguments.words)}")
     name, overrides, _ = parse_words(arguments.words, "prod")
     config = load(name, overrides)
     from gpuml import cluster
@@ -428,9 +431,8 @@ def parser() -> argparse.ArgumentParser:
         "config/NAME.yaml, here or in a folder above, or a YAML file (default: dev); changes, such as train.epochs=3"
     )
     sub.add_argument("words", nargs="*", metavar="config key=value", help=about)
-    sub.add_argument(
-        "--resume", action="store_true", help="go on with the latest interrupted run, or with the run that is named"
-    )
+    about_resume = "go on with the latest interrupted run, or with the run that is named"
+    sub.add_argument("--resume", nargs="?", const="", metavar="RUN", help=about_resume)
     sub = command("data", data, "check and tokenise the data for the next training, and say what is in it", **keys)
     sub.usage = "gpuml data [config] [key=value ...] [--json]"
     sub.add_argument("words", nargs="*", metavar="config key=value", help=about)

@@ -261,11 +261,13 @@ def _take_place(words: list[str]) -> tuple[list[str], dict[str, Any]]:
     "The words for training, and where it should happen"
     from gpuml.config import ConfigError
 
-    resume = [w for w in words if w == "--resume"]
-    rest, options = take_options([w for w in words if w != "--resume"], TRAIN)
+    at = next((i for i, w in enumerate(words) if w.partition("=")[0] == "--resume"), len(words))
+    rest, options = take_options(words[:at], TRAIN)
+    behind, more = take_options(words[at + 1 :], TRAIN)
+    options |= more
     if options.get("--on") not in (None, "cluster", "here"):
         raise ConfigError(f"--on {options['--on']}: known: cluster, here")
-    return rest + resume, options
+    return rest + words[at : at + 1] + behind, options
 
 
 def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:

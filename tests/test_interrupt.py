@@ -137,6 +137,18 @@ def test_several_interruptions(store, undisturbed):
     assert result(finish(store)) == undisturbed
 
 
+def test_a_tie_across_an_interruption(store):
+    "Which of equally good epochs is kept does not depend on attempts; and progress goes on where it was"
+    more = [*OVERRIDES, "train.best_metric=accuracy", "train.learning_rate=1e-6"]  # every epoch is a tie
+    calm = fit(load("dev", [*more, "output=calm"]))
+    with pytest.raises(Preempted):
+        fit(load("dev", more), watch=stop_at(4))
+    epochs = []
+    done = fit(load("dev", more), resume="latest", watch=lambda p: p.phase == "training" and epochs.append(p.epoch))
+    assert len({e["accuracy"] for e in calm.metrics["history"]}) == 1
+    assert result(done) == result(calm) and epochs[0] > 1
+
+
 def train_in_child(folder, resume, started, more=(), environment=()):
     os.environ.update(environment)  # the fork server's is that of the first test
     os.chdir(folder)

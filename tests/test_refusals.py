@@ -168,6 +168,11 @@ LINES = {
     "text for a number": (["dev", "train.epochs=three"], 78, 'train.epochs=three: train.epochs: must be a whole number, not "three" (text)'),
     "a section": (["dev", "train=5"], 78, "train=5: train is a section; set one of its keys, such as train.epochs=…"),
     "spaces around the sign": (["dev", "train.epochs", "=", "5"], 78, "an override is written key=value, without spaces"),
+    "key as an option": (["dev", "--epochs", "3"], 78, "unknown option --epochs; known: --resume; write train.epochs=3"),
+    "key as an option, with =": (["--batch-size=4"], 78, "write train.batch_size=4"),
+    "no such run": (["--resume", "nope"], 78, "--resume: no run 'nope' in outputs; nothing was interrupted there"),
+    "no such run, with =": (["--resume=nope"], 78, "--resume: no run 'nope' in outputs; nothing was interrupted there"),
+    "no such run, behind all": (["dev", "train.epochs=3", "--resume", "nope"], 78, "--resume: no run 'nope' in outputs"),
     "unknown config": (["dve"], 78, "no config 'dve' in config/; did you mean 'dev'?"),
     "no such file": (["other.yaml"], 78, "other.yaml: no such config file"),
     "several": (["dev", "train.epoch=1", "train.seed=-1"], 78, "train.seed=-1: train.seed: must be at least 0, not -1"),
@@ -264,7 +269,7 @@ def test_line(name, project, capsys):
     refused(project, *LINES[name], capsys)
 
 
-@pytest.mark.parametrize("name", ["unknown key", "several", "unknown config"])
+@pytest.mark.parametrize("name", ["unknown key", "several", "unknown config", "no such run", "no such run, with ="])
 def test_magic_says_the_same(name, project, capsys):
     from IPython.core.interactiveshell import InteractiveShell
 
