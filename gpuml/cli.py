@@ -10,6 +10,7 @@ __all__ = ['train', 'predict', 'data', 'run', 'submit', 'jobs', 'logs', 'wait', 
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +304,8 @@ def init(
             write_file(folder / name, "outputs/\nmlruns/\nmlflow.db*\n.ipynb_checkpoints/\n")
     for name in files:
         print(folder / name)
+    if above := next((p for p in folder.resolve().parents if any((p / "config").glob("*.yaml"))), None):
+        print(f"gpuml: {above} is a project already; this one inside it is another", file=sys.stderr)
     cd = f"cd {folder} && " if folder.resolve() != Path.cwd() else ""
     print(f"\nNext: {cd}gpuml train        or open nbs/train.ipynb in JupyterLab")
     print(f"Without a model hub: gpuml train model.name={OFFLINE}")
@@ -348,12 +352,12 @@ def ui(
     url = f"http://localhost:{port}"
     if answers(url):
         print(f"MLflow already answers at {url}")
-    else:
-        _check_port(port)
-        print(f"MLflow at {url}; stop it with Ctrl-C", flush=True)
-    if not arguments.no_browser:
-        _open_browser(url)
-    return 0 if answers(url) else _serve(config, local_store(config), port)
+        _open(url, not arguments.no_browser)
+        return 0
+    _check_port(port)
+    print("MLflow starts; Ctrl-C stops it", flush=True)
+    _open_later(url, not arguments.no_browser)
+    return _serve(config, local_store(config), port)
 
 
 def _check_port(port: int) -> None:
@@ -394,27 +398,42 @@ def _serve(config: Config, store: str, port: int) -> int:
         return 0
 
 
-def _open_browser(url: str) -> None:
-    "Open the page as soon as it answers"
-    import threading
-    import time
+def _open(url: str, browser: bool) -> None:
     import webbrowser
+
+    if browser:
+        webbrowser.open(url)
+
+
+def _open_later(url: str, browser: bool) -> None:
+    "Say the address, and open the page, as soon as it answers"
+    import time
 
     from gpuml.tracking import answers
 
     def wait():
         for _ in range(120):
             if answers(url):
-                webbrowser.open(url)
-                return
+                print(f"MLflow answers at {url}", flush=True)
+                return _open(url, browser)
             time.sleep(0.5)
 
     threading.Thread(target=wait, daemon=True).start()
 
 # %% ../nbs/14_cli.ipynb #f30b481a
+class _Parser(argparse.ArgumentParser):
+    "Names the command that a misspelt one was meant to be"
+
+    def error(self, message: str) -> None:
+        if wrong := re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message):
+            near = get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), 1)
+            message += f"; did you mean {near[0]}?" if near else ""
+        super().error(message)
+
+
 def parser() -> argparse.ArgumentParser:
     "The command's grammar"
-    top = argparse.ArgumentParser("gpuml", description="Train in JupyterLab, run the same notebook on the GPU cluster.")
+    top = _Parser("gpuml", description="Train in JupyterLab, run the same notebook on the GPU cluster.")
     top.add_argument("--version", action="version", version=f"gpuml {gpuml.__version__}")
     commands = top.add_subparsers(metavar="command", required=True)
 

@@ -1595,7 +1595,7 @@ def _about(manifest: dict[str, Any]) -> dict[str, str]:
     limits = pod["containers"][0].get("resources", {}).get("limits", {})
     gpus = next((v for k, v in limits.items() if "/" in k), 0)
     return found | {
-        "config": labels[f"{PREFIX}/config"],
+        "config": notes.get(f"{PREFIX}/config") or labels[f"{PREFIX}/config"],
         "priority": pod.get("priorityClassName", ""),
         "gpus": str(gpus),
     }
@@ -1651,10 +1651,8 @@ def local_job(
             break
         time.sleep(0.1)
     manifest = json.loads((folder / "job.json").read_text())
-    notes = manifest["metadata"]["annotations"]
-    return LocalJob(
-        folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), _about(manifest), note, folder
-    )
+    notes, about = manifest["metadata"]["annotations"], _about(manifest) | {"priority": "", "gpus": ""}
+    return LocalJob(folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), about, note, folder)
 
 # %% ../nbs/10_cluster.ipynb #46ca79e8
 class JobList(list):

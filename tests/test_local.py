@@ -168,6 +168,16 @@ def test_what_fails_says_why(shipped, project):
     assert (state.phase, state.exit_code) == ("failed", 1) and "ZeroDivisionError" in state.why
 
 
+def test_what_it_shows(shipped, project):
+    "The whole name of the config, and nothing of a cluster"
+    name = "a-very-long-config-name-for-the-german-tickets"
+    (project / "config" / f"{name}.yaml").write_text((project / "config" / "dev.yaml").read_text())
+    job = c.submit(load(name, ["train.epochs=90"]), shipped, local=True)
+    shown = repr(job)
+    assert f" {name}\n" in shown and "gpus" not in shown and "gpuml-dev" not in shown + repr(c.jobs([load(name)]))
+    job.cancel()
+
+
 def test_deadline(shipped):
     job = c.submit(load("dev", ["train.epochs=500", "compute.deadline=0.004"]), shipped, local=True)
     state = job.wait(120)

@@ -291,6 +291,17 @@ def test_output_not_writable(project, capsys):
     refused(project, [], 73, "no permission to write", capsys)
 
 
+def test_misspelt_command(capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["trian"])
+    assert e.value.code == 2 and "did you mean train?" in capsys.readouterr().err
+
+
+def test_project_in_a_project(project, capsys):
+    assert main(["init", "mine"]) == 0
+    assert f"gpuml: {project} is a project already; this one inside it is another" in capsys.readouterr().err
+
+
 SUBMISSIONS = {
     "no kubeconfig": (None, ["--dry-run"], "✗ cluster: no kubeconfig (~/.kube/config, or what KUBECONFIG names); --local runs it on this machine"),
     "not sent without one": (None, [], "✗ cluster: no kubeconfig (~/.kube/config, or what KUBECONFIG names); --local runs it on this machine"),
