@@ -578,9 +578,10 @@ def main(
     arguments: list[str] | None = None,  # the command line's by default
 ) -> int:
     "The `gpuml` command; returns its exit code"
-    parsed, more = parser().parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed, more = parser().parse_known_args(given)
     if "words" in parsed:
-        parsed.words += more  # argparse stops collecting words at an option
+        parsed.words = sorted(parsed.words + more, key=given.index)  # argparse stops collecting words at an option
     elif more:
         parser().error(f"unrecognized arguments: {' '.join(more)}")
     try:

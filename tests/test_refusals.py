@@ -169,6 +169,7 @@ LINES = {
     "a section": (["dev", "train=5"], 78, "train=5: train is a section; set one of its keys, such as train.epochs=…"),
     "spaces around the sign": (["dev", "train.epochs", "=", "5"], 78, "an override is written key=value, without spaces"),
     "key as an option": (["dev", "--epochs", "3"], 78, "unknown option --epochs; known: --resume; write train.epochs=3"),
+    "key as an option, at first": (["--epochs", "3"], 78, "; write train.epochs=3"),
     "key as an option, with =": (["--batch-size=4"], 78, "write train.batch_size=4"),
     "no such run": (["--resume", "nope"], 78, "--resume: no run 'nope' in outputs; nothing was interrupted there"),
     "no such run, with =": (["--resume=nope"], 78, "--resume: no run 'nope' in outputs; nothing was interrupted there"),
@@ -334,6 +335,22 @@ def test_submission_without_a_cluster(name, project, capsys, monkeypatch):
     assert [line for line in lines if line.startswith("✗ data: data.train: no such file or folder: dta")]
     assert [line for line in lines if line.startswith("✗ for the cluster: ")]
     assert not [line for line in lines if "permission" in line]
+
+
+def test_magic_without_a_cluster(project, monkeypatch):
+    "`%submit_prod --dry-run` shows the same findings"
+    from IPython.core.interactiveshell import InteractiveShell
+
+    import gpuml
+
+    monkeypatch.setenv("KUBECONFIG", str(project / "kubeconfig"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    notebook = project / "train.ipynb"
+    notebook.write_text((ROOT / "nbs" / "train.ipynb").read_text())
+    shell = InteractiveShell()
+    gpuml.load_ipython_extension(shell)
+    planned = shell.run_line_magic("submit_prod", f"dev --dry-run --notebook {notebook}")
+    assert "✗ cluster: no kubeconfig" in str(planned) and "✓ data" in str(planned)
 
 
 def test_good_project_is_not_refused(project):
