@@ -12,15 +12,16 @@ FIND_LINKS = $$(echo "$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-li
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
-	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --compile-bytecode -e '.[dev]' \
+	@test -x $(BIN)/python || { echo "installing into .venv, which takes some minutes"; $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt uv
+	@UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --compile-bytecode -e '.[dev]' \
 	  || $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	touch $@
+	@touch $@
 
 demo: install                         ## train the sample on the offline encoder, then the shipped notebook as a job on this machine
 	$(BIN)/gpuml train dev $(OFFLINE)
 	$(BIN)/gpuml submit dev $(OFFLINE) train.epochs=1 --local --wait
+	@echo "Next: make lab, or source .venv/bin/activate and gpuml ui"
 
 test: demo check nbdev_test pytest    ## the demo, then every check that needs no building
 

@@ -22,3 +22,21 @@ def panel(notebook=None):
     from gpuml.magics import panel
 
     return panel(notebook)
+
+
+def command():
+    "The `gpuml` command; Ctrl-C while it still loads ends it at once, before a library's import shows a traceback"
+    import os
+    import signal
+
+    def stop(*_):
+        os.write(2, b"gpuml: interrupted\n")
+        os._exit(75)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else it is ignored, as in the background of a script
+        signal.signal(signal.SIGINT, stop)
+    from gpuml.cli import main
+
+    signal.signal(signal.SIGINT, before)
+    return main()

@@ -10,6 +10,7 @@ __all__ = ['train', 'predict', 'data', 'run', 'submit', 'jobs', 'logs', 'wait', 
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from gpuml.config import (
     Preempted,
     config_names,
     help_text,
+    key_like,
     load,
     parse_override,
     parse_words,
@@ -39,7 +42,8 @@ def train(
     arguments: argparse.Namespace,  # words, resume
 ) -> int:
     "`gpuml train [config] [key=value …]`: what `%gpu_train` does, with a bar and a table"
-    name, overrides, resume = parse_words(arguments.words + ["--resume"] * arguments.resume)
+    named = [] if arguments.resume is None else ["--resume", *filter(None, [arguments.resume])]
+    name, overrides, resume = parse_words(arguments.words + named)
     config = load(name, overrides)
     from gpuml.train import fit
     from gpuml.widgets import TerminalView
@@ -63,7 +67,8 @@ def _print_run(run: Any) -> None:
     console.print(
         f"accuracy {m['accuracy']:.3f}   macro-F1 {m['macro_f1']:.3f}   loss {m['loss']:.3f}   {m['updates']:,} updates in {m['seconds']:.0f} s"
     )
-    console.print(f"model    {run.place}/model\nMLflow   {run.url}", markup=False)
+    weights = f"weights  {m['weights'].removeprefix('weights ')}\n" if "weights" in m else ""
+    console.print(f"{weights}model    {run.place}/model\nMLflow   {run.url}", markup=False)
 
 # %% ../nbs/14_cli.ipynb #cd432381
 def predict(
@@ -149,15 +154,14 @@ def submit(
     "`gpuml submit [config] [key=value …]`: the notebook as a job on the cluster, or as a process on this machine"
     if extra := [w for w in arguments.words if w.startswith("-")]:
         known = "--notebook, --name, --again, --local, --dry-run, --wait"
-        raise ConfigError(f"unknown option {extra[0]}; known: {known}")
+        raise ConfigError(f"unknown option {extra[0]}; known: {known}{key_like(extra[0], arguments.words)}")
     name, overrides, _ = parse_words(arguments.words, "prod")
     config = load(name, overrides)
     from gpuml import cluster
 
     path, before = _notebook(config, arguments.notebook), load("dev") if "dev" in config_names() else None
     if arguments.dry_run:
-        api = None if arguments.local else cluster.Api(config.compute.context)
-        planned = cluster.prepare(config, path, arguments.name, arguments.local, before, api)
+        planned = cluster.prepare(config, path, arguments.name, arguments.local, before)
         print(planned)
         return planned.findings.bad[0].exit_code if planned.findings.bad else 0
     job = cluster.submit(config, path, arguments.name, arguments.again, arguments.local, before)
@@ -174,9 +178,20 @@ def _notebook(config: Config, named: str | None) -> Path:
     return path
 
 
+@contextmanager
+def _looking_on(run: str) -> Iterator[None]:
+    "Ctrl-C inside the block ends this command, and not the job; it says so"
+    try:
+        yield
+    except (KeyboardInterrupt, Preempted):
+        goes_on = f"{run} goes on without this command: gpuml logs {run} --follow, gpuml cancel {run}"
+        raise Preempted(goes_on) from None
+
+
 def _follow(job: Any) -> int:
     "Print the job's logs until it is over; its exit code"
-    job.logs(follow=True)
+    with _looking_on(job.run_id):
+        job.logs(follow=True)
     state = job.status
     if state.phase == "succeeded":
         _print_run(job.run)
@@ -225,7 +240,9 @@ def wait(
     "`gpuml wait name`: until the job is over; ends with its exit code"
     from gpuml import cluster
 
-    state = cluster.find(arguments.name, _projects()).wait(say=print)
+    job = cluster.find(arguments.name, _projects())
+    with _looking_on(job.run_id):
+        state = job.wait(say=print)
     return 0 if state.phase == "succeeded" else state.exit_code or 1
 
 
@@ -287,6 +304,8 @@ def init(
             write_file(folder / name, "outputs/\nmlruns/\nmlflow.db*\n.ipynb_checkpoints/\n")
     for name in files:
         print(folder / name)
+    if above := next((p for p in folder.resolve().parents if any((p / "config").glob("*.yaml"))), None):
+        print(f"gpuml: {above} is a project already; this one inside it is another", file=sys.stderr)
     cd = f"cd {folder} && " if folder.resolve() != Path.cwd() else ""
     print(f"\nNext: {cd}gpuml train        or open nbs/train.ipynb in JupyterLab")
     print(f"Without a model hub: gpuml train model.name={OFFLINE}")
@@ -333,12 +352,12 @@ def ui(
     url = f"http://localhost:{port}"
     if answers(url):
         print(f"MLflow already answers at {url}")
-    else:
-        _check_port(port)
-        print(f"MLflow at {url}; stop it with Ctrl-C", flush=True)
-    if not arguments.no_browser:
-        _open_browser(url)
-    return 0 if answers(url) else _serve(config, local_store(config), port)
+        _open(url, not arguments.no_browser)
+        return 0
+    _check_port(port)
+    print("MLflow starts; Ctrl-C stops it", flush=True)
+    _open_later(url, not arguments.no_browser)
+    return _serve(config, local_store(config), port)
 
 
 def _check_port(port: int) -> None:
@@ -379,27 +398,42 @@ def _serve(config: Config, store: str, port: int) -> int:
         return 0
 
 
-def _open_browser(url: str) -> None:
-    "Open the page as soon as it answers"
-    import threading
-    import time
+def _open(url: str, browser: bool) -> None:
     import webbrowser
+
+    if browser:
+        webbrowser.open(url)
+
+
+def _open_later(url: str, browser: bool) -> None:
+    "Say the address, and open the page, as soon as it answers"
+    import time
 
     from gpuml.tracking import answers
 
     def wait():
         for _ in range(120):
             if answers(url):
-                webbrowser.open(url)
-                return
+                print(f"MLflow answers at {url}", flush=True)
+                return _open(url, browser)
             time.sleep(0.5)
 
     threading.Thread(target=wait, daemon=True).start()
 
 # %% ../nbs/14_cli.ipynb #f30b481a
+class _Parser(argparse.ArgumentParser):
+    "Names the command that a misspelt one was meant to be"
+
+    def error(self, message: str) -> None:
+        if wrong := re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message):
+            near = get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), 1)
+            message += f"; did you mean {near[0]}?" if near else ""
+        super().error(message)
+
+
 def parser() -> argparse.ArgumentParser:
     "The command's grammar"
-    top = argparse.ArgumentParser("gpuml", description="Train in JupyterLab, run the same notebook on the GPU cluster.")
+    top = _Parser("gpuml", description="Train in JupyterLab, run the same notebook on the GPU cluster.")
     top.add_argument("--version", action="version", version=f"gpuml {gpuml.__version__}")
     commands = top.add_subparsers(metavar="command", required=True)
 
@@ -416,9 +450,8 @@ def parser() -> argparse.ArgumentParser:
         "config/NAME.yaml, here or in a folder above, or a YAML file (default: dev); changes, such as train.epochs=3"
     )
     sub.add_argument("words", nargs="*", metavar="config key=value", help=about)
-    sub.add_argument(
-        "--resume", action="store_true", help="go on with the latest interrupted run, or with the run that is named"
-    )
+    about_resume = "go on with the latest interrupted run, or with the run that is named"
+    sub.add_argument("--resume", nargs="?", const="", metavar="RUN", help=about_resume)
     sub = command("data", data, "check and tokenise the data for the next training, and say what is in it", **keys)
     sub.usage = "gpuml data [config] [key=value ...] [--json]"
     sub.add_argument("words", nargs="*", metavar="config key=value", help=about)
@@ -545,14 +578,20 @@ def main(
     arguments: list[str] | None = None,  # the command line's by default
 ) -> int:
     "The `gpuml` command; returns its exit code"
-    parsed, more = parser().parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed, more = parser().parse_known_args(given)
     if "words" in parsed:
-        parsed.words += more  # argparse stops collecting words at an option
+        parsed.words = sorted(parsed.words + more, key=given.index)  # argparse stops collecting words at an option
     elif more:
         parser().error(f"unrecognized arguments: {' '.join(more)}")
     try:
         with _preemptible():
-            return parsed.function(parsed)
+            code = parsed.function(parsed)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:  # who read the output has left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 128 + signal.SIGPIPE
     except GpumlError as e:
         print(f"gpuml: {e}", file=sys.stderr)
         return e.exit_code

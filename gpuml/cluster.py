@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'WATCH_SECONDS', 'Answer', 'Api', 'State', 'Seen', 'time_of',
-           'IdleMark', 'idle_mark', 'clock', 'explain', 'count_of', 'free_gpus', 'Job', 'Text', 'ClusterJob', 'node_of',
-           'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob', 'start_local', 'work', 'Finding',
-           'Findings', 'check_here', 'check_cluster', 'owner', 'Submission', 'prepare', 'packed_name', 'data_here',
-           'submit', 'local_job', 'JobList', 'jobs', 'find']
+           'IdleMark', 'idle_mark', 'clock', 'explain', 'cancelled', 'count_of', 'free_gpus', 'Job', 'Text',
+           'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob',
+           'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner', 'Submission',
+           'prepare', 'packed_name', 'data_here', 'submit', 'local_job', 'JobList', 'jobs', 'find']
 
 # %% ../nbs/10_cluster.ipynb #bf0bfad2
 import codecs
@@ -31,7 +31,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from . import bundle, job, notebook
-from .config import ClusterError, Config, ConfigError, DataError, GpumlError, NotebookError, OutputError
+from .config import ClusterError, Config, ConfigError, DataError, GpumlError, NotebookError, OutputError, Preempted
 from .job import CONTAINER, FINAL, PREFIX
 from .storage import Storage, is_s3, write_json
 
@@ -51,20 +51,19 @@ class Answer(Exception):
 class Api:
     "One user's requests to an API server, as plain dicts: the generated models would take minutes for long lists"
 
-    def __init__(self, context: str | None = None, patience: float = PATIENCE):
+    def __init__(self, context: str | None = None, patience: float | None = None):
         from kubernetes import client, config
 
-        self.patience, self._settings = patience, client.Configuration()
+        self.patience, self._settings = PATIENCE if patience is None else patience, client.Configuration()
         try:
             named = os.environ.get("KUBECONFIG")  # the library looks at it once, when it is imported
             config.load_kube_config(named, context=context, client_configuration=self._settings)
         except Exception as e:  # whatever a file that is no kubeconfig leads the library to
-            known = isinstance(e, (config.ConfigException, OSError, ValueError))
-            why = _first_line(e) if known else f"{named or '~/.kube/config'} is no kubeconfig ({_first_line(e)})"
+            why = _no_kubeconfig(e, named, isinstance(e, (config.ConfigException, OSError, ValueError)))
             try:
                 config.load_incluster_config(client_configuration=self._settings)
             except config.ConfigException:
-                raise ClusterError(f"no cluster: {why}; KUBECONFIG names the file that says which") from None
+                raise ClusterError(f"no cluster: {why}") from None
         self._settings.retries = False
         self._pool = client.ApiClient(self._settings).rest_client.pool_manager
         self.server = self._settings.host.rstrip("/")
@@ -136,6 +135,14 @@ def _answer(status: int, data: bytes) -> Answer:
         return Answer(status, data.decode(errors="replace")[:200])
 
 
+def _no_kubeconfig(e: Exception, named: str | None, known: bool) -> str:
+    "Why there is no cluster to talk to, by what the library says of the kubeconfig"
+    if "No configuration found" in str(e):
+        return "no kubeconfig (~/.kube/config, or what KUBECONFIG names)"
+    told = _first_line(e).rstrip(".")
+    return told if known else f"{named or '~/.kube/config'} is no kubeconfig ({told})"
+
+
 def _first_line(e: Exception) -> str:
     text = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
     return re.sub(r"^.*Max retries exceeded with url: \S+ \(Caused by (.*)\)$", r"\1", text)[:300]
@@ -180,7 +187,9 @@ class State:
         return self.phase in OVER
 
     def __str__(self):
-        return f"{self.phase}: {self.why}" if self.why else self.phase
+        return (
+            f"{self.phase}: {self.why}" if not self.why.startswith(self.phase) and self.why else self.why or self.phase
+        )
 
 
 @dataclass
@@ -299,7 +308,8 @@ def explain(
     elif meta.get("deletionTimestamp"):
         saves = any(not _ended(p) for p in pods)
         state.phase = "stopping" if saves else "cancelled"
-        state.why = "it was cancelled, and saves a checkpoint" if saves else "it is being removed; what was saved stays"
+        place = meta.get("annotations", {}).get(f"{PREFIX}/output", "its output")
+        state.why = "it was cancelled, and saves a checkpoint" if saves else cancelled(place, seen.outcome)
     elif lost := _on_a_lost_node(pods, seen):
         state.phase, state.why = "waiting", lost
     elif pod and pod["status"].get("phase") in ("Pending", "Running", "Unknown", None):
@@ -338,6 +348,18 @@ def _ending(ended: dict[str, Any], seen: Seen) -> str:
         return f"killed, though not by its own memory limit (exit code 137); its node may have run out; the log ends: {last}"
     meaning = f"{_CODES.get(code, 'it ended')} (exit code {code})"
     return f"{meaning}; the log ends: {last}" if log else f"{told} (exit code {code})" if told else meaning
+
+
+def cancelled(
+    place: str,  # the run's output folder
+    outcome: dict[str, Any] | None,  # what the last attempt wrote into storage
+    by: str = "",
+) -> str:
+    "What is left of a job that was cancelled: no attempt goes on with it"
+    told = outcome["reason"] if outcome and outcome["exit_code"] == Preempted.exit_code else ""
+    at = re.search(r"at update (\d+) of (\d+), with a checkpoint$", told)
+    where, what = (f" at update {at[1]} of {at[2]}", "its checkpoint") if at else ("", "what was saved")
+    return f"cancelled{where}{by and f' by {by}'}; {what} stays in {place}, submitting the same begins anew"
 
 
 def _limit(job_: dict[str, Any], name: str) -> str:
@@ -674,11 +696,11 @@ class ClusterJob(Job):
         quick = explain(seen)
         if quick.phase == "succeeded":
             return quick
-        if quick.phase in ("failed", "released", "waiting"):
+        if quick.phase in ("failed", "cancelled", "released", "waiting"):
             seen.outcome = self.outcome()
         if quick.phase == "running":
             seen.nodes = node_of(self.api, pods)
-        elif quick.phase not in ("failed", "released"):
+        elif quick.phase not in ("failed", "cancelled", "released"):
             seen.events = events_of(self, pods)
             seen.nodes, seen.holders = gpu_holders(self.api, self.namespace)
         found = explain(seen)
@@ -692,7 +714,7 @@ class ClusterJob(Job):
         if outcome and outcome["exit_code"] == 0:
             state.phase, state.finished = "succeeded", time_of(outcome.get("finished"))
         elif by := _read_json(storage, f"{self.place}/cancelled.json"):
-            state.phase, state.why = "cancelled", f"by {by['by']}; what was saved stays in {self.place}"
+            state.phase, state.why = "cancelled", cancelled(self.place, outcome, by["by"])
         elif outcome:
             state.phase = "failed"
             state.why = (
@@ -924,7 +946,8 @@ class LocalJob(Job):
                         break
                     time.sleep(0.1)
             else:
-                write_json(self.folder / _STATE, told | {"phase": "cancelled", "why": f"by {owner()}"})
+                why = cancelled(self.place, self.outcome(), owner())
+                write_json(self.folder / _STATE, told | {"phase": "cancelled", "why": why})
         return self.status
 
     def _log_now(self) -> str:
@@ -1046,7 +1069,7 @@ def _attempts(w: _Work) -> None:
         if told == "Complete":
             return w.end("succeeded", "")
         if w.asked:
-            return w.end(w.asked, f"ended by its deadline; {how}" if w.asked == "failed" else how)
+            return w.end(w.asked, _asked(w, how))
         if told == "FailJob" or failed > most:
             return w.end("failed", how if told == "FailJob" else f"gave up after {failed} failures; the last: {how}")
         pause = min(600, 2 ** (len(w.state["attempts"]) - 1))
@@ -1055,7 +1078,13 @@ def _attempts(w: _Work) -> None:
         while time.time() < min(until, w.ends) and not w.asked:
             time.sleep(0.1)
         if w.asked:
-            return w.end(w.asked, f"between two attempts; {how}")
+            return w.end(w.asked, _asked(w, f"between two attempts; {how}"))
+
+
+def _asked(w: _Work, how: str) -> str:
+    "Why a job ended that was asked to"
+    place = w.manifest["metadata"]["annotations"][f"{PREFIX}/output"]
+    return f"ended by its deadline; {how}" if w.asked == "failed" else cancelled(place, _local_outcome(w.manifest))
 
 
 def _attempt(w: _Work) -> int:
@@ -1206,12 +1235,18 @@ def check_cluster(
 ) -> Findings:
     "The checks that the cluster answers: permission, priority class, GPUs, and whether it accepts the manifest"
     found, c = Findings(), config.compute
-    found.add("for the cluster", lambda: _check_places(config))
     found.add("permission", lambda: _check_permission(api, c.namespace))
     found.add("priority class", lambda: _check_priority(api, c.priority_class, c.namespace))
     found.add("GPUs", lambda: _check_gpus(api, c.gpus, c.gpu_resource))
     found.add("manifest", lambda: _check_manifest(api, manifest))
     return found
+
+
+def _answering(api: Api) -> Api:
+    "The same, once its server has answered; raises `ClusterError` where it does not"
+    with suppress(Answer):  # what it refuses is said by the checks
+        api.request("GET", "/version")
+    return api
 
 
 def _check_places(config: Config) -> str:
@@ -1330,6 +1365,7 @@ class Submission:
     findings: Findings
     changes: list[Any] = field(default_factory=list)  # from the config that one develops with
     local: bool = False
+    api: Api | None = None  # none: a job on this machine, or no cluster
 
     def __repr__(self):
         where = "on this machine" if self.local else f"to the namespace {self.config.compute.namespace}"
@@ -1347,7 +1383,7 @@ def prepare(
     name: str | None = None,  # of the run; by default made of config and bundle
     local: bool = False,
     before: Config | None = None,  # the config that one develops with
-    api: Api | None = None,
+    api: Api | None = None,  # by default that of the kubeconfig
 ) -> Submission:
     "Bundle, manifest and checks of a job; nothing is sent, and all findings are there at once"
     from gpuml.config import Diff, diff
@@ -1368,8 +1404,14 @@ def prepare(
         manifest["metadata"]["annotations"][f"{PREFIX}/endpoint"] = config.data.endpoint
     findings = check_here(config, path)
     if not local:
-        findings += check_cluster(api, config, manifest)
-    return Submission(config, packed, manifest, findings, diff(before, config) if before else Diff(), local)
+        findings.add("for the cluster", lambda: _check_places(config))
+        try:
+            api = _answering(api or Api(config.compute.context))
+            findings += check_cluster(api, config, manifest)
+        except ClusterError as e:
+            text = f"{str(e).removeprefix('no cluster: ')}; --local runs it on this machine"
+            findings.insert(0, Finding("cluster", False, text, e.exit_code))
+    return Submission(config, packed, manifest, findings, diff(before, config) if before else Diff(), local, api)
 
 
 def _grace(config: Config) -> int:
@@ -1444,12 +1486,11 @@ def submit(
     before: Config | None = None,  # the config that one develops with
 ) -> Job:
     "Check, store the bundle, make the Job once; raises `GpumlError` with everything that is wrong"
-    api = None if local else Api(config.compute.context)
-    planned = prepare(config, path, name, local, before, api)
+    planned = prepare(config, path, name, local, before)
     if planned.findings.bad:
         raise GpumlError(f"not submitted\n{planned.findings}", planned.findings.bad[0].exit_code)
     send = _send_local if local else _send
-    return send(planned, again, name, api)
+    return send(planned, again, name, planned.api)
 
 # %% ../nbs/10_cluster.ipynb #45e5aa48
 def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:
@@ -1554,7 +1595,7 @@ def _about(manifest: dict[str, Any]) -> dict[str, str]:
     limits = pod["containers"][0].get("resources", {}).get("limits", {})
     gpus = next((v for k, v in limits.items() if "/" in k), 0)
     return found | {
-        "config": labels[f"{PREFIX}/config"],
+        "config": notes.get(f"{PREFIX}/config") or labels[f"{PREFIX}/config"],
         "priority": pod.get("priorityClassName", ""),
         "gpus": str(gpus),
     }
@@ -1610,10 +1651,8 @@ def local_job(
             break
         time.sleep(0.1)
     manifest = json.loads((folder / "job.json").read_text())
-    notes = manifest["metadata"]["annotations"]
-    return LocalJob(
-        folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), _about(manifest), note, folder
-    )
+    notes, about = manifest["metadata"]["annotations"], _about(manifest) | {"priority": "", "gpus": ""}
+    return LocalJob(folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), about, note, folder)
 
 # %% ../nbs/10_cluster.ipynb #46ca79e8
 class JobList(list):

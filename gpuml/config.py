@@ -7,7 +7,7 @@ __all__ = ['Paths', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'Quantity', '
            'DataError', 'ModelError', 'OutputError', 'NotebookError', 'ClusterError', 'TrainError', 'Preempted',
            'Section', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig', 'ComputeConfig', 'Config', 'fields',
            'kind', 'choices', 'describe', 'help_text', 'parse_override', 'find_config', 'config_names', 'load',
-           'load_all', 'parse_words', 'to_yaml', 'flat', 'Diff', 'diff', 'save_as', 'json_schema']
+           'load_all', 'parse_words', 'key_like', 'to_yaml', 'flat', 'Diff', 'diff', 'save_as', 'json_schema']
 
 # %% ../nbs/00_config.ipynb #de26c660
 import json
@@ -624,14 +624,14 @@ def parse_words(
     default: Any = "dev",  # the config's name where none is given
 ) -> tuple[str, list[str], str | None]:
     "Config name, overrides, and the run to resume: none, `latest`, or a run id; raises `ConfigError`"
-    if options := [w for w in words if w.startswith("-") and w != "--resume"]:
-        raise ConfigError(f"unknown option {options[0]}; known: --resume")
-    resume = "latest" if "--resume" in words else None
-    names = [w for w in words if "=" not in w and not w.startswith("-")]
-    run = next((n for n in names if resume and re.fullmatch(r".+-\d{6,}-\d+-\w+", n)), None)
-    if run:
-        names.remove(run)
-        default = run.rsplit("-", 3)[0]
+    words, resume = _take_resume(words)
+    if options := [w for w in words if w.startswith("-")]:
+        raise ConfigError(f"unknown option {options[0]}; known: --resume{key_like(options[0], words)}")
+    names = [w for w in words if "=" not in w]
+    if resume not in (None, "latest"):
+        dated = resume.rsplit("-", 3)[0] if _RUN.fullmatch(resume) else ""
+        known = sorted(config_names(), key=len, reverse=True)
+        default = dated or next((n for n in known if resume.startswith(f"{n}-")), default)
     if len(names) > 1:
         raise ConfigError(
             f"one config at a time, not {' and '.join(names)}; an override is written key=value, without spaces"
@@ -641,7 +641,36 @@ def parse_words(
         raise ConfigError(
             f"the variable `config` is a {type(name).__name__}; set it to a config's name, such as config = 'dev'"
         )
-    return name, [w for w in words if "=" in w], run or resume
+    return name, [w for w in words if "=" in w], resume
+
+
+_RUN = re.compile(r".+-\d{6,}-\d+-\w+")  # a run's id
+
+
+def _take_resume(words: list[str]) -> tuple[list[str], str | None]:
+    "The other words, and the run to resume: behind `--resume` stands a run, unless it is a config's name or a value"
+    at = next((i for i, w in enumerate(words) if w.partition("=")[0] == "--resume"), None)
+    if at is None:
+        return words, None
+    rest, run = words[:at] + words[at + 1 :], words[at].partition("=")[2]
+    if not run and at < len(rest) and "=" not in rest[at] and not rest[at].startswith("-"):
+        run = "" if rest[at] in config_names() else rest.pop(at)
+    if not run and (dated := next((w for w in rest if _RUN.fullmatch(w)), "")):  # it may stand elsewhere
+        rest.remove(dated)
+        run = dated
+    return rest, run or "latest"
+
+
+def key_like(
+    option: str,  # such as --epochs
+    words: list[str],  # of the line
+) -> str:
+    "What to write in place of an option that is called like a key of the config; nothing where none is"
+    name, _, value = option.lstrip("-").partition("=")
+    behind = words[words.index(option) + 1 :][:1]
+    value = value or "".join(w for w in behind if "=" not in w and not w.startswith("-")) or "…"
+    found = [key for key in fields() if key.split(".")[-1] == name.replace("-", "_")]
+    return f"; write {found[0]}={value}" if found else ""
 
 # %% ../nbs/00_config.ipynb #45b85dc0
 def to_yaml(

@@ -173,12 +173,31 @@ def _not_utf8(reading: Reading, at: int, storage: Storage) -> str:
     from charset_normalizer import from_bytes
 
     window = storage.read(reading.file, max(0, at - 4096), min(reading.file.size, at + 4096))
-    best = from_bytes(
-        window, cp_isolation=["cp1252", "cp1250", "cp1251", "shift_jis", "gb18030", "big5", "euc_kr"]
-    ).best()
+    others = ["cp1252", "cp1250", "cp1251", "shift_jis", "gb18030", "big5", "euc_kr"]
+    best = from_bytes(window, cp_isolation=others).best()
     names = [best.encoding, *best.could_be_from_charset] if best else []
-    name = "cp1252" if "cp1252" in names or not names else names[0]
-    return f"not UTF-8; the encoding is likely {name} ({_iconv(name, reading.shown)})"
+    thin = len(re.findall(rb"[\x80-\xff]", window)) < 24 and _western(window)
+    name = "cp1252" if thin or "cp1252" in names or not names else names[0]
+    line = _line_at(window, at - max(0, at - 4096)).decode(name, errors="replace")
+    said = f'read as {name} it says "{line}"'
+    return f"not UTF-8; the encoding is likely {name}: {said} ({_iconv(name, reading.shown)})"
+
+
+def _western(text: bytes) -> bool:
+    "Whether it reads well as cp1252: letters with accents among plain ones, quotes and dashes, and nothing else"
+    try:
+        read = text.decode("cp1252")
+    except UnicodeDecodeError:
+        return False
+    odd = re.search(r"[^\x00-\x7fÀ-ÖØ-öø-ÿŒœŠšŽžŸ‘’‚“”„–—…€£§°«»´ ¿¡]|\w[¿¡]", read)
+    return not odd and not re.search(r"(?<![^\W\d_])[À-ÖØ-öø-ÿŒœŠšŽžŸ]{3,}(?![^\W\d_])", read)
+
+
+def _line_at(text: bytes, at: int) -> bytes:
+    "The line around a byte, or what a person needs of it"
+    start = max(text.rfind(b"\n", 0, at), text.rfind(b"\r", 0, at)) + 1
+    end = min(i for i in (text.find(b"\n", at), text.find(b"\r", at), len(text)) if i >= 0)
+    return text[max(start, at - 40) : min(end, at + 40)]
 
 
 def _iconv(encoding: str, shown: str) -> str:

@@ -104,6 +104,8 @@ def manifest(
         "tracking": config.tracking.uri,
     }
     about |= {"owner": source.owner, "bundle": source.address} | ({"commit": source.commit} if source.commit else {})
+    if labels[f"{PREFIX}/config"] != config.name:  # a label is short
+        about["config"] = config.name
     notes = {f"{PREFIX}/{name}": text for name, text in about.items()}
     metadata = {"name": run, "namespace": c.namespace, "labels": labels | queue, "annotations": notes}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}

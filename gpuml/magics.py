@@ -261,11 +261,13 @@ def _take_place(words: list[str]) -> tuple[list[str], dict[str, Any]]:
     "The words for training, and where it should happen"
     from gpuml.config import ConfigError
 
-    resume = [w for w in words if w == "--resume"]
-    rest, options = take_options([w for w in words if w != "--resume"], TRAIN)
+    at = next((i for i, w in enumerate(words) if w.partition("=")[0] == "--resume"), len(words))
+    rest, options = take_options(words[:at], TRAIN)
+    behind, more = take_options(words[at + 1 :], TRAIN)
+    options |= more
     if options.get("--on") not in (None, "cluster", "here"):
         raise ConfigError(f"--on {options['--on']}: known: cluster, here")
-    return rest + resume, options
+    return rest + words[at : at + 1] + behind, options
 
 
 def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
@@ -282,9 +284,7 @@ def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
         before = None
     local = "--local" in options
     if "--dry-run" in options:
-        return cluster.prepare(
-            config, path, options.get("--name"), local, before, None if local else cluster.Api(config.compute.context)
-        )
+        return cluster.prepare(config, path, options.get("--name"), local, before)
     return cluster.submit(config, path, options.get("--name"), "--again" in options, local, before)
 
 # %% ../nbs/13_magics.ipynb #77ee716f

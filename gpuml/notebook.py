@@ -785,7 +785,7 @@ def _run_cells(client: Any, attempt: _Attempt) -> None:
             _pass_over(cell)
             continue
         if attempt.asked:
-            raise Preempted(f"stopped by {attempt.asked} before cell {attempt.cell}; the next attempt goes on")
+            raise Preempted(f"stopped by {attempt.asked} before cell {attempt.cell}")
         attempt.log.line(f"cell {attempt.cell}: {cell.source.strip().splitlines()[-_injected(cell)][:100]}")
         record.cell_start(cell, index)
         try:
@@ -842,7 +842,7 @@ def _explained(client: Any, attempt: _Attempt, error: Exception) -> Exception:
         code, for_people = 1, False
     said = "; ".join(filter(None, map(str.strip, str(error.evalue).splitlines())))[:1000]
     if code == Preempted.exit_code and not for_people:
-        return Preempted(f"stopped by {attempt.asked or 'a signal'} in cell {attempt.cell}; the next attempt goes on")
+        return Preempted(f"stopped by {attempt.asked or 'a signal'} in cell {attempt.cell}")
     return _CellError(said if for_people else f"cell {attempt.cell} raised {error.ename}: {said}".rstrip(": "), code)
 
 # %% ../nbs/07_notebook.ipynb #cffc26eb
@@ -852,7 +852,7 @@ def _death(attempt: _Attempt, where: str) -> GpumlError:
         attempt.process.wait(5)
     code = attempt.process.returncode
     if attempt.asked and code == -signal.SIGTERM:
-        return Preempted(f"stopped by {attempt.asked} {where}; the next attempt goes on")
+        return Preempted(f"stopped by {attempt.asked} {where}")
     how = f"exit code {code}" if code is None or code >= 0 else f"killed by signal {-code}"
     why = "; out of memory" + ("" if _oom_kills() > attempt.oom_kills else "?")
     how += {-signal.SIGKILL: why, -signal.SIGSEGV: "; a segmentation fault"}.get(code, "")
@@ -942,7 +942,7 @@ def _execute(attempt: _Attempt, values: dict[str, Any], environment: dict[str, s
     from jupyter_core.utils import run_sync
 
     if attempt.asked:
-        raise Preempted(f"stopped by {attempt.asked} before the kernel started; the next attempt goes on")
+        raise Preempted(f"stopped by {attempt.asked} before the kernel started")
     with tempfile.TemporaryDirectory(prefix="gpuml-kernel-") as aside:
         ending = threading.Event()
         attempt.kernel = _start_kernel(Path(aside), environment, attempt.notebook.parent, attempt.log, ending)

@@ -341,7 +341,7 @@ class Run:
             f"{'macro average':<{width}}  {'':>9}  {'':>6}  {m['macro_f1']:>6.3f}  {sum(c['support'] for c in m['classes'].values()):>7,}"
         ]
         head = f"{self.id}: accuracy {m['accuracy']:.3f}, macro-F1 {m['macro_f1']:.3f}, loss {m['loss']:.3f} on validation data"
-        tail = [f"model   {self.place}/model", f"MLflow  {self.url}", *m["notes"]]
+        tail = [f"model   {self.place}/model", *self._weights, f"MLflow  {self.url}", *m["notes"]]
         return "\n".join([head, "", *lines, "", *tail])
 
     def _repr_html_(self):
@@ -363,8 +363,13 @@ class Run:
             f" · loss {m['loss']:.3f} · {m['updates']:,} updates in {m['seconds']:.0f} s</div>"
             f"<div style='display:flex;flex-wrap:wrap;gap:1.5em;align-items:center'><div>{table}</div>"
             f"<div>{confusion_svg(m['confusion'], self.labels)}</div><div>{_curve_of(m)}</div></div>"
-            f"<div>model <code>{escape(self.place)}/model</code></div><div>MLflow {link}</div>{notes}"
+            f"<div>model <code>{escape(self.place)}/model</code>{''.join(f' · {w}' for w in self._weights)}</div><div>MLflow {link}</div>{notes}"
         )
+
+    @property
+    def _weights(self) -> list[str]:
+        "Which epoch's weights were kept, if the run has noted it"
+        return [m] if (m := self.metrics.get("weights")) else []
 
 # %% ../nbs/06_train.ipynb #32cb024b
 def _curve_of(metrics: dict[str, Any]) -> str:
@@ -786,7 +791,7 @@ def _tune(trainer: Any) -> str:
 # %% ../nbs/06_train.ipynb #85c79974
 @dataclass
 class _Best:
-    "The weights of the best epoch so far; of two equally good ones, the first"
+    "The weights of the best epoch so far; of equally good ones, that of the lowest validation loss"
 
     metric: str | None  # none: the latest is the best
     score: float = -math.inf
@@ -797,12 +802,22 @@ class _Best:
 
     def offer(self, classifier: Any, epoch: int, scores: dict[str, Any], logits: np.ndarray) -> bool:
         "Keep these weights if they are better; says whether they were"
-        score = epoch if self.metric is None else -scores["loss"] if self.metric == "loss" else scores[self.metric]
-        if not score > self.score:
+        score = self.score_of({**scores, "epoch": epoch})
+        if not (score, -scores["loss"]) > (self.score, -self.scores.get("loss", math.inf)):
             return False
         self.score, self.epoch, self.scores, self.logits = score, epoch, scores, logits
         self.state = {k: v.detach().to("cpu", copy=True) for k, v in classifier.state_dict().items()}
         return True
+
+    def score_of(self, evaluation: dict[str, Any]) -> float:
+        "What an epoch's evaluation counts; more is better"
+        if self.metric is None:
+            return evaluation["epoch"]
+        return -evaluation["loss"] if self.metric == "loss" else evaluation[self.metric]
+
+    def told(self, epochs: int) -> str:
+        "Which weights are kept, of so many epochs"
+        return f"weights of epoch {self.epoch} of {epochs}, the {f'best {self.metric}' if self.metric else 'latest'}"
 
 # %% ../nbs/06_train.ipynb #905787bf
 HARMLESS = (
@@ -834,7 +849,10 @@ def unfinished(
         if is_s3(config.output):  # certified on a machine that was lost before MLflow knew
             _fetched(stored_at(config, run), config.data.endpoint, folder)
         if not (folder / "tracking.json").is_file():
-            raise ConfigError(f"--resume: no run '{run}' in {_shown_output(config)}")
+            there = sorted((f.parent for f in output.glob("*/tracking.json")), key=lambda f: f.stat().st_mtime)
+            names = ", ".join([f.name for f in reversed(there) if not _is_done(f)][:3])
+            more = f"interrupted: {names}" if names else "nothing was interrupted there"
+            raise ConfigError(f"--resume: no run '{run}' in {_shown_output(config)}; {more}")
         if _is_done(folder):
             raise ConfigError(f"--resume: {run} is finished; load_run({run!r}) opens it")
     record = tracking.read_record(folder)
@@ -1019,7 +1037,9 @@ def _check(attempt: _Attempt) -> None:
     _save_checkpoint(attempt)
     attempt.checkpoints.wait()
     where = f"; the checkpoint is on this machine only: {why}" if (why := attempt.checkpoints.problem) else ""
-    raise Preempted(f"stopped at update {p.step} of {p.steps}; {_who_goes_on()} goes on there{where}")
+    job = os.environ.get("GPUML_RUN")  # whether another attempt follows is not known here: it may have been cancelled
+    how = ", with a checkpoint" if job else f"; {_who_goes_on()} goes on there"
+    raise Preempted(f"stopped at update {p.step} of {p.steps}{how}{where}")
 
 
 def _who_goes_on() -> str:
@@ -1359,7 +1379,7 @@ def _save_checkpoint(attempt: _Attempt) -> None:
     state |= {"losses": p.losses, "evaluations": p.evaluations, "notes": p.notes, "data": _data_facts(attempt)}
     updates = attempt.trainer.updates
     state |= {"max_tokens": updates.max_tokens, "packed": updates.packed, "position": updates.position}
-    state["steps"] = p.steps
+    state |= {"steps": p.steps, "epoch": p.epoch}
     state["seconds"] = attempt.seconds + time.monotonic() - attempt.started
     attempt.checkpoints.save(p.step, tensors, json.loads(json.dumps(state)), started)
     attempt.saved = (p.step, len(p.evaluations))
@@ -1444,6 +1464,7 @@ def _recall(attempt: _Attempt) -> None:
         attempt.best.state, attempt.best.logits = _under(tensors, "best."), tensors["best_logits"].numpy()
     attempt.saved = (p.step, len(p.evaluations))
     attempt.trainer.done, attempt.trainer.updates.position = p.step, tuple(state["position"])
+    p.epoch = state.get("epoch", 0.0)  # a checkpoint of before has none
     attempt.trainer.rng = _under(tensors, "") if "rng.cpu" in tensors else None
 
 
@@ -1538,8 +1559,10 @@ def _all_read(attempt: _Attempt) -> None:
 
 def _out_of_patience(attempt: _Attempt) -> bool:
     "Whether the best epoch is too long ago"
-    patience, epoch, best = attempt.config.train.early_stopping, len(attempt.progress.evaluations), attempt.best
-    if patience is None or epoch - best.epoch < patience or epoch >= attempt.config.train.epochs:
+    patience, best, found = attempt.config.train.early_stopping, attempt.best, attempt.progress.evaluations
+    epoch = len(found)
+    first = next((e["epoch"] for e in found if best.score_of(e) == best.score), 0)  # a tie is no better
+    if patience is None or epoch - first < patience or epoch >= attempt.config.train.epochs:
         return False
     attempt.report.note(f"stopped after epoch {epoch}: no better {best.metric} for {patience} epochs")
     return True
@@ -1562,6 +1585,7 @@ def _save(attempt: _Attempt) -> None:
     metrics = {
         **best.scores,
         "epoch": best.epoch,
+        "weights": best.told(len(p.evaluations)),
         "updates": p.step,
         "seconds": round(attempt.seconds, 3),
         "train_loss": float(np.mean(p.losses)),

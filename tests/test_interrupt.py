@@ -137,6 +137,18 @@ def test_several_interruptions(store, undisturbed):
     assert result(finish(store)) == undisturbed
 
 
+def test_a_tie_across_an_interruption(store):
+    "Which of equally good epochs is kept does not depend on attempts; and progress goes on where it was"
+    more = [*OVERRIDES, "train.best_metric=accuracy", "train.learning_rate=1e-6"]  # every epoch is a tie
+    calm = fit(load("dev", [*more, "output=calm"]))
+    with pytest.raises(Preempted):
+        fit(load("dev", more), watch=stop_at(4))
+    epochs = []
+    done = fit(load("dev", more), resume="latest", watch=lambda p: p.phase == "training" and epochs.append(p.epoch))
+    assert len({e["accuracy"] for e in calm.metrics["history"]}) == 1
+    assert result(done) == result(calm) and epochs[0] > 1
+
+
 def train_in_child(folder, resume, started, more=(), environment=()):
     os.environ.update(environment)  # the fork server's is that of the first test
     os.chdir(folder)
@@ -304,6 +316,22 @@ def test_sigterm_while_importing(store):
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 75, said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("library, told", [("pydantic_core", "gpuml: interrupted"), ("libtorch", "nothing was lost")])
+def test_ctrl_c_while_importing(library, told, store):
+    import subprocess
+    import sys
+
+    command = [str(Path(sys.executable).with_name("gpuml")), "train", "dev"]
+    process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while library not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and said.endswith(f"{told}\n") and "Traceback" not in said, said
 
 
 def test_registered_once_and_only_when_certified(store):

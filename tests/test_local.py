@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,53 @@ def test_stopped_and_killed_it_goes_on(shipped, project):
     assert same.run.metrics["train_loss"] == quiet.run.metrics["train_loss"]
 
 
+def test_cancelled_promises_nothing(shipped, project):
+    "What is left of a cancelled job, and that submitting the same does not go on with it"
+    config = load("dev", ["train.epochs=90"])
+    job = c.submit(config, shipped, local=True)
+    until(lambda: "update" in job.status.progress)
+    said = gpuml("cancel", job.run_id, cwd=project)
+    state = job.wait(120)
+    told = rf"cancelled at update \d+ of 270; its checkpoint stays in {job.place}, submitting the same begins anew"
+    assert said.returncode == 0 and re.fullmatch(told, str(state)), state
+    assert list((project / "outputs" / job.run_id / "checkpoints").iterdir())
+    assert "next attempt" not in job.logs() + repr(job) + said.stdout
+    again = c.submit(config, shipped, local=True)
+    assert again.run_id != job.run_id
+    again.cancel()
+    assert re.match("cancelled(;| at update )", str(again.wait(120)))
+
+
+def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
+    "Ctrl-C on a command that follows a job leaves the job alone, and says so"
+    job = c.submit(load("dev", ["train.epochs=300"]), shipped, local=True)
+    until(lambda: "update" in job.status.progress)
+    follow = ["submit", "dev", "train.epochs=300", "--local", "--wait"], ["logs", job.run_id, "--follow"]
+    for words in (*follow, ["wait", job.run_id]):
+        command = [sys.executable, "-u", "-m", "gpuml.cli", *words]
+        process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        assert said == (
+            f"gpuml: {job.run_id} goes on without this command: "
+            f"gpuml logs {job.run_id} --follow, gpuml cancel {job.run_id}\n"
+        )
+        assert process.returncode == 75 and job.status.phase == "running"
+
+
+def test_a_reader_that_leaves(shipped, project):
+    "`gpuml submit … | head -1`: no traceback, and the job is made"
+    for words in (["--dry-run"], []):
+        command = [sys.executable, "-m", "gpuml.cli", "submit", "dev", "train.epochs=90", "--local", *words]
+        process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert (process.wait(60), said) == (128 + signal.SIGPIPE, "")
+    assert len(c.jobs([load("dev")])) == 1
+
+
 def test_it_outlives_who_started_it(shipped, project):
     code = """
 import os
@@ -118,6 +166,16 @@ def test_what_fails_says_why(shipped, project):
     job = c.submit(load("dev", ["train.epochs=1"]), shipped, local=True)
     state = job.wait(300)
     assert (state.phase, state.exit_code) == ("failed", 1) and "ZeroDivisionError" in state.why
+
+
+def test_what_it_shows(shipped, project):
+    "The whole name of the config, and nothing of a cluster"
+    name = "a-very-long-config-name-for-the-german-tickets"
+    (project / "config" / f"{name}.yaml").write_text((project / "config" / "dev.yaml").read_text())
+    job = c.submit(load(name, ["train.epochs=90"]), shipped, local=True)
+    shown = repr(job)
+    assert f" {name}\n" in shown and "gpus" not in shown and "gpuml-dev" not in shown + repr(c.jobs([load(name)]))
+    job.cancel()
 
 
 def test_deadline(shipped):

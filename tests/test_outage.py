@@ -141,12 +141,10 @@ def test_ui_shows_the_projects_runs(project, store):
     api = f"http://127.0.0.1:{port}/api/2.0/mlflow"
     try:
         deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                found = requests.get(f"{api}/experiments/get-by-name?experiment_name=test", timeout=2).json()
-                break
-            except (requests.RequestException, ValueError):
-                time.sleep(0.5)
+        while f"MLflow answers at http://localhost:{port}\n" not in (project / "ui.log").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        found = requests.get(f"{api}/experiments/get-by-name?experiment_name=test", timeout=10).json()
         runs = requests.post(
             f"{api}/runs/search", json={"experiment_ids": [found["experiment"]["experiment_id"]]}, timeout=10
         ).json()
@@ -158,4 +156,3 @@ def test_ui_shows_the_projects_runs(project, store):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, 9)
-    assert f"http://localhost:{port}" in (project / "ui.log").read_text()

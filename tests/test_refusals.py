@@ -5,6 +5,7 @@ contract's, there is no traceback, no run folder, and no MLflow run.
 """
 
 import gzip
+import json
 import os
 import time
 
@@ -12,7 +13,7 @@ import pytest
 
 from gpuml.cli import main
 from gpuml.config import ConfigError
-from tests.conftest import rows
+from tests.conftest import ROOT, free_port, rows
 
 GOOD = "text,label\n" + "".join(f"{t},{label}\n" for t, label in rows())
 
@@ -125,6 +126,12 @@ DATA = {
     "one class only": (data(GOOD.replace("delivery", "billing")), 65, "data/a.csv:2: one class only: every row has the label 'billing'"),
     "too few rows": (data("text,label\na,billing\nb,delivery\n"), 65, "2 rows are too few to split off validation data"),
     "Latin-1": (data((GOOD + "Grüße,billing\n").encode("latin-1")), 65, "data/a.csv:26: not UTF-8; the encoding is likely cp1252"),
+    "Latin-1, one umlaut": (data((GOOD + "käse ist gut,billing\n").encode("latin-1")), 65, 'data/a.csv:26: not UTF-8; the encoding is likely cp1252: read as cp1252 it says "käse ist gut,billing" (iconv -f cp1252 '),
+    "Latin-1, Spanish": (data("text,label\nseñor,billing\nlate,delivery\n".encode("cp1252")), 65, 'the encoding is likely cp1252: read as cp1252 it says "señor,billing"'),
+    "Latin-1, a question": (data("text,label\n¿dónde está “mi” paquete?,billing\nlate,delivery\n".encode("cp1252")), 65, 'read as cp1252 it says "¿dónde está “mi” paquete?,billing"'),
+    "Polish": (data("text,label\nzażółć gęślą jaźń i jeszcze źdźbło trawy,billing\nlate,delivery\n".encode("cp1250")), 65, 'read as cp1250 it says "zażółć gęślą jaźń'),
+    "Russian": (data("text,label\nгде моя посылка и почему счёт выставлен дважды за один месяц,billing\nlate,delivery\n".encode("cp1251")), 65, 'read as cp1251 it says "где моя посылка и почему'),
+    "Chinese": (data("text,label\n我的包裹在哪里,billing\n发票是错的,delivery\n".encode("gb18030")), 65, 'read as gb18030 it says "我的包裹在哪里,billing"'),
     "UTF-16": (data(GOOD.encode("utf-16")), 65, "data/a.csv: the encoding is UTF-16; save it as UTF-8"),
     "NUL byte": (data(GOOD + "hel\0lo,billing\n"), 65, "data/a.csv:26: a NUL byte"),
     "gzip": (data(gzip.compress(GOOD.encode())), 65, "data/a.csv: not CSV: this is gzip-compressed"),
@@ -161,6 +168,12 @@ LINES = {
     "text for a number": (["dev", "train.epochs=three"], 78, 'train.epochs=three: train.epochs: must be a whole number, not "three" (text)'),
     "a section": (["dev", "train=5"], 78, "train=5: train is a section; set one of its keys, such as train.epochs=…"),
     "spaces around the sign": (["dev", "train.epochs", "=", "5"], 78, "an override is written key=value, without spaces"),
+    "key as an option": (["dev", "--epochs", "3"], 78, "unknown option --epochs; known: --resume; write train.epochs=3"),
+    "key as an option, at first": (["--epochs", "3"], 78, "; write train.epochs=3"),
+    "key as an option, with =": (["--batch-size=4"], 78, "write train.batch_size=4"),
+    "no such run": (["--resume", "nope"], 78, "--resume: no run 'nope' in outputs; nothing was interrupted there"),
+    "no such run, with =": (["--resume=nope"], 78, "--resume: no run 'nope' in outputs; nothing was interrupted there"),
+    "no such run, behind all": (["dev", "train.epochs=3", "--resume", "nope"], 78, "--resume: no run 'nope' in outputs"),
     "unknown config": (["dve"], 78, "no config 'dve' in config/; did you mean 'dev'?"),
     "no such file": (["other.yaml"], 78, "other.yaml: no such config file"),
     "several": (["dev", "train.epoch=1", "train.seed=-1"], 78, "train.seed=-1: train.seed: must be at least 0, not -1"),
@@ -257,7 +270,7 @@ def test_line(name, project, capsys):
     refused(project, *LINES[name], capsys)
 
 
-@pytest.mark.parametrize("name", ["unknown key", "several", "unknown config"])
+@pytest.mark.parametrize("name", ["unknown key", "several", "unknown config", "no such run", "no such run, with ="])
 def test_magic_says_the_same(name, project, capsys):
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -277,6 +290,67 @@ def test_magic_says_the_same(name, project, capsys):
 def test_output_not_writable(project, capsys):
     (project / "outputs").mkdir(mode=0o500)
     refused(project, [], 73, "no permission to write", capsys)
+
+
+def test_misspelt_command(capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["trian"])
+    assert e.value.code == 2 and "did you mean train?" in capsys.readouterr().err
+
+
+def test_project_in_a_project(project, capsys):
+    assert main(["init", "mine"]) == 0
+    assert f"gpuml: {project} is a project already; this one inside it is another" in capsys.readouterr().err
+
+
+SUBMISSIONS = {
+    "no kubeconfig": (None, ["--dry-run"], "✗ cluster: no kubeconfig (~/.kube/config, or what KUBECONFIG names); --local runs it on this machine"),
+    "not sent without one": (None, [], "✗ cluster: no kubeconfig (~/.kube/config, or what KUBECONFIG names); --local runs it on this machine"),
+    "no server there": ("https://127.0.0.1:{port}", ["--dry-run"], "✗ cluster: no answer from the cluster at https://127.0.0.1:{port}: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUBMISSIONS)
+def test_submission_without_a_cluster(name, project, capsys, monkeypatch):
+    "One finding among the others: what can be checked without a cluster is"
+    from gpuml import cluster
+
+    server, options, message = SUBMISSIONS[name]
+    port, kubeconfig = free_port(), project / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr(cluster, "PATIENCE", 0.1)
+    if server:
+        at = {"name": "c", "cluster": {"server": server.format(port=port)}}
+        context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+        kubeconfig.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": [at], "contexts": [context], "users": [{"name": "u", "user": {}}]}))  # fmt: skip
+    config_line("train: data", "train: dta")(project)
+    (project / "nbs").mkdir()
+    (project / "nbs" / "train.ipynb").write_text((ROOT / "nbs" / "train.ipynb").read_text())
+    assert main(["submit", "dev", *options]) == 69
+    shown = capsys.readouterr()
+    lines = [line for line in (shown.out + shown.err).splitlines() if line[:2] in ("✓ ", "✗ ", "? ")]
+    assert [line for line in lines if line.startswith("✗ cluster")] == [lines[0]] and ".;" not in lines[0]
+    assert lines[0].startswith(message.format(port=port))
+    assert [line for line in lines if line.startswith("✗ data: data.train: no such file or folder: dta")]
+    assert [line for line in lines if line.startswith("✗ for the cluster: ")]
+    assert not [line for line in lines if "permission" in line]
+
+
+def test_magic_without_a_cluster(project, monkeypatch):
+    "`%submit_prod --dry-run` shows the same findings"
+    from IPython.core.interactiveshell import InteractiveShell
+
+    import gpuml
+
+    monkeypatch.setenv("KUBECONFIG", str(project / "kubeconfig"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    notebook = project / "train.ipynb"
+    notebook.write_text((ROOT / "nbs" / "train.ipynb").read_text())
+    shell = InteractiveShell()
+    gpuml.load_ipython_extension(shell)
+    planned = shell.run_line_magic("submit_prod", f"dev --dry-run --notebook {notebook}")
+    assert "✗ cluster: no kubeconfig" in str(planned) and "✓ data" in str(planned)
 
 
 def test_good_project_is_not_refused(project):

@@ -373,7 +373,7 @@ def weights(project, run="job-1"):
 MOMENTS = [  # in this order: each attempt goes on where the one before was stopped; last, what the record says then
     ("kernel starts", {}, "job-1: n.ipynb on", signal.SIGTERM, "stopped by SIGTERM before", None),
     ("before training", {"PAUSE": "early"}, "cell 4:", signal.SIGINT, "stopped by SIGINT in cell 4", None),
-    ("training", {}, "training, update 0", signal.SIGTERM, r"stopped at update \d+ of 12; the next attempt", "KILLED"),
+    ("training", {}, "training, update 0", signal.SIGTERM, r"stopped at update \d+ of 12, with a checkpoint", "KILLED"),
     ("evaluating", {}, "evaluating, update [369] ", signal.SIGTERM, r"stopped at update \d+ of 12; the next", "KILLED"),
     ("killed", {}, "training, update [3-9]", signal.SIGKILL, "", "RUNNING"),
     ("between cells", {"PAUSE": "after late"}, "cell 6:", None, "stopped by SIGTERM before cell 7; the", "FINISHED"),
@@ -607,7 +607,7 @@ def in_job(monkeypatch):
 
 def test_fit_goes_on_by_itself(in_job, tiny_store, tiny_undisturbed):  # noqa: F811
     in_job()
-    with pytest.raises(Preempted, match=r"stopped at update \d of 9; the next attempt goes on there"):
+    with pytest.raises(Preempted, match=r"stopped at update \d of 9, with a checkpoint"):
         fit(load("dev", OVERRIDES), watch=stop_at(4))
     in_job()
     run = fit(load("dev", OVERRIDES))

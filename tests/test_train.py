@@ -207,9 +207,21 @@ def test_best_epoch_is_kept(store):
     assert abs(-np.log(likely).mean() - best["loss"]) < 1e-4
 
 
+def test_a_tie_keeps_the_lower_loss(store):
+    "Of epochs that are equally good by `best_metric`, the one that is surer; the report says which"
+    run = fit(load("dev", ["train.epochs=6", "train.schedule=constant"]))
+    history = run.metrics["history"]
+    ties = [e for e in history if e["macro_f1"] == max(e["macro_f1"] for e in history)]
+    best = min(ties, key=lambda e: e["loss"])
+    assert len(ties) > 1 and best is not ties[0]  # else this test shows nothing
+    assert run.metrics["epoch"] == best["epoch"] and run.metrics["loss"] == best["loss"]
+    for shown in (repr(run), run._repr_html_()):
+        assert f"weights of epoch {best['epoch']} of 6, the best macro_f1" in shown
+
+
 def test_early_stopping(store):
     run = fit(load("dev", ["train.epochs=50", "train.early_stopping=1", "train.learning_rate=1e-9"]))
-    assert len(run.metrics["history"]) == 2 and run.metrics["epoch"] == 1
+    assert len(run.metrics["history"]) == 2  # a tie is no better, though the surer weights are kept
     assert any("stopped after epoch 2" in note for note in run.metrics["notes"])
     assert json.loads((run.folder / "certificate.json").read_text())["stopped_early"] is True
 

@@ -39,7 +39,7 @@ def test_the_same_tag_submits_once(site, deliver):
 
 
 WRONG = {
-    "not set": ("", "no cluster: "),
+    "not set": ("", "✗ cluster: "),
     "no kubeconfig": ("c2VjcmV0", "kubeconfig is no kubeconfig ("),
     "cut off": ("apiVersion: v1\nclusters: [{name: a", "kubeconfig is no kubeconfig ("),
     "an old key": (None, "does not accept your login"),

@@ -232,6 +232,6 @@ def test_cancelled(site):
     site.cluster.wait(lambda: "update" in job.status.progress, 120)
     assert job.cancel().phase in ("cancelled", "stopping")
     state = job.wait(120)
-    assert state.phase == "cancelled" and "what was saved stays" in state.why
+    assert state.phase == "cancelled" and f"stays in {job.place}, submitting the same begins anew" in state.why
     assert not site.cluster.pods(site.namespace, job.run_id)
     assert c.Storage(site.s3.endpoint).find(f"{job.place}/checkpoints/*/*")
