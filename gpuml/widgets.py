@@ -1135,6 +1135,8 @@ STYLE = """<style>
 .gpuml-panel .widget-hbox > :is(.widget-dropdown, .widget-text) { width: 220px; }
 .gpuml-panel .widget-hbox > :is(.widget-dropdown, .widget-text) > label { width: auto; }
 .gpuml-panel .widget-hbox > .widget-checkbox { margin: 0 8px; }
+.gpuml-panel .widget-hbox > .widget-checkbox > label { display: flex; align-items: center; }
+.gpuml-panel .widget-hbox > .widget-checkbox input { margin: 0 6px 0 0; align-self: center; }
 .gpuml-panel .gpuml-list { flex-wrap: nowrap; align-items: flex-start; }
 .gpuml-field select { height: 28px; }
 .gpuml-panel .widget-tab-contents, .gpuml-panel .lm-TabPanel-stackedPanel { padding: 8px; overflow: visible; }
@@ -1185,7 +1187,7 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 .gpuml-list > .widget-toggle-buttons { flex: none; width: auto; margin: 0; padding-top: 28px; position: sticky; left: 0; z-index: 2;
   background: var(--jp-layout-color1, Canvas); }
 .gpuml-list > .widget-toggle-buttons::before { content: "job"; position: absolute; top: 0; line-height: 28px; left: 12px; color: var(--faint); font-size: 12px; }
-.gpuml-list .widget-toggle-group { display: flex; flex-direction: column; flex-wrap: nowrap; }
+.gpuml-list > .widget-toggle-buttons > div { display: flex; flex-direction: column; flex-wrap: nowrap; }
 .gpuml-list .widget-toggle-button { width: auto; height: 28px; line-height: 28px; margin: 0; padding: 0 12px; text-align: left;
   background: none; color: var(--mark); box-shadow: none; border: 0; border-top: 1px solid var(--line); }
 .gpuml-list .widget-toggle-button.mod-active { background: var(--soft); font-weight: bold; }
