@@ -945,6 +945,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'gpuml.widgets._copyable': ('widgets.html#_copyable', 'gpuml/widgets.py'),
                                'gpuml.widgets._dev': ('widgets.html#_dev', 'gpuml/widgets.py'),
                                'gpuml.widgets._head': ('widgets.html#_head', 'gpuml/widgets.py'),
+                               'gpuml.widgets._one_way': ('widgets.html#_one_way', 'gpuml/widgets.py'),
                                'gpuml.widgets._output_html': ('widgets.html#_output_html', 'gpuml/widgets.py'),
                                'gpuml.widgets._panel_folder': ('widgets.html#_panel_folder', 'gpuml/widgets.py'),
                                'gpuml.widgets._put': ('widgets.html#_put', 'gpuml/widgets.py'),

@@ -1032,7 +1032,8 @@ class Comparison:
 
     def rows(self) -> list[tuple[str, ...]]:
         "Keys in which the runs differ, and what came of it, with the value of each run"
-        configs = [flat(load(folder / "config.yaml")) for folder in self.folders]
+        root = next((config.root for config in load_all()), Path.cwd())
+        configs = [_one_way(load(folder / "config.yaml"), root) for folder in self.folders]
         rows = [(k, *(value_text(c[k]) for c in configs)) for k in fields() if len({repr(c[k]) for c in configs}) > 1]
         found = [_scores(folder) for folder in self.folders]
         for name in ("accuracy", "macro_f1", "loss", "updates", "seconds"):
@@ -1053,6 +1054,18 @@ class Comparison:
         rows = [("", *(f.name for f in self.folders)), *self.rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _one_way(config: Config, root: Path) -> dict[str, Any]:
+    "A run's config, its local paths written one way: relative to the project, or in full"
+
+    def written(path: Path) -> str:
+        return os.path.relpath(path, root) if path.is_relative_to(root) else str(path)
+
+    config._root, data = root, config.data_at(written)
+    paths = {"data.cache": config.data.cache, "output": config.output}
+    paths = {key: text if "://" in text else written(config.path(text)) for key, text in paths.items()}
+    return {**flat(config), "data.train": data.train, "data.validation": data.validation, **paths}
 
 
 def _scores(folder: Path) -> dict[str, Any]:
@@ -1161,7 +1174,8 @@ STYLE = """<style>
 .gpuml-table { border-collapse: collapse; margin: 4px 0; font-size: 12px; }
 :is(.gpuml-panel, .gpuml-static) table.gpuml-table :is(th, td) { text-align: left; padding: 2px 14px 2px 0; color: var(--ink); vertical-align: top;
   overflow-wrap: anywhere; }
-:is(.gpuml-panel, .gpuml-static) table.gpuml-table th { color: var(--faint); font-weight: normal; white-space: nowrap; }
+:is(.gpuml-panel, .gpuml-static) table.gpuml-table th { color: var(--faint); font-weight: normal; max-width: 14em; }
+:is(.gpuml-panel, .gpuml-static) table.gpuml-table :is(th, td):first-child { white-space: nowrap; max-width: none; }
 .gpuml-panel progress, .gpuml-static progress { width: 100%; height: 6px; appearance: none; border: 0; border-radius: 3px;
   overflow: hidden; background: var(--soft); color: var(--mark); }
 .gpuml-panel progress::-webkit-progress-bar { background: var(--soft); }
