@@ -203,13 +203,16 @@ def chart(
     width: int = 300,  # pixels
 ) -> str:
     "Curves over one another as SVG, with their latest values; nothing where there are no points"
-    drawn = {name: points for name, all_ in series.items() if (points := _thin(all_))}
+    coloured = zip(
+        COLOURS * len(series), series.items()
+    )  # also those without points: a colour is the same in all charts
+    drawn = [(colour, name, points) for colour, (name, all_) in coloured if (points := _thin(all_))]
     if not drawn:
         return ""
-    last = max(max(x for x, _ in points) for points in drawn.values())
-    top = high or max(max(y for _, y in points) for points in drawn.values()) or 1.0
+    last = max(x for _, _, points in drawn for x, _ in points)
+    top = high or max(y for _, _, points in drawn for _, y in points) or 1.0
     lines, legend = "", ""
-    for colour, (name, points) in zip(COLOURS * len(drawn), drawn.items()):
+    for colour, name, points in drawn:
         at = [(34 + round(x / max(last, 1) * (width - 40)), 98 - round(min(y / top, 1) * 90)) for x, y in points]
         steps = " ".join(f"{x - u} {y - v}" for (u, v), (x, y) in zip(at, at[1:]))
         spots = "".join(f"M{x} {y}h0" for x, y in at) if len(at) < 6 else ""
@@ -652,14 +655,13 @@ def differences(
     return _table(["differences from dev", "dev", "here"], [(key, value_text(a), value_text(b)) for key, a, b in rows])
 
 
-def _table(head: list[str], rows: list[tuple[str, ...]], label: str = "") -> str:
+def _table(head: list[str], rows: list[tuple[str, ...]], label: str = "", kind: str = "") -> str:
     "Texts as an HTML table"
     names = "".join(f"<th scope='col'>{escape(h)}</th>" for h in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     label = escape(label or head[0])
-    return (
-        f"<table class='gpuml-table' aria-label='{label}'><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    kind = f"gpuml-table {kind}".strip()
+    return f"<table class='{kind}' aria-label='{label}'><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
 
 # %% ../nbs/12_widgets.ipynb #0480398f
 class Beside:
@@ -923,7 +925,9 @@ def job_part(
         return notebook_html(job.notebook())
     if part == "metrics":
         drawn = charts(job.metrics())
-        return f"<div class='gpuml-charts'>{drawn}</div>" if drawn else "<div class='gpuml-note'>no metrics yet</div>"
+        if drawn:
+            return f"<div class='gpuml-charts'>{drawn}</div>"
+        return f"<div class='gpuml-note'>no metrics{'' if job.status.over else ' yet'}</div>"
     lines = str(job.logs()).splitlines()
     cut = f"… {len(lines) - 300:,} lines before these\n" if len(lines) > 300 else ""
     return f"<pre class='gpuml-log' tabindex='0' aria-label='log'>{escape(cut + chr(10).join(lines[-300:]))}</pre>"
@@ -1036,18 +1040,19 @@ class Comparison:
         configs = [_one_way(load(folder / "config.yaml"), root) for folder in self.folders]
         rows = [(k, *(value_text(c[k]) for c in configs)) for k in fields() if len({repr(c[k]) for c in configs}) > 1]
         found = [_scores(folder) for folder in self.folders]
-        for name in ("accuracy", "macro_f1", "loss", "updates", "seconds"):
-            rows.append((name, *(f"{f[name]:,.4g}" if name in f else "" for f in found)))
+        scores = {"accuracy": "accuracy", "macro_f1": "macro-F1", "loss": "validation loss"}
+        for key in (*scores, "updates", "seconds"):
+            rows.append((scores.get(key, key), *(f"{f[key]:,.4g}" if key in f else "" for f in found)))
         return rows
 
     def _repr_html_(self) -> str:
         names, metrics = [f.name for f in self.folders], [Metrics(f / "metrics.jsonl").read() for f in self.folders]
         about = {"loss": "training loss", "validation_loss": "validation loss", "macro_f1": "macro-F1"}
         drawn = "".join(
-            chart(title, {n: m[key] for n, m in zip(names, metrics, strict=True) if key in m})
+            chart(title, {n: m.get(key, []) for n, m in zip(names, metrics, strict=True)})
             for key, title in about.items()
         )
-        table = _table(["", *names], self.rows(), "what differs between the runs")
+        table = _table(["", *names], self.rows(), "what differs between the runs", "gpuml-numbers")
         return f"{table}<div class='gpuml-charts'>{drawn}</div>"
 
     def __repr__(self):
@@ -1102,10 +1107,12 @@ def compare(
 class CompareTab:
     "Choose runs, see them beside each other"
 
+    _CHOOSE = "<div role='status'>choose two runs, or more</div>"
+
     def __init__(self):
         import ipywidgets as w
 
-        self.runs, self.view = w.SelectMultiple(options=[], rows=8, description="runs"), w.HTML()
+        self.runs, self.view = w.SelectMultiple(options=[], rows=8, description="runs"), w.HTML(self._CHOOSE)
         self.runs.add_class("gpuml-runs")
         note = "<div class='gpuml-note'>choose several with Ctrl or Shift; runs whose folders are on this machine</div>"
         self.box = w.VBox([self.runs, w.HTML(note), self.view])
@@ -1124,7 +1131,7 @@ class CompareTab:
 
     def show(self) -> None:
         "The chosen ones"
-        _put(self.view, Comparison([*self.runs.value])._repr_html_() if self.runs.value else "")
+        _put(self.view, Comparison([*self.runs.value])._repr_html_() if len(self.runs.value) > 1 else self._CHOOSE)
 
     def html(self) -> str:
         "The same without widgets"
@@ -1176,6 +1183,7 @@ STYLE = """<style>
   overflow-wrap: anywhere; }
 :is(.gpuml-panel, .gpuml-static) table.gpuml-table th { color: var(--faint); font-weight: normal; max-width: 14em; }
 :is(.gpuml-panel, .gpuml-static) table.gpuml-table :is(th, td):first-child { white-space: nowrap; max-width: none; }
+:is(.gpuml-panel, .gpuml-static) table.gpuml-numbers :is(th, td):not(:first-child) { text-align: right; font-variant-numeric: tabular-nums; }
 .gpuml-panel progress, .gpuml-static progress { width: 100%; height: 6px; appearance: none; border: 0; border-radius: 3px;
   overflow: hidden; background: var(--soft); color: var(--mark); }
 .gpuml-panel progress::-webkit-progress-bar { background: var(--soft); }

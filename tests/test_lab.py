@@ -402,8 +402,10 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     page.get_by_label("runs").select_option(index=[0, 1])
     page.locator(".gpuml-panel svg[aria-label='training loss']").wait_for()
     keys = page.locator("table[aria-label='what differs between the runs'] tbody td:first-child")
+    assert keys.first.evaluate("key => getComputedStyle(key.nextSibling).textAlign") == "right"
     picture(page, "panel-compare.png")
     page.set_viewport_size({"width": 720, "height": 1000})
     picture(page, "panel-compare-narrow.png")
-    assert max(one.bounding_box()["height"] for one in keys.all()) < 30  # one line each
+    key_lines = "keys => keys.map(key => { const text = document.createRange(); text.selectNodeContents(key); return text.getClientRects().length })"
+    assert set(keys.evaluate_all(key_lines)) == {1}
     assert "Traceback" not in page.locator(".gpuml-panel").inner_text()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -261,6 +262,7 @@ def test_cancel_asks_first(with_notebook):
     seen.cancel.click()
     seen.yes.click()
     wait_for(lambda: "gpuml-cancelled" in seen.table.value)
+    assert "no metrics<" in widgets.job_part(seen.job, "metrics")
     seen.hide.click()
     assert seen.opened.children == () and seen.names.value is None
 
@@ -270,6 +272,7 @@ def test_compare_runs(panel, store):
 
     made = [fit(load("dev", [f"train.learning_rate={rate}", "train.epochs=1"])) for rate in ("1e-4", "3e-4")]
     tab = choose(panel, "Compare")
+    assert "choose two" in tab.view.value
     assert [folder.name for _, folder in tab.runs.options] == [run.id for run in reversed(made)]
     tab.runs.value = [run.folder for run in made]
     assert "<td>train.learning_rate</td><td>0.0001</td><td>0.0003</td>" in tab.view.value
@@ -278,8 +281,27 @@ def test_compare_runs(panel, store):
         assert f"aria-label='{title}'" in tab.view.value
     assert tab.view.value.count("class='line'") == 6
     text = repr(widgets.compare(*made))
-    assert "train.learning_rate" in text and made[0].id in text
+    assert "train.learning_rate" in text and made[0].id in text and "macro-F1" in text
     assert widgets.compare(made[0].id).folders == [made[0].folder]
+    tab.runs.value = [made[0].folder]
+    assert "choose two" in tab.view.value and "svg" not in tab.view.value
+
+
+def test_compared_runs_keep_their_colours_and_one_path_is_one(project, store, monkeypatch):
+    "Where a run has no values for a chart, and where a config says ~ for a folder that another spells out"
+    from gpuml.train import fit
+
+    monkeypatch.setenv("HOME", str(project))
+    same = ["train.epochs=1", "data.cache=~/cache"], ["train.epochs=1", f"output={project}/outputs"]
+    made = [fit(load("dev", words)) for words in same]
+    text = repr(widgets.compare(*made))
+    assert "data.cache" not in text and "output" not in text
+    metrics = made[0].folder / "metrics.jsonl"
+    metrics.write_text("".join(f"{line}\n" for line in metrics.read_text().splitlines() if "validation" not in line))
+    shown = widgets.compare(*made)._repr_html_()
+    for title, colours in {"training loss": [0, 1], "validation loss": [1]}.items():
+        svg = re.search(rf"<svg[^>]*aria-label='{title}'.*?</svg>", shown)[0]
+        assert re.findall(r"class='line' fill='none' stroke='([^']*)'", svg) == [widgets.COLOURS[i] for i in colours]
 
 
 def test_five_hundred_jobs(project):
