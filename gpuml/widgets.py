@@ -32,6 +32,7 @@ from gpuml.config import (
     Config,
     ConfigError,
     GpumlError,
+    as_html,
     choices,
     config_names,
     describe,
@@ -46,7 +47,7 @@ from gpuml.config import (
     save_as,
 )
 from .storage import fingerprint, write_json
-from .train import Progress, Run, curve, load_run
+from .train import SAME_LINE, Progress, Run, curve, load_run
 
 # %% ../nbs/12_widgets.ipynb #a984fe8f
 def duration(
@@ -85,7 +86,7 @@ def facts(
         found.append(f"epoch {min(p.epoch, p.epochs):.1f} of {p.epochs}")
     if p.losses:
         recent = p.losses[-10:]
-        found.append(f"loss {sum(recent) / len(recent):.3f}")
+        found.append(f"training loss {sum(recent) / len(recent):.3f}")
     if p.examples_per_second and p.phase in ("training", "evaluating", "predicting"):
         found.append(f"{p.examples_per_second:,.0f} {'examples' if p.epochs else 'rows'}/s")
     if p.seconds_left is not None and p.phase in ("training", "predicting") and p.step < p.steps:
@@ -104,7 +105,7 @@ def progress_html(
         return f"<div>✓ <b>{escape(p.run)}</b> · {escape(' · '.join(words[1:]))}</div>"
     mark = {"stopped": "■ ", "failed": "✗ "}.get(p.phase, "")
     bar = f"<progress value='{p.step}' max='{max(p.steps, 1)}' style='width:440px;max-width:100%' aria-label='updates'></progress>"
-    notes = "".join(f"<div style='opacity:.75'>{escape(n[:160])}</div>" for n in p.notes[-3:])
+    notes = "".join(f"<div style='opacity:.75'>{as_html(n[:160])}</div>" for n in p.notes[-3:])
     return f"<div><div>{mark}<b>{escape(p.run)}</b> · {escape(' · '.join(words))}</div>{bar if p.steps else ''}{curve(p, width=440, height=120)}{notes}</div>"
 
 # %% ../nbs/12_widgets.ipynb #cc41c4bd
@@ -307,6 +308,7 @@ class Training:
     folder: Path  # asked.json, progress.json, process.json, log.txt
     process: subprocess.Popen | None = None  # of this kernel
     metrics: Metrics | None = None
+    asked: bool = False  # to stop
 
     def _read(self, name: str) -> dict[str, Any]:
         with suppress(OSError, ValueError):
@@ -346,6 +348,7 @@ class Training:
 
     def stop(self) -> None:
         "Ask it to save a checkpoint and end"
+        self.asked = True
         if self.alive():
             os.kill(self._read("process.json")["process"][0], signal.SIGTERM)
 
@@ -397,7 +400,7 @@ def _head(progress: Progress) -> str:
     mark = {"done": "✓", "stopped": "■", "failed": "✗"}.get(p.phase, "▶")
     words = " · ".join(facts(p))
     bar = f"<progress value='{p.step}' max='{max(p.steps, 1)}' aria-label='updates'></progress>"
-    notes = "".join(f"<div class='gpuml-note'>{escape(n[:120])}</div>" for n in p.notes[-1:])
+    notes = "".join(f"<div class='gpuml-note'>{as_html(n[:120])}</div>" for n in p.notes[-1:])
     return f"<div role='status'>{mark} <b>{escape(p.run)}</b> · {escape(words)}</div>{bar if p.phase != 'done' else ''}{notes}"
 
 
@@ -414,7 +417,10 @@ def training_html(
 ) -> str:
     "How a training stands, in about 2 kB: head, curves, why it ended; when it is done, the run's report"
     p, metrics = training.progress, training.metrics
-    parts = [_head(p)]
+    error = training.error.replace(SAME_LINE, "Resume")
+    parts = [] if error and p.phase == "starting" else [_head(p)]  # it was refused
+    if training.asked and training.alive():
+        parts.append("<div class='gpuml-note' role='status'>stopping: finishes this update</div>")
     with suppress(GpumlError):  # its config was changed meanwhile
         if p.run and not (metrics and metrics.path.parent.name == p.run):
             metrics = training.metrics = Metrics(_run_folder(training.words, p.run) / "metrics.jsonl")
@@ -424,9 +430,9 @@ def training_html(
             return f"<div role='status'>✓ done</div>{_copyable(line, 'the run in a cell')}{report}"
     if metrics:
         parts.append(f"<div class='gpuml-charts'>{charts(metrics.read())}</div>")
-    if error := training.error:
+    if error:
         kind = "note" if p.phase == "stopped" else "bad"
-        parts.append(f"<div class='gpuml-{kind}' role='alert'>{escape(error)}</div>")
+        parts.append(f"<div class='gpuml-{kind}' role='alert'>{as_html(error)}</div>")
     return "".join(parts)
 
 
@@ -461,7 +467,7 @@ def control(
     import ipywidgets as w
 
     about, optional = describe(key), kind(fields()[key]).endswith("null")
-    label = f"<b>{key.rpartition('.')[2]}</b> <small>{escape(about)}</small>"
+    label = f"<b>{key.rpartition('.')[2]}</b> <small>{as_html(about)}</small>"
     more = {"description": label, "description_allow_html": True, "tooltip": f"{key}: {about}"}
     known, text = choices(key), value_text(value)
     if known == ["true", "false"]:
@@ -564,7 +570,7 @@ def _trying(place: Any, function: Callable[[], Any]) -> Any:
         told = str(e)
     except Exception as e:  # in a thread nobody else would hear of it
         told = f"{type(e).__name__}: {e}"
-    _put(place, f"<div class='gpuml-bad' role='alert'>{escape(told)}</div>")
+    _put(place, f"<div class='gpuml-bad' role='alert'>{as_html(told)}</div>")
     return None
 
 # %% ../nbs/12_widgets.ipynb #efef1fa6
@@ -621,7 +627,7 @@ class Form:
     def html(self) -> str:
         "What is wrong, the line, and what differs from dev"
         wrong = "".join(
-            f"<div class='gpuml-bad' role='alert'>✗ {escape(line)}</div>" for line in self.wrong.splitlines()
+            f"<div class='gpuml-bad' role='alert'>✗ {as_html(line)}</div>" for line in self.wrong.splitlines()
         )
         line = _copyable(magic_line([self.magic, *self.words]), "the same as a line for a cell")
         return wrong + line + (differences(self.config) if self.config else "")
@@ -734,7 +740,7 @@ class TrainTab(FormTab):
         self.box = w.VBox([top, self.view, self.form.view])
         self.start.on_click(lambda _: self.begin([]))
         self.resume.on_click(lambda _: self.begin(["--resume"]))
-        self.stop.on_click(lambda _: self.training.stop())
+        self.stop.on_click(lambda _: self.end())
         _trying(self.view, self.watch)
 
     def begin(self, options: list[str]) -> None:
@@ -742,6 +748,11 @@ class TrainTab(FormTab):
         if started := _trying(self.view, lambda: start_training([*self.form.words, *options])):
             self.training = started
             _trying(self.view, self.watch)
+
+    def end(self) -> None:
+        "Ask it to stop, and say so until it has"
+        self.training.stop()
+        _trying(self.view, self.watch)
 
     def watch(self) -> None:
         "Show the training until it has ended"
@@ -762,18 +773,19 @@ class TrainTab(FormTab):
         "What can be done now"
         alive = bool(self.training and self.training.alive())
         self.start.disabled = self.resume.disabled = alive or self.form.config is None
-        self.stop.disabled = not alive
+        self.stop.disabled = not alive or self.training.asked
 
 # %% ../nbs/12_widgets.ipynb #ba33662e
 def submission_html(
     planned: Any,  # a `Submission`
+    told: str = "",  # what came of it, by default what would
 ) -> str:
     "The checks with ticks and reasons, and what would be sent, to unfold"
     from gpuml.job import yaml
 
     marks = {True: ("✓", "good"), False: ("✗", "bad"), None: ("?", "note")}
     checks = "".join(
-        f"<li class='gpuml-{marks[f.good][1]}'>{marks[f.good][0]} <b>{escape(f.what)}</b> {escape(f.text)}</li>"
+        f"<li class='gpuml-{marks[f.good][1]}'>{marks[f.good][0]} <b>{escape(f.what)}</b> {as_html(f.text)}</li>"
         for f in planned.findings
     )
     folded = {"bundle": str(planned.bundle), "manifest": yaml([planned.manifest])}
@@ -782,16 +794,18 @@ def submission_html(
         for name, text in folded.items()
     )
     good = "nothing keeps it from being submitted" if not planned.findings.bad else "it would not be submitted"
-    return f"<div role='status'>{good}</div><ul class='gpuml-checks'>{checks}</ul>{details}"
+    return f"<div role='status'>{told or good}</div><ul class='gpuml-checks'>{checks}</ul>{details}"
 
 # %% ../nbs/12_widgets.ipynb #71b05526
 class ProductionTab(FormTab):
     "Check what would be sent, and send it"
 
-    def __init__(self, beside: Beside, notebook: Path | None, sent: Callable[[], None] = lambda: None):
+    def __init__(self, beside: Beside, notebook: Path | None, named: bool, sent: Callable[[], None] = lambda: None):
         import ipywidgets as w
 
         self.beside, self.notebook, self.sent = beside, notebook, sent
+        self.shown = os.path.relpath(notebook) if notebook else ""
+        self.named = [f"--notebook={self.shown}"] * named
         self.form, self.view = Form("prod", "job = %submit_prod"), w.HTML()
         self.name = w.Text(description="name", placeholder="made from config and code")
         self.local = w.Checkbox(description="on this machine", indent=False, tooltip="a process here in place of a pod")
@@ -801,20 +815,17 @@ class ProductionTab(FormTab):
         for one in (self.name, self.local):
             one.observe(lambda _: self.options(), "value")
         self.form.changed = self.buttons
+        self.options()
         self.check.on_click(lambda _: self.ask("checking", self.plan))
-        self.submit.on_click(lambda _: self.ask("submitting", self.send))
+        self.submit.on_click(lambda _: self.ask("submitting", lambda: self.plan(send=True)))
         self.buttons()
-        note = (
-            f"submits {self.notebook.name}, as it is saved"
-            if notebook
-            else "which notebook is meant can't be told here"
-        )
+        note = f"submits {self.shown}, as it is saved" if notebook else "which notebook is meant can't be told here"
         _put(self.view, f"<div class='gpuml-note'>{escape(note)}</div>")
 
     def options(self) -> None:
         "Name and place are options of the line"
         name = [f"--name={self.name.value.strip()}"] if self.name.value.strip() else []
-        self.form.options = name + ["--local"] * self.local.value
+        self.form.options = self.named + name + ["--local"] * self.local.value
         self.form.check()
 
     def buttons(self) -> None:
@@ -826,23 +837,19 @@ class ProductionTab(FormTab):
         _put(self.view, f"<div role='status'>{doing} …</div>")
         self.beside.do("submit", lambda: _trying(self.view, function))
 
-    def plan(self) -> None:
-        "What the checks say"
+    def plan(self, send: bool = False) -> None:
+        "What the checks say; and submit it, if nothing is wrong"
         from gpuml import cluster
 
-        config, local = self.form.config, self.local.value
+        config, local, name = self.form.config, self.local.value, self.name.value.strip() or None
         api = None if local else cluster.Api(config.compute.context)
-        name = self.name.value.strip() or None
-        _put(self.view, submission_html(cluster.prepare(config, self.notebook, name, local, _dev(), api)))
-
-    def send(self) -> None:
-        "Submit it, and show the job"
-        from gpuml import cluster
-
-        name, local = self.name.value.strip() or None, self.local.value
-        job = cluster.submit(self.form.config, self.notebook, name, local=local, before=_dev())
+        planned = cluster.prepare(config, self.notebook, name, local, _dev(), api)
+        if not send or planned.findings.bad:
+            _put(self.view, submission_html(planned, "not submitted" if send else ""))
+            return
+        job = cluster.send(planned, name, api=api)
         told = f"<div role='status'>✓ <b>{escape(job.run_id)}</b> is submitted; the tab Jobs follows it</div>"
-        note = f"<div class='gpuml-note'>{escape(job.note)}</div>"
+        note = f"<div class='gpuml-note'>{as_html(job.note)}</div>"
         _put(self.view, f"{told}{note}{_copyable(f'job = %gpu_jobs {job.run_id}', 'the job in a cell')}")
         self.sent()
 
@@ -870,7 +877,7 @@ def jobs_html(
         rows.append(
             f"<tr><th scope='row'>{escape(name)}</th><td class='gpuml-{phase}'>{_MARKS[phase]} {phase}</td>"
             + "".join(f"<td>{c}</td>" for c in cells)
-            + f"<td title='{escape(why)}'>{escape(why)}</td></tr>"
+            + f"<td title='{escape(why)}'>{as_html(why)}</td></tr>"
         )
     names = "".join(f"<th scope='col'>{h}</th>" for h in ("job", *head))
     return f"<table class='gpuml-jobs' aria-label='jobs'><thead><tr>{names}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -1232,13 +1239,13 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 class Panel:
     "Tabs to train, to submit, to follow jobs and to compare runs; `close()` leaves nothing behind"
 
-    def __init__(self, notebook: Path | None = None):
+    def __init__(self, notebook: Path | None = None, named: bool = False):
         import ipywidgets as w
 
         self.beside, self._kept, self.tabs = Beside(), None, {}
         self._make = {
             "Train": lambda: TrainTab(self.beside, self.keep),
-            "Production": lambda: ProductionTab(self.beside, notebook, self.keep),
+            "Production": lambda: ProductionTab(self.beside, notebook, named, self.keep),
             "Jobs": lambda: JobsTab(self.beside),
             "Compare": CompareTab,
         }
@@ -1300,10 +1307,11 @@ _open: list[Panel] = []  # of this kernel: opening another one closes it, as run
 
 
 def panel(
-    notebook: str | Path | None = None,  # the one that is submitted; by default the one that the kernel belongs to
+    notebook: str | Path | None = None,  # the one that is submitted
+    named: bool = False,  # whether its line has to name it: it is another one than that of the kernel
 ) -> Panel:
     "Train, submit, follow jobs and compare runs by mouse"
     while _open:
         _open.pop().close()
-    _open.append(Panel(Path(notebook) if notebook else None))
+    _open.append(Panel(Path(notebook) if notebook else None, named))
     return _open[-1]

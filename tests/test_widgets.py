@@ -81,6 +81,7 @@ def test_every_field_has_an_input_with_the_configs_words(panel):
     form = panel.tabs["Train"].form
     for key, info in fields().items():
         one = show(form, key.split(".")[0])[key]
+        assert "`" not in one.description
         assert info.description.split("`")[0] in describe(key) and describe(key) in one.tooltip
         assert widgets.parse_override(f"{key}={widgets.typed(one)}")[1] == form.fields.values[key], key
     assert form.wrong == "" and form.words == ["dev"]
@@ -125,6 +126,26 @@ def test_save_as_keeps_comments(panel, project):
     assert "is no name for a config" in form.saved.value and not (project / "x.yaml").exists()
 
 
+def test_backticks_are_code_in_html_and_stay_in_text(panel, project):
+    from gpuml.cluster import JobList, LocalJob, State
+    from gpuml.train import Progress
+
+    said = "`gpuml sync` sends what is missing < later"
+    shown = "<code>gpuml sync</code> sends what is missing &lt; later"
+    about = {"priority": "gpuml-dev", "gpus": "1", "owner": "me"}
+    listed = JobList([(LocalJob("dev-1", "", None, about), State("pending", said))])
+    for html in (
+        widgets.progress_html(Progress("dev-1", notes=[said])),
+        widgets.jobs_html(listed),
+        listed._repr_html_(),
+    ):
+        assert shown in html
+    assert said in repr(listed)
+    (project / "config" / "dev.yaml").write_text("- a\n")
+    panel.tabs["Train"].form.pick()
+    assert "such as <code>train:</code>" in panel.tabs["Train"].form.said.value
+
+
 def test_a_broken_config_says_why(panel, project):
     (project / "config" / "dev.yaml").write_text("train:\n  epoch: 3\n")
     panel.tabs["Train"].form.pick()
@@ -145,11 +166,21 @@ def test_train_stop_and_resume(panel, store):
     time.sleep(2)
     seconds = time.monotonic() - before
     assert 0 < len(updates) / seconds <= 4 and max(updates) <= 2000
+    assert "training loss" in tab.view.value
     tab.stop.click()
+    assert "stopping: finishes this update" in tab.view.value and tab.stop.disabled
     wait_for(lambda: "stopped at update" in tab.view.value and not tab.start.disabled)
+    assert "Resume goes on there" in tab.view.value and "the same line" not in tab.view.value
+    assert "stopping" not in tab.view.value
     (run,) = runs_in(store)
     assert run.info.status == "KILLED"
     stopped = tab.training.progress.step
+    show(tab.form, "train")["train.epochs"].value = 300
+    tab.resume.click()
+    wait_for(lambda: "was started with another config" in tab.view.value)
+    assert "starting" not in tab.view.value and "<progress" not in tab.view.value
+    wait_for(lambda: not tab.resume.disabled)
+    show(tab.form, "train")["train.epochs"].value = 400
     tab.resume.click()
     wait_for(lambda: tab.training.progress.step > stopped)
     assert tab.training.words[-1] == "--resume"
@@ -164,6 +195,7 @@ def test_a_finished_training_shows_the_run_and_another_panel_finds_it(panel, sto
     tab = panel.tabs["Train"]
     tab.start.click()
     wait_for(lambda: "confusion matrix" in tab.view.value)
+    assert "validation loss" in tab.view.value
     name = tab.training.progress.run
     assert f"load_run(&#x27;{name}&#x27;)" in tab.view.value
     assert load_run(name).metrics["updates"] == tab.training.progress.steps
@@ -230,6 +262,24 @@ def test_production_checks_submits_and_jobs_follow(with_notebook):
     assert "spring" in static and "succeeded" in static
 
 
+def test_another_notebook_submits_the_projects(project, store, monkeypatch):
+    "As `gpuml submit` does; and the line says so too"
+    from gpuml import magics
+
+    (project / "nbs").mkdir()
+    (project / "config" / "prod.yaml").write_text((project / "config" / "dev.yaml").read_text())
+    shutil.copy(ROOT / "nbs" / "train.ipynb", project / "nbs")
+    (project / "scratch.ipynb").write_text(
+        json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    monkeypatch.setenv("JPY_SESSION_NAME", str(project / "scratch.ipynb"))
+    made = magics.panel()
+    tab = choose(made, "Production")
+    assert "submits nbs/train.ipynb" in tab.view.value
+    assert tab.form.words == ["prod", "--notebook=nbs/train.ipynb"] and not tab.submit.disabled
+    made.close()
+
+
 def test_what_is_wrong_is_said_before_anything_is_sent(with_notebook, project):
     tab = choose(with_notebook, "Production")
     tab.local.value = True
@@ -239,6 +289,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(with_notebook, project):
     assert "it would not be submitted" in tab.view.value and "data/a.csv:2" in tab.view.value
     tab.submit.click()
     wait_for(lambda: "not submitted" in tab.view.value)
+    assert "<li class='gpuml-good'>✓" in tab.view.value and "<li class='gpuml-bad'>✗" in tab.view.value
     assert not jobs(load_all())
     tab.local.value = False
     tab.check.click()
