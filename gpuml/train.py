@@ -401,14 +401,33 @@ class Predictions:
         return "\n".join(f"{label}  {p:.3f}  {text[:70]!r}" for text, (label, p) in zip(self.texts, self, strict=True))
 
     def _repr_html_(self):
-        head = "".join(f"<th>{escape(c)}</th>" for c in self.classes)
+        few = len(self.classes) <= 8
+        names = ["label", *self.classes] if few else ["label", "the five most likely"]
+        head = "".join(f"<th style='{_NARROW}'>{escape(name)}</th>" for name in names)
         rows = "".join(
-            f"<tr><td style='text-align:left'>{escape(text[:120])}</td><td style='text-align:left'><b>{escape(label)}</b></td>"
-            + "".join(f"<td>{p:.3f}</td>" for p in probabilities)
+            f"<tr>{_text_cell(text)}<td style='text-align:left;{_NARROW}'><b>{escape(label)}</b></td>"
+            + ("".join(f"<td>{p:.3f}</td>" for p in probabilities) if few else self._likely_cell(probabilities))
             + "</tr>"
             for text, label, probabilities in zip(self.texts, self.labels, self.probabilities, strict=True)
         )
-        return f"<table><thead><tr><th style='text-align:left'>text</th><th>label</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return (
+            f"<table><thead><tr><th style='text-align:left'>text</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+    def _likely_cell(self, probabilities: np.ndarray) -> str:
+        "The five most likely labels"
+        best = np.argsort(-probabilities, kind="stable")[:5]
+        told = ", ".join(f"{self.classes[i]} {probabilities[i]:.3f}" for i in best)
+        return f"<td style='text-align:left;overflow-wrap:anywhere'>{escape(told)}</td>"
+
+
+_NARROW = "max-width:8em;overflow-wrap:anywhere"  # of labels, which may be long words
+
+
+def _text_cell(text: str) -> str:
+    "A text's cell: 200 characters, the whole where the mouse rests"
+    whole, cut = (f" title='{escape(text)}'", text[:199] + "…") if len(text) > 200 else ("", text)
+    return f"<td style='text-align:left;min-width:18em;overflow-wrap:anywhere'{whole}>{escape(cut)}</td>"
 
 
 class Mistakes(list):
@@ -425,8 +444,8 @@ class Mistakes(list):
 
     def _repr_html_(self):
         rows = "".join(
-            f"<tr><td style='text-align:left'>{escape(r['text'][:160])}</td><td style='text-align:left'>{escape(r['label'])}</td>"
-            f"<td style='text-align:left'><b>{escape(r['predicted'])}</b></td><td>{float(r['probability']):.3f}</td>"
+            f"<tr>{_text_cell(r['text'])}<td style='text-align:left;{_NARROW}'>{escape(r['label'])}</td>"
+            f"<td style='text-align:left;{_NARROW}'><b>{escape(r['predicted'])}</b></td><td>{float(r['probability']):.3f}</td>"
             f"<td style='text-align:left'>{escape(r['file'])}:{r['line']}</td></tr>"
             for r in self
         )
