@@ -1152,7 +1152,8 @@ STYLE = """<style>
 .gpuml-panel, .gpuml-static { --ink: var(--jp-ui-font-color1, CanvasText); --faint: var(--jp-ui-font-color2, GrayText);
   --line: var(--jp-border-color2, #8886); --bad: var(--jp-error-color1, #c62828); --mark: var(--jp-brand-color1, #1976d2);
   --soft: var(--jp-layout-color2, #8882); color: var(--ink); font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); }
-.gpuml-panel { border: 1px solid var(--line); border-radius: 4px; padding: 4px; max-width: 1000px; }
+.gpuml-panel { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath fill='%23888' d='M5.2 5.9 9 9.7l3.8-3.8 1.2 1.2-5 5-5-5z'/%3E%3C/svg%3E");
+  border: 1px solid var(--line); border-radius: 4px; padding: 4px; max-width: 1000px; }
 .gpuml-panel .widget-html-content { line-height: 1.45; }
 .gpuml-panel .widget-vbox > .widget-html { width: auto; align-self: stretch; }
 .gpuml-panel .widget-html, .gpuml-panel .widget-html-content { height: auto; overflow: visible; }
@@ -1190,7 +1191,7 @@ STYLE = """<style>
   overflow-wrap: anywhere; }
 :is(.gpuml-panel, .gpuml-static) table.gpuml-table th { color: var(--faint); font-weight: normal; max-width: 14em; }
 :is(.gpuml-panel, .gpuml-static) table.gpuml-table :is(th, td):first-child { white-space: nowrap; max-width: none; }
-:is(.gpuml-panel, .gpuml-static) table.gpuml-numbers :is(th, td):not(:first-child) { text-align: right; font-variant-numeric: tabular-nums; }
+:is(.gpuml-panel, .gpuml-static) table.gpuml-numbers :is(th, td):not(:first-child) { text-align: right; min-width: 6em; font-variant-numeric: tabular-nums; }
 .gpuml-panel progress, .gpuml-static progress { width: 100%; height: 6px; appearance: none; border: 0; border-radius: 3px;
   overflow: hidden; background: var(--soft); color: var(--mark); }
 .gpuml-panel progress::-webkit-progress-bar { background: var(--soft); }

@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import requests
+from PIL import Image
 
 from tests.conftest import OFFLINE, ROOT, free_port, runs_in
 
@@ -382,6 +384,9 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     picture(page, "panel-production.png")
     theme(page, "JupyterLab Dark")
     picture(page, "panel-production-dark.png")
+    select = Image.open(BytesIO(page.locator(".gpuml-panel select:visible").first.screenshot())).convert("L")
+    darkest, brightest = select.crop((select.width - 20, 6, select.width - 4, select.height - 6)).getextrema()
+    assert brightest - darkest > 60  # the arrow is seen
     submit(page, "spring")
     name = page.locator(".gpuml-list button", has_text="spring")
     name.wait_for(timeout=30_000)
