@@ -403,7 +403,8 @@ class Predictions:
     def _repr_html_(self):
         few = len(self.classes) <= 8
         names = ["label", *self.classes] if few else ["label", "the five most likely"]
-        head = "".join(f"<th style='{_NARROW}'>{escape(name)}</th>" for name in names)
+        left = "" if few else "text-align:left;"
+        head = "".join(f"<th style='{left}{_NARROW}'>{escape(name)}</th>" for name in names)
         rows = "".join(
             f"<tr>{_text_cell(text)}<td style='text-align:left;{_NARROW}'><b>{escape(label)}</b></td>"
             + ("".join(f"<td>{p:.3f}</td>" for p in probabilities) if few else self._likely_cell(probabilities))
@@ -417,11 +418,11 @@ class Predictions:
     def _likely_cell(self, probabilities: np.ndarray) -> str:
         "The five most likely labels"
         best = np.argsort(-probabilities, kind="stable")[:5]
-        told = ", ".join(f"{self.classes[i]} {probabilities[i]:.3f}" for i in best)
-        return f"<td style='text-align:left;overflow-wrap:anywhere'>{escape(told)}</td>"
+        told = "<br>".join(f"{probabilities[i]:.3f} {escape(self.classes[i])}" for i in best)
+        return f"<td style='text-align:left;min-width:14em;overflow-wrap:anywhere'>{told}</td>"
 
 
-_NARROW = "max-width:8em;overflow-wrap:anywhere"  # of labels, which may be long words
+_NARROW = "min-width:6em;max-width:8em;overflow-wrap:anywhere"  # of labels, which may be long words
 
 
 def _text_cell(text: str) -> str:

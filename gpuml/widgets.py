@@ -419,7 +419,7 @@ def training_html(
     p, metrics = training.progress, training.metrics
     error = training.error.replace(SAME_LINE, "Resume")
     parts = [] if error and p.phase == "starting" else [_head(p)]  # it was refused
-    if training.asked and training.alive():
+    if training.asked and not error:
         parts.append("<div class='gpuml-note' role='status'>stopping: finishes this update</div>")
     with suppress(GpumlError):  # its config was changed meanwhile
         if p.run and not (metrics and metrics.path.parent.name == p.run):

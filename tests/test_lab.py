@@ -274,6 +274,7 @@ def theme(page, name):
     page.wait_for_function(
         "dark => (document.body.dataset.jpThemeLight === 'false') === dark", arg=name == "JupyterLab Dark"
     )
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
 
 
 def test_panel_trains_stops_resumes_and_is_found_again(page, server, lab_project):
