@@ -65,7 +65,7 @@ def _print_run(run: Any) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     console.print(
-        f"accuracy {m['accuracy']:.3f}   macro-F1 {m['macro_f1']:.3f}   loss {m['loss']:.3f}   {m['updates']:,} updates in {m['seconds']:.0f} s"
+        f"accuracy {m['accuracy']:.3f}   macro-F1 {m['macro_f1']:.3f}   validation loss {m['loss']:.3f}   {m['updates']:,} updates in {m['seconds']:.0f} s"
     )
     weights = f"weights  {m['weights'].removeprefix('weights ')}\n" if "weights" in m else ""
     console.print(f"{weights}model    {run.place}/model\nMLflow   {run.url}", markup=False)

@@ -7,7 +7,7 @@ __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'WATCH_SECONDS', 'Ans
            'IdleMark', 'idle_mark', 'clock', 'explain', 'cancelled', 'count_of', 'free_gpus', 'Job', 'Text',
            'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob',
            'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner', 'Submission',
-           'prepare', 'packed_name', 'data_here', 'submit', 'local_job', 'JobList', 'jobs', 'find']
+           'prepare', 'packed_name', 'data_here', 'submit', 'send', 'local_job', 'JobList', 'jobs', 'find']
 
 # %% ../nbs/10_cluster.ipynb #bf0bfad2
 import codecs
@@ -31,7 +31,17 @@ from typing import Any
 from urllib.parse import urlencode
 
 from . import bundle, job, notebook
-from .config import ClusterError, Config, ConfigError, DataError, GpumlError, NotebookError, OutputError, Preempted
+from gpuml.config import (
+    ClusterError,
+    Config,
+    ConfigError,
+    DataError,
+    GpumlError,
+    NotebookError,
+    OutputError,
+    Preempted,
+    as_html,
+)
 from .job import CONTAINER, FINAL, PREFIX
 from .storage import Storage, is_s3, write_json
 
@@ -629,7 +639,7 @@ class Job:
     def _repr_html_(self):
         (_, head), *rows = self._rows()
         cells = "".join(
-            f"<tr><td style='text-align:left;opacity:.7'>{escape(n)}</td><td style='text-align:left'>{escape(v)}</td></tr>"
+            f"<tr><td style='text-align:left;opacity:.7'>{escape(n)}</td><td style='text-align:left'>{as_html(v)}</td></tr>"
             for n, v in rows
         )
         return f"<div><b>{escape(head)}</b><table>{cells}</table></div>"
@@ -1486,11 +1496,18 @@ def submit(
     before: Config | None = None,  # the config that one develops with
 ) -> Job:
     "Check, store the bundle, make the Job once; raises `GpumlError` with everything that is wrong"
-    planned = prepare(config, path, name, local, before)
+    return send(prepare(config, path, name, local, before), name, again)
+
+
+def send(
+    planned: Submission,
+    name: str | None = None,  # of the run
+    again: bool = False,
+) -> Job:
+    "The same with what was prepared"
     if planned.findings.bad:
         raise GpumlError(f"not submitted\n{planned.findings}", planned.findings.bad[0].exit_code)
-    send = _send_local if local else _send
-    return send(planned, again, name, planned.api)
+    return (_send_local if planned.local else _send)(planned, again, name, planned.api)
 
 # %% ../nbs/10_cluster.ipynb #45e5aa48
 def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:
@@ -1690,7 +1707,7 @@ class JobList(list):
     def _repr_html_(self):
         head = "".join(f"<th style='text-align:left'>{c}</th>" for c in self.columns)
         body = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{escape(c)}</td>" for c in row) + "</tr>"
+            "<tr>" + "".join(f"<td style='text-align:left'>{as_html(c)}</td>" for c in row) + "</tr>"
             for row in self.rows()
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Paths', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'Quantity', 'LongName', 'GpumlError', 'ConfigError',
            'DataError', 'ModelError', 'OutputError', 'NotebookError', 'ClusterError', 'TrainError', 'Preempted',
-           'Section', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig', 'ComputeConfig', 'Config', 'fields',
-           'kind', 'choices', 'describe', 'help_text', 'parse_override', 'find_config', 'config_names', 'load',
-           'load_all', 'parse_words', 'key_like', 'to_yaml', 'flat', 'Diff', 'diff', 'save_as', 'json_schema']
+           'as_html', 'Section', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig', 'ComputeConfig',
+           'Config', 'fields', 'kind', 'choices', 'describe', 'help_text', 'parse_override', 'find_config',
+           'config_names', 'load', 'load_all', 'parse_words', 'key_like', 'to_yaml', 'flat', 'Diff', 'diff', 'save_as',
+           'json_schema']
 
 # %% ../nbs/00_config.ipynb #de26c660
 import json
@@ -15,6 +16,7 @@ import re
 import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -81,6 +83,13 @@ class Preempted(GpumlError):
     "Training was stopped before its end"
 
     exit_code = 75
+
+# %% ../nbs/00_config.ipynb #53602721
+def as_html(
+    message: str,
+) -> str:
+    "A message as HTML, what stands in backticks as code"
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(message))
 
 # %% ../nbs/00_config.ipynb #66563c29
 class Section(BaseModel):

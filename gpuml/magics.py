@@ -289,7 +289,8 @@ def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
 
 # %% ../nbs/13_magics.ipynb #77ee716f
 def panel(
-    notebook: str | None = None,  # the one that is submitted; by default the one that the kernel belongs to
+    notebook: str
+    | None = None,  # the one that is submitted; by default the kernel's own, or the project's nbs/train.ipynb
     shell: Any = None,  # IPython's; by default the running one
 ) -> Any:
     "Train, submit, follow jobs and compare runs by mouse"
@@ -301,7 +302,20 @@ def panel(
     shell, path = shell or get_ipython(), notebook
     with suppress(NotebookError):  # without one, all but submitting works
         path = this_notebook(shell.user_ns if shell else {}, notebook)
-    return widgets.panel(path)
+    shipped = None if notebook else _shipped(path)
+    return widgets.panel(shipped or path, bool(notebook or shipped))
+
+
+def _shipped(path: Path | None) -> Path | None:
+    "The project's nbs/train.ipynb, as `gpuml submit` takes it, where the notebook here can't be submitted"
+    from gpuml import notebook
+    from gpuml.config import NotebookError, load_all
+
+    with suppress(NotebookError):
+        if path and not notebook.problems(path):
+            return None
+    found = [config.root / "nbs" / "train.ipynb" for config in load_all()[:1]]
+    return next((file for file in found if file.is_file()), None)
 
 # %% ../nbs/13_magics.ipynb #255deb42
 NOTICES = "GPUML_NOTICES"  # in a cluster's JupyterLab: the folder with what `gpuml idle` says of it

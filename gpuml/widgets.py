@@ -32,6 +32,7 @@ from gpuml.config import (
     Config,
     ConfigError,
     GpumlError,
+    as_html,
     choices,
     config_names,
     describe,
@@ -46,7 +47,7 @@ from gpuml.config import (
     save_as,
 )
 from .storage import fingerprint, write_json
-from .train import Progress, Run, curve, load_run
+from .train import SAME_LINE, Progress, Run, curve, load_run
 
 # %% ../nbs/12_widgets.ipynb #a984fe8f
 def duration(
@@ -85,7 +86,7 @@ def facts(
         found.append(f"epoch {min(p.epoch, p.epochs):.1f} of {p.epochs}")
     if p.losses:
         recent = p.losses[-10:]
-        found.append(f"loss {sum(recent) / len(recent):.3f}")
+        found.append(f"training loss {sum(recent) / len(recent):.3f}")
     if p.examples_per_second and p.phase in ("training", "evaluating", "predicting"):
         found.append(f"{p.examples_per_second:,.0f} {'examples' if p.epochs else 'rows'}/s")
     if p.seconds_left is not None and p.phase in ("training", "predicting") and p.step < p.steps:
@@ -104,7 +105,7 @@ def progress_html(
         return f"<div>✓ <b>{escape(p.run)}</b> · {escape(' · '.join(words[1:]))}</div>"
     mark = {"stopped": "■ ", "failed": "✗ "}.get(p.phase, "")
     bar = f"<progress value='{p.step}' max='{max(p.steps, 1)}' style='width:440px;max-width:100%' aria-label='updates'></progress>"
-    notes = "".join(f"<div style='opacity:.75'>{escape(n[:160])}</div>" for n in p.notes[-3:])
+    notes = "".join(f"<div style='opacity:.75'>{as_html(n[:160])}</div>" for n in p.notes[-3:])
     return f"<div><div>{mark}<b>{escape(p.run)}</b> · {escape(' · '.join(words))}</div>{bar if p.steps else ''}{curve(p, width=440, height=120)}{notes}</div>"
 
 # %% ../nbs/12_widgets.ipynb #cc41c4bd
@@ -203,13 +204,16 @@ def chart(
     width: int = 300,  # pixels
 ) -> str:
     "Curves over one another as SVG, with their latest values; nothing where there are no points"
-    drawn = {name: points for name, all_ in series.items() if (points := _thin(all_))}
+    coloured = zip(
+        COLOURS * len(series), series.items()
+    )  # also those without points: a colour is the same in all charts
+    drawn = [(colour, name, points) for colour, (name, all_) in coloured if (points := _thin(all_))]
     if not drawn:
         return ""
-    last = max(max(x for x, _ in points) for points in drawn.values())
-    top = high or max(max(y for _, y in points) for points in drawn.values()) or 1.0
+    last = max(x for _, _, points in drawn for x, _ in points)
+    top = high or max(y for _, _, points in drawn for _, y in points) or 1.0
     lines, legend = "", ""
-    for colour, (name, points) in zip(COLOURS * len(drawn), drawn.items()):
+    for colour, name, points in drawn:
         at = [(34 + round(x / max(last, 1) * (width - 40)), 98 - round(min(y / top, 1) * 90)) for x, y in points]
         steps = " ".join(f"{x - u} {y - v}" for (u, v), (x, y) in zip(at, at[1:]))
         spots = "".join(f"M{x} {y}h0" for x, y in at) if len(at) < 6 else ""
@@ -304,6 +308,7 @@ class Training:
     folder: Path  # asked.json, progress.json, process.json, log.txt
     process: subprocess.Popen | None = None  # of this kernel
     metrics: Metrics | None = None
+    asked: bool = False  # to stop
 
     def _read(self, name: str) -> dict[str, Any]:
         with suppress(OSError, ValueError):
@@ -343,6 +348,7 @@ class Training:
 
     def stop(self) -> None:
         "Ask it to save a checkpoint and end"
+        self.asked = True
         if self.alive():
             os.kill(self._read("process.json")["process"][0], signal.SIGTERM)
 
@@ -394,7 +400,7 @@ def _head(progress: Progress) -> str:
     mark = {"done": "✓", "stopped": "■", "failed": "✗"}.get(p.phase, "▶")
     words = " · ".join(facts(p))
     bar = f"<progress value='{p.step}' max='{max(p.steps, 1)}' aria-label='updates'></progress>"
-    notes = "".join(f"<div class='gpuml-note'>{escape(n[:120])}</div>" for n in p.notes[-1:])
+    notes = "".join(f"<div class='gpuml-note'>{as_html(n[:120])}</div>" for n in p.notes[-1:])
     return f"<div role='status'>{mark} <b>{escape(p.run)}</b> · {escape(words)}</div>{bar if p.phase != 'done' else ''}{notes}"
 
 
@@ -411,7 +417,10 @@ def training_html(
 ) -> str:
     "How a training stands, in about 2 kB: head, curves, why it ended; when it is done, the run's report"
     p, metrics = training.progress, training.metrics
-    parts = [_head(p)]
+    error = training.error.replace(SAME_LINE, "Resume")
+    parts = [] if error and p.phase == "starting" else [_head(p)]  # it was refused
+    if training.asked and not error:
+        parts.append("<div class='gpuml-note' role='status'>stopping: finishes this update</div>")
     with suppress(GpumlError):  # its config was changed meanwhile
         if p.run and not (metrics and metrics.path.parent.name == p.run):
             metrics = training.metrics = Metrics(_run_folder(training.words, p.run) / "metrics.jsonl")
@@ -421,9 +430,9 @@ def training_html(
             return f"<div role='status'>✓ done</div>{_copyable(line, 'the run in a cell')}{report}"
     if metrics:
         parts.append(f"<div class='gpuml-charts'>{charts(metrics.read())}</div>")
-    if error := training.error:
+    if error:
         kind = "note" if p.phase == "stopped" else "bad"
-        parts.append(f"<div class='gpuml-{kind}' role='alert'>{escape(error)}</div>")
+        parts.append(f"<div class='gpuml-{kind}' role='alert'>{as_html(error)}</div>")
     return "".join(parts)
 
 
@@ -458,7 +467,7 @@ def control(
     import ipywidgets as w
 
     about, optional = describe(key), kind(fields()[key]).endswith("null")
-    label = f"<b>{key.rpartition('.')[2]}</b> <small>{escape(about)}</small>"
+    label = f"<b>{key.rpartition('.')[2]}</b> <small>{as_html(about)}</small>"
     more = {"description": label, "description_allow_html": True, "tooltip": f"{key}: {about}"}
     known, text = choices(key), value_text(value)
     if known == ["true", "false"]:
@@ -561,7 +570,7 @@ def _trying(place: Any, function: Callable[[], Any]) -> Any:
         told = str(e)
     except Exception as e:  # in a thread nobody else would hear of it
         told = f"{type(e).__name__}: {e}"
-    _put(place, f"<div class='gpuml-bad' role='alert'>{escape(told)}</div>")
+    _put(place, f"<div class='gpuml-bad' role='alert'>{as_html(told)}</div>")
     return None
 
 # %% ../nbs/12_widgets.ipynb #efef1fa6
@@ -618,7 +627,7 @@ class Form:
     def html(self) -> str:
         "What is wrong, the line, and what differs from dev"
         wrong = "".join(
-            f"<div class='gpuml-bad' role='alert'>✗ {escape(line)}</div>" for line in self.wrong.splitlines()
+            f"<div class='gpuml-bad' role='alert'>✗ {as_html(line)}</div>" for line in self.wrong.splitlines()
         )
         line = _copyable(magic_line([self.magic, *self.words]), "the same as a line for a cell")
         return wrong + line + (differences(self.config) if self.config else "")
@@ -652,14 +661,13 @@ def differences(
     return _table(["differences from dev", "dev", "here"], [(key, value_text(a), value_text(b)) for key, a, b in rows])
 
 
-def _table(head: list[str], rows: list[tuple[str, ...]], label: str = "") -> str:
+def _table(head: list[str], rows: list[tuple[str, ...]], label: str = "", kind: str = "") -> str:
     "Texts as an HTML table"
     names = "".join(f"<th scope='col'>{escape(h)}</th>" for h in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     label = escape(label or head[0])
-    return (
-        f"<table class='gpuml-table' aria-label='{label}'><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    kind = f"gpuml-table {kind}".strip()
+    return f"<table class='{kind}' aria-label='{label}'><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
 
 # %% ../nbs/12_widgets.ipynb #0480398f
 class Beside:
@@ -732,7 +740,7 @@ class TrainTab(FormTab):
         self.box = w.VBox([top, self.view, self.form.view])
         self.start.on_click(lambda _: self.begin([]))
         self.resume.on_click(lambda _: self.begin(["--resume"]))
-        self.stop.on_click(lambda _: self.training.stop())
+        self.stop.on_click(lambda _: self.end())
         _trying(self.view, self.watch)
 
     def begin(self, options: list[str]) -> None:
@@ -740,6 +748,11 @@ class TrainTab(FormTab):
         if started := _trying(self.view, lambda: start_training([*self.form.words, *options])):
             self.training = started
             _trying(self.view, self.watch)
+
+    def end(self) -> None:
+        "Ask it to stop, and say so until it has"
+        self.training.stop()
+        _trying(self.view, self.watch)
 
     def watch(self) -> None:
         "Show the training until it has ended"
@@ -760,18 +773,19 @@ class TrainTab(FormTab):
         "What can be done now"
         alive = bool(self.training and self.training.alive())
         self.start.disabled = self.resume.disabled = alive or self.form.config is None
-        self.stop.disabled = not alive
+        self.stop.disabled = not alive or self.training.asked
 
 # %% ../nbs/12_widgets.ipynb #ba33662e
 def submission_html(
     planned: Any,  # a `Submission`
+    told: str = "",  # what came of it, by default what would
 ) -> str:
     "The checks with ticks and reasons, and what would be sent, to unfold"
     from gpuml.job import yaml
 
     marks = {True: ("✓", "good"), False: ("✗", "bad"), None: ("?", "note")}
     checks = "".join(
-        f"<li class='gpuml-{marks[f.good][1]}'>{marks[f.good][0]} <b>{escape(f.what)}</b> {escape(f.text)}</li>"
+        f"<li class='gpuml-{marks[f.good][1]}'>{marks[f.good][0]} <b>{escape(f.what)}</b> {as_html(f.text)}</li>"
         for f in planned.findings
     )
     folded = {"bundle": str(planned.bundle), "manifest": yaml([planned.manifest])}
@@ -780,16 +794,18 @@ def submission_html(
         for name, text in folded.items()
     )
     good = "nothing keeps it from being submitted" if not planned.findings.bad else "it would not be submitted"
-    return f"<div role='status'>{good}</div><ul class='gpuml-checks'>{checks}</ul>{details}"
+    return f"<div role='status'>{told or good}</div><ul class='gpuml-checks'>{checks}</ul>{details}"
 
 # %% ../nbs/12_widgets.ipynb #71b05526
 class ProductionTab(FormTab):
     "Check what would be sent, and send it"
 
-    def __init__(self, beside: Beside, notebook: Path | None, sent: Callable[[], None] = lambda: None):
+    def __init__(self, beside: Beside, notebook: Path | None, named: bool, sent: Callable[[], None] = lambda: None):
         import ipywidgets as w
 
         self.beside, self.notebook, self.sent = beside, notebook, sent
+        self.shown = os.path.relpath(notebook) if notebook else ""
+        self.named = [f"--notebook={self.shown}"] * named
         self.form, self.view = Form("prod", "job = %submit_prod"), w.HTML()
         self.name = w.Text(description="name", placeholder="made from config and code")
         self.local = w.Checkbox(description="on this machine", indent=False, tooltip="a process here in place of a pod")
@@ -799,20 +815,17 @@ class ProductionTab(FormTab):
         for one in (self.name, self.local):
             one.observe(lambda _: self.options(), "value")
         self.form.changed = self.buttons
+        self.options()
         self.check.on_click(lambda _: self.ask("checking", self.plan))
-        self.submit.on_click(lambda _: self.ask("submitting", self.send))
+        self.submit.on_click(lambda _: self.ask("submitting", lambda: self.plan(send=True)))
         self.buttons()
-        note = (
-            f"submits {self.notebook.name}, as it is saved"
-            if notebook
-            else "which notebook is meant can't be told here"
-        )
+        note = f"submits {self.shown}, as it is saved" if notebook else "which notebook is meant can't be told here"
         _put(self.view, f"<div class='gpuml-note'>{escape(note)}</div>")
 
     def options(self) -> None:
         "Name and place are options of the line"
         name = [f"--name={self.name.value.strip()}"] if self.name.value.strip() else []
-        self.form.options = name + ["--local"] * self.local.value
+        self.form.options = self.named + name + ["--local"] * self.local.value
         self.form.check()
 
     def buttons(self) -> None:
@@ -824,23 +837,18 @@ class ProductionTab(FormTab):
         _put(self.view, f"<div role='status'>{doing} …</div>")
         self.beside.do("submit", lambda: _trying(self.view, function))
 
-    def plan(self) -> None:
-        "What the checks say"
+    def plan(self, send: bool = False) -> None:
+        "What the checks say; and submit it, if nothing is wrong"
         from gpuml import cluster
 
-        config, local = self.form.config, self.local.value
-        api = None if local else cluster.Api(config.compute.context)
-        name = self.name.value.strip() or None
-        _put(self.view, submission_html(cluster.prepare(config, self.notebook, name, local, _dev(), api)))
-
-    def send(self) -> None:
-        "Submit it, and show the job"
-        from gpuml import cluster
-
-        name, local = self.name.value.strip() or None, self.local.value
-        job = cluster.submit(self.form.config, self.notebook, name, local=local, before=_dev())
+        config, local, name = self.form.config, self.local.value, self.name.value.strip() or None
+        planned = cluster.prepare(config, self.notebook, name, local, _dev())
+        if not send or planned.findings.bad:
+            _put(self.view, submission_html(planned, "not submitted" if send else ""))
+            return
+        job = cluster.send(planned, name)
         told = f"<div role='status'>✓ <b>{escape(job.run_id)}</b> is submitted; the tab Jobs follows it</div>"
-        note = f"<div class='gpuml-note'>{escape(job.note)}</div>"
+        note = f"<div class='gpuml-note'>{as_html(job.note)}</div>"
         _put(self.view, f"{told}{note}{_copyable(f'job = %gpu_jobs {job.run_id}', 'the job in a cell')}")
         self.sent()
 
@@ -868,7 +876,7 @@ def jobs_html(
         rows.append(
             f"<tr><th scope='row'>{escape(name)}</th><td class='gpuml-{phase}'>{_MARKS[phase]} {phase}</td>"
             + "".join(f"<td>{c}</td>" for c in cells)
-            + f"<td title='{escape(why)}'>{escape(why)}</td></tr>"
+            + f"<td title='{escape(why)}'>{as_html(why)}</td></tr>"
         )
     names = "".join(f"<th scope='col'>{h}</th>" for h in ("job", *head))
     return f"<table class='gpuml-jobs' aria-label='jobs'><thead><tr>{names}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -923,7 +931,9 @@ def job_part(
         return notebook_html(job.notebook())
     if part == "metrics":
         drawn = charts(job.metrics())
-        return f"<div class='gpuml-charts'>{drawn}</div>" if drawn else "<div class='gpuml-note'>no metrics yet</div>"
+        if drawn:
+            return f"<div class='gpuml-charts'>{drawn}</div>"
+        return f"<div class='gpuml-note'>no metrics{'' if job.status.over else ' yet'}</div>"
     lines = str(job.logs()).splitlines()
     cut = f"… {len(lines) - 300:,} lines before these\n" if len(lines) > 300 else ""
     return f"<pre class='gpuml-log' tabindex='0' aria-label='log'>{escape(cut + chr(10).join(lines[-300:]))}</pre>"
@@ -1032,27 +1042,41 @@ class Comparison:
 
     def rows(self) -> list[tuple[str, ...]]:
         "Keys in which the runs differ, and what came of it, with the value of each run"
-        configs = [flat(load(folder / "config.yaml")) for folder in self.folders]
+        root = next((config.root for config in load_all()), Path.cwd())
+        configs = [_one_way(load(folder / "config.yaml"), root) for folder in self.folders]
         rows = [(k, *(value_text(c[k]) for c in configs)) for k in fields() if len({repr(c[k]) for c in configs}) > 1]
         found = [_scores(folder) for folder in self.folders]
-        for name in ("accuracy", "macro_f1", "loss", "updates", "seconds"):
-            rows.append((name, *(f"{f[name]:,.4g}" if name in f else "" for f in found)))
+        scores = {"accuracy": "accuracy", "macro_f1": "macro-F1", "loss": "validation loss"}
+        for key in (*scores, "updates", "seconds"):
+            rows.append((scores.get(key, key), *(f"{f[key]:,.4g}" if key in f else "" for f in found)))
         return rows
 
     def _repr_html_(self) -> str:
         names, metrics = [f.name for f in self.folders], [Metrics(f / "metrics.jsonl").read() for f in self.folders]
         about = {"loss": "training loss", "validation_loss": "validation loss", "macro_f1": "macro-F1"}
         drawn = "".join(
-            chart(title, {n: m[key] for n, m in zip(names, metrics, strict=True) if key in m})
+            chart(title, {n: m.get(key, []) for n, m in zip(names, metrics, strict=True)})
             for key, title in about.items()
         )
-        table = _table(["", *names], self.rows(), "what differs between the runs")
+        table = _table(["", *names], self.rows(), "what differs between the runs", "gpuml-numbers")
         return f"{table}<div class='gpuml-charts'>{drawn}</div>"
 
     def __repr__(self):
         rows = [("", *(f.name for f in self.folders)), *self.rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _one_way(config: Config, root: Path) -> dict[str, Any]:
+    "A run's config, its local paths written one way: relative to the project, or in full"
+
+    def written(path: Path) -> str:
+        return os.path.relpath(path, root) if path.is_relative_to(root) else str(path)
+
+    config._root, data = root, config.data_at(written)
+    paths = {"data.cache": config.data.cache, "output": config.output}
+    paths = {key: text if "://" in text else written(config.path(text)) for key, text in paths.items()}
+    return {**flat(config), "data.train": data.train, "data.validation": data.validation, **paths}
 
 
 def _scores(folder: Path) -> dict[str, Any]:
@@ -1089,10 +1113,12 @@ def compare(
 class CompareTab:
     "Choose runs, see them beside each other"
 
+    _CHOOSE = "<div role='status'>choose two runs, or more</div>"
+
     def __init__(self):
         import ipywidgets as w
 
-        self.runs, self.view = w.SelectMultiple(options=[], rows=8, description="runs"), w.HTML()
+        self.runs, self.view = w.SelectMultiple(options=[], rows=8, description="runs"), w.HTML(self._CHOOSE)
         self.runs.add_class("gpuml-runs")
         note = "<div class='gpuml-note'>choose several with Ctrl or Shift; runs whose folders are on this machine</div>"
         self.box = w.VBox([self.runs, w.HTML(note), self.view])
@@ -1111,7 +1137,7 @@ class CompareTab:
 
     def show(self) -> None:
         "The chosen ones"
-        _put(self.view, Comparison([*self.runs.value])._repr_html_() if self.runs.value else "")
+        _put(self.view, Comparison([*self.runs.value])._repr_html_() if len(self.runs.value) > 1 else self._CHOOSE)
 
     def html(self) -> str:
         "The same without widgets"
@@ -1125,7 +1151,8 @@ STYLE = """<style>
 .gpuml-panel, .gpuml-static { --ink: var(--jp-ui-font-color1, CanvasText); --faint: var(--jp-ui-font-color2, GrayText);
   --line: var(--jp-border-color2, #8886); --bad: var(--jp-error-color1, #c62828); --mark: var(--jp-brand-color1, #1976d2);
   --soft: var(--jp-layout-color2, #8882); color: var(--ink); font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); }
-.gpuml-panel { border: 1px solid var(--line); border-radius: 4px; padding: 4px; max-width: 1000px; }
+.gpuml-panel { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath fill='%23888' d='M5.2 5.9 9 9.7l3.8-3.8 1.2 1.2-5 5-5-5z'/%3E%3C/svg%3E");
+  border: 1px solid var(--line); border-radius: 4px; padding: 4px; max-width: 1000px; }
 .gpuml-panel .widget-html-content { line-height: 1.45; }
 .gpuml-panel .widget-vbox > .widget-html { width: auto; align-self: stretch; }
 .gpuml-panel .widget-html, .gpuml-panel .widget-html-content { height: auto; overflow: visible; }
@@ -1135,6 +1162,8 @@ STYLE = """<style>
 .gpuml-panel .widget-hbox > :is(.widget-dropdown, .widget-text) { width: 220px; }
 .gpuml-panel .widget-hbox > :is(.widget-dropdown, .widget-text) > label { width: auto; }
 .gpuml-panel .widget-hbox > .widget-checkbox { margin: 0 8px; }
+.gpuml-panel .widget-hbox > .widget-checkbox > label { display: flex; align-items: center; }
+.gpuml-panel .widget-hbox > .widget-checkbox input { margin: 0 6px 0 0; align-self: center; }
 .gpuml-panel .gpuml-list { flex-wrap: nowrap; align-items: flex-start; }
 .gpuml-field select { height: 28px; }
 .gpuml-panel .widget-tab-contents, .gpuml-panel .lm-TabPanel-stackedPanel { padding: 8px; overflow: visible; }
@@ -1159,7 +1188,9 @@ STYLE = """<style>
 .gpuml-table { border-collapse: collapse; margin: 4px 0; font-size: 12px; }
 :is(.gpuml-panel, .gpuml-static) table.gpuml-table :is(th, td) { text-align: left; padding: 2px 14px 2px 0; color: var(--ink); vertical-align: top;
   overflow-wrap: anywhere; }
-:is(.gpuml-panel, .gpuml-static) table.gpuml-table th { color: var(--faint); font-weight: normal; white-space: nowrap; }
+:is(.gpuml-panel, .gpuml-static) table.gpuml-table th { color: var(--faint); font-weight: normal; max-width: 14em; }
+:is(.gpuml-panel, .gpuml-static) table.gpuml-table :is(th, td):first-child { white-space: nowrap; max-width: none; }
+:is(.gpuml-panel, .gpuml-static) table.gpuml-numbers :is(th, td):not(:first-child) { text-align: right; min-width: 6em; font-variant-numeric: tabular-nums; }
 .gpuml-panel progress, .gpuml-static progress { width: 100%; height: 6px; appearance: none; border: 0; border-radius: 3px;
   overflow: hidden; background: var(--soft); color: var(--mark); }
 .gpuml-panel progress::-webkit-progress-bar { background: var(--soft); }
@@ -1185,7 +1216,7 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 .gpuml-list > .widget-toggle-buttons { flex: none; width: auto; margin: 0; padding-top: 28px; position: sticky; left: 0; z-index: 2;
   background: var(--jp-layout-color1, Canvas); }
 .gpuml-list > .widget-toggle-buttons::before { content: "job"; position: absolute; top: 0; line-height: 28px; left: 12px; color: var(--faint); font-size: 12px; }
-.gpuml-list .widget-toggle-group { display: flex; flex-direction: column; flex-wrap: nowrap; }
+.gpuml-list > .widget-toggle-buttons > div { display: flex; flex-direction: column; flex-wrap: nowrap; }
 .gpuml-list .widget-toggle-button { width: auto; height: 28px; line-height: 28px; margin: 0; padding: 0 12px; text-align: left;
   background: none; color: var(--mark); box-shadow: none; border: 0; border-top: 1px solid var(--line); }
 .gpuml-list .widget-toggle-button.mod-active { background: var(--soft); font-weight: bold; }
@@ -1208,13 +1239,13 @@ table.gpuml-table tr, table.gpuml-jobs tr { background: none; border: 0; }
 class Panel:
     "Tabs to train, to submit, to follow jobs and to compare runs; `close()` leaves nothing behind"
 
-    def __init__(self, notebook: Path | None = None):
+    def __init__(self, notebook: Path | None = None, named: bool = False):
         import ipywidgets as w
 
         self.beside, self._kept, self.tabs = Beside(), None, {}
         self._make = {
             "Train": lambda: TrainTab(self.beside, self.keep),
-            "Production": lambda: ProductionTab(self.beside, notebook, self.keep),
+            "Production": lambda: ProductionTab(self.beside, notebook, named, self.keep),
             "Jobs": lambda: JobsTab(self.beside),
             "Compare": CompareTab,
         }
@@ -1276,10 +1307,11 @@ _open: list[Panel] = []  # of this kernel: opening another one closes it, as run
 
 
 def panel(
-    notebook: str | Path | None = None,  # the one that is submitted; by default the one that the kernel belongs to
+    notebook: str | Path | None = None,  # the one that is submitted
+    named: bool = False,  # whether its line has to name it: it is another one than that of the kernel
 ) -> Panel:
     "Train, submit, follow jobs and compare runs by mouse"
     while _open:
         _open.pop().close()
-    _open.append(Panel(Path(notebook) if notebook else None))
+    _open.append(Panel(Path(notebook) if notebook else None, named))
     return _open[-1]

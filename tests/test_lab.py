@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import requests
+from PIL import Image
 
 from tests.conftest import OFFLINE, ROOT, free_port, runs_in
 
@@ -242,6 +244,17 @@ def open_panel(page, server, place):
     return path
 
 
+def tops(page, selector):
+    "Where elements begin, from the page's top"
+    return [one.bounding_box()["y"] for one in page.locator(selector).all()]
+
+
+def middle(locator):
+    "The middle of an element, from the page's top"
+    box = locator.bounding_box()
+    return box["y"] + box["height"] / 2
+
+
 def submit(page, name):
     "Submit what the tab Production describes, and go where the job is followed"
     page.get_by_role("button", name="Submit", exact=True).click()
@@ -249,9 +262,9 @@ def submit(page, name):
     page.get_by_role("tab", name="Jobs").click()
 
 
-def see_notebook(page):
-    "Wait for the end of the job that is open, and look at its executed notebook"
-    page.locator(".gpuml-jobs .gpuml-succeeded").wait_for(timeout=300_000)
+def see_notebook(page, name):
+    "Wait for the end of the job, which is open, and look at its executed notebook"
+    page.locator(".gpuml-jobs tr", has_text=name).locator(".gpuml-succeeded").wait_for(timeout=300_000)
     page.locator(".gpuml-panel").get_by_role("button", name="notebook", exact=True).click()
     page.frame_locator(".gpuml-notebook").get_by_text("Train a text classifier").wait_for(timeout=30_000)
 
@@ -261,6 +274,7 @@ def theme(page, name):
     page.wait_for_function(
         "dark => (document.body.dataset.jpThemeLight === 'false') === dark", arg=name == "JupyterLab Dark"
     )
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
 
 
 def test_panel_trains_stops_resumes_and_is_found_again(page, server, lab_project):
@@ -333,8 +347,15 @@ def saved_without_a_kernel(page, server, path):
     picture(page, "panel-saved.png")
 
 
+LONG = "a-job-of-last-winter-with-a-name-as-long-as-allowed"
+
+
 def test_panel_submits_and_follows_jobs(page, server, lab_project):
     (lab_project / "config" / "prod.yaml").write_text((lab_project / "config" / "dev.yaml").read_text())
+    (lab_project / "nbs").mkdir()
+    shutil.copy(ROOT / "nbs" / "train.ipynb", lab_project / "nbs")
+    words = ["submit", "prod", "train.epochs=3", f"--name={LONG}", "--local", "--wait"]
+    earlier = subprocess.Popen([sys.executable, "-m", "gpuml.cli", *words], cwd=lab_project, stdout=subprocess.PIPE)
     path = lab_project / "panel.ipynb"
     cells = json.loads((ROOT / "nbs" / "train.ipynb").read_text())
     more = json.loads(notebook("%gpuml"))["cells"][0]
@@ -354,6 +375,8 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     page.locator(".gpuml-panel").scroll_into_view_if_needed()
     page.get_by_role("tab", name="Production").click()
     page.get_by_label("on this machine").check()
+    place = page.locator(".gpuml-panel .widget-checkbox:visible", has_text="on this machine")
+    assert abs(middle(place.locator("input")) - middle(place.locator("span"))) < 1.5
     field(page, "epochs").fill("40")
     page.get_by_label("name", exact=True).fill("spring")
     page.get_by_role("button", name="Check", exact=True).click()
@@ -362,20 +385,33 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     picture(page, "panel-production.png")
     theme(page, "JupyterLab Dark")
     picture(page, "panel-production-dark.png")
+    select = Image.open(BytesIO(page.locator(".gpuml-panel select:visible").first.screenshot())).convert("L")
+    darkest, brightest = select.crop((select.width - 20, 6, select.width - 4, select.height - 6)).getextrema()
+    assert brightest - darkest > 60  # the arrow is seen
     submit(page, "spring")
     name = page.locator(".gpuml-list button", has_text="spring")
     name.wait_for(timeout=30_000)
-    page.locator(".gpuml-jobs progress").wait_for(timeout=120_000)
+    page.locator(".gpuml-jobs tr", has_text="spring").locator("progress").wait_for(timeout=120_000)
     name.focus()
     page.keyboard.press("Enter")
     page.locator(".gpuml-log", has_text="spring").wait_for(timeout=60_000)
     picture(page, "panel-jobs-dark.png")
     theme(page, "JupyterLab Light")
+    page.locator(".gpuml-list button", has_text=LONG).wait_for()
+    buttons, lines = tops(page, ".gpuml-list button"), tops(page, ".gpuml-jobs tbody tr")
+    assert len(buttons) == len(lines) == 2 and max(abs(a - b) for a, b in zip(buttons, lines)) < 2
     picture(page, "panel-jobs.png")
-    see_notebook(page)
+    see_notebook(page, "spring")
     picture(page, "panel-notebook.png")
+    assert earlier.wait(120) == 0
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_label("runs").select_option(index=0)
+    page.get_by_label("runs").select_option(index=[0, 1])
     page.locator(".gpuml-panel svg[aria-label='training loss']").wait_for()
+    keys = page.locator("table[aria-label='what differs between the runs'] tbody td:first-child")
+    assert keys.first.evaluate("key => getComputedStyle(key.nextSibling).textAlign") == "right"
     picture(page, "panel-compare.png")
+    page.set_viewport_size({"width": 720, "height": 1000})
+    picture(page, "panel-compare-narrow.png")
+    key_lines = "keys => keys.map(key => { const text = document.createRange(); text.selectNodeContents(key); return text.getClientRects().length })"
+    assert set(keys.evaluate_all(key_lines)) == {1}
     assert "Traceback" not in page.locator(".gpuml-panel").inner_text()

@@ -195,6 +195,27 @@ def test_what_a_run_leaves(store):
     assert "<b></td>" not in run.predict(["<b>"])._repr_html_()  # a text is shown, not rendered
 
 
+def test_many_labels_and_long_texts_leave_a_table_readable():
+    import numpy as np
+
+    from gpuml.train import Mistakes, Predictions
+
+    text, few, many = (
+        "a long text " * 40,
+        ["a", "a-label-of-many-words-and-no-spaces"],
+        [f"label {i}" for i in range(20)],
+    )
+    shown = Predictions([text], np.array([[0.75, 0.25]]), few)._repr_html_()
+    assert f"title='{text}'" in shown and f">{text[:199]}…<" in shown and "min-width:18em" in shown
+    assert shown.count("max-width:8em;overflow-wrap:anywhere") == 4  # three heads, and the label
+    probabilities = np.arange(20)[None] / 190
+    shown = Predictions(["short"], probabilities, many)._repr_html_()
+    assert "title=" not in shown and "0.100 label 19<br>0.095 label 18<br>" in shown and "label 14" not in shown
+    wrong = dict(text=text, label=few[1], predicted="a", probability="0.9", file="a.csv", line="2")
+    shown = Mistakes([wrong])._repr_html_()
+    assert f"title='{text}'" in shown and "min-width:18em" in shown and "overflow-wrap:anywhere" in shown
+
+
 def test_best_epoch_is_kept(store):
     "A learning rate that ruins the model late: the epoch with the best loss is the one that was saved"
     run = fit(load("dev", ["train.epochs=4", "train.best_metric=loss", "train.schedule=constant"]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -80,6 +81,7 @@ def test_every_field_has_an_input_with_the_configs_words(panel):
     form = panel.tabs["Train"].form
     for key, info in fields().items():
         one = show(form, key.split(".")[0])[key]
+        assert "`" not in one.description
         assert info.description.split("`")[0] in describe(key) and describe(key) in one.tooltip
         assert widgets.parse_override(f"{key}={widgets.typed(one)}")[1] == form.fields.values[key], key
     assert form.wrong == "" and form.words == ["dev"]
@@ -124,6 +126,26 @@ def test_save_as_keeps_comments(panel, project):
     assert "is no name for a config" in form.saved.value and not (project / "x.yaml").exists()
 
 
+def test_backticks_are_code_in_html_and_stay_in_text(panel, project):
+    from gpuml.cluster import JobList, LocalJob, State
+    from gpuml.train import Progress
+
+    said = "`gpuml sync` sends what is missing < later"
+    shown = "<code>gpuml sync</code> sends what is missing &lt; later"
+    about = {"priority": "gpuml-dev", "gpus": "1", "owner": "me"}
+    listed = JobList([(LocalJob("dev-1", "", None, about), State("pending", said))])
+    for html in (
+        widgets.progress_html(Progress("dev-1", notes=[said])),
+        widgets.jobs_html(listed),
+        listed._repr_html_(),
+    ):
+        assert shown in html
+    assert said in repr(listed)
+    (project / "config" / "dev.yaml").write_text("- a\n")
+    panel.tabs["Train"].form.pick()
+    assert "such as <code>train:</code>" in panel.tabs["Train"].form.said.value
+
+
 def test_a_broken_config_says_why(panel, project):
     (project / "config" / "dev.yaml").write_text("train:\n  epoch: 3\n")
     panel.tabs["Train"].form.pick()
@@ -144,11 +166,21 @@ def test_train_stop_and_resume(panel, store):
     time.sleep(2)
     seconds = time.monotonic() - before
     assert 0 < len(updates) / seconds <= 4 and max(updates) <= 2000
+    assert "training loss" in tab.view.value
     tab.stop.click()
+    assert "stopping: finishes this update" in tab.view.value and tab.stop.disabled
     wait_for(lambda: "stopped at update" in tab.view.value and not tab.start.disabled)
+    assert "Resume goes on there" in tab.view.value and "the same line" not in tab.view.value
+    assert "stopping" not in tab.view.value
     (run,) = runs_in(store)
     assert run.info.status == "KILLED"
     stopped = tab.training.progress.step
+    show(tab.form, "train")["train.epochs"].value = 300
+    tab.resume.click()
+    wait_for(lambda: "was started with another config" in tab.view.value)
+    assert "starting" not in tab.view.value and "<progress" not in tab.view.value
+    wait_for(lambda: not tab.resume.disabled)
+    show(tab.form, "train")["train.epochs"].value = 400
     tab.resume.click()
     wait_for(lambda: tab.training.progress.step > stopped)
     assert tab.training.words[-1] == "--resume"
@@ -163,6 +195,7 @@ def test_a_finished_training_shows_the_run_and_another_panel_finds_it(panel, sto
     tab = panel.tabs["Train"]
     tab.start.click()
     wait_for(lambda: "confusion matrix" in tab.view.value)
+    assert "validation loss" in tab.view.value
     name = tab.training.progress.run
     assert f"load_run(&#x27;{name}&#x27;)" in tab.view.value
     assert load_run(name).metrics["updates"] == tab.training.progress.steps
@@ -229,6 +262,24 @@ def test_production_checks_submits_and_jobs_follow(with_notebook):
     assert "spring" in static and "succeeded" in static
 
 
+def test_another_notebook_submits_the_projects(project, store, monkeypatch):
+    "As `gpuml submit` does; and the line says so too"
+    from gpuml import magics
+
+    (project / "nbs").mkdir()
+    (project / "config" / "prod.yaml").write_text((project / "config" / "dev.yaml").read_text())
+    shutil.copy(ROOT / "nbs" / "train.ipynb", project / "nbs")
+    (project / "scratch.ipynb").write_text(
+        json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
+    monkeypatch.setenv("JPY_SESSION_NAME", str(project / "scratch.ipynb"))
+    made = magics.panel()
+    tab = choose(made, "Production")
+    assert "submits nbs/train.ipynb" in tab.view.value
+    assert tab.form.words == ["prod", "--notebook=nbs/train.ipynb"] and not tab.submit.disabled
+    made.close()
+
+
 def test_what_is_wrong_is_said_before_anything_is_sent(with_notebook, project):
     tab = choose(with_notebook, "Production")
     tab.local.value = True
@@ -238,6 +289,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(with_notebook, project):
     assert "it would not be submitted" in tab.view.value and "data/a.csv:2" in tab.view.value
     tab.submit.click()
     wait_for(lambda: "not submitted" in tab.view.value)
+    assert "<li class='gpuml-good'>✓" in tab.view.value and "<li class='gpuml-bad'>✗" in tab.view.value
     assert not jobs(load_all())
     tab.local.value = False
     tab.check.click()
@@ -261,6 +313,7 @@ def test_cancel_asks_first(with_notebook):
     seen.cancel.click()
     seen.yes.click()
     wait_for(lambda: "gpuml-cancelled" in seen.table.value)
+    assert "no metrics<" in widgets.job_part(seen.job, "metrics")
     seen.hide.click()
     assert seen.opened.children == () and seen.names.value is None
 
@@ -270,6 +323,7 @@ def test_compare_runs(panel, store):
 
     made = [fit(load("dev", [f"train.learning_rate={rate}", "train.epochs=1"])) for rate in ("1e-4", "3e-4")]
     tab = choose(panel, "Compare")
+    assert "choose two" in tab.view.value
     assert [folder.name for _, folder in tab.runs.options] == [run.id for run in reversed(made)]
     tab.runs.value = [run.folder for run in made]
     assert "<td>train.learning_rate</td><td>0.0001</td><td>0.0003</td>" in tab.view.value
@@ -278,8 +332,27 @@ def test_compare_runs(panel, store):
         assert f"aria-label='{title}'" in tab.view.value
     assert tab.view.value.count("class='line'") == 6
     text = repr(widgets.compare(*made))
-    assert "train.learning_rate" in text and made[0].id in text
+    assert "train.learning_rate" in text and made[0].id in text and "macro-F1" in text
     assert widgets.compare(made[0].id).folders == [made[0].folder]
+    tab.runs.value = [made[0].folder]
+    assert "choose two" in tab.view.value and "svg" not in tab.view.value
+
+
+def test_compared_runs_keep_their_colours_and_one_path_is_one(project, store, monkeypatch):
+    "Where a run has no values for a chart, and where a config says ~ for a folder that another spells out"
+    from gpuml.train import fit
+
+    monkeypatch.setenv("HOME", str(project))
+    same = ["train.epochs=1", "data.cache=~/cache"], ["train.epochs=1", f"output={project}/outputs"]
+    made = [fit(load("dev", words)) for words in same]
+    text = repr(widgets.compare(*made))
+    assert "data.cache" not in text and "output" not in text
+    metrics = made[0].folder / "metrics.jsonl"
+    metrics.write_text("".join(f"{line}\n" for line in metrics.read_text().splitlines() if "validation" not in line))
+    shown = widgets.compare(*made)._repr_html_()
+    for title, colours in {"training loss": [0, 1], "validation loss": [1]}.items():
+        svg = re.search(rf"<svg[^>]*aria-label='{title}'.*?</svg>", shown)[0]
+        assert re.findall(r"class='line' fill='none' stroke='([^']*)'", svg) == [widgets.COLOURS[i] for i in colours]
 
 
 def test_five_hundred_jobs(project):

@@ -53,6 +53,6 @@ def test_a_job_from_the_mouse(page, server, site):  # noqa: F811
     picture(page, "panel-pending.png")
     cluster.admin.delete("jobs", namespace, "holder", propagationPolicy="Background")
     page.locator(".gpuml-jobs .gpuml-running").wait_for(timeout=120_000)
-    see_notebook(page)
+    see_notebook(page, "spring")
     theme(page, "JupyterLab Dark")
     picture(page, "panel-notebook-dark.png")
