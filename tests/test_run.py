@@ -374,10 +374,10 @@ MOMENTS = [  # in this order: each attempt goes on where the one before was stop
     ("kernel starts", {}, "job-1: n.ipynb on", signal.SIGTERM, "stopped by SIGTERM before", None),
     ("before training", {"PAUSE": "early"}, "cell 4:", signal.SIGINT, "stopped by SIGINT in cell 4", None),
     ("training", {}, "training, update 0", signal.SIGTERM, r"stopped at update \d+ of 12, with a checkpoint", "KILLED"),
-    ("evaluating", {}, "evaluating, update [369] ", signal.SIGTERM, r"stopped at update \d+ of 12; the next", "KILLED"),
+    ("evaluating", {}, "evaluating, update [369] ", signal.SIGTERM, r"stopped at update \d+ of 12, with", "KILLED"),
     ("killed", {}, "training, update [3-9]", signal.SIGKILL, "", "RUNNING"),
-    ("between cells", {"PAUSE": "after late"}, "cell 6:", None, "stopped by SIGTERM before cell 7; the", "FINISHED"),
-    ("last cell", {"PAUSE": "last"}, "cell 7:", signal.SIGTERM, "stopped by SIGTERM in cell 7; the next", "FINISHED"),
+    ("between cells", {"PAUSE": "after late"}, "cell 6:", None, "stopped by SIGTERM before cell 7", "FINISHED"),
+    ("last cell", {"PAUSE": "last"}, "cell 7:", signal.SIGTERM, "stopped by SIGTERM in cell 7", "FINISHED"),
 ]
 
 
