@@ -293,7 +293,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(with_notebook, project):
     assert not jobs(load_all())
     tab.local.value = False
     tab.check.click()
-    wait_for(lambda: "no cluster" in tab.view.value or "no answer" in tab.view.value, 60)
+    wait_for(lambda: "no kubeconfig" in tab.view.value or "no answer" in tab.view.value, 60)
 
 
 def test_cancel_asks_first(with_notebook):
