@@ -592,6 +592,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'gpuml.notebook._tag_problems': ('notebook.html#_tag_problems', 'gpuml/notebook.py'),
                                 'gpuml.notebook._trainings': ('notebook.html#_trainings', 'gpuml/notebook.py'),
                                 'gpuml.notebook._trains': ('notebook.html#_trains', 'gpuml/notebook.py'),
+                                'gpuml.notebook._untouched': ('notebook.html#_untouched', 'gpuml/notebook.py'),
                                 'gpuml.notebook._without': ('notebook.html#_without', 'gpuml/notebook.py'),
                                 'gpuml.notebook._write': ('notebook.html#_write', 'gpuml/notebook.py'),
                                 'gpuml.notebook.check_parameters': ('notebook.html#check_parameters', 'gpuml/notebook.py'),

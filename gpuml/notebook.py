@@ -914,6 +914,7 @@ def execute(
     attempt = _begin(Path(notebook), run, place, endpoint)
     with _passing_on(attempt), served(attempt.metrics, os.environ.get("GPUML_METRICS_PORT", ""), attempt.log):
         try:
+            attempt.log.line(f"{run}: {attempt.notebook.name} on {attempt.host}, {attempt.started}")
             _execute(attempt, values, environment)
             code, reason = 0, "all cells are done"
         except GpumlError as e:
@@ -933,7 +934,6 @@ def _begin(notebook: Path, run: str, place: str, endpoint: str | None) -> _Attem
         file.parent.mkdir(parents=True, exist_ok=True)
         log = Log(file, hidden)
     attempt = _Attempt(notebook, run, hidden, log, _Files(place, here, file, endpoint), _now())
-    log.line(f"{run}: {notebook.name} on {host}, {attempt.started}")
     return attempt
 
 
@@ -986,6 +986,8 @@ def _finish(attempt: _Attempt, code: int, reason: str) -> Outcome:
     files, log, reason = attempt.files, attempt.log, redact(reason, attempt.hidden)
     attempt.end = reason if code == 0 else f"{reason} (exit code {code})"
     log.line(f"{attempt.run}: {attempt.end}")
+    if attempt.nb is None and files.attempt in (None, 1):  # what an earlier attempt has executed stays
+        attempt.nb = _untouched(attempt.notebook)
     if attempt.nb is not None:
         attempt.keep(attempt.nb)
     about = (code, reason, attempt.cell, attempt.started, _now(), attempt.host)
@@ -998,6 +1000,16 @@ def _finish(attempt: _Attempt, code: int, reason: str) -> Outcome:
         shutil.rmtree(files.here, ignore_errors=True)
     leave_word(reason)
     return Outcome(attempt.run, files.attempt, *about)
+
+
+def _untouched(notebook: Path) -> dict[str, Any]:
+    "The notebook where no cell was begun"
+    tree = json.loads(notebook.read_text(encoding="utf-8"))
+    for cell in tree["cells"]:
+        cell["metadata"]["papermill"] = {"status": "pending"}
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}
+    return tree
 
 
 def _as_json(outcome: Outcome) -> bytes:

@@ -243,7 +243,7 @@ def test_bad_rows(run):
 
 
 def test_file_that_changes_meanwhile(run):
-    write_csv("a.csv", some_texts(3 * TOGETHER["cpu"]), more="x" * 4000)
+    write_csv("a.csv", some_texts(6 * TOGETHER["cpu"]), more="x" * 4000)
 
     def change(p):
         if p.phase == "predicting" and p.step:
