@@ -206,9 +206,6 @@ def _readable(mark: IdleMark) -> IdleMark:
         return IdleMark()
 
 # %% ../nbs/11_idle.ipynb #485063e0
-_SAME = 300.0  # seconds by which the beginning of one period without use may be seen later
-
-
 def decide(
     holder: Holder,
     limit: Limits,
@@ -222,11 +219,14 @@ def decide(
         return "release"
     if holder.idle < 60 * limit.warn:
         return "withdraw" if mark.since else ""
-    left = (time_of(mark.until) - now).total_seconds() if mark.until else 0
-    ours = mark.since and bool(mark.until) == ends and (not ends or left <= 60 * (limit.release - limit.warn))
-    if not ours or now.timestamp() - holder.idle - time_of(mark.since).timestamp() > _SAME:
-        return "warn"  # also where the limits have changed, somebody wrote a later time, or it was used in between
-    return "release" if ends and left <= 0 else ""
+    if not mark.since or bool(mark.until) != ends:
+        return "warn"  # also where the limits have changed
+    if not ends:
+        return ""
+    left = (time_of(mark.until) - now).total_seconds()
+    if not 0 <= 60 * (limit.release - limit.warn) - left <= holder.idle:
+        return "warn"  # the warning is none of ours, or its GPU was used since then
+    return "release" if left <= 0 else ""
 
 # %% ../nbs/11_idle.ipynb #1293b70b
 def act(

@@ -1,15 +1,17 @@
 "GPUs that are not used, in the notebook that is concerned; who is warned and released: tests/cluster/test_idle.py"
 
 import json
+import math
 import socket
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from gpuml import magics
-from gpuml.cluster import Seen, explain
+from gpuml.cluster import IdleMark, Seen, explain
 from gpuml.config import ConfigError
-from gpuml.idle import Limits, limits
+from gpuml.idle import Holder, Limits, decide, limits
 
 
 @pytest.fixture
@@ -104,3 +106,23 @@ def test_every_phase_of_a_job_is_shown():
     from gpuml import cluster, widgets
 
     assert set(cluster._SHOWN) == set(widgets._MARKS) == set(cluster.PHASES)
+
+
+@pytest.mark.parametrize("before", [0, 29, 40, 300])  # minutes without use when it is first looked at
+@pytest.mark.parametrize("times", ["a=30/60", "a=1/60", "a=30"])
+def test_every_minute_until_it_is_released(before, times):
+    "One warning, and the release at its minute; what Prometheus is asked for is no longer than the release"
+    ((_, limit),) = limits([times]).items()
+    window = 5 + (limit.warn if limit.release == math.inf else limit.release)
+    mark, steps, start = IdleMark(), [], datetime(2026, 11, 26, 12, tzinfo=UTC)
+    for minute in range(150):
+        now = start + timedelta(minutes=minute, seconds=7)
+        step = decide(Holder("a", "Job", "j", 1, 60.0 * min(before + minute, window), mark), limit, now)
+        if step == "warn":
+            until = None if limit.release == math.inf else now + timedelta(minutes=limit.release - limit.warn)
+            mark = IdleMark(f"{now:%FT%TZ}", until and f"{until:%FT%TZ}")
+        steps += [(step, minute)] * bool(step)
+        if step == "release":
+            break
+    warned = max(0, limit.warn - before)
+    assert steps == [("warn", warned)] + [("release", warned + limit.release - limit.warn)] * (limit.release < math.inf)
