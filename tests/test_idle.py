@@ -3,15 +3,19 @@
 import json
 import math
 import socket
+import threading
+import time
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from gpuml import magics
 from gpuml.cluster import IdleMark, Seen, explain
-from gpuml.config import ConfigError
-from gpuml.idle import Holder, Limits, decide, limits
+from gpuml.config import ClusterError, ConfigError
+from gpuml.idle import Holder, Limits, _gpus, decide, limits, query
 
 
 @pytest.fixture
@@ -126,3 +130,76 @@ def test_every_minute_until_it_is_released(before, times):
             break
     warned = max(0, limit.warn - before)
     assert steps == [("warn", warned)] + [("release", warned + limit.release - limit.warn)] * (limit.release < math.inf)
+
+
+def limit_of(name: str, count: str = "1") -> dict:
+    return {"name": "c", "resources": {"limits": {name: count, "cpu": "4", "rdma.example/hca": "2"}}}
+
+
+@pytest.mark.parametrize(
+    "spec, gpus",
+    [
+        ({"containers": [limit_of("nvidia.com/gpu", "2")]}, 2),
+        ({"containers": [limit_of("cpu"), limit_of("nvidia.com/mig-1g.10gb")]}, 1),
+        ({"containers": [limit_of("nvidia.com/gpu"), limit_of("nvidia.com/gpu")]}, 2),
+        ({"containers": [limit_of("cpu")], "initContainers": [limit_of("nvidia.com/gpu", "3")]}, 3),
+        ({"containers": [limit_of("nvidia.com/gpu.shared")]}, 0),  # how busy it is is not known of each pod
+        ({"containers": [{"name": "c"}]}, 0),
+        ({"containers": [limit_of("nvidia.com/gpu", "1k")]}, 1000),
+    ],
+)
+def test_gpus_that_a_pod_holds(spec, gpus):
+    "In any of its containers, under any name that NVIDIA's plug-in gives them"
+    assert _gpus({"spec": spec}) == gpus
+
+
+@pytest.fixture
+def answering():
+    "A server that answers everything in one way; its address"
+
+    @contextmanager
+    def answer(status: int, body: bytes, length: int | None = None):
+        class Odd(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body) if length is None else length))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        ((400, b"exceeded maximum resolution"), "Prometheus at .*: 400: exceeded maximum resolution"),
+        ((200, b"<html>"), "no answer from Prometheus at "),
+        ((200, b"[]"), "no answer from Prometheus at "),
+        ((200, b'{"data": null}'), "no answer from Prometheus at "),
+        ((200, b'{"data": {"result": [{"metric": {}, "values": []}]}}'), "no answer from Prometheus at "),
+        ((200, b'{"data"', 500), "no answer from Prometheus at "),
+    ],
+)
+def test_what_is_no_answer(answering, answer, said):
+    "Whatever a proxy in between may say is a sentence, after which the next look follows"
+    with answering(*answer) as address, pytest.raises(ClusterError, match=said):
+        query(address, "gpuml-dev", time.time() - 600, time.time())
+
+
+def test_another_clock(answering):
+    "With clocks apart, what was an hour ago would be taken for now"
+    with answering(200, b'{"data": {"result": []}}') as address:
+        assert query(address, "gpuml-dev", time.time() - 600, time.time()) == {}
+        for apart in (-3660, 3660):
+            with pytest.raises(
+                ClusterError, match=r"the clock here and the one of Prometheus at .* are 36\d\d s apart"
+            ):
+                query(address, "gpuml-dev", 0, time.time() + apart)
