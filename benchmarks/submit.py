@@ -67,7 +67,7 @@ def submitting(site: Site, given: argparse.Namespace) -> None:
 
 def listing(site: Site, given: argparse.Namespace) -> None:
     "The list with many jobs present"
-    planned = cluster.prepare(site.config(), site.notebook, api=cluster.Api())
+    planned = cluster.prepare(site.config(), site.notebook)
     body = json.dumps(planned.manifest)
 
     def make(i):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'OVER', 'PHASES', 'FOLLOW_SECONDS', 'WATCH_SECONDS', 'Answer', 'Api', 'State', 'Seen', 'time_of',
-           'IdleMark', 'idle_mark', 'clock', 'explain', 'cancelled', 'count_of', 'free_gpus', 'Job', 'Text',
-           'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob',
+           'IdleMark', 'idle_notes', 'idle_mark', 'clock', 'explain', 'cancelled', 'count_of', 'free_gpus', 'Job',
+           'Text', 'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder', 'LocalJob',
            'start_local', 'work', 'Finding', 'Findings', 'check_here', 'check_cluster', 'owner', 'Submission',
-           'prepare', 'packed_name', 'data_here', 'submit', 'send', 'local_job', 'JobList', 'jobs', 'find']
+           'prepare', 'packed_name', 'data_here', 'submit', 'send', 'local_job', 'text_table', 'JobList', 'jobs',
+           'find']
 
 # %% ../nbs/10_cluster.ipynb #bf0bfad2
 import codecs
@@ -197,9 +198,9 @@ class State:
         return self.phase in OVER
 
     def __str__(self):
-        return (
-            f"{self.phase}: {self.why}" if not self.why.startswith(self.phase) and self.why else self.why or self.phase
-        )
+        if self.why.startswith(self.phase):
+            return self.why
+        return f"{self.phase}: {self.why}" if self.why else self.phase
 
 
 @dataclass
@@ -271,12 +272,22 @@ class IdleMark:
         return f"it has not used its GPU since {clock(self.since)}"
 
 
+_IDLE_NOTES = {"since": f"{PREFIX}/idle-since", "until": f"{PREFIX}/idle-until", "released": f"{PREFIX}/released"}
+
+
+def idle_notes(
+    mark: IdleMark,
+) -> dict[str, str | None]:
+    "A mark as a Job's annotations"
+    return {note: getattr(mark, name) for name, note in _IDLE_NOTES.items()}
+
+
 def idle_mark(
     metadata: dict[str, Any],  # of a Job
 ) -> IdleMark:
     "What `gpuml idle` noted on a Job"
     notes = metadata.get("annotations") or {}
-    return IdleMark(*(notes.get(f"{PREFIX}/{name}") for name in ("idle-since", "idle-until", "released")))
+    return IdleMark(**{name: notes.get(note) for name, note in _IDLE_NOTES.items()})
 
 
 def _was_released(job_: dict[str, Any]) -> bool:
@@ -1393,7 +1404,6 @@ def prepare(
     name: str | None = None,  # of the run; by default made of config and bundle
     local: bool = False,
     before: Config | None = None,  # the config that one develops with
-    api: Api | None = None,  # by default that of the kubeconfig
 ) -> Submission:
     "Bundle, manifest and checks of a job; nothing is sent, and all findings are there at once"
     from gpuml.config import Diff, diff
@@ -1416,7 +1426,7 @@ def prepare(
     if not local:
         findings.add("for the cluster", lambda: _check_places(config))
         try:
-            api = _answering(api or Api(config.compute.context))
+            api = _answering(Api(config.compute.context))
             findings += check_cluster(api, config, manifest)
         except ClusterError as e:
             text = f"{str(e).removeprefix('no cluster: ')}; --local runs it on this machine"
@@ -1507,12 +1517,12 @@ def send(
     "The same with what was prepared"
     if planned.findings.bad:
         raise GpumlError(f"not submitted\n{planned.findings}", planned.findings.bad[0].exit_code)
-    return (_send_local if planned.local else _send)(planned, again, name, planned.api)
+    return (_send_local if planned.local else _send)(planned, again, name)
 
 # %% ../nbs/10_cluster.ipynb #45e5aa48
-def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:
+def _send(planned: Submission, again: bool, name: str | None) -> Job:
     "Find the same job at work, or make one; of many at once, and of one whose answer was lost, there is one"
-    manifest, storage = planned.manifest, Storage(planned.config.data.endpoint)
+    manifest, storage, api = planned.manifest, Storage(planned.config.data.endpoint), planned.api
     path, label = _JOBS.format(manifest["metadata"]["namespace"]), manifest["metadata"]["labels"][f"{PREFIX}/bundle"]
     with _plainly("submit", planned.config.compute.context):
         there = [j for j in api.items(path, labelSelector=f"{PREFIX}/bundle={label}") if _is_ours(j)]
@@ -1530,21 +1540,25 @@ def _send(planned: Submission, again: bool, name: str | None, api: Api) -> Job:
                 "the same notebook, code and config is at work already; --again makes another",
             )
         if not again and (released := _released(there, name)):
-            return _go_on(planned, released, api, storage)
+            return _go_on(planned, released, storage)
         _rename(manifest, name or _next_name(planned, [j["metadata"]["name"] for j in there], storage))
         bundle.put(planned.bundle, planned.config.output, storage)
-        try:
-            made = json.loads(api.request("POST", path, manifest, fieldValidation="Strict"))
-            return _handle(made, api, planned.config.data.endpoint)
-        except Answer as e:
-            if e.status != 409:
-                raise
-        found = api.get(f"{path}/{manifest['metadata']['name']}")
-        if found and found["metadata"]["labels"].get(f"{PREFIX}/bundle") == label:
-            return _handle(found, api, planned.config.data.endpoint, "it had been made already")
-    raise ClusterError(
-        f"a job {manifest['metadata']['name']} is there already, with other code or another config; take another name"
-    )
+        found, new = _make(api, manifest)
+    return _handle(found, api, planned.config.data.endpoint, "" if new else "it had been made already")
+
+
+def _make(api: Api, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    "The Job, and whether it is new: the same may be there already; raises `ClusterError` where another one has its name"
+    path, meta = _JOBS.format(manifest["metadata"]["namespace"]), manifest["metadata"]
+    try:
+        return json.loads(api.request("POST", path, manifest, fieldValidation="Strict")), True
+    except Answer as e:
+        if e.status != 409:
+            raise
+    found, label = api.get(f"{path}/{meta['name']}"), f"{PREFIX}/bundle"
+    if found and (found["metadata"].get("labels") or {}).get(label) == meta["labels"][label]:
+        return found, False
+    raise ClusterError(f"a job {meta['name']} is there already, with other code or another config; take another name")
 
 
 def _released(there: list[dict[str, Any]], name: str | None) -> dict[str, Any] | None:
@@ -1554,29 +1568,25 @@ def _released(there: list[dict[str, Any]], name: str | None) -> dict[str, Any] |
     return newest if newest and _was_released(newest) else None
 
 
-def _go_on(planned: Submission, released: dict[str, Any], api: Api, storage: Storage) -> Job:
+def _go_on(planned: Submission, released: dict[str, Any], storage: Storage) -> Job:
     "Make the Job of a run anew, under its name; the training goes on from its checkpoint"
-    meta, manifest, endpoint = released["metadata"], planned.manifest, planned.config.data.endpoint
-    path = _JOBS.format(meta["namespace"])
-    one = f"{path}/{meta['name']}"
+    meta, manifest, api = released["metadata"], planned.manifest, planned.api
+    path = f"{_JOBS.format(meta['namespace'])}/{meta['name']}"
     _rename(manifest, meta["name"])
     bundle.put(planned.bundle, planned.config.output, storage)
     with suppress(_NotThere):  # this very Job, not one that somebody else has just made in its place
-        _delete(api, one, {"propagationPolicy": "Foreground", "preconditions": {"uid": meta["uid"]}})
+        _delete(api, path, {"propagationPolicy": "Foreground", "preconditions": {"uid": meta["uid"]}})
     until = time.monotonic() + manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] + 60
-    while (found := api.get(one)) and found["metadata"]["uid"] == meta["uid"]:
+    while (found := api.get(path)) and found["metadata"]["uid"] == meta["uid"]:
         if time.monotonic() > until:
             raise ClusterError(f"{meta['name']}: its pod is still there; once it is gone, submitting the same goes on")
         time.sleep(0.2)
     try:
-        found = found or json.loads(api.request("POST", path, manifest, fieldValidation="Strict"))
+        found, _ = _make(api, manifest)
     except Answer as e:
-        if e.status != 409:
-            raise ClusterError(f"{e}; once that is mended, the same with --name {meta['name']} goes on") from None
-        found = api.get(one)
-    if not found or found["metadata"].get("labels", {}).get(f"{PREFIX}/bundle") != planned.bundle.name:
-        raise ClusterError(f"{meta['name']}: another job has been made under this name meanwhile; take another one")
-    return _handle(found, api, endpoint, "goes on where it was when its GPU was released; --again begins anew")
+        raise ClusterError(f"{e}; once that is mended, the same with --name {meta['name']} goes on") from None
+    note = "goes on where it was when its GPU was released; --again begins anew"
+    return _handle(found, api, planned.config.data.endpoint, note)
 
 
 def _rename(manifest: dict[str, Any], run: str) -> None:
@@ -1631,7 +1641,7 @@ def _handle(found: dict[str, Any], api: Api, endpoint: str | None, note: str = "
     return ClusterJob(meta["name"], place, endpoint, _about(found), note, api, meta["namespace"])
 
 
-def _send_local(planned: Submission, again: bool, name: str | None, api: None = None) -> Job:
+def _send_local(planned: Submission, again: bool, name: str | None) -> Job:
     "The same on this machine: a folder's name is taken once"
     storage, root = Storage(planned.config.data.endpoint), jobs_folder(planned.config)
     there = {p.parent.name: _read_json(storage, str(p)) for p in root.glob("*/job.json")}
@@ -1672,6 +1682,14 @@ def local_job(
     return LocalJob(folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), about, note, folder)
 
 # %% ../nbs/10_cluster.ipynb #46ca79e8
+def text_table(
+    rows: list[tuple[str, ...]],  # the head first
+) -> str:
+    "Rows as text, each column as wide as its longest cell"
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)).rstrip() for row in rows)
+
+
 class JobList(list):
     "Jobs with their states; shows itself as a table"
 
@@ -1700,9 +1718,7 @@ class JobList(list):
     def __repr__(self):
         if not self:
             return "no jobs"
-        table = [self.columns, *((*row[:-1], row[-1][:100]) for row in self.rows())]
-        widths = [max(len(row[i]) for row in table) for i in range(len(self.columns))]
-        return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)).rstrip() for row in table)
+        return text_table([self.columns, *((*row[:-1], row[-1][:100]) for row in self.rows())])
 
     def _repr_html_(self):
         head = "".join(f"<th style='text-align:left'>{c}</th>" for c in self.columns)

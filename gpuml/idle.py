@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from .cluster import Answer, Api, IdleMark, clock, count_of, idle_mark, time_of
+from .cluster import Answer, Api, IdleMark, clock, count_of, idle_mark, idle_notes, text_table, time_of
 from .config import NAME, ClusterError, ConfigError
-from .job import PREFIX
 
 # %% ../nbs/11_idle.ipynb #6d188b34
 @dataclass(frozen=True)
@@ -277,8 +276,7 @@ def _moment(at: float) -> str:
 def _note(api: Api, holder: Holder, mark: IdleMark, now: datetime) -> None:
     "Write the mark; of a Job that is released together with what ends it"
     if holder.kind == "Job":
-        names = {"idle-since": mark.since, "idle-until": mark.until, "released": mark.released}
-        notes = {f"{PREFIX}/{name}": moment for name, moment in names.items()}
+        notes = idle_notes(mark)
         change: dict[str, Any] = {"metadata": {"uid": holder.uid, "annotations": notes}}  # no other of the same name
         if mark.released:
             begun = time_of(holder.started) or now
@@ -318,8 +316,7 @@ class Idle(list):
         for h in self:
             idle = "not known" if h.idle is None else f"{h.idle / 60:.0f} min"
             table.append((h.namespace, f"{h.kind} {h.name}", str(h.gpus), idle, told(h.kind, h.mark)))
-        widths = [max(len(row[i]) for row in table) for i in range(5)]
-        return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)).rstrip() for row in table)
+        return text_table(table)
 
 
 def _each(named: dict[str, Limits], do: Callable[[str, Limits], None]) -> None:
@@ -402,7 +399,7 @@ def notice(
 ) -> str:
     "What was said of the notebook server that a kernel belongs to; empty where nothing was"
     try:
-        mark = json.loads((Path(folder) / host.rpartition("-")[0]).read_text())
-    except (OSError, ValueError):
+        mark = _read_mark((Path(folder) / host.rpartition("-")[0]).read_text())
+    except (OSError, UnicodeDecodeError):
         return ""
-    return "" if mark["released"] else told("StatefulSet", IdleMark(**mark))
+    return "" if mark.released else told("StatefulSet", mark)
