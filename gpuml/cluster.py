@@ -1422,7 +1422,7 @@ def prepare(
     manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, _grace(config))
     if local and config.data.endpoint:
         manifest["metadata"]["annotations"][f"{PREFIX}/endpoint"] = config.data.endpoint
-    findings = check_here(config, path)
+    findings, api = check_here(config, path), None
     if not local:
         findings.add("for the cluster", lambda: _check_places(config))
         try:
