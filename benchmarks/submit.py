@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402
 
 from gpuml import bundle, cluster, notebook  # noqa: E402
+from gpuml.submission import prepare  # noqa: E402
 from tests import s3  # noqa: E402
 from tests.cluster.cluster import Cluster  # noqa: E402
 from tests.cluster.plane import Plane  # noqa: E402
@@ -67,7 +68,7 @@ def submitting(site: Site, given: argparse.Namespace) -> None:
 
 def listing(site: Site, given: argparse.Namespace) -> None:
     "The list with many jobs present"
-    planned = cluster.prepare(site.config(), site.notebook)
+    planned = prepare(site.config(), site.notebook)
     body = json.dumps(planned.manifest)
 
     def make(i):

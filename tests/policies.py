@@ -11,6 +11,7 @@ from tests.manifests import find, matches
 RESOURCES = {
     "Pod": ("", "pods"), "Job": ("batch", "jobs"), "CronJob": ("batch", "cronjobs"), "Deployment": ("apps", "deployments"),
     "StatefulSet": ("apps", "statefulsets"), "ReplicationController": ("", "replicationcontrollers"),
+    "Scale": ("apps", "statefulsets"),
 }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from gpuml import magics
-from gpuml.cluster import IdleMark, Seen, explain
 from gpuml.config import ClusterError, ConfigError
 from gpuml.idle import Holder, Limits, _gpus, decide, limits, query
+from gpuml.state import IdleMark, Seen, explain
 
 
 @pytest.fixture
@@ -104,12 +104,6 @@ def test_what_is_said_of_a_job(marks, reason, phase, why):
     "A warning is no release, and what somebody wrote on a Job breaks nothing"
     state = explain(seen(marks, reason))
     assert state.phase == phase and why in state.why
-
-
-def test_every_phase_of_a_job_is_shown():
-    from gpuml import cluster, widgets
-
-    assert set(cluster._SHOWN) == set(widgets._MARKS) == set(cluster.PHASES)
 
 
 @pytest.mark.parametrize("before", [0, 29, 40, 300])  # minutes without use when it is first looked at

@@ -444,7 +444,7 @@ def test_a_second_jupyterlab(tmp_path):
     assert not matches(other["selector"], labels) and lab["serviceName"] == "ada-jupyter"
     assert not find(first, "Service", "jupyter")["spec"]["selector"].items() <= labels.items()
     (role,) = (m for m in manifests if m["kind"] == "Role")
-    assert {name for rule in role["rules"] for name in rule["resourceNames"]} == {"ada-jupyter-0"}
+    assert {name for rule in role["rules"] for name in rule["resourceNames"]} == {"ada-jupyter-0", "ada-jupyter"}
     (binding,) = (m for m in manifests if m["kind"] == "RoleBinding" and m["roleRef"]["kind"] == "Role")
     assert binding["roleRef"]["name"] == role["metadata"]["name"] and binding["subjects"][0]["name"] == "ada"
     assert pod["serviceAccountName"] == find(manifests, "RoleBinding", "ada-gpuml-notebook")["subjects"][0]["name"]

@@ -14,6 +14,7 @@ import pytest
 
 from gpuml import cluster as c
 from gpuml.config import GpumlError, load
+from gpuml.submission import submit
 from tests.conftest import ROOT, gpuml, runs_in
 
 
@@ -66,12 +67,12 @@ def test_submit_wait_and_everything_a_job_tells(shipped, project):
 def test_twenty_at_once_are_one(shipped):
     config = load("dev", ["train.epochs=50"])
     with ThreadPoolExecutor(20) as pool:
-        made = list(pool.map(lambda _: c.submit(config, shipped, local=True), range(20)))
+        made = list(pool.map(lambda _: submit(config, shipped, local=True), range(20)))
     assert len({job.run_id for job in made}) == 1 and len(c.jobs([config])) == 1
-    again = c.submit(config, shipped, local=True, again=True)
+    again = submit(config, shipped, local=True, again=True)
     assert again.run_id != made[0].run_id and len(c.jobs([config])) == 2
     with pytest.raises(GpumlError, match="is there already"):
-        c.submit(load("dev"), shipped, local=True, name=again.run_id)
+        submit(load("dev"), shipped, local=True, name=again.run_id)
     for job, _ in c.jobs([config]):
         job.cancel()
         assert until(lambda job=job: job.status.over) and job.status.phase == "cancelled"
@@ -80,9 +81,9 @@ def test_twenty_at_once_are_one(shipped):
 def test_stopped_and_killed_it_goes_on(shipped, project):
     "SIGTERM to an attempt is a preemption; the worker's death is a restart of the machine: the result is the same"
     config = load("dev", ["train.epochs=12", "train.checkpoint_updates=5"])
-    quiet = c.submit(config, shipped, local=True, name="quiet")
+    quiet = submit(config, shipped, local=True, name="quiet")
     assert quiet.wait(300).phase == "succeeded", quiet.logs()
-    job = c.submit(config, shipped, local=True, name="disturbed", again=True)
+    job = submit(config, shipped, local=True, name="disturbed", again=True)
     until(lambda: "update 5 of" in job.logs() or (job.status.progress and "update" in job.status.progress))
     told = json.loads((job.folder / "state.json").read_text())
     os.kill(told["attempts"][-1]["pid"], signal.SIGTERM)
@@ -92,7 +93,7 @@ def test_stopped_and_killed_it_goes_on(shipped, project):
     psutil.Process(told["process"][0]).kill()
     os.killpg(told["attempts"][-1]["pid"], signal.SIGKILL)
     assert until(lambda: job.status.phase == "waiting") and "its process is gone" in job.why()
-    same = c.submit(config, shipped, local=True, name="disturbed")
+    same = submit(config, shipped, local=True, name="disturbed")
     assert same.run_id == "disturbed" and same.wait(300).phase == "succeeded", same.logs()
     assert weights(same.run) == weights(quiet.run)
     assert same.run.metrics["train_loss"] == quiet.run.metrics["train_loss"]
@@ -101,7 +102,7 @@ def test_stopped_and_killed_it_goes_on(shipped, project):
 def test_cancelled_promises_nothing(shipped, project):
     "What is left of a cancelled job, and that submitting the same does not go on with it"
     config = load("dev", ["train.epochs=90"])
-    job = c.submit(config, shipped, local=True)
+    job = submit(config, shipped, local=True)
     until(lambda: "update" in job.status.progress)
     said = gpuml("cancel", job.run_id, cwd=project)
     state = job.wait(120)
@@ -109,7 +110,7 @@ def test_cancelled_promises_nothing(shipped, project):
     assert said.returncode == 0 and re.fullmatch(told, str(state)), state
     assert list((project / "outputs" / job.run_id / "checkpoints").iterdir())
     assert "next attempt" not in job.logs() + repr(job) + said.stdout
-    again = c.submit(config, shipped, local=True)
+    again = submit(config, shipped, local=True)
     assert again.run_id != job.run_id
     again.cancel()
     assert re.match("cancelled(;| at update )", str(again.wait(120)))
@@ -117,7 +118,7 @@ def test_cancelled_promises_nothing(shipped, project):
 
 def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
     "Ctrl-C on a command that follows a job leaves the job alone, and says so"
-    job = c.submit(load("dev", ["train.epochs=300"]), shipped, local=True)
+    job = submit(load("dev", ["train.epochs=300"]), shipped, local=True)
     until(lambda: "update" in job.status.progress)
     follow = ["submit", "dev", "train.epochs=300", "--local", "--wait"], ["logs", job.run_id, "--follow"]
     for words in (*follow, ["wait", job.run_id]):
@@ -148,9 +149,9 @@ def test_a_reader_that_leaves(shipped, project):
 def test_it_outlives_who_started_it(shipped, project):
     code = """
 import os
-from gpuml import cluster
+from gpuml.submission import submit
 from gpuml.config import load
-print(cluster.submit(load("dev", ["train.epochs=1"]), "nbs/train.ipynb", local=True).run_id, flush=True)
+print(submit(load("dev", ["train.epochs=1"]), "nbs/train.ipynb", local=True).run_id, flush=True)
 os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
@@ -163,7 +164,7 @@ os.kill(os.getpid(), 9)
 def test_what_fails_says_why(shipped, project):
     text = shipped.read_text().replace("run.mistakes(8)", "1 / 0")
     shipped.write_text(text)
-    job = c.submit(load("dev", ["train.epochs=1"]), shipped, local=True)
+    job = submit(load("dev", ["train.epochs=1"]), shipped, local=True)
     state = job.wait(300)
     assert (state.phase, state.exit_code) == ("failed", 1) and "ZeroDivisionError" in state.why
 
@@ -172,14 +173,14 @@ def test_what_it_shows(shipped, project):
     "The whole name of the config, and nothing of a cluster"
     name = "a-very-long-config-name-for-the-german-tickets"
     (project / "config" / f"{name}.yaml").write_text((project / "config" / "dev.yaml").read_text())
-    job = c.submit(load(name, ["train.epochs=90"]), shipped, local=True)
+    job = submit(load(name, ["train.epochs=90"]), shipped, local=True)
     shown = repr(job)
     assert f" {name}\n" in shown and "gpus" not in shown and "gpuml-dev" not in shown + repr(c.jobs([load(name)]))
     job.cancel()
 
 
 def test_deadline(shipped):
-    job = c.submit(load("dev", ["train.epochs=500", "compute.deadline=0.004"]), shipped, local=True)
+    job = submit(load("dev", ["train.epochs=500", "compute.deadline=0.004"]), shipped, local=True)
     state = job.wait(120)
     assert state.phase == "failed" and "deadline" in state.why
 
@@ -188,7 +189,7 @@ def test_refused_before_anything_is_left(shipped, project):
     "Every finding at once, and no job, bundle or output"
     shipped.write_text(shipped.read_text().replace('"parameters"', '"none"'))
     with pytest.raises(GpumlError) as refused:
-        c.submit(load("dev", ["data.train=missing.csv"]), shipped, local=True)
+        submit(load("dev", ["data.train=missing.csv"]), shipped, local=True)
     text = str(refused.value)
     assert "✗ notebook" in text and "✗ data: data.train: no such file" in text and "✓ output" in text
     assert not c.jobs([load("dev")]) and not list(project.glob("outputs/*/*"))

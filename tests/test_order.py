@@ -139,14 +139,15 @@ def test_a_window_is_there_before_its_file_is_finished(project_of_files, monkeyp
     folder, tokenizer = project_of_files.parent / "data", tokenizer_of(project_of_files)
     for file in folder.iterdir():
         file.unlink()
-    write(folder, files=1, count=6000)
+    ahead = 2 * dataset.cores()  # thousands of rows that are read while others are tokenised
+    write(folder, files=1, count=1000 * (ahead + 8))
     config, go, calls = load("dev", EARLY), threading.Event(), []
 
     def read(feed, check, say):
         def held():
             calls.append(1)
-            if len(calls) > 4:
-                go.wait(60)
+            if len(calls) > ahead + 4:
+                assert go.wait(60), "nobody had the first window"
             check()
 
         return dataset.read(config, tokenizer, 24, check=held, say=say, feed=feed)

@@ -3,8 +3,9 @@
 import json
 import time
 
-from gpuml import cluster as c
 from gpuml.config import load
+from gpuml.storage import Storage
+from gpuml.submission import submit
 from tests.conftest import OFFLINE, ROOT, rows
 from tests.s3 import KEY, SECRET
 
@@ -54,7 +55,7 @@ class Site:
 
     def put_data(self, name, found):
         text = "text,label\n" + "".join(f"{t},{label}\n" for t, label in found)
-        c.Storage(self.s3.endpoint).put_bytes(text.encode(), self.s3.url(f"data/{name}"))
+        Storage(self.s3.endpoint).put_bytes(text.encode(), self.s3.url(f"data/{name}"))
 
     def write(self, name, priority, epochs):
         "A config of this namespace"
@@ -83,7 +84,7 @@ class Site:
         return load(of, overrides)
 
     def submit(self, *overrides, of="prod", **more):
-        return c.submit(self.config(*overrides, of=of), self.notebook, **more)
+        return submit(self.config(*overrides, of=of), self.notebook, **more)
 
     def why(self, job, part, seconds=40):
         "The state, once its sentence has the part in it"

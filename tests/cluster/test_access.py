@@ -24,7 +24,7 @@ from tests.manifests import OVERLAYS, WITH_IDLE, find, kubectl, pod_of, prepared
 from tests.policies import RESOURCES, Request, refusals
 
 IMAGE = "registry.example.com/gpuml-train:0.1.0"
-PAGE = (ROOT / "docs" / "administrator.md").read_text()
+PAGE, USERS_PAGE = ((ROOT / "docs" / name).read_text() for name in ("administrator.md", "cluster-user.md"))
 GOLDEN = ROOT / "tests" / "golden" / "access.md"
 BASE = ("Namespace", "PriorityClass", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ResourceQuota", "LimitRange",
         "ServiceAccount", "NetworkPolicy", "ConfigMap")  # fmt: skip
@@ -203,13 +203,16 @@ list   pods gpuml-system                            ......i
 get    secrets gpuml-system                         .......
 create pods/exec gpuml-system                       .......
 create pods/portforward=jupyter-0 gpuml-system      d......
+get    pods/portforward=jupyter-0 gpuml-system      d......
 create pods/portforward=postgres-0 gpuml-system     .......
 get    pods=jupyter-0 gpuml-system                  d......
 create pods gpuml-system                            .......
 create events gpuml-system                          ......i
 patch  configmaps=gpuml-idle gpuml-system           ......i
 patch  configmaps=bucket-policies gpuml-system      .......
-patch  statefulsets.apps/scale=jupyter gpuml-system ......i
+get    statefulsets.apps=jupyter gpuml-system       d......
+patch  statefulsets.apps=jupyter gpuml-system       .......
+patch  statefulsets.apps/scale=jupyter gpuml-system d.....i
 patch  statefulsets.apps/scale=postgres gpuml-system .......
 patch  statefulsets.apps/scale gpuml-system         .......
 patch  jobs.batch gpuml-system                      .......
@@ -253,6 +256,35 @@ def test_who_may_do_what(team, cluster, administrator):
         if found != expected:
             wrong.append(f"{row}: {found}, expected {expected}")
     assert len(rows) >= 30 and not wrong, "\n".join(wrong)
+
+
+def test_a_jupyterlab_that_was_stopped_is_started_by_its_users(team, cluster, administrator, tmp_path):
+    "By the command of docs/cluster-user.md, with kubectl, as a development user; once, not many times"
+    (command,) = set(re.findall(r"`kubectl (-n gpuml-system scale [^`]+)`", USERS_PAGE))
+
+    def run(user, *words):
+        env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KUBECONFIG": str(cluster.plane.kubeconfig(user))}
+        return subprocess.run([kubectl(), *words], env=env, capture_output=True, text=True)
+
+    lab = copy.deepcopy(find(team, "StatefulSet", "jupyter"))
+    lab["spec"]["replicas"] = 0
+    administrator.apply(lab)
+    try:
+        refused = run("outsider", *shlex.split(command))
+        assert 'User "outsider" cannot get resource "statefulsets"' in refused.stderr, refused
+        started = run("dev-user", *shlex.split(command))
+        assert started.returncode == 0 and started.stdout == "statefulset.apps/jupyter scaled\n", started
+        cluster.wait(lambda: cluster.admin.get("pods", "gpuml-system")["items"], 30, "its pod")
+    finally:
+        administrator.remove(lab)
+        cluster.remove_pod("gpuml-system", "jupyter-0")
+    said = {}
+    for replicas in (0, 1, 2):
+        asked = {"kind": "Scale", "metadata": {"name": "jupyter"}, "spec": {"replicas": replicas} if replicas else {}}
+        how = {"operation": "UPDATE", "part": "scale"}
+        groups = cluster_groups("dev-user")
+        said[replicas] = evaluate(team, administrator, "dev-user", groups, asked, "gpuml-system", **how)
+    assert said == {0: [], 1: [], 2: ["gpuml-notebooks: what gpuml-system has is there once; take --replicas=1"]}
 
 
 def test_a_single_node_notebook_may_submit_to_production(overlays, team, administrator, cluster):

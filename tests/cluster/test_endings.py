@@ -15,9 +15,9 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from gpuml import cluster as c
 from gpuml.job import verdict
 from gpuml.storage import Storage
+from gpuml.submission import prepare
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
 
@@ -123,7 +123,7 @@ def test_preempted_three_times(site, mlflow):
         assert not site.cluster.admin.get("jobs", site.namespace, dev.run_id)["status"].get("failed")
         outcome = dev.outcome()
         assert (outcome["exit_code"], outcome["attempt"]) == (75, i + 1)
-        assert verdict(c.prepare(site.config(of="dev"), site.notebook).manifest, 75) == "Ignore"
+        assert verdict(prepare(site.config(of="dev"), site.notebook).manifest, 75) == "Ignore"
         site.cluster.admin.delete("jobs", site.namespace, name, propagationPolicy="Background")
     state = dev.wait(300)
     assert (state.phase, dev.outcome()["attempt"]) == ("succeeded", 4), f"{state}\n{dev.logs()}"
