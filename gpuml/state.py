@@ -18,7 +18,7 @@ from .job import FINAL, PREFIX
 # %% ../nbs/10_state.ipynb #afbbc12d
 OVER = ("succeeded", "failed", "cancelled", "released", "gone")
 PHASES = ("pending", "running", "stopping", "waiting", *OVER)  # waiting: for its next attempt
-SIGNS = dict(zip(PHASES, "○▶■○✓✗✗■?", strict=True))  # of each, for tables
+SIGNS = dict(zip(PHASES, "○▶■○✓✗✗■?", strict=True))  # of each phase, where a job is shown
 
 
 @dataclass
@@ -239,15 +239,15 @@ def _limit(job_: dict[str, Any], name: str) -> str:
     return job_["spec"]["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {}).get(name, "?")
 
 
-def _failed(condition: dict[str, Any], ended: dict[str, Any], seen: Seen) -> str:
+def _failed(failed: dict[str, Any], ended: dict[str, Any], seen: Seen) -> str:
     "Why a job has failed for good"
-    reason = condition.get("reason", "")
+    reason = failed.get("reason", "")
     if reason == "DeadlineExceeded":
         hours = seen.job["spec"].get("activeDeadlineSeconds", 0) / 3600
         return f"ended by its deadline, compute.deadline={hours:g} hours; the checkpoint stays: submit it again with a longer one"
     if reason == "BackoffLimitExceeded" and (ended or seen.outcome):
         return f"gave up after {seen.job['status'].get('failed', 0)} attempts; the last: {ending(ended, seen)}"
-    return ending(ended, seen) if ended or seen.outcome else condition.get("message", reason)
+    return ending(ended, seen) if ended or seen.outcome else failed.get("message", reason)
 
 
 def _between(ended: dict[str, Any], seen: Seen) -> str:

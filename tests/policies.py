@@ -64,6 +64,7 @@ def _verdict(policy: dict, binding: dict, request: Request, manifests: list[dict
     about = {
         "operation": request.operation,
         "namespace": request.namespace,
+        "name": request.object.get("metadata", {}).get("name", ""),
         "userInfo": {"username": request.user, "groups": request.groups},
         "resource": {"group": group, "version": "v1", "resource": resource},
     }

@@ -139,14 +139,14 @@ def test_a_window_is_there_before_its_file_is_finished(project_of_files, monkeyp
     folder, tokenizer = project_of_files.parent / "data", tokenizer_of(project_of_files)
     for file in folder.iterdir():
         file.unlink()
-    ahead = 2 * dataset.cores()  # thousands of rows that are read while others are tokenised
-    write(folder, files=1, count=1000 * (ahead + 8))
+    monkeypatch.setattr(dataset, "cores", lambda: 2)  # so four thousand rows are read before the first are tokenised
+    write(folder, files=1, count=12_000)
     config, go, calls = load("dev", EARLY), threading.Event(), []
 
     def read(feed, check, say):
         def held():
             calls.append(1)
-            if len(calls) > ahead + 4:
+            if len(calls) > 8:
                 assert go.wait(60), "nobody had the first window"
             check()
 

@@ -274,17 +274,22 @@ def test_a_jupyterlab_that_was_stopped_is_started_by_its_users(team, cluster, ad
         assert 'User "outsider" cannot get resource "statefulsets"' in refused.stderr, refused
         started = run("dev-user", *shlex.split(command))
         assert started.returncode == 0 and started.stdout == "statefulset.apps/jupyter scaled\n", started
-        cluster.wait(lambda: cluster.admin.get("pods", "gpuml-system")["items"], 30, "its pod")
+        pods = lambda: [p["metadata"]["name"] for p in cluster.admin.get("pods", "gpuml-system")["items"]]  # noqa: E731
+        cluster.wait(lambda: pods() == ["jupyter-0"], 30, "its pod")
     finally:
         administrator.remove(lab)
         cluster.remove_pod("gpuml-system", "jupyter-0")
-    said = {}
-    for replicas in (0, 1, 2):
-        asked = {"kind": "Scale", "metadata": {"name": "jupyter"}, "spec": {"replicas": replicas} if replicas else {}}
-        how = {"operation": "UPDATE", "part": "scale"}
-        groups = cluster_groups("dev-user")
-        said[replicas] = evaluate(team, administrator, "dev-user", groups, asked, "gpuml-system", **how)
-    assert said == {0: [], 1: [], 2: ["gpuml-notebooks: what gpuml-system has is there once; take --replicas=1"]}
+    refusal = "gpuml-notebooks: dev-user may start jupyter with --replicas=1, and not stop it: others work in it"
+    for user, groups, expected in (
+        ("dev-user", cluster_groups("dev-user"), [[refusal], [], [refusal]]),
+        ("system:serviceaccount:gpuml-system:idle", [], [[], [], []]),
+        ("somebody", ["system:masters"], [[], [], []]),
+    ):
+        for replicas in (0, 1, 2):
+            scale = {"replicas": replicas} if replicas else {}  # as the API server has it
+            asked, how = {"kind": "Scale", "metadata": {"name": "jupyter"}, "spec": scale}, {"operation": "UPDATE"}
+            said = evaluate(team, administrator, user, groups, asked, "gpuml-system", part="scale", **how)
+            assert said == expected[replicas], (user, replicas)
 
 
 def test_a_single_node_notebook_may_submit_to_production(overlays, team, administrator, cluster):
