@@ -628,10 +628,15 @@ def test_two_processes_prepare_a_file_once(tmp_path):
     count = large(tmp_path, 20)
     first = reader(tmp_path)
     wait_for(lambda: list((tmp_path / "cache").glob("rows/.*/rows")))
+    first.send_signal(signal.SIGSTOP)  # it holds the file for as long as the second takes to ask for it
     second = reader(tmp_path)
+    assert [second.stdout.readline() for _ in range(2)] == [
+        "begin\n",
+        "said data/a.csv: another process is preparing it; waiting\n",
+    ]
+    first.send_signal(signal.SIGCONT)
     said = [p.communicate(timeout=60)[0] for p in (first, second)]
-    assert all(f"rows {count}" in text for text in said)
-    assert "waiting" not in said[0] and "said data/a.csv: another process is preparing it; waiting" in said[1]
+    assert all(f"rows {count}" in text for text in said) and "waiting" not in said[0]
 
 
 def test_killed_while_preparing(tmp_path):
