@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'FOLLOW_SECONDS', 'JOBS', 'WATCH_SECONDS', 'NotThere', 'Answer', 'Api', 'plainly', 'Job', 'Text',
            'read_json', 'owner', 'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder',
-           'LocalJob', 'local_state', 'works', 'start_local', 'work', 'is_ours', 'handle', 'local_job', 'text_table',
-           'JobList', 'jobs', 'find']
+           'LocalJob', 'local_state', 'works', 'start_local', 'work', 'is_ours', 'handle', 'local_job', 'JobList',
+           'jobs', 'find']
 
 # %% ../nbs/11_cluster.ipynb #bf0bfad2
 import codecs
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from .config import ClusterError, Config, DataError, GpumlError, OutputError, as_html
+from .config import ClusterError, Config, DataError, GpumlError, OutputError, as_html, text_table
 from .job import CONTAINER, PREFIX, verdict
 from .state import OVER, SIGNS, Seen, State, cancelled, ending, explain, time_of
 from .storage import Storage, is_s3, write_json
@@ -834,14 +834,6 @@ def local_job(
     return LocalJob(folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), about, note, folder)
 
 # %% ../nbs/11_cluster.ipynb #46ca79e8
-def text_table(
-    rows: list[tuple[str, ...]],  # the head first
-) -> str:
-    "Rows as text, each column as wide as its longest cell"
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)).rstrip() for row in rows)
-
-
 class JobList(list):
     "Jobs with their states; shows itself as a table"
 

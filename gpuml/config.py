@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Paths', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'Quantity', 'LongName', 'GpumlError', 'ConfigError',
            'DataError', 'ModelError', 'OutputError', 'NotebookError', 'ClusterError', 'TrainError', 'Preempted',
-           'as_html', 'Section', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig', 'ComputeConfig',
-           'Config', 'fields', 'kind', 'choices', 'describe', 'help_text', 'parse_override', 'find_config',
-           'config_names', 'load', 'load_all', 'parse_words', 'key_like', 'to_yaml', 'flat', 'Diff', 'diff', 'save_as',
-           'json_schema']
+           'as_html', 'text_table', 'Section', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig',
+           'ComputeConfig', 'Config', 'fields', 'kind', 'choices', 'describe', 'help_text', 'parse_override',
+           'find_config', 'config_names', 'load', 'load_all', 'parse_words', 'key_like', 'to_yaml', 'flat', 'Diff',
+           'diff', 'save_as', 'json_schema']
 
 # %% ../nbs/00_config.ipynb #de26c660
 import json
@@ -90,6 +90,14 @@ def as_html(
 ) -> str:
     "A message as HTML, what stands in backticks as code"
     return re.sub("`([^`]+)`", r"<code>\1</code>", escape(message))
+
+
+def text_table(
+    rows: list[tuple[str, ...]],  # of equal length
+) -> str:
+    "Rows as text, each column as wide as its longest cell"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 # %% ../nbs/00_config.ipynb #66563c29
 class Section(BaseModel):
@@ -710,9 +718,8 @@ class Diff(list):
     def __repr__(self):
         if not self:
             return "no differences"
-        rows = [[k, *(json.dumps(v, ensure_ascii=False) for v in values)] for k, *values in self]
-        widths = [max(len(row[i]) for row in rows) for i in range(2)]
-        return "\n".join(f"{k:<{widths[0]}}  {a:<{widths[1]}}  →  {b}" for k, a, b in rows)
+        shown = ((k, json.dumps(a, ensure_ascii=False), json.dumps(b, ensure_ascii=False)) for k, a, b in self)
+        return text_table([(k, a, "→", b) for k, a, b in shown])
 
 
 def diff(

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from .cluster import Answer, Api, text_table
-from .config import NAME, ClusterError, ConfigError
+from .cluster import Answer, Api
+from .config import NAME, ClusterError, ConfigError, text_table
 from .state import IdleMark, clock, count_of, idle_mark, idle_notes, time_of
 
 # %% ../nbs/13_idle.ipynb #6d188b34
@@ -33,6 +33,11 @@ class Limits:
 
     warn: float
     release: float = math.inf  # only warned about
+
+    @property
+    def longest(self) -> float:
+        "Minutes for which it has to be known whether they were used"
+        return self.warn if self.release == math.inf else self.release
 
 
 def limits(
@@ -49,7 +54,7 @@ def limits(
         found[namespace] = Limits(*map(float, times.split("/")))
         if not 0 < found[namespace].warn < found[namespace].release:
             raise ConfigError(f"{word}: the first number must be more than 0, and the second one more than the first")
-        if max(map(float, times.split("/"))) > 7 * 1440:
+        if found[namespace].longest > 7 * 1440:
             raise ConfigError(f"{word}: at most 10080 minutes, a week")
     return found
 
@@ -128,7 +133,7 @@ def holders(
     step: float = STEP,  # seconds
 ) -> list[Holder]:
     "What holds GPUs there; raises `ClusterError`, and `Answer`"
-    at, longest = now.timestamp(), 60 * (limit.warn if limit.release == math.inf else limit.release)
+    at, longest = now.timestamp(), 60 * limit.longest
     step = max(step, longest / 10_000)  # Prometheus answers with 11,000 points at most
     points = query(prometheus, namespace, at - longest - 5 * step, at, step)
     owners: dict[tuple[str, str, str], list[dict[str, Any]]] = {}

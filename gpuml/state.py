@@ -166,6 +166,7 @@ def explain(
     state.started, state.finished = time_of(status.get("startTime")), time_of(status.get("completionTime"))
     state.exit_code = ended.get("exitCode", (seen.outcome or {}).get("exit_code"))
     state.pod = pod["metadata"]["name"] if pod else ""
+    saves = any(not _ended(p) for p in pods)  # where it is to end
     if complete := condition(seen.job, "Complete"):
         state.phase, state.finished = "succeeded", state.finished or time_of(complete.get("lastTransitionTime"))
         state.exit_code = 0
@@ -173,10 +174,9 @@ def explain(
         state.phase, state.finished = "failed", time_of(failed.get("lastTransitionTime"))
         state.why = _failed(failed, ended, seen)
         if was_released(seen.job):
-            saves, told = any(not _ended(p) for p in pods), idle_mark(meta).told()
+            told = idle_mark(meta).told()
             state.phase, state.why = ("stopping", f"saves a checkpoint; {told}") if saves else ("released", told)
     elif meta.get("deletionTimestamp"):
-        saves = any(not _ended(p) for p in pods)
         state.phase = "stopping" if saves else "cancelled"
         place = meta.get("annotations", {}).get(f"{PREFIX}/output", "its output")
         state.why = "it was cancelled, and saves a checkpoint" if saves else cancelled(place, seen.outcome)

@@ -37,7 +37,7 @@ from gpuml.cluster import (
 )
 from .config import ClusterError, Config, ConfigError, DataError, GpumlError, NotebookError
 from .job import PREFIX
-from .state import OVER, condition, count_of, has_failed, was_released
+from .state import OVER, condition, free_gpus, has_failed, was_released
 from .storage import Storage, is_s3, write_json
 
 # %% ../nbs/12_submission.ipynb #da6b8572
@@ -233,10 +233,10 @@ def _check_gpus(api: Api, wanted: int, resource: str) -> str:
         nodes = api.items("/api/v1/nodes")
     except Answer as e:
         raise _Unknown(f"{wanted} of {resource}: {e}") from None
-    have = {n["metadata"]["name"]: count_of(n["status"].get("allocatable", {}).get(resource, 0)) for n in nodes}
+    have = {name: count for name, (_, count) in free_gpus(nodes, [], resource).items()}
     most = max(have, key=have.get, default="")
     if wanted > have.get(most, 0):
-        largest = f"the largest node, {most}, has {have[most]}" if have.get(most) else f"no node has any {resource}"
+        largest = f"the largest node, {most}, has {have[most]}" if most else f"no node has any {resource}"
         raise ClusterError(f"compute.gpus: {wanted} never fit: {largest}")
     return f"{wanted} of {sum(have.values())} {resource}"
 

@@ -45,6 +45,7 @@ from gpuml.config import (
     parse_override,
     parse_words,
     save_as,
+    text_table,
 )
 from .state import SIGNS
 from .storage import fingerprint, write_json
@@ -1058,9 +1059,7 @@ class Comparison:
         return f"{table}<div class='gpuml-charts'>{drawn}</div>"
 
     def __repr__(self):
-        rows = [("", *(f.name for f in self.folders)), *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return text_table([("", *(f.name for f in self.folders)), *self.rows()])
 
 
 def _one_way(config: Config, root: Path) -> dict[str, Any]:

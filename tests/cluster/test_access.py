@@ -266,6 +266,9 @@ def test_a_jupyterlab_that_was_stopped_is_started_by_its_users(team, cluster, ad
         env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KUBECONFIG": str(cluster.plane.kubeconfig(user))}
         return subprocess.run([kubectl(), *words], env=env, capture_output=True, text=True)
 
+    def pods():
+        return [p["metadata"]["name"] for p in cluster.admin.get("pods", "gpuml-system")["items"]]
+
     lab = copy.deepcopy(find(team, "StatefulSet", "jupyter"))
     lab["spec"]["replicas"] = 0
     administrator.apply(lab)
@@ -274,7 +277,6 @@ def test_a_jupyterlab_that_was_stopped_is_started_by_its_users(team, cluster, ad
         assert 'User "outsider" cannot get resource "statefulsets"' in refused.stderr, refused
         started = run("dev-user", *shlex.split(command))
         assert started.returncode == 0 and started.stdout == "statefulset.apps/jupyter scaled\n", started
-        pods = lambda: [p["metadata"]["name"] for p in cluster.admin.get("pods", "gpuml-system")["items"]]  # noqa: E731
         cluster.wait(lambda: pods() == ["jupyter-0"], 30, "its pod")
     finally:
         administrator.remove(lab)
