@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, gpuml
 
-MODULES = {re.sub(r"^\d+_", "", p.stem): p for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
+MODULES = {re.sub(r"^\d+[a-z]?_", "", p.stem): p for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
 HEAVY = {
     "torch",
     "transformers",
