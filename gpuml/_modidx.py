@@ -34,6 +34,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'gpuml.checkpoint._manifests': ('checkpoint.html#_manifests', 'gpuml/checkpoint.py'),
                                   'gpuml.checkpoint._sha256': ('checkpoint.html#_sha256', 'gpuml/checkpoint.py'),
                                   'gpuml.checkpoint._steps': ('checkpoint.html#_steps', 'gpuml/checkpoint.py'),
+                                  'gpuml.checkpoint.check_room': ('checkpoint.html#check_room', 'gpuml/checkpoint.py'),
                                   'gpuml.checkpoint.damage': ('checkpoint.html#damage', 'gpuml/checkpoint.py'),
                                   'gpuml.checkpoint.fetch': ('checkpoint.html#fetch', 'gpuml/checkpoint.py'),
                                   'gpuml.checkpoint.find': ('checkpoint.html#find', 'gpuml/checkpoint.py'),

@@ -43,7 +43,7 @@ def writing(
     try:
         yield
     except OSError as e:
-        raise OutputError(f"can't write {path}: {e.strerror or e}; see `output` in the config") from None
+        raise OutputError(f"can't write {path}: {e.strerror or e}") from None
 
 
 def write_file(

@@ -1110,6 +1110,9 @@ def _prepare(attempt: _Attempt) -> None:
     set_seed(config.train.seed)
     attempt.classifier = model.load_classifier(place, _labels(attempt), config.model.dropout)
     attempt.classifier.config.pad_token_id = attempt.tokenizer.pad_token_id
+    if attempt.found is None:
+        weights = sum(p.numel() * p.element_size() for p in attempt.classifier.parameters())
+        attempt.report.note(checkpoint.check_room(attempt.folder, weights, attempt.free(attempt.folder)))
     _check(attempt)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from gpuml import dataset
-from gpuml.config import ConfigError, DataError, Preempted, load
+from gpuml.config import ConfigError, DataError, OutputError, Preempted, load
+from gpuml.model import load_classifier, locate
 from gpuml.storage import Storage
 from gpuml.train import fit
 from tests.conftest import rows
@@ -285,7 +286,9 @@ def test_changed_data_is_refused(project_of_files):
 def test_disk_that_is_too_small_for_the_tokens(project_of_files, calm):
     "Windows are used in place of the global order, the record says so, and later attempts keep to it"
     with pytest.raises(Preempted):
-        fit(load("dev", WINDOWS[1:]), watch=stop_at(5), free=lambda folder: 10_000)
+        fit(
+            load("dev", WINDOWS[1:]), watch=stop_at(5), free=lambda folder: 10_000 if folder.name == "cache" else 10**12
+        )
     kept = project_of_files.parent.glob("cache/tokens/*/ids")
     assert sum(path.stat().st_size for path in kept) < 3000  # of validation rows only
     run = fit(load("dev", WINDOWS[1:]), resume="latest")  # where the disk is large enough
@@ -399,3 +402,18 @@ def test_bad_row_that_shows_while_it_trains(held):
         fit(load("dev", held.order), watch=watch)
     assert e.value.exit_code == 65 and "updates had been done: data.order=early reads while" in str(e.value)
     assert not list(dataset.Path("outputs").glob("*/certificate.json"))
+
+
+@pytest.mark.parametrize(("copies", "outcome"), [(4, OutputError), (6, Preempted)])
+def test_disk_that_is_too_small_for_the_run(project_of_files, copies, outcome):
+    "It shows before training, not at the first checkpoint or the last (SimpleTuner#2353, metaseq#53)"
+    weights = load_classifier(locate(load("dev")), ["a", "b"]).get_memory_footprint(return_buffers=False)
+    notes = []
+    with pytest.raises(outcome) as error:
+        fit(
+            load("dev"),
+            watch=lambda p: (notes.extend(p.notes), stop_at(1)(p)),
+            free=lambda folder: copies * weights if "outputs" in folder.parts else 10**12,
+        )
+    assert ("GB at least, for a checkpoint and the model" in str(error.value)) == (outcome is OutputError)
+    assert any("needs up to" in note for note in notes) == (outcome is Preempted)
