@@ -12,6 +12,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'gpuml.bundle._imported': ('bundle.html#_imported', 'gpuml/bundle.py'),
                               'gpuml.bundle._installed': ('bundle.html#_installed', 'gpuml/bundle.py'),
                               'gpuml.bundle._is_module': ('bundle.html#_is_module', 'gpuml/bundle.py'),
+                              'gpuml.bundle._kept': ('bundle.html#_kept', 'gpuml/bundle.py'),
                               'gpuml.bundle._local': ('bundle.html#_local', 'gpuml/bundle.py'),
                               'gpuml.bundle._relative': ('bundle.html#_relative', 'gpuml/bundle.py'),
                               'gpuml.bundle.local_code': ('bundle.html#local_code', 'gpuml/bundle.py'),

@@ -189,18 +189,27 @@ def _fits(path: Path) -> bool:
 def without_outputs(
     notebook: Path,
 ) -> bytes:
-    "The notebook as it was before anybody executed it; raises `NotebookError`"
+    "What of a notebook runs, or is read in it: the same bytes whoever executed and saved it; raises `NotebookError`"
     try:
-        tree = json.loads(notebook.read_text(encoding="utf-8"))
-        for cell in tree["cells"]:
-            if cell["cell_type"] == "code":
-                cell.update(outputs=[], execution_count=None)
-            cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        kept = [_kept(cell, f"cell-{number}") for number, cell in enumerate(cells, 1)]
     except FileNotFoundError:
         raise NotebookError(f"{notebook}: no such notebook") from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise NotebookError(f"{notebook}: not a notebook: {e}") from None
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    tree = {"cells": kept, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(tree, indent=1, ensure_ascii=False).encode()
+
+
+def _kept(cell: dict[str, Any], name: str) -> dict[str, Any]:
+    "Of a cell, all but what executing and saving it changes"
+    tags = cell["metadata"].get("tags")
+    made = {"cell_type": cell["cell_type"], "id": name, "metadata": {"tags": tags} if tags else {}}
+    made["source"] = "".join(cell["source"])
+    if cell["cell_type"] == "code":
+        return made | {"outputs": [], "execution_count": None}
+    return made | ({"attachments": cell["attachments"]} if cell.get("attachments") else {})
 
 
 def _archive(contents: dict[str, bytes]) -> bytes:

@@ -104,6 +104,45 @@ def test_its_name_is_what_it_contains(made):
     assert made({"ml/config/dev.yaml": "data:\n  train: other\n"}, "a").name != first.name
 
 
+CELL = {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": "config = 'dev'\n1"}
+NOTEBOOK = {
+    "cells": [CELL | {"outputs": [], "execution_count": None}],
+    "metadata": {},
+    "nbformat": 4,
+    "nbformat_minor": 5,
+}
+HELLO = {"output_type": "stream", "name": "stdout", "text": "hello"}
+# (of the notebook, of its cell, how the JSON is written)
+SAME_CODE = {
+    "executed": ({}, {"outputs": [HELLO], "execution_count": 7}, {}),
+    "state of widgets": ({"metadata": {"widgets": {"application/x": {"state": {"a": {"value": "hello"}}}}}}, {}, {}),
+    "another Python": ({"metadata": {"language_info": {"name": "python", "version": "3.13.1"}}}, {}, {}),
+    "another kernel's name": ({"metadata": {"kernelspec": {"name": "hello", "display_name": "hello"}}}, {}, {}),
+    "other metadata": ({"metadata": {"papermill": {"duration": 3}, "toc": {}, "authors": [{"name": "hello"}]}}, {}, {}),
+    "another id": ({}, {"id": "hello"}, {}),
+    "no id": ({"nbformat_minor": 4}, {"id": None}, {}),
+    "folded, scrolled, run at": ({}, {"metadata": {"tags": ["parameters"], "collapsed": True, "execution": {"t": 1}}}, {}),
+    "lines as a list": ({}, {"source": ["config = 'dev'\n", "1"]}, {}),
+    "JSON on one line": ({}, {}, {"separators": (",", ":")}),
+    "JSON with sorted keys": ({}, {}, {"sort_keys": True, "indent": 4}),
+}  # fmt: skip
+
+
+def test_its_name_is_what_runs(made):
+    "Whoever executed and saved the notebook, with whatever program: the bundle is the same, byte for byte"
+    file = made.top / "ml" / "nbs" / "n.ipynb"
+    file.write_text(json.dumps(NOTEBOOK))
+    first = made()
+    for case, (top, cell, written) in SAME_CODE.items():
+        whole = {k: v for k, v in (NOTEBOOK["cells"][0] | cell).items() if v is not None or k != "id"}
+        file.write_text(json.dumps(NOTEBOOK | {"cells": [whole]} | top, **written))
+        again = made()
+        assert (again.name, again.archive) == (first.name, first.archive), case
+    for other in ({"source": "config = 'dev'\n2"}, {"metadata": {"tags": []}}, {"cell_type": "markdown"}):
+        file.write_text(json.dumps(NOTEBOOK | {"cells": [NOTEBOOK["cells"][0] | other]}))
+        assert made().name != first.name, other
+
+
 def test_secrets_stay_here(made, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "tok-1234567890")
     with pytest.raises(
