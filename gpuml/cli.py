@@ -36,6 +36,7 @@ from gpuml.config import (
     parse_override,
     parse_words,
 )
+from .sidecars import end_sidecars
 
 # %% ../nbs/16_cli.ipynb #225b040a
 def train(
@@ -133,6 +134,8 @@ def run(
     except GpumlError as e:
         leave_word(str(e))
         raise
+    finally:
+        end_sidecars(os.environ)  # or their pod would hold the GPU
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from urllib.parse import urlencode
 
 from .config import ClusterError, Config, DataError, GpumlError, OutputError, as_html, text_table
 from .job import CONTAINER, PREFIX, verdict
+from .pod import training_container
 from .state import OVER, SIGNS, Seen, State, cancelled, ending, explain, time_of
 from .storage import Storage, is_s3, write_json
 
@@ -446,13 +447,22 @@ def events_of(
     pods: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     "About the job and its pods, those that are gone too, oldest first"
-    names = {job_.run_id, *(p["metadata"]["name"] for p in pods)}
+    return _events_about(_events(job_.api, job_.namespace), job_.run_id, pods)
+
+
+def _events(api: Api, namespace: str) -> list[dict[str, Any]]:
+    "All that the namespace has; none where that is not permitted"
     try:
-        found = job_.api.items(f"/api/v1/namespaces/{job_.namespace}/events")
+        return api.items(f"/api/v1/namespaces/{namespace}/events")
     except Answer:
         return []
-    about = [(e["involvedObject"].get("name", ""), e) for e in found]
-    ours = [e for name, e in about if name in names or name.startswith(f"{job_.run_id}-")]
+
+
+def _events_about(events: list[dict[str, Any]], run: str, pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "Those about a job and its pods, oldest first"
+    names = {run, *(p["metadata"]["name"] for p in pods)}
+    about = [(e["involvedObject"].get("name", ""), e) for e in events]
+    ours = [e for name, e in about if name in names or name.startswith(f"{run}-")]
     return sorted(
         ours, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or e["metadata"]["creationTimestamp"]
     )
@@ -791,7 +801,7 @@ def _about(manifest: dict[str, Any]) -> dict[str, str]:
     notes, labels = manifest["metadata"].get("annotations", {}), manifest["metadata"]["labels"]
     pod = manifest["spec"]["template"]["spec"]
     found = {name: notes.get(f"{PREFIX}/{name}", "") for name in ("notebook", "owner", "tracking", "bundle", "commit")}
-    limits = pod["containers"][0].get("resources", {}).get("limits", {})
+    limits = training_container(pod).get("resources", {}).get("limits", {})
     gpus = next((v for k, v in limits.items() if "/" in k), 0)
     return found | {
         "config": notes.get(f"{PREFIX}/config") or labels[f"{PREFIX}/config"],
@@ -917,7 +927,7 @@ def _by_context(places: Iterable[tuple[str | None, str]]) -> dict[str | None, li
 
 
 def _cluster_jobs(api: Api, config: Config, name: str | None, pool: ThreadPoolExecutor) -> list[tuple[Job, State]]:
-    "The jobs of a namespace with their states: four requests, and the logs of those that run"
+    "The jobs of a namespace with their states: five requests, and the logs of those that run"
     namespace = config.compute.namespace
     chosen = {"labelSelector": "app.kubernetes.io/managed-by=gpuml" + (f",{PREFIX}/run={name}" if name else "")}
     with plainly(f"jobs in {namespace}", config.compute.context):
@@ -928,8 +938,13 @@ def _cluster_jobs(api: Api, config: Config, name: str | None, pool: ThreadPoolEx
             mine.setdefault(pod["metadata"]["labels"].get(f"{PREFIX}/run", ""), []).append(pod)
         pending = any(p["status"].get("phase") == "Pending" for p in pods)
         nodes, holders = gpu_holders(api, namespace) if pending else (None, [])
+        events = _events(api, namespace) if pending else []
     handles = [handle(j, api, config.data.endpoint) for j in listed]
-    states = [explain(Seen(j, mine.get(j["metadata"]["name"], []), [], nodes, holders)) for j in listed]
+    states = []
+    for one in listed:
+        run = one["metadata"]["name"]
+        of_run = mine.get(run, [])
+        states.append(explain(Seen(one, of_run, _events_about(events, run, of_run), nodes, holders)))
     at_work = [(h, s) for h, s in zip(handles, states) if s.phase == "running"][:100]
     for (_, state), text in zip(at_work, pool.map(lambda pair: pair[0]._progress(pair[1]), at_work)):
         state.progress = text

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import Config
+from .sidecars import NATIVE
 
 # %% ../nbs/09_job.ipynb #9c5e274c
 def slug(
@@ -112,9 +113,9 @@ def manifest(
 
 
 def _scraped(labels: dict[str, str], port: int | None) -> dict[str, Any]:
-    "The pod's labels, and where Prometheus finds its metrics"
-    notes = {"prometheus.io/scrape": "true", "prometheus.io/port": str(port)}
-    return {"labels": labels} | ({"annotations": notes} if port else {})
+    "The pod's labels, where Prometheus finds its metrics, and what is asked of sidecars that a cluster injects"
+    metrics = {"prometheus.io/scrape": "true", "prometheus.io/port": str(port)} if port else {}
+    return {"labels": labels, "annotations": metrics | NATIVE}
 
 
 def _labels(config: Config, run: str, source: Source) -> dict[str, str]:

@@ -1,0 +1,41 @@
+"A container that a cluster injects is told to end when the job's container ends"
+
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from gpuml.sidecars import SIDECARS
+from tests.conftest import gpuml
+
+
+class Proxy(BaseHTTPRequestHandler):
+    "What a mesh's container answers when it is told to end"
+
+    def do_POST(self):
+        self.server.asked.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_runner_tells_the_proxy_to_end(inside, tmp_path):
+    "Also where the attempt could not even begin; on somebody's own machine nothing is asked"
+    try:
+        server = HTTPServer(("127.0.0.1", SIDECARS[0].port), Proxy)
+    except OSError:
+        pytest.skip(f"something listens on port {SIDECARS[0].port} of this machine")
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "GPUML_IMAGE": "gpuml-train:0.1.0"} if inside else {}
+        done = gpuml("run", str(tmp_path / "gone.tar.gz"), "--run", "a-1", cwd=tmp_path, env={**os.environ, **pod})
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 66 and "Traceback" not in done.stderr, done.stderr
+    assert server.asked == (["/quitquitquit"] if inside else [])
