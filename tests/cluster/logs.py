@@ -71,4 +71,4 @@ def _since(query: dict) -> str:
     if "sinceSeconds" in query:
         at = datetime.datetime.fromtimestamp(time.time() - float(query["sinceSeconds"]), datetime.UTC)
         return at.isoformat()
-    return query.get("sinceTime", "")
+    return query.get("sinceTime", "").removesuffix("Z")  # what has a fraction of that second, too
