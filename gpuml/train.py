@@ -53,6 +53,7 @@ from gpuml.config import (
     to_yaml,
 )
 from .dataset import Plan, Tokens
+from .folder import check_fit
 from .storage import File, Storage, fingerprint, is_s3, write_file, write_folder, write_json, writing
 
 # %% ../nbs/06_train.ipynb #0f0ef402
@@ -1131,10 +1132,11 @@ def _asides(attempt: _Attempt) -> dict[str, Any]:
 
 
 def _load_tokenizer(config: Config, place: Path) -> Any:
-    "The model's tokenizer, if it can pad"
+    "The model's tokenizer, if it can pad and the model has a row for all that it gives"
     tokenizer = model.load_tokenizer(place)
     if tokenizer.pad_token_id is None:
         raise ModelError(f"model.name: {config.model.name}: its tokenizer has neither a padding nor an end token")
+    check_fit(model.load_config(place), tokenizer, config.model.name)
     return tokenizer
 
 
