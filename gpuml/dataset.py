@@ -18,6 +18,7 @@ import json
 import mmap
 import os
 import re
+import shlex
 import shutil
 import threading
 import time
@@ -39,6 +40,8 @@ import numpy as np
 
 from . import __version__
 from .config import Config, DataConfig, DataError, OutputError, Preempted
+from .formats import HEAD, Format, recognise, unmarked_encoding
+from .labels import alike_notes, did_you_mean, look_of, natural, nearest, odd_notes, tell_apart
 from .storage import CHANGED, File, Storage, fingerprint, is_s3, write_folder, write_json, writing
 
 # %% ../nbs/02_dataset.ipynb #182f1706
@@ -121,7 +124,7 @@ def _lines(reading: Reading, blocks: Iterable[bytes], storage: Storage) -> Itera
         for raw in chunk.splitlines(keepends=True):
             reading.line += 1
             if b"\0" in raw:
-                raise Broken(reading.line, "a NUL byte; the file is damaged or not text")
+                raise Broken(reading.line, _nul_byte(reading, raw))
             if reading.end + len(raw) - reading.row > ROW_BYTES:
                 raise Broken(*_too_long(reading, storage))
             try:
@@ -130,6 +133,13 @@ def _lines(reading: Reading, blocks: Iterable[bytes], storage: Storage) -> Itera
                 raise Broken(reading.line, _not_utf8(reading, reading.end + e.start, storage)) from None
             reading.end += len(raw)
             yield text
+
+
+def _nul_byte(reading: Reading, line: bytes) -> str:
+    "The complaint about a line with a NUL byte"
+    if not reading.end and (encoding := unmarked_encoding(line)):
+        return f"a NUL byte; the encoding is likely {encoding}: save it as UTF-8 ({_iconv(encoding, reading.shown)})"
+    return "a NUL byte; the file is damaged or not text"
 
 # %% ../nbs/02_dataset.ipynb #891b51ed
 def _too_long(reading: Reading, storage: Storage) -> tuple[int, str]:
@@ -140,32 +150,24 @@ def _too_long(reading: Reading, storage: Storage) -> tuple[int, str]:
     return _open_quote(reading, storage), f"a quote that opens here is not closed within {most}{_UNCHECKED}"
 
 # %% ../nbs/02_dataset.ipynb #fb27393b
-_NOT_CSV = {
-    b"\x1f\x8b": "gzip-compressed; unpack it first",
-    b"PK\x03\x04": "a zip or Excel file; export it as CSV",
-    b"PAR1": "a Parquet file; export it as CSV",
-    b"BZh": "bzip2-compressed; unpack it first",
-    b"\xfd7zXZ": "xz-compressed; unpack it first",
-    b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it first",
-    b"%PDF": "a PDF file",
-    b"\xd0\xcf\x11\xe0": "an old Excel file; export it as CSV",
-}
-
-
 def _check_start(blocks: Iterator[bytes], reading: Reading) -> Iterator[bytes]:
     "The blocks, once the first bytes are not those of something else"
     head = b""
     for block in blocks:
         head += block
-        if len(head) >= 8:
+        if len(head) >= HEAD:
             break
-    for magic, what in _NOT_CSV.items():
-        if head.startswith(magic):
-            raise Broken(None, f"not CSV: this is {what}")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Broken(None, f"the encoding is UTF-16; save it as UTF-8 ({_iconv('UTF-16', reading.shown)})")
+    if kind := recognise(head[:HEAD]):
+        raise Broken(None, _not_csv(kind, reading.shown))
     yield head
     yield from blocks
+
+
+def _not_csv(kind: Format, shown: str) -> str:
+    "The complaint about a file that is something else"
+    if kind.encoding:
+        return f"the encoding is {kind.encoding}; {kind.remedy} ({_iconv(kind.encoding, shown)})"
+    return "; ".join(filter(None, (f"not CSV: this is {kind.name}", kind.remedy)))
 
 # %% ../nbs/02_dataset.ipynb #ea3fefc3
 def _not_utf8(reading: Reading, at: int, storage: Storage) -> str:
@@ -203,7 +205,7 @@ def _line_at(text: bytes, at: int) -> bytes:
 def _iconv(encoding: str, shown: str) -> str:
     path = PurePosixPath(shown)
     name = path.name if "://" in shown else shown
-    return f"iconv -f {encoding} -t UTF-8 {name} > {path.stem}-utf8.csv"
+    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > {shlex.quote(f'{path.stem}-utf8.csv')}"
 
 # %% ../nbs/02_dataset.ipynb #1a105b24
 class Row(NamedTuple):
@@ -265,10 +267,19 @@ def _split(header: list[str], delimiter: str, strict: bool = True) -> list[str] 
 def _missing(columns: list[str], data: DataConfig, wanted: tuple[str, ...]) -> str:
     "The complaint about a header without the columns that the config names"
     missing = {key: getattr(data, key) for key in wanted if getattr(data, key) not in columns}
-    near = {k: get_close_matches(c, columns, n=1) for k, c in missing.items()}
-    hints = [f"did you mean data.{k}={n[0]}?" if n else f"set data.{k} to one of them" for k, n in near.items()]
+    hints = [_column_hint(key, column, columns) for key, column in missing.items()]
     what = " and ".join(f"no column '{c}'" for c in missing.values()) or "broken quoting in the header"
     return f"{what}; the columns are: {', '.join(columns)[:200]}; {'; '.join(hints)}".removesuffix("; ")
+
+
+def _column_hint(key: str, column: str, columns: list[str]) -> str:
+    "What to do where a column is missing"
+    near = nearest(column, columns)
+    if near is None:
+        return f"set data.{key} to one of them"
+    if look_of(near) == look_of(column) and near.casefold() != column.casefold():
+        return f"the header's {tell_apart([near, column])[0]} only looks like '{column}': write it anew"
+    return f"did you mean data.{key}={near}?"
 
 # %% ../nbs/02_dataset.ipynb #bf6bf97c
 def parse(
@@ -286,6 +297,8 @@ def parse(
             _header(lines, reading, data, ("text", "label") if labelled else ("text",))
         reader = csv.reader(lines, delimiter=reading.delimiter, strict=True)
         width, columns, known = len(reading.columns), reading.columns, dict.fromkeys(data.labels or ())
+        names = sorted(map(_as_name, columns))
+        longest = 8 + max(map(len, columns))
         text, label = columns.index(data.text), columns.index(data.label) if labelled else None
         while True:
             reading.row, reading.first = reading.end, reading.line + 1
@@ -297,7 +310,9 @@ def parse(
                 return
             if not row:
                 continue
-            if problem := _complaint(row, text, label, width, reading.delimiter, known):
+            if len(row) == width and len(row[text]) <= longest and _is_header(row, names):
+                yield _header_again(row, columns, reading.first)
+            elif problem := _complaint(row, text, label, width, reading.delimiter, known):
                 yield Problem(reading.first, problem)
             else:
                 name = "" if label is None else row[label].strip()
@@ -326,8 +341,24 @@ def _complaint(row: list[str], text: int, label: int | None, width: int, delimit
 @lru_cache(maxsize=1024)  # a wrong label seldom comes alone
 def _unknown(name: str, known: tuple[str, ...]) -> str:
     "The complaint about a label that is not in the config's list"
-    close = get_close_matches(name, known, n=1)
-    return f"the label '{name[:60]}' is not in data.labels" + (f"; did you mean '{close[0]}'?" if close else "")
+    label, hint = did_you_mean(name, known)
+    return f"the label {label} is not in data.labels{hint}"
+
+# %% ../nbs/02_dataset.ipynb #a0de165b
+def _is_header(row: list[str], names: list[str]) -> bool:
+    "Whether a row consists of the columns' names, sorted, in any order and case"
+    return _as_name(row[0]) in names and sorted(map(_as_name, row)) == names
+
+
+def _as_name(field: str) -> str:
+    return field.strip().removeprefix("\ufeff").strip().casefold()
+
+
+def _header_again(row: list[str], columns: tuple[str, ...], line: int) -> Problem:
+    "The complaint about a second header; raises `Broken` where the columns behind it are in another order"
+    if [_as_name(field) for field in row] == [_as_name(name) for name in columns]:
+        return Problem(line, "the header again, as where files were joined; remove this line")
+    raise Broken(line, f"a second header, with its columns in another order; split the file here{_UNCHECKED}")
 
 # %% ../nbs/02_dataset.ipynb #87a95f01
 def _broken_quote(reading: Reading, error: str, storage: Storage) -> tuple[int, str]:
@@ -474,7 +505,7 @@ def cores() -> int:
 ROW = np.dtype(
     [("hash", "<u8"), ("offset", "<i8"), ("length", "<u4"), ("line", "<u4"), ("label", "<u4")]
 )  # what is kept of a row; the hash is that of the text without the white space around it
-_VERSION = 1  # of what is written
+_VERSION = 2  # of what is written
 
 
 def _hash(text: str) -> bytes:
@@ -940,11 +971,6 @@ def all_rows(shards: list[Shard], names: list[str], job: Preparation) -> Rows:
     classes = [np.array([number[l] for l in s.facts["labels"]], np.int64)[s.rows["label"]] for s in shards]
     return Rows(shards, np.arange(sum(map(len, classes))), np.concatenate(classes), names, job.config, job.storage)
 
-
-def _natural(label: str) -> tuple:
-    "Numbers by value, then words by letter"
-    return (0, int(label), "") if label.isascii() and label.isdigit() else (1, 0, label)
-
 # %% ../nbs/02_dataset.ipynb #ec4b6edc
 def split(
     hashes: np.ndarray,  # uint64 [rows], of the texts
@@ -1112,20 +1138,15 @@ def _check_labels(rows: Rows, validation: Rows | None) -> None:
     if unknown:
         lines = []
         for row in sorted(int(np.argmax(validation.classes == i)) for i in unknown[:1000])[:10]:
-            label = validation.names[validation.classes[row]]
-            close = get_close_matches(label, labels, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            lines.append(f"{validation.where(row)}: the label '{label}' occurs only in validation{hint}")
+            label, hint = did_you_mean(validation.names[validation.classes[row]], labels)
+            lines.append(f"{validation.where(row)}: the label {label} occurs only in validation{hint}")
         raise DataError("\n".join(lines))
 
 # %% ../nbs/02_dataset.ipynb #577774a1
 def _label_notes(train: Rows) -> list[str]:
     "Labels that look like typos, and classes with one example"
-    by_case: dict[str, list[str]] = {}
-    for label in train.names:
-        by_case.setdefault(label.casefold(), []).append(label)
-    notes = [f"labels that differ only in case: {', '.join(v)}" for v in by_case.values() if len(v) > 1]
     counts = np.bincount(train.classes, minlength=len(train.names))
+    notes = alike_notes(dict(zip(train.names, counts.tolist()))) + odd_notes(train.names)
     for count, what in ((0, "no training row has the label"), (1, "one training example only")):
         if some := [train.names[i] for i in np.flatnonzero(counts == count)]:
             notes.append(f"{what}: {', '.join(some[:10])}")
@@ -1164,7 +1185,7 @@ def _deal(
     "Rows of both sides, the content's fingerprint, and notes on labels and duplicates; raises `DataError`"
     unknown = {label for shard in held or () for label in shard.facts["labels"]} - set(labels)
     rows = all_rows(train, labels, job)
-    validation = held and all_rows(held, labels + sorted(unknown, key=_natural), job)
+    validation = held and all_rows(held, labels + sorted(unknown, key=natural), job)
     _check_labels(rows, validation)
     if validation is None:
         share, seed, hashes = job.config.data.validation_fraction, job.config.train.seed, rows.hashes()
@@ -1242,7 +1263,7 @@ def read(
         train = _shards(job, train, feed.turns if feed else range(len(train)), order != "windows")
         held = None if held is None else _shards(job, held, range(len(held)))
         job.refuse()
-    labels = d.labels or sorted({label for shard in train for label in shard.facts["labels"]}, key=_natural)
+    labels = d.labels or sorted({label for shard in train for label in shard.facts["labels"]}, key=natural)
     rows, validation, facts = _sides(train, held, labels, order, job)
     notes = facts["notes"] + _skip_notes(train + (held or [])) + list(dict.fromkeys(job.notes))
     if tokenizer is not None and validation.tokens is None:

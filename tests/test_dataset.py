@@ -127,6 +127,33 @@ MALFORMED = {
     "zstd": (b"\x28\xb5\x2f\xfd\0\0", None, "not CSV: this is zstd-compressed"),
     "PDF": (b"%PDF-1.7\n", None, "not CSV: this is a PDF"),
     "old Excel": (b"\xd0\xcf\x11\xe0\0\0\0\0", None, "not CSV: this is an old Excel file"),
+    "JSON lines": (b'{"text": "late", "label": "delivery"}\n{"text": "refund"}\n', None, "not CSV: this is JSON lines; write it as CSV"),
+    "one line of JSON": (b'\xef\xbb\xbf {"text": "late", "label": "delivery"}', None, "not CSV: this is JSON lines"),
+    "JSON": (b'[\n  {"text": "late"}\n]\n', None, "not CSV: this is JSON; write it as CSV"),
+    "JSON on one endless line": (b'[{"text": "' + b"a" * 5000 + b'"}]', None, "not CSV: this is JSON; write it as CSV"),
+    "a notebook": (b'{\n "cells": []\n}\n', None, "not CSV: this is JSON; write it as CSV"),
+    "Excel's separator": (b"sep=;\r\ntext;label\r\nlate;delivery\r\n", None, "behind Excel's line `sep=`; remove that first line"),
+    "a web page": (b"\n<!DOCTYPE html>\n<html><title>Sign in</title>", None, "not CSV: this is a web page, perhaps one that asks for a login"),
+    "a server's error": (b'<?xml version="1.0"?>\n<Error><Code>NoSuchKey</Code></Error>', None, "not CSV: this is XML, perhaps a server's error"),
+    "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", None, "a Git LFS pointer in place of the file; fetch the file: git lfs pull"),
+    "git-annex pointer": (b"/annex/objects/SHA256E-s12--4d7a.csv\n", None, "a git-annex pointer in place of the file"),
+    "DVC pointer": (b"outs:\n- md5: 4d7a\n  size: 12\n", None, "a DVC pointer in place of the file"),
+    "git-crypt": (b"\0GITCRYPT\0abc", None, "not CSV: this is encrypted with git-crypt"),
+    "merge conflict": (b"<<<<<<< HEAD\ntext,label\n=======\n", None, "a file with a merge conflict; resolve it first"),
+    "Markdown table": (b"| text | label |\n|---|:--|\n| late | delivery |\n", None, "not CSV: this is a Markdown table"),
+    "Markdown table without edges": (b"text | label\n--- | ---\nlate | delivery\n", None, "not CSV: this is a Markdown table"),
+    "fastText": (b"__label__delivery late again\n", None, "not CSV: this is a file for fastText"),
+    "ARFF": (b"@RELATION tickets\n", None, "not CSV: this is an ARFF file"),
+    "tar": (b"data/a.csv".ljust(257, b"\0") + b"ustar\0", None, "not CSV: this is a tar archive"),
+    "7-Zip": (b"7z\xbc\xaf\x27\x1c\0\4", None, "not CSV: this is a 7-Zip archive"),
+    "Arrow": (b"ARROW1\0\0", None, "not CSV: this is an Arrow or Feather file"),
+    "SQLite": (b"SQLite format 3\0", None, "not CSV: this is an SQLite database"),
+    "pickle": (b"\x80\4\x95\1\0\0\0\0\0\0\0}", None, "not CSV: this is a Python pickle"),
+    "RTF": (b"{\\rtf1\\ansi text,label\n", None, "not CSV: this is an RTF document"),
+    "UTF-32": ((HEADER + GOOD).decode().encode("utf-32"), None, "the encoding is UTF-32; save it as UTF-8 (iconv -f UTF-32 "),
+    "UTF-32, big-endian": (b"\0\0\xfe\xff" + (HEADER + GOOD).decode().encode("utf-32-be"), None, "the encoding is UTF-32; "),
+    "UTF-32 without a mark": ((HEADER + GOOD).decode().encode("utf-32-le"), 1, "a NUL byte; the encoding is likely UTF-32LE: save it as UTF-8"),
+    "UTF-16 without a mark, named": ((HEADER + GOOD).decode().encode("utf-16-be"), 1, "a NUL byte; the encoding is likely UTF-16BE: save it as UTF-8"),
     "UTF-16": ((HEADER + GOOD).decode().encode("utf-16"), None, "the encoding is UTF-16"),
     "UTF-16 without a mark": ((HEADER + GOOD).decode().encode("utf-16-le"), 1, "a NUL byte"),
     "NUL in the header": (b"te\0xt,label\n" + GOOD, 1, "a NUL byte"),
@@ -144,6 +171,13 @@ MALFORMED = {
     "quote in the header": (b'"text,label\n' + GOOD, 1, "no column 'text'"),
     "broken header": (b'"text"x,label\n' + GOOD, 1, "no column 'text'"),
     "header behind blank lines": (b"\n\ntext,lable\n" + GOOD, 3, "no column 'label'"),
+    "column that only looks right": ("te\u200bxt,label\n".encode() + GOOD, 1, "the header's 'te\\u200bxt' only looks like 'text': write it anew"),
+    "header again": (HEADER + GOOD + HEADER + GOOD, 4, "the header again, as where files were joined; remove this line"),
+    "header again, with a mark": (HEADER + GOOD + b"\xef\xbb\xbf" + HEADER + GOOD, 4, "the header again"),
+    "header again, in capitals": (HEADER + GOOD + b"Text ,LABEL\r\n", 4, "the header again"),
+    "header again, more columns": (b"id,text,label\n1,a,b\nid,text,label\n", 3, "the header again"),
+    "header again, label not listed": (HEADER + GOOD + b"text,label\n", 4, "the header again"),
+    "header again, another order": (HEADER + GOOD + b"label,text\n" + GOOD, 4, "a second header, with its columns in another order; split the file here"),
     "too few": (HEADER + GOOD + b"late\n", 4, "1 fields where the header has 2; is the row cut off?"),
     "too many": (HEADER + GOOD + b"late, again,delivery\n", 4, "3 fields where the header has 2; a text with ','"),
     "trailing delimiter": (HEADER + b"late,delivery,\n", 2, "3 fields where the header has 2"),
@@ -172,7 +206,50 @@ def test_malformed(name, tmp_path):
     assert all(f == found[MB] for f in found.values())  # wherever the blocks end
     first = next(f for f in found[MB] if isinstance(f, Problem))
     assert first.line == line and message in first.reason, first
-    assert ("not checked" in first.reason) == ("quot" in first.reason and first.rest and line != 1)
+    unchecked = "quot" in first.reason or "another order" in first.reason
+    assert ("not checked" in first.reason) == (unchecked and first.rest and line != 1)
+
+
+def test_tables_are_not_taken_for_something_else(tmp_path):
+    "What begins like another format and is a table all the same"
+    headers = [
+        "{text},label",
+        "[text],label",
+        "<text>,label",
+        '"{""text""}",label',
+        "sep=,label",
+        "version,label",
+        "BZ,label",
+    ]
+    headers += [
+        "outs:,label",
+        "text|label",
+        "text | label",
+        "%,label",
+        "__label,label",
+        "md5: a,label",
+        "PK,label",
+        "Obj,label",
+    ]
+    for header in headers:
+        delimiter = "|" if "|" in header else ","
+        name = next(csv.reader([header], delimiter=delimiter))[0].strip()
+        raw = f"{header}\n--a{delimiter}b\n".encode()
+        assert [(row.text, row.label) for row in items(raw, tmp_path, text=name)] == [("--a", "b")], header
+
+
+def test_a_second_header_of_another_order_ends_the_file_where_rows_are_skipped(tmp_path):
+    "The rows behind it would have text and label exchanged"
+    (tmp_path / "data").mkdir()
+    for header, message in (("text,label", "1 malformed row was skipped"), ("label,text", "split the file here")):
+        rows = "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40))
+        (tmp_path / "data/a.csv").write_text(f"text,label\n{rows}{header}\n{rows}")
+        config = config_in(tmp_path, on_bad_row="skip")
+        if header == "text,label":
+            assert any(note.startswith(message) for note in read(config).notes)
+        else:
+            with pytest.raises(DataError, match=message):
+                read(config)
 
 
 @pytest.mark.parametrize("size", range(1, 65))
