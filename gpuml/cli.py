@@ -58,11 +58,13 @@ def _print_run(run: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from gpuml.scores import as_text
+
     m, table = run.metrics, Table(title=run.id, title_justify="left", title_style="bold")
     for name in ("class", "precision", "recall", "F1", "support"):
         table.add_column(name, justify="left" if name == "class" else "right")
     for label, c in m["classes"].items():
-        table.add_row(label, *(f"{c[k]:.3f}" for k in ("precision", "recall", "f1")), f"{c['support']:,}")
+        table.add_row(label, *(as_text(c[k]) for k in ("precision", "recall", "f1")), f"{c['support']:,}")
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     console.print(
