@@ -42,6 +42,7 @@ from . import __version__
 from .config import Config, DataConfig, DataError, OutputError, Preempted
 from .formats import HEAD, Format, recognise, unmarked_encoding
 from .labels import alike_notes, did_you_mean, look_of, natural, nearest, odd_notes, tell_apart
+from .spelling import literal_tokenizer
 from .storage import CHANGED, File, Storage, fingerprint, is_s3, write_folder, write_json, writing
 
 # %% ../nbs/02_dataset.ipynb #182f1706
@@ -426,16 +427,18 @@ def encoder(
     tokenizer: Any,  # a HuggingFace tokenizer
     max_length: int,  # tokens, special ones included
 ) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
-    "A function from texts to flat ids and lengths, which threads may call at the same time"
+    "A function from texts to flat ids and lengths, which threads may call at the same time; special tokens in texts are text"
+    from tokenizers import Tokenizer
 
-    def plain(texts):
-        return tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
+    def plain(texts, as_text=True):
+        options = dict(truncation=True, max_length=max_length, return_attention_mask=False)
+        return tokenizer(texts, split_special_tokens=as_text, **options)["input_ids"]
 
-    dtype, rows = np.uint16 if len(tokenizer) <= 65_536 else np.uint32, plain
+    dtype, rows = np.uint16 if _largest_id(tokenizer) < 65_536 else np.uint32, plain
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
-        fast = _backend(tokenizer, max_length)
-        if fast(list(_PROBE)) == plain(list(_PROBE)):
-            rows = fast
+        fast = _backend(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), tokenizer, max_length)
+        if fast(list(_PROBE)) == plain(list(_PROBE), as_text=False):
+            rows = _backend(literal_tokenizer(tokenizer), tokenizer, max_length)
 
     def encode(texts):
         found = rows(texts)
@@ -446,14 +449,16 @@ def encoder(
     return encode
 
 
-def _backend(tokenizer: Any, max_length: int) -> Callable[[list[str]], list[list[int]]]:
-    "The Rust tokenizer, a copy with this truncation"
-    from tokenizers import Tokenizer
+def _largest_id(tokenizer: Any) -> int:
+    "The largest id that the tokenizer has: in a vocabulary with gaps more than the number of its tokens"
+    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return max([len(tokenizer) - 1, *vocabulary.values()])
 
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+
+def _backend(backend: Any, tokenizer: Any, max_length: int) -> Callable[[list[str]], list[list[int]]]:
+    "Ids by a Rust tokenizer, which gets the truncation of the HuggingFace tokenizer that it belongs to"
     backend.no_padding()
     backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
-    backend.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
     return lambda texts: [encoding.ids for encoding in backend.encode_batch_fast(texts)]
 
 # %% ../nbs/02_dataset.ipynb #05fccb07
@@ -484,7 +489,7 @@ def _single_threaded() -> Iterator[None]:
 
 def _describe(tokenizer: Any) -> str:
     "All that a tokenizer's output depends on, but for what each call sets anew"
-    more = f"{getattr(tokenizer, 'truncation_side', '')} {getattr(tokenizer, 'split_special_tokens', '')}"
+    more = f"{getattr(tokenizer, 'truncation_side', '')} special tokens are text"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return f"{type(tokenizer)} {more} {sorted(tokenizer.get_vocab().items())}"

@@ -183,12 +183,17 @@ def quiet() -> Iterator[None]:
 def load_tokenizer(
     folder: Path,
 ) -> Any:
-    "The model's tokenizer; one without a padding token pads with its end-of-text token"
+    "The model's tokenizer, which reads special tokens in texts as text; one without a padding token pads with its end"
     from transformers import AutoTokenizer
 
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                split_special_tokens=True,  # texts are text, for whoever loads what is saved, too
+            )
     except Exception as e:
         raise ModelError(f"the tokenizer in {folder} can't be loaded: {_first_line(e)}") from None
     if tokenizer.pad_token is None:
