@@ -54,7 +54,9 @@ from gpuml.config import (
     to_yaml,
 )
 from .dataset import Plan, Tokens
+from .failure import BatchError, NotFinite, computing, naming, some
 from .folder import check_fit
+from .inputs import as_files, as_output, as_texts
 from .schedule import learning_rate
 from .scores import as_text, evaluate, left_out, log_softmax
 from .storage import File, Storage, fingerprint, is_s3, write_file, write_folder, write_json, writing
@@ -220,6 +222,9 @@ def shown(
     return relative if len(relative) < len(str(path)) else str(path)
 
 # %% ../nbs/06_train.ipynb #bb882151
+_DAMAGED = "its weights may be damaged"
+
+
 @dataclass(repr=False)
 class Run:
     "A finished run: metrics, predictions, mistakes, the model; shows itself as a report"
@@ -268,29 +273,28 @@ class Run:
 
     def predict(
         self,
-        texts: list[str] | str,
+        texts: Iterable[str] | str,  # one text, or a list, a column, an array, a generator of texts
     ) -> "Predictions":
         "Label and probabilities of each text, in the given order; raises `GpumlError` on what is not text"
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        for i in (i for i, t in enumerate(texts) if not isinstance(t, str)):
-            raise GpumlError(f"predict: text {i} is {type(texts[i]).__name__}, not a string")
+        texts = as_texts(texts)
         classifier, tokenizer = self._loaded
         length = min(self.config.data.max_length, model.token_limit(classifier, tokenizer))
         tokens = dataset.tokenise(texts, tokenizer, length)
-        return Predictions(
-            texts, np.exp(log_softmax(logits_of(classifier, tokens, tokenizer.pad_token_id))), self.labels
-        )
+        with naming(lambda rows: f"at text {some(map(str, rows), len(rows))}", _DAMAGED):
+            logits = logits_of(classifier, tokens, tokenizer.pad_token_id)
+        return Predictions(texts, np.exp(log_softmax(logits)), self.labels)
 
     def predict_file(
         self,
-        source: str | list[str],  # a CSV file, a folder, a glob, here or at s3://, or a list of these
+        source: str | Path | list[str | Path],  # a CSV file, a folder, a glob, here or at s3://, or a list of these
         output: str | Path,  # the CSV file that is made, here or at s3://
         overrides: list[str] | tuple[str, ...] = (),  # how the files are read: `data.text=body`
         force: bool = False,  # replace an output that is there already
         watch: Watch | None = None,  # called with a `Progress`, whose steps are rows
     ) -> "PredictedFile":
         "Label and probabilities of every row of the files; raises `GpumlError`, and goes on where it was interrupted"
-        return _predict_file(_Prediction(self, source, str(output), tuple(overrides), force, _Reporter(watch)))
+        names = as_files(source), as_output(output)
+        return _predict_file(_Prediction(self, *names, tuple(overrides), force, _Reporter(watch)))
 
     def mistakes(
         self,
@@ -370,8 +374,10 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, i: int) -> tuple[str, float]:
-        "(label, its probability) of a text; a loop over the predictions gives them in order"
+    def __getitem__(self, i: int | slice) -> "tuple[str, float] | Predictions":
+        "(label, its probability) of a text; a loop over the predictions gives them in order; a slice is some of them"
+        if isinstance(i, slice):
+            return Predictions(self.texts[i], self.probabilities[i], self.classes)
         return self.classes[self.probabilities[i].argmax()], float(self.probabilities[i].max())
 
     def __repr__(self):
@@ -474,29 +480,33 @@ def logits_of(
     classifier: Any,  # transformers' model, on any device
     tokens: Tokens,
     pad_id: int,
-    rows: np.ndarray | None = None,  # which texts; all by default
     check: Callable[[], None] = lambda: None,  # called before each batch; may raise
 ) -> np.ndarray:
-    "Logits of the texts, float32 [texts, classes], in their order"
+    "Logits of the texts, float32 [texts, classes], in their order; raises `BatchError`"
     import torch
 
-    rows = np.arange(len(tokens)) if rows is None else rows
-    order = np.argsort(-tokens.lengths[rows], kind="stable")
+    if (tokens.lengths == 0).any():
+        raise BatchError("the tokenizer makes no token of it", np.flatnonzero(tokens.lengths == 0))
+    order = np.argsort(-tokens.lengths, kind="stable")
     most = GPU[1] if classifier.device.type == "cuda" else EVALUATION_TOKENS
-    found, training = np.empty((len(rows), classifier.config.num_labels), np.float32), classifier.training
+    found, training = np.empty((len(tokens), classifier.config.num_labels), np.float32), classifier.training
     classifier.eval()
     with torch.inference_mode():
         while len(order):
             check()
-            batch = order[: max(1, most // int(tokens.lengths[rows[order[0]]]))]
+            batch = order[: max(1, most // int(tokens.lengths[order[0]]))]
             try:
-                found[batch] = model.logits(classifier, *dataset.pad(tokens, rows[batch], pad_id)).cpu().numpy()
+                padded = dataset.pad(tokens, batch, pad_id)
+                with computing(batch):
+                    found[batch] = model.logits(classifier, *padded).cpu().numpy()
             except torch.OutOfMemoryError:
-                lengths = tokens.lengths[rows[batch]]
+                lengths = tokens.lengths[batch]
                 most = _smaller(lengths, len(batch) * int(lengths.max()))
                 continue
             order = order[len(batch) :]
     classifier.train(training)
+    if not np.isfinite(found).all():
+        raise NotFinite("the logits are not finite", np.flatnonzero(~np.isfinite(found).all(1)))
     return found
 
 # %% ../nbs/06_train.ipynb #6ce0860d
@@ -535,6 +545,7 @@ class _Updates:
     def _load(self, epoch: int, part: int) -> dataset.Rows:
         if self._part != (epoch, part):
             self._part, self._rows = (epoch, part), self.order.part(epoch, part)
+            _refuse_tokenless(self._rows)
         return self._rows
 
     def plan(self) -> Plan:
@@ -579,6 +590,14 @@ class _Updates:
             skip = 0
         self.position = (epoch, len(sizes), 0)
 
+
+def _refuse_tokenless(rows: dataset.Rows) -> None:
+    "Raise `DataError` at the first text that a model can't read, because the tokenizer leaves nothing of it"
+    empty = np.flatnonzero(rows.tokens.lengths == 0) if rows.tokens else ()
+    if len(empty):
+        others = f"; so it is with {len(empty) - 1:,} others" if len(empty) > 1 else ""
+        raise DataError(f"{rows.where(int(empty[0]))}: the tokenizer makes no token of this text{others}")
+
 # %% ../nbs/06_train.ipynb #6df6b059
 def trainer_class() -> type:
     "HuggingFace's `Trainer` fed with whole updates; a function, because its import takes seconds"
@@ -590,7 +609,11 @@ def trainer_class() -> type:
         def __init__(self, *args: Any, updates: _Updates, pad_id: int, schedule: TrainConfig | None = None, **kwargs):
             super().__init__(*args, **kwargs)
             self.updates, self.pad_id, self.schedule = updates, pad_id, schedule  # without one the rate is constant
-            self.rate = self.args.learning_rate  # of the last update
+            self.rate, self.rows, self.skipped = (
+                self.args.learning_rate,
+                None,
+                0,
+            )  # of the last update; updates lost to fp16
             self.loss, self.examples, self.grad_norm = math.nan, 0, math.nan  # of the last update
             self.done, self.ready, self.rng = 0, None, None  # a checkpoint's updates and random states; called once
 
@@ -626,10 +649,12 @@ def trainer_class() -> type:
         def training_step(self, model, inputs, num_items_in_batch=None):
             model.train()
             _set_rate(self)
-            return _accumulate(self, inputs["micro_batches"])
+            with naming(lambda rows: f"at {_update(self, rows)}"):
+                return _accumulate(self, inputs["micro_batches"])
 
         def _get_grad_norm(self, model, grad_norm=None):
             self.grad_norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
+            _check_gradients(self)
             return self.grad_norm
 
     return UpdateTrainer
@@ -649,6 +674,7 @@ def _accumulate(trainer: Any, micro_batches: list[np.ndarray]) -> Any:
     import torch
 
     updates, model = trainer.updates, trainer.model
+    trainer.rows = np.concatenate(micro_batches)
     while True:
         parts = dataset.halve(micro_batches, updates.size, updates.max_tokens)
         trainer.examples, total = sum(map(len, parts)), 0.0
@@ -660,9 +686,10 @@ def _accumulate(trainer: Any, micro_batches: list[np.ndarray]) -> Any:
             updates.max_tokens = _smaller(updates.lengths[rows], updates.size(rows))
         model.zero_grad()
         torch.cuda.empty_cache()
-    trainer.loss = float(total)
+    with computing(trainer.rows):  # a GPU raises when it is waited for
+        trainer.loss = float(total)
     if not math.isfinite(trainer.loss):
-        raise TrainError(_not_finite(trainer, np.concatenate(micro_batches)))
+        raise TrainError(f"the loss is {trainer.loss} at {_update(trainer, trainer.rows)}; {_REMEDY}")
     return total
 
 
@@ -672,10 +699,11 @@ def _backward(trainer: Any, rows: np.ndarray) -> Any:
 
     ids, mask = dataset.pad(trainer.updates.rows.tokens, rows, trainer.pad_id)
     targets = torch.from_numpy(trainer.updates.rows.classes[rows]).to(trainer.args.device)
-    with trainer.compute_loss_context_manager():
-        logits = model.logits(trainer.model, ids, mask, trainer.updates.packed)
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / trainer.examples
-    trainer.accelerator.backward(loss)
+    with computing(rows):
+        with trainer.compute_loss_context_manager():
+            logits = model.logits(trainer.model, ids, mask, trainer.updates.packed)
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / trainer.examples
+        trainer.accelerator.backward(loss)
     return loss.detach()
 
 
@@ -691,11 +719,36 @@ def _smaller(
     return size // 2
 
 
-def _not_finite(trainer: Any, rows: np.ndarray) -> str:
-    "The message for a loss that is not a number"
-    places = ", ".join(f"{file}:{line}" for file, line in trainer.updates.rows.places(np.sort(rows)[:8]))
-    which = f"update {trainer.state.global_step + 1} (training rows {places}{', …' if len(rows) > 8 else ''})"
-    return f"the loss is {trainer.loss} at {which}; a lower train.learning_rate is the usual remedy"
+_REMEDY = "a lower train.learning_rate is the usual remedy"
+
+
+def _update(trainer: Any, rows: np.ndarray) -> str:
+    "The update that is under way, with the places of some of its rows"
+    return f"update {trainer.state.global_step + 1} (training rows {_places(trainer.updates.rows, rows)})"
+
+
+def _places(source: dataset.Rows, rows: np.ndarray) -> str:
+    "File and line of the first rows"
+    return some((f"{file}:{line}" for file, line in source.places(np.sort(rows)[:8])), len(rows))
+
+# %% ../nbs/06_train.ipynb #88b220bb
+def _check_gradients(trainer: Any) -> None:
+    "Raise where the update under way would ruin the weights; count one that the scaler leaves out"
+    if math.isfinite(trainer.grad_norm):
+        return
+    scaler = trainer.accelerator.scaler
+    if scaler is None or scaler.get_scale() <= 1:
+        raise TrainError(f"the gradients are not finite at {_update(trainer, trainer.rows)}; {_REMEDY}")
+    trainer.skipped += 1
+
+
+def _note_skipped(attempt: "_Attempt") -> None:
+    "Say that updates were left out; raises `TrainError` where all were, for then nothing was trained"
+    skipped, done = attempt.trainer.skipped, attempt.progress.step
+    if skipped == done:
+        raise TrainError("no update changed the model: its gradients are too large for fp16; use train.precision=fp32")
+    if skipped:
+        attempt.report.note(f"{skipped:,} of {done:,} updates changed nothing: their gradients were too large for fp16")
 
 # %% ../nbs/06_train.ipynb #41d05de8
 def _rng() -> dict[str, Any]:
@@ -1155,6 +1208,8 @@ def read_data(
     "The config's data, tokenised for this model, with notes on what is cut"
     asked, length = config.data.max_length, _max_length(config, place, tokenizer)
     data = dataset.read(config, tokenizer, length, check=check, say=say, order=order, feed=feed)
+    _refuse_tokenless(data.train)
+    _refuse_tokenless(data.validation)
     if length < asked:
         data.notes.insert(0, f"the model reads at most {length} tokens; data.max_length is {asked}")
     cut = int((data.train.tokens.lengths >= length).sum()) if data.train.tokens else 0
@@ -1313,7 +1368,9 @@ def keeping_memory() -> Iterator[None]:
 def _ready(attempt: _Attempt) -> None:
     "Model, optimiser and schedule are where they will be trained: fit them to the GPU, and go back to the checkpoint"
     trainer = attempt.trainer
-    if trainer.args.device.type == "cuda" and (problem := _tune(trainer)) and attempt.precision != "fp32":
+    with naming(lambda rows: f"at {_update(trainer, rows)}"):
+        problem = _tune(trainer) if trainer.args.device.type == "cuda" else ""
+    if problem and attempt.precision != "fp32":
         attempt.report.note(f"texts are padded on this GPU: {problem}")
     if attempt.found:
         _restore(attempt)
@@ -1374,7 +1431,7 @@ def _save_checkpoint(attempt: _Attempt) -> None:
     state |= {"losses": p.losses, "evaluations": p.evaluations, "notes": p.notes, "data": _data_facts(attempt)}
     updates = attempt.trainer.updates
     state |= {"max_tokens": updates.max_tokens, "packed": updates.packed, "position": updates.position}
-    state |= {"steps": p.steps, "epoch": p.epoch}
+    state |= {"steps": p.steps, "epoch": p.epoch, "skipped": attempt.trainer.skipped}
     state["seconds"] = attempt.seconds + time.monotonic() - attempt.started
     attempt.checkpoints.save(p.step, tensors, json.loads(json.dumps(state)), started)
     attempt.saved = (p.step, len(p.evaluations))
@@ -1460,6 +1517,7 @@ def _recall(attempt: _Attempt) -> None:
     attempt.saved = (p.step, len(p.evaluations))
     attempt.trainer.done, attempt.trainer.updates.position = p.step, tuple(state["position"])
     p.epoch = state.get("epoch", 0.0)  # a checkpoint of before has none
+    attempt.trainer.skipped = state.get("skipped", 0)  # nor this
     attempt.trainer.rng = _under(tensors, "") if "rng.cpu" in tensors else None
 
 
@@ -1531,7 +1589,8 @@ def _after_epoch(attempt: _Attempt) -> bool:
         _all_read(attempt)
     attempt.report.now("evaluating")
     rows, epoch = attempt.data.validation, len(p.evaluations) + 1
-    logits = logits_of(attempt.classifier, rows.tokens, pad_id, check=lambda: _check(attempt))
+    with naming(lambda bad: _in_evaluation(rows, bad, epoch), _REMEDY):
+        logits = logits_of(attempt.classifier, rows.tokens, pad_id, check=lambda: _check(attempt))
     result = evaluate(logits, rows.classes, attempt.data.labels)
     attempt.best.offer(attempt.classifier, epoch, result, logits)
     p.evaluations.append({"step": p.step, "epoch": epoch, **{k: result[k] for k in ("loss", "accuracy", "macro_f1")}})
@@ -1543,6 +1602,13 @@ def _after_epoch(attempt: _Attempt) -> bool:
         attempt.report.now("training")
     _check(attempt)
     return stop
+
+
+def _in_evaluation(rows: dataset.Rows, bad: np.ndarray, epoch: int) -> str:
+    "Where an evaluation failed"
+    return (
+        f"in the evaluation of epoch {epoch}, at {len(bad):,} of {len(rows):,} validation rows ({_places(rows, bad)})"
+    )
 
 
 def _all_read(attempt: _Attempt) -> None:
@@ -1568,10 +1634,8 @@ def _save(attempt: _Attempt) -> None:
     attempt.checkpoints.wait()
     attempt.report.now("saving")
     p, folder, best, labels = attempt.progress, attempt.folder, attempt.best, attempt.data.labels
-    attempt.classifier.load_state_dict(best.state)
-    attempt.classifier.to("cpu")
-    with write_folder(folder / "model") as aside:
-        model.save(attempt.classifier, attempt.tokenizer, aside)
+    _note_skipped(attempt)
+    _save_model(attempt)
     _check(attempt)
     attempt.report.note(left_out(best.scores))
     write_file(folder / "predictions.csv", _predictions(attempt))
@@ -1595,6 +1659,14 @@ def _save(attempt: _Attempt) -> None:
     write_file(folder / "confusion.svg", confusion_svg(best.scores["confusion"], labels))
     _check(attempt)
     write_json(folder / "certificate.json", _certificate(attempt))
+
+
+def _save_model(attempt: _Attempt) -> None:
+    "Write the weights of the best epoch, and the tokenizer"
+    attempt.classifier.to_empty(device="cpu")  # not copied: a GPU that failed gives nothing back
+    attempt.classifier.load_state_dict(attempt.best.state)
+    with write_folder(attempt.folder / "model") as aside:
+        model.save(attempt.classifier, attempt.tokenizer, aside)
 
 
 def _certificate(attempt: _Attempt) -> dict[str, Any]:
@@ -1658,7 +1730,7 @@ def _close(attempt: _Attempt, status: str, reason: str = "") -> str:
     "End the record; a run that has nothing worth keeping leaves nothing"
     tracked, folder = attempt.tracked, attempt.folder
     note = tracked.close(status, reason, lambda: bool(attempt.asked)) if tracked else ""
-    worth = folder / "certificate.json", folder / "checkpoints"
+    worth = folder / "certificate.json", folder / "checkpoints", folder / "model"
     with suppress(GpumlError):  # what S3 does not take now, the next attempt tells it
         job = os.environ.get("GPUML_RUN")  # which keeps its notebook and log there
         if tracked and status == "FAILED" and not job and not note and not any(p.exists() for p in worth):
@@ -1670,6 +1742,26 @@ def _close(attempt: _Attempt, status: str, reason: str = "") -> str:
         elif tracked and status != "FINISHED":
             _store(attempt, _SMALL[1:], patience=5)
     return note
+
+# %% ../nbs/06_train.ipynb #37a63921
+def _keeping_best(
+    attempt: _Attempt,
+    error: TrainError,  # what ended the training
+) -> TrainError:
+    "The error, with where the weights of the best epoch so far are kept, if there was one"
+    if not attempt.best.epoch or (attempt.folder / "certificate.json").exists():
+        return error
+    told = attempt.best.told(len(attempt.progress.evaluations))
+    try:
+        _save_model(attempt)
+    except (GpumlError, RuntimeError, OSError) as e:
+        return TrainError(f"{error}; the {told}, can't be kept: {e}")
+    place = stored_at(attempt.config, attempt.run_id) or shown(attempt.folder)
+    try:
+        _store(attempt, ["model"], patience=5)
+    except GpumlError:
+        place = shown(attempt.folder)
+    return TrainError(f"{error}; the {told}, are kept in {place}/model, without a certificate")
 
 # %% ../nbs/06_train.ipynb #a8d9eae3
 def fit(
@@ -1699,10 +1791,15 @@ def fit(
             attempt.report.now("stopped" if stopped else "failed")
             with suppress(Exception):
                 attempt.checkpoints.wait()
+            error = _keeping_best(attempt, e) if isinstance(e, TrainError) else e
             said = isinstance(e, Preempted | KeyboardInterrupt)
-            _close(attempt, "KILLED" if stopped else "FAILED", "interrupted" if said else f"{type(e).__name__}: {e}")
+            _close(
+                attempt, "KILLED" if stopped else "FAILED", "interrupted" if said else f"{type(e).__name__}: {error}"
+            )
             if isinstance(e, KeyboardInterrupt):
                 raise _at_once(attempt) from None
+            if error is not e:
+                raise error from e.__cause__
             raise
         note = _close(attempt, "FINISHED")
         if note and attempt.asked:
@@ -1961,9 +2058,15 @@ def _predict_rows(p: _Prediction) -> None:
     with dataset.preparation(p.config, None, tokenizer, length, **p.asides) as job:
         for chunk in _chunks(p, job, TOGETHER[device]):
             tokens = dataset.join([future.result() for future in chunk.encoded])
-            logits = logits_of(classifier, tokens, tokenizer.pad_token_id, check=p.check)
+            with naming(partial(_at_rows, chunk), _DAMAGED):
+                logits = logits_of(classifier, tokens, tokenizer.pad_token_id, check=p.check)
             _keep_chunk(p, chunk, np.exp(log_softmax(logits)))
             p.report.advance(len(chunk.places), len(chunk.places))
+
+
+def _at_rows(chunk: _Chunk, rows: np.ndarray) -> str:
+    "Where the rows of a chunk are from"
+    return "at " + some((f"{file}:{line}" for file, line in (chunk.places[i] for i in rows)), len(rows))
 
 # %% ../nbs/06_train.ipynb #8515bcda
 def _keep(p: _Prediction, state: dict[str, Any], rows: bytes) -> None:
