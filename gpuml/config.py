@@ -263,7 +263,7 @@ class ComputeConfig(Section):
     s3_secret: str | None = Field(
         "gpuml-s3",
         pattern=LONG_NAME,
-        description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the pods; null gives none",
+        description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and perhaps AWS_SESSION_TOKEN for the pods; null gives none",
     )
     s3_endpoint: str | None = Field(
         None, min_length=1, description="S3 server as the pods reach it; by default data.endpoint"

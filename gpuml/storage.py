@@ -32,6 +32,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from . import credentials
 from .config import ConfigError, DataError, GpumlError, OutputError
 
 # %% ../nbs/01_storage.ipynb #80504a2f
@@ -198,7 +199,7 @@ _REFUSED = {
 }
 _DENIED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken")
 _AGAIN = ("SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "OperationAborted")
-_KEYS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+_KEYS = credentials.NAMES
 _NOT_S3 = "what answers at {server} is not an S3 server; see data.endpoint in the config, or AWS_ENDPOINT_URL"
 
 # %% ../nbs/01_storage.ipynb #6e4ba6e9
@@ -215,7 +216,8 @@ def _cause(error: Exception) -> Exception:
 
 def _plain(text: str) -> str:
     "One line of a foreign message, without anything secret"
-    for secret in filter(None, (os.environ.get(name, "").strip() for name in _KEYS)):
+    known = [os.environ.get(name, "").strip() for name in _KEYS]
+    for secret in filter(None, [*known, *credentials.renewed_keys(os.environ).values()]):
         text = text.replace(secret, "***")
     return " ".join(text.split())[:200].replace("{", "(").replace("}", ")")
 
@@ -327,11 +329,12 @@ def _client(endpoint: str | None, patience: float) -> tuple[Any, asyncio.Lock]:
         sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_") or name == "HOME")
     )
     with _connecting:
-        return _connect(endpoint, patience, keys, os.getpid())  # a connection does not survive a fork
+        again = credentials.generation(endpoint or "")
+        return _connect(endpoint, patience, keys, os.getpid(), again)  # a connection does not survive a fork
 
 
 @lru_cache(maxsize=8)
-def _connect(endpoint: str | None, patience: float, keys: tuple, process: int) -> tuple[Any, asyncio.Lock]:
+def _connect(endpoint: str | None, patience: float, keys: tuple, process: int, again: int) -> tuple[Any, asyncio.Lock]:
     "An s3fs file system that retries nothing by itself and keeps quiet"
     from s3fs import S3FileSystem
 
@@ -347,8 +350,14 @@ def _connect(endpoint: str | None, patience: float, keys: tuple, process: int) -
         "request_checksum_calculation": "when_required",  # S3 servers other than Amazon's may not know the newer ones
         "response_checksum_validation": "when_required",
     }
+    renewed = credentials.renewed_keys(os.environ)
+    login = {"key": "AWS_ACCESS_KEY_ID", "secret": "AWS_SECRET_ACCESS_KEY", "token": "AWS_SESSION_TOKEN"}
     made = S3FileSystem(
-        endpoint_url=endpoint, config_kwargs=settings, skip_instance_cache=True, use_listings_cache=False
+        endpoint_url=endpoint,
+        config_kwargs=settings,
+        skip_instance_cache=True,
+        use_listings_cache=False,
+        **{argument: renewed[name] for argument, name in login.items() if name in renewed},
     )
     return made, asyncio.Lock()
 
@@ -369,28 +378,32 @@ def finish(
     write: bool = False,  # raise `OutputError`, not `DataError`
 ) -> Any:
     "The answer to a request, which is sent again until it is answered, refused, or `patience` is at its end"
-    begun, tries, why = time.monotonic(), 0, ""
+    begun, tries, trouble, keys = time.monotonic(), 0, "", _Keys(s3, url)
     future = future or s3.start(request)
     try:
         while True:
             try:
-                answer = _wait(s3, begun, why, future)
+                answer = _wait(s3, begun, trouble, future)
                 s3.answered = True
+                credentials.accept(s3.endpoint or "")
                 return answer
             except GpumlError:
                 raise
             except _failures() as e:
                 s3.answered = s3.answered or not _code(e)[0].isdigit()
-                if refused := refusal(e, s3.answered):
+                refused, why = refusal(e, s3.answered), _why(e)
+                if refused and not keys.have_lapsed(_code(e)[0]):
                     raise _error(s3, url, *refused, write) from None
-                why = _why(e)
+                trouble = keys.trouble(why) if refused else f"does not answer ({why}); trying again"
             limit, waited = s3.patience if s3.answered else s3.first_patience, time.monotonic() - begun
+            if refused and (waited >= limit or not credentials.renewed_from(os.environ)):
+                raise _error(s3, url, keys.expired(why, waited), False, write, away=True) from None
             if waited >= limit:
                 again, where = "; run it again when it does", "; see data.endpoint in the config, or AWS_ENDPOINT_URL"
                 gave_up = f"{{server}} did not answer for {waited:.0f} s ({why}){again if s3.answered else where}"
                 raise _error(s3, url, gave_up, False, write, away=True) from None
             pause = min(random.uniform(0.5, 1) * s3.patience * min(1 / 24, 2**tries / 1200), limit - waited)
-            _wait(s3, begun, why, until=time.monotonic() + pause)
+            _wait(s3, begun, trouble, until=time.monotonic() + pause)
             future, tries = s3.start(request), tries + 1
     except BaseException:
         future.cancel()
@@ -413,8 +426,7 @@ def _wait(s3: S3, begun: float, why: str, future: Future | None = None, until: f
         often = s3.patience / 12
         quiet = (often / 5 if s3.answered else 0) if why else often
         if now - begun >= quiet and now - s3.said >= often:
-            problem = f"does not answer ({why}); trying again" if why else "is slow to answer; waiting"
-            s3.say(f"S3 at {s3.server} {problem}, {now - begun:.0f} s so far")
+            s3.say(f"S3 at {s3.server} {why or 'is slow to answer; waiting'}, {now - begun:.0f} s so far")
             s3.said = now
         pause = min(0.2, until - now)
         if future is None:
@@ -440,6 +452,45 @@ def _bucket(url: str) -> tuple[str, str]:
     "Bucket and key"
     bucket, _, key = url.removeprefix("s3://").partition("/")
     return bucket, key
+
+# %% ../nbs/01_storage.ipynb #2226e08f
+@dataclass
+class _Keys:
+    "What becomes of a request whose keys are refused: they may have expired"
+
+    s3: S3
+    url: str
+    lapsed: bool = False  # they were accepted before
+    doubts: int = 0  # how often the server took them for something else meanwhile
+
+    def have_lapsed(self, code: str) -> bool:
+        "Whether keys are refused that were accepted until now; then they are read again for the next try"
+        server = self.s3.endpoint or ""
+        self.lapsed = code in credentials.LAPSED and (self.lapsed or credentials.may_have_lapsed(code, server))
+        if self.lapsed:
+            credentials.read_again(server, os.environ)
+            self.doubts += self._accepted()
+        return self.lapsed and self.doubts < 2
+
+    def _accepted(self) -> bool:
+        "Whether the server takes the keys for another request: then this one is refused for another reason"
+        try:
+            bucket = _bucket(self.url)[0]
+            sent = self.s3.start(lambda client: client.list_objects_v2(Bucket=bucket, MaxKeys=1))
+            return not isinstance(sent.result(timeout=max(5.0, self.s3.patience / 12)), Exception)
+        except NotYet:
+            return False
+
+    def trouble(self, why: str) -> str:
+        "What is waited for"
+        source = credentials.renewed_from(os.environ)
+        return f"refuses the keys that it accepted until now ({why}); waiting for new ones in {source}"
+
+    def expired(self, why: str, waited: float) -> str:
+        "What is said where no new keys have come"
+        seconds = f" for {waited:.0f} s" if credentials.renewed_from(os.environ) else ""
+        refuses = f"{{server}} refuses the keys that it accepted until now ({why}){seconds}"
+        return f"{refuses}; renew them and run it again, and it goes on"
 
 # %% ../nbs/01_storage.ipynb #11d818f4
 def stream(

@@ -6,6 +6,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -23,6 +24,7 @@ class Request:
     method: str
     path: str  # with the query
     size: int  # bytes of its body
+    key: str = ""  # by which it is signed
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Proxy:
             return False
         method, path, _ = head[0].decode().split(" ", 2)
         size = int(_header(head, b"content-length") or 0)
-        request = Request(len(self.requests), method, path, size)
+        signed = re.search(r"Credential=([^/]+)/", str(_header(head, b"authorization") or ""))
+        request = Request(len(self.requests), method, path, size, signed[1] if signed else "")
         self.requests.append(request)
         fault = self.plan(request)
         if fault:

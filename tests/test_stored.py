@@ -14,7 +14,7 @@ from gpuml.config import ConfigError, OutputError, Preempted, load
 from gpuml.storage import Storage
 from gpuml.train import fit, load_run, output_folder
 from tests.conftest import runs_in
-from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy
+from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error
 from tests.test_interrupt import (  # noqa: F401
     CALM,
     CONTEXT,
@@ -211,6 +211,23 @@ def test_s3_goes_away_while_training(proxy, s3, undisturbed, monkeypatch):  # no
     place = run.place
     move(monkeypatch)
     assert same(load_run(place), undisturbed)
+
+
+def test_keys_that_expire_while_training_lose_nothing(proxy, s3, undisturbed):  # noqa: F811
+    "fsspec/s3fs#500: they were accepted, so it ends with 75, whole here; with new ones the same run goes on"
+    expired = s3_error(400, "ExpiredToken", "The provided token has expired.")
+
+    def watch(progress):
+        if progress.step:
+            proxy.plan = lambda request: expired
+
+    overrides = [*OVERRIDES, f"data.train={s3.url('in')}"]
+    with pytest.raises(OutputError, match="refuses the keys that it accepted until now.* and it goes on") as refused:
+        fit(load("dev", overrides), watch=watch)
+    assert refused.value.exit_code == 75
+    proxy.plan = lambda request: None
+    run = fit(load("dev", overrides), resume="latest")
+    assert same(run, undisturbed)
 
 
 def test_machine_is_lost_when_all_is_on_s3_and_mlflow_does_not_know(proxy, kept, store, s3, undisturbed, monkeypatch):  # noqa: F811
