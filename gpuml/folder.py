@@ -15,23 +15,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import ModelError
+from .formats import HEAD, recognise
 
 # %% ../nbs/02b_folder.ipynb #ba057b98
-_LFS = b"version https://git-lfs.github.com/spec/"
-_PAGES = (b"<!doctype html", b"<html", b"<?xml")
-
-
 def pretends(
     path: Path,
 ) -> str:
-    "What a file of a model is in truth: a Git LFS pointer, a web page, empty; nothing where it may be what its name says"
+    "What a file of a model is in truth, such as a Git LFS pointer; nothing where it may be what its name says"
     with open(path, "rb") as f:
-        start = f.read(200)
-    if start.startswith(_LFS):
-        return "is a Git LFS pointer, not the file itself: run `git lfs pull` in the clone that it comes from"
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
-        return "is a web page: download the file itself (on the hub, its address has /resolve/ in it)"
-    return "" if start.strip() else "is empty: copy or download it again"
+        head = f.read(HEAD)
+    if not head.strip():
+        return "is empty; copy or download it again"
+    good = {".safetensors": head[8:9] == b"{", ".json": head.lstrip()[:1] in (b"{", b"[")}
+    kind = None if good.get(path.suffix) else recognise(head)
+    return f"is {kind.name}; {kind.remedy}" if kind else ""
 
 
 def check_files(

@@ -137,10 +137,10 @@ def test_a_saved_model_can_be_read_by_others(tmp_path):
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 90864192\n"
 PRETENDERS = {  # file, its content, what is said of it
-    "weights are a pointer": ("model.safetensors", LFS, "is a Git LFS pointer, not the file itself: run `git lfs pull`"),
+    "weights are a pointer": ("model.safetensors", LFS, "is a Git LFS pointer in place of the file; fetch the file: git lfs pull"),
     "tokenizer is a pointer": ("tokenizer.json", LFS, "is a Git LFS pointer"),
     "vocabulary is a pointer": ("vocab.txt", LFS, "is a Git LFS pointer"),
-    "weights are a page": ("model.safetensors", "\n<!DOCTYPE html><html><title>Sign in</title>", "is a web page: download the file itself"),
+    "weights are a page": ("model.safetensors", "\n<!DOCTYPE html><html><title>Sign in</title>", "is a web page, perhaps one that asks for a login"),
     "config is a page": ("config.json", "\ufeff<HTML>", "is a web page"),
     "weights are empty": ("model.safetensors", "", "is empty"),
     "config is no object": ("config.json", "[1]", "has no model_type"),
