@@ -1501,11 +1501,13 @@ def pad(
     rows: np.ndarray,  # example indices
     pad_id: int,  # the tokenizer's padding token
     multiple: int = 1,  # the width is rounded up to a multiple of this
+    side: str = "right",  # of the padding; `left` elsewhere
 ) -> tuple[np.ndarray, np.ndarray]:
     "Ids and attention mask of the examples, both int64 [examples, longest]"
     lengths = tokens.lengths[rows]
     width = -(-int(lengths.max()) // multiple) * multiple
     mask = np.arange(width) < lengths[:, None]
+    mask = mask[:, ::-1] if side == "left" else mask
     ids = np.full(mask.shape, pad_id, np.int64)
     ids[mask] = tokens.ids(rows)
     return ids, mask.astype(np.int64)

@@ -52,7 +52,7 @@ ARCHITECTURES = {  # name: class of its config, its sizes
     "mbart": ("MBart", SEQ2SEQ),
     "megatron-bert": ("MegatronBert", S),
     "mistral": ("Mistral", CAUSAL),
-    "mobilebert": ("MobileBert", {**S, "embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16}),
+    "mobilebert": ("MobileBert", {**S, **P, "embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16}),
     "modernbert": ("ModernBert", {**S, **P, "cls_token_id": 0, "sep_token_id": 2}),
     "mpnet": ("MPNet", {**S, **P}),
     "mpt": ("Mpt", dict(d_model=16, n_heads=2, n_layers=2, vocab_size=99, max_seq_len=64)),
