@@ -194,6 +194,7 @@ def load_tokenizer(
                 trust_remote_code=False,
                 split_special_tokens=True,  # texts are text, for whoever loads what is saved, too
             )
+            tokenizer("a")
     except Exception as e:
         raise ModelError(f"the tokenizer in {folder} can't be loaded: {_first_line(e)}") from None
     if tokenizer.pad_token is None:

@@ -60,7 +60,7 @@ from .inputs import as_files, as_output, as_texts
 from .schedule import learning_rate
 from .scores import as_text, evaluate, left_out, log_softmax
 from .storage import File, Storage, fingerprint, is_s3, write_file, write_folder, write_json, writing
-from .trial import try_model
+from .trial import try_model, unknown_note
 
 # %% ../nbs/06_train.ipynb #7424e380
 UPDATES_A_SECOND = 4
@@ -1243,6 +1243,8 @@ def read_data(
     data = dataset.read(config, tokenizer, length, check=check, say=say, order=order, feed=feed)
     _refuse_tokenless(data.train)
     _refuse_tokenless(data.validation)
+    if data.train.tokens and (note := unknown_note(data.train.tokens, tokenizer)):
+        data.notes.append(note)
     if length < asked:
         data.notes.insert(0, f"the model reads at most {length} tokens; data.max_length is {asked}")
     cut = int((data.train.tokens.lengths >= length).sum()) if data.train.tokens else 0

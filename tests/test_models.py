@@ -243,3 +243,23 @@ def test_a_special_token_that_no_text_has_needs_no_row():
     check_fit(
         config_of("bert", vocab_size=120), tokenizer, "./mine"
     )  # rows that no token has: padded, as many models are
+
+
+EMPTY = {  # files beside the weights: what transformers makes of them without a word
+    "a vocabulary for another class": ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword\n", "tokenizer_config.json": '{"tokenizer_class": "RobertaTokenizer"}'}, "bert", "its tokenizer knows no words: transformers made an empty RobertaTokenizer"),
+    "no sentencepiece model": ({"vocab.txt": "[PAD]\n"}, "xlm-roberta", "its tokenizer knows no words: transformers made an empty XLMRobertaTokenizer"),
+    "no spiece model": ({"vocab.txt": "[PAD]\n"}, "t5", "its tokenizer knows no words: transformers made an empty T5Tokenizer"),
+    "no unknown token": ({"tokenizer.json": '{"version": "1.0", "added_tokens": [], "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": {"b": 0}}}'}, "bert", "can't be loaded: WordPiece error: Missing [UNK] token"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_a_tokenizer_without_its_files_is_refused(case, tmp_path):
+    "Every text was the same three tokens, trained and certified"
+    files, kind, message = EMPTY[case]
+    model_of(kind).save_pretrained(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ModelError) as e:
+        check_fit(model.load_config(tmp_path), model.load_tokenizer(tmp_path), "./mine")
+    assert message in str(e.value)
