@@ -73,7 +73,10 @@ def this_notebook(
 ) -> Path:
     "The notebook that the kernel belongs to; raises `NotebookError` where that can't be told"
     from gpuml.config import NotebookError
+    from gpuml.session import history_of, own_notebook
 
+    if not named and (own := own_notebook(namespace, history_of(namespace))):
+        return own
     session = (
         named
         or namespace.get("__vsc_ipynb_file__")
@@ -336,7 +339,10 @@ def load(
     shell: Any,  # IPython's shell
 ) -> None:
     "What `%load_ext gpuml` does"
+    from gpuml import session
+
     shell.register_magics(GpumlMagics)
+    session.begin(shell)
     if _matcher not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(_matcher)
         if os.environ.get(NOTICES):
@@ -347,9 +353,12 @@ def unload(
     shell: Any,
 ) -> None:
     "What `%unload_ext gpuml` does"
+    from gpuml import session
+
     for name in ("gpu_train", "submit_prod", "gpu_jobs", "gpuml"):
         shell.magics_manager.magics["line"].pop(name, None)
     if _matcher in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.remove(_matcher)
+    session.end(shell)
     with suppress(ValueError):  # it was not there
         shell.events.unregister("post_run_cell", _tell)
