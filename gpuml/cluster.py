@@ -9,6 +9,7 @@ __all__ = ['PATIENCE', 'FOLLOW_SECONDS', 'JOBS', 'FOLLOW_SILENCE', 'WATCH_SECOND
            'jobs', 'find']
 
 # %% ../nbs/11_cluster.ipynb #bf0bfad2
+import codecs
 import fcntl
 import json
 import os
@@ -570,10 +571,11 @@ def _print_log(job_: ClusterJob, pod: str, position: Position, out: Callable[[st
     answer = _log(job_, pod, stream=True, **position.query())
     if answer is None:
         return
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may lie across two pieces of a long line
     with suppress(OSError, *_transport_errors()):
         for line in pieces_of_lines(answer.stream(2**16, decode_content=True)):
             if new := position.new(line):
-                out(new.decode(errors="replace"))
+                out(decoder.decode(new))
 
 # %% ../nbs/11_cluster.ipynb #27d13d79
 _STATE = "state.json"

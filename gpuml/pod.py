@@ -184,6 +184,13 @@ def end_of(
     if not over and not terminated:
         return {}
     cause = outside_cause(pod) if over else ""
+    if (
+        terminated and terminated.get("reason") == "Unknown" and terminated.get("exitCode") == 255
+    ):  # containerd's word for it
+        cause = (
+            cause
+            or f"node {pod['spec'].get('nodeName', '?')} was started anew, and its container was lost (exit code 255)"
+        )
     if terminated:
         return {**terminated, "cause": cause, "beside": failed_beside(pod)}
     failed = {n: s["terminated"] for n, s in _states(pod, "initContainerStatuses").items() if "terminated" in s}

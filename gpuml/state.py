@@ -279,7 +279,16 @@ def _between(pod: dict[str, Any] | None, ended: dict[str, Any], seen: Seen) -> s
     disrupted = by or (pod and condition(pod, "DisruptionTarget"))
     if code in FINAL and not disrupted:
         return f"{what}; another attempt would end the same way"
+    if refused := _not_let_in(seen):
+        return f"{what}; the next attempt: {refused}"
     return f"{what}; Kubernetes starts the next attempt after 10 s, after more the more often it happens"
+
+
+def _not_let_in(seen: Seen) -> str:
+    "Why the controller could not make the latest pod that it tried to make; empty where it could"
+    made = [_reason_of(e) for e in seen.events if e.get("reason") in ("SuccessfulCreate", "FailedCreate")]
+    reason, message = made[-1] if made else ("", "")
+    return _refused(message) if reason == "FailedCreate" else ""
 
 # %% ../nbs/10_state.ipynb #8bfdec23
 def _refused(message: str) -> str:
@@ -298,15 +307,22 @@ def _refused(message: str) -> str:
 # %% ../nbs/10_state.ipynb #9729439d
 def _of_pod(pod: dict[str, Any], seen: Seen) -> tuple[str, str]:
     "Phase and cause of a job whose pod is there"
-    state, told = training_state(pod), failed_beside(pod)
+    told = failed_beside(pod)
     if pod["metadata"].get("deletionTimestamp"):
         by = outside_cause(pod) or _said(seen, "Preempted", pod=pod)
-        return "stopping", f"saves a checkpoint; {by or 'it was stopped'}"
-    if "running" in state or (not state and pod["status"].get("phase") == "Running"):
+        what = "saves a checkpoint" if _runs(pod) else "its pod is being removed, and nothing runs in it"
+        return "stopping", f"{what}; {by or 'it was stopped'}"
+    if _runs(pod):
         return "running", f"{told}, and it goes on without" if told else ""
     if not pod["spec"].get("nodeName"):
         return "pending", _unscheduled(pod, seen)
     return "pending", pending_cause(pod, _about(seen, pod))
+
+
+def _runs(pod: dict[str, Any]) -> bool:
+    "Whether training runs in it, as far as is known"
+    state = training_state(pod)
+    return "running" in state or (not state and pod["status"].get("phase") == "Running")
 
 
 def _on_a_lost_node(pods: list[dict[str, Any]], seen: Seen) -> str:
@@ -368,6 +384,9 @@ def _unscheduled(pod: dict[str, Any], seen: Seen) -> str:
     wanted, told = _gpus(pod, resource), _said(seen, "FailedScheduling")
     scheduled = next((c for c in pod["status"].get("conditions") or [] if c["type"] == "PodScheduled"), {})
     told = scheduled.get("message") or told
+    if scheduled.get("reason") == "SchedulingGated":
+        gates = ", ".join(gate["name"] for gate in pod["spec"].get("schedulingGates") or [])
+        return f"is held back by the scheduling gate {gates or '?'}: what set it takes it away, such as a queue"
     if not told:
         return "the scheduler has not looked at it yet"
     need = f"needs {wanted} {'GPU' if wanted == 1 else 'GPUs'}"

@@ -236,6 +236,17 @@ def test_a_rotated_log_is_followed_whole(connect, monkeypatch):
     assert "".join(printed) == "".join(f"line {n}\n" for n in range(60))
 
 
+def test_letters_of_a_long_line_stay_whole(connect):
+    "kubernetes-client/python-base#245: a progress bar of more than a block, in which a letter lies across two"
+    bars = f"a{'█' * 60_000}\n"
+    line = b"2026-11-26T12:00:00.000000000Z " + bars.encode()
+    printed = []
+    with Server(lambda request: request.send(200, "text/plain", line)) as server:
+        job = cluster.ClusterJob("a-1", "/nowhere", None, {}, "", connect(server), "a")
+        cluster._print_log(job, "p", cluster.Position(), printed.append)
+    assert "".join(printed) == bars and len(printed) > 1
+
+
 def test_a_web_page_is_no_log(connect):
     with Server(lambda request: request.send(200, "text/html", LOGIN)) as server:
         job = cluster.ClusterJob("a-1", "/nowhere", None, {}, "", connect(server), "a")

@@ -57,6 +57,16 @@ def pod(
     return {"metadata": meta | ({"deletionTimestamp": BEGAN} if deleted else {}), "spec": spec, "status": status}
 
 
+def unscheduled(reason, message):
+    "A pod that no node has"
+    made = pod("Pending")
+    made["spec"] = {k: v for k, v in made["spec"].items() if k != "nodeName"} | {
+        "schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]
+    }
+    made["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "reason": reason, "message": message}]
+    return made
+
+
 def job(*conditions, **status):
     return {
         **MADE,
@@ -86,6 +96,7 @@ MOUNT = 'MountVolume.SetUp failed for volume "work" : mkdir /var/lib/kubelet/pod
 PULL = 'Back-off pulling image "istio/proxyv2:1.30": ErrImagePull: failed to pull and unpack image "docker.io/istio/proxyv2:1.30": not found'
 OOM_HOOK = "failed to create containerd task: failed to create shim task: OCI runtime create failed: nvidia-container-cli: initialization error: driver error: unknown"
 
+NO_QUOTA = 'Error creating: pods "p-2" is forbidden: exceeded quota: gpuml-dev, requested: requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/gpu=4'
 ENDS = {  # what is seen; the phase; what the sentence says, and what it must not
     # emptyDir and disk: kubernetes#116986
     "emptyDir over its limit": (
@@ -307,6 +318,35 @@ ENDS = {  # what is seen; the phase; what the sentence says, and what it must no
     "an earlier attempt's word in storage": (
         seen(job(failed=1), pod("Failed", None, {}, {}, "UnexpectedAdmissionError", DEVICES), outcome={"attempt": 1, "exit_code": 75, "reason": "stopped at update 6 of 270, with a checkpoint"}),
         "waiting", ["no healthy devices present"], ["exit code 75"],
+    ),
+    # k8sgpt-ai/k8sgpt#1474: a pod that is held back, with and without a message
+    "gates": (
+        seen(job(active=1), unscheduled("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")),
+        "pending", ["held back", "kueue.x-k8s.io/admission"], ["no node takes it"],
+    ),
+    "gates, and nothing said": (
+        seen(job(active=1), unscheduled("SchedulingGated", "")), "pending", ["held back"], ["the scheduler has not looked at it yet"],
+    ),
+    # kubernetes#88718: the next attempt is not let in
+    "no quota for the next attempt": (
+        seen(job(failed=1), pod("Failed", INTERRUPTED), events=[event("SuccessfulCreate", "Created pod: p-1", RUN), event("FailedCreate", NO_QUOTA, RUN)]),
+        "waiting", ["stopped at update 6 of 270", "quota gpuml-dev: 4 of 4 GPUs used"], ["after 10 s"],
+    ),
+    "there was no quota, and now there is": (
+        seen(job(failed=1), pod("Failed", INTERRUPTED), events=[event("FailedCreate", NO_QUOTA, RUN), event("SuccessfulCreate", "Created pod: p-1", RUN)]),
+        "waiting", ["stopped at update 6 of 270", "after 10 s"], ["quota"],
+    ),
+    # kubernetes#61051, actions-runner-controller#1369: containers that a restart of the node has lost
+    "node was started anew": (
+        seen(job(failed=1), pod("Failed", ended(255, "Unknown"))), "waiting", ["node n1 was started anew", "exit code 255"], [],
+    ),
+    "removed, and its container is gone": (
+        seen(job(active=1), pod("Running", waits("ContainerCreating") | {"lastState": LOST}, deleted=True)),
+        "stopping", ["its pod is being removed", "nothing runs in it"], ["saves a checkpoint"],
+    ),
+    "removed before it began": (
+        seen(job(active=1), pod("Pending", waits("ContainerCreating"), {}, {}, "", "", disruption("EvictionByEvictionAPI", "Eviction API: evicting"), deleted=True)),
+        "stopping", ["its pod is being removed", "node n1 is being drained"], ["saves a checkpoint"],
     ),
 }  # fmt: skip
 
