@@ -125,6 +125,7 @@ class Record:
     files: list[str] = field(default_factory=list)
     model: str | None = None
     registered: str | None = None
+    scored: int | None = None  # the update whose evaluation was the last when the final scores were sent
     told: str | None = None  # the status
     known: dict[str, int] | None = field(
         default_factory=dict
@@ -297,7 +298,9 @@ _TOLD_BY = {"update": "loss", "evaluation": "validation_loss"}  # a metric that 
 
 
 def _send_results(client: Any, record: Record, folder: Path) -> None:
-    "Files, model and registry entry of a certified run"
+    "Scores, files, model and registry entry of a certified run"
+    if _send_scores(client, record, folder):
+        record.files, record.model, record.registered = [], None, None
     for name in _FILES:
         if name not in record.files and (folder / name).exists():
             client.log_artifact(record.mlflow_run, str(folder / name), "figures" if name.endswith(".svg") else None)
@@ -307,6 +310,30 @@ def _send_results(client: Any, record: Record, folder: Path) -> None:
         write_json(folder / _RECORD, asdict(record))
     if record.register and record.registered is None:
         record.registered = _register(client, record)
+
+
+_SCORES = {
+    "validation_loss": "loss",
+    "accuracy": "accuracy",
+    "macro_f1": "macro_f1",
+}  # MLflow's names, those of metrics.json
+
+
+def _send_scores(client: Any, record: Record, folder: Path) -> bool:
+    "Make the scores of the weights that were kept MLflow's latest; says whether they replace those of a shorter training"
+    from mlflow.entities import Metric
+
+    path = folder / "metrics.json"
+    result, made = json.loads(path.read_text()), int(path.stat().st_mtime * 1000)
+    last = result["history"][-1]
+    if record.scored == last["step"]:
+        return False
+    points = [Metric("kept_epoch", result["epoch"], made, last["step"])]
+    if result["epoch"] != last["epoch"]:  # one step behind, as MLflow's own loggers do for weights that are restored
+        points += [Metric(key, result[name], made, last["step"] + 1) for key, name in _SCORES.items()]
+    client.log_batch(record.mlflow_run, metrics=points)
+    longer, record.scored = record.scored is not None, last["step"]
+    return longer
 
 
 def _send_model(client: Any, record: Record, folder: Path) -> str:
@@ -326,17 +353,28 @@ def _send_model(client: Any, record: Record, folder: Path) -> str:
             parts, f"{aside}/model", task="text-classification", mlflow_model=about, pip_requirements=needs
         )
         client.log_model_artifacts(made.model_id, f"{aside}/model")
+    client.log_batch(record.mlflow_run, metrics=_latest_scores(client, record.mlflow_run, made.model_id))
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
     client.log_outputs(record.mlflow_run, [LoggedModelOutput(made.model_id, 0)])
     return f"models:/{made.model_id}"
+
+
+def _latest_scores(client: Any, run: str, model_id: str) -> list[Any]:
+    "The run's final scores as the model's; the run has these points, and takes them once more"
+    from mlflow.entities import Metric
+
+    histories = [client.get_metric_history(run, key) for key in _SCORES]
+    points = [max(history, key=lambda point: (point.step, point.timestamp)) for history in histories if history]
+    return [Metric(p.key, p.value, p.timestamp, p.step, model_id=model_id) for p in points]
 
 
 def _register(client: Any, record: Record) -> str:
     "A version in the model registry, made once; returns its number"
     from mlflow.exceptions import MlflowException
 
-    if found := client.search_model_versions(f"run_id = '{record.mlflow_run}'"):
-        return str(found[0].version)
+    for version in client.search_model_versions(f"run_id = '{record.mlflow_run}'"):
+        if version.source == record.model:
+            return str(version.version)
     try:
         client.create_registered_model(record.register)
     except MlflowException as e:
@@ -399,7 +437,18 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-_KNOWN = ("mlflow_run", "experiment_id", "sent", "files", "model", "registered", "told", "known", "params_sent")
+_KNOWN = (
+    "mlflow_run",
+    "experiment_id",
+    "sent",
+    "files",
+    "model",
+    "registered",
+    "scored",
+    "told",
+    "known",
+    "params_sent",
+)
 
 
 def _learn(record: Record, folder: Path) -> None:

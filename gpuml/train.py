@@ -1732,7 +1732,7 @@ def _certificate(attempt: _Attempt) -> dict[str, Any]:
         "planned_updates": p.steps,
         "done_updates": p.step,
         "stopped_early": p.step < p.steps,
-        "evaluation": p.evaluations[-1],
+        "evaluation": p.evaluations[attempt.best.epoch - 1],
         "data_fingerprint": attempt.data.fingerprint,
         "git_commit": tracking.git_commit(attempt.config.root),
         "image": os.environ.get("GPUML_IMAGE"),

@@ -1,0 +1,67 @@
+"What MLflow shows of a run: the scores of the weights that were kept, and what it refuses"
+
+import json
+
+import pytest
+
+from gpuml.config import load
+from gpuml.tracking import open_run
+from tests.conftest import runs_in
+from tests.models import folder_of, model_of, tokenizer_of
+
+EPOCHS = [(3, 0.9, 0.31), (6, 0.7, 0.361), (9, 1.2, 0.162)]  # update, validation loss, macro-F1
+
+
+def certified(folder, epochs, kept):
+    "Write what a training leaves that ends after these epochs and keeps the weights of one of them"
+    history = [
+        {"epoch": i + 1, "step": step, "loss": loss, "accuracy": f1, "macro_f1": f1}
+        for i, (step, loss, f1) in enumerate(epochs)
+    ]
+    (folder / "metrics.json").write_text(
+        json.dumps({**history[kept - 1], "updates": history[-1]["step"], "history": history})
+    )
+    (folder / "certificate.json").write_text("{}")
+
+
+def record(project, epochs, kept, name="a"):
+    "Record a training of these epochs; returns what MLflow has of it"
+    run = open_run(load("dev", ["tracking.log_model=true", "tracking.register=tickets"]), name, project / name)
+    for step, loss, f1 in epochs:
+        run.log({"validation_loss": loss, "accuracy": f1, "macro_f1": f1}, step, "evaluation")
+    folder_of(project / name / "model", model_of("bert"), tokenizer_of(pad=0))
+    certified(project / name, epochs, kept)
+    assert run.close("FINISHED") == ""
+    return run.record
+
+
+def client_of(store):
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{store}")
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_latest_scores_are_those_of_the_kept_weights(store, project, kept):
+    "Sorting by a score picks the run by what it kept, not by its last epoch"
+    client = client_of(store)
+    made = record(project, EPOCHS, kept)
+    (found,) = runs_in(store)
+    _, loss, f1 = EPOCHS[kept - 1]
+    wanted = {"validation_loss": loss, "accuracy": f1, "macro_f1": f1, "kept_epoch": kept}
+    assert found.data.metrics == wanted
+    history = [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "macro_f1")]
+    assert history == [(step, f1) for step, _, f1 in EPOCHS] + ([(10, f1)] if kept < 3 else [])
+    model = client.get_logged_model(made.model.removeprefix("models:/"))
+    assert {m.key: m.value for m in model.metrics} == {k: v for k, v in wanted.items() if k != "kept_epoch"}
+
+
+def test_a_longer_training_of_the_same_run_replaces_its_scores_and_its_model(store, project):
+    client = client_of(store)
+    first = record(project, EPOCHS[:2], 1)
+    second = record(project, EPOCHS, 2)
+    (found,) = runs_in(store)
+    assert found.data.metrics["macro_f1"] == 0.361 and found.data.metrics["kept_epoch"] == 2
+    history = [m.step for m in client.get_metric_history(found.info.run_id, "macro_f1")]
+    assert history == [3, 6, 7, 9, 10]
+    assert first.model != second.model and [first.registered, second.registered] == ["1", "2"]
