@@ -372,9 +372,9 @@ def _register(client: Any, record: Record) -> str:
     "A version in the model registry, made once; returns its number"
     from mlflow.exceptions import MlflowException
 
-    for version in client.search_model_versions(f"run_id = '{record.mlflow_run}'"):
-        if version.source == record.model:
-            return str(version.version)
+    for made in client.search_model_versions(f"run_id = '{record.mlflow_run}'"):
+        if made.source == record.model:
+            return str(made.version)
     try:
         client.create_registered_model(record.register)
     except MlflowException as e:
