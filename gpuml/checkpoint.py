@@ -158,7 +158,7 @@ def put(
 
 def _manifests(storage: Storage, url: str) -> list[str]:
     "The manifests of all checkpoints in storage, newest first"
-    return [f.url for f in storage.find(f"{url}/step-*/{_MANIFEST}")][::-1]
+    return [f.url for f in storage.match(url, f"step-*/{_MANIFEST}")][::-1]
 
 # %% ../nbs/05_checkpoint.ipynb #388c42b2
 def fetch(

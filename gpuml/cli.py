@@ -345,7 +345,7 @@ def ui(
     "`gpuml ui [config]`: serve the project's local MLflow store where `tracking.uri` says, and open it"
     from urllib.parse import urlsplit
 
-    from gpuml.tracking import answers, local_store
+    from gpuml.tracking import answers
 
     config = load(arguments.config or "dev")
     address = urlsplit(config.tracking.uri)
@@ -362,7 +362,7 @@ def ui(
     _check_port(port)
     print("MLflow starts; Ctrl-C stops it", flush=True)
     _open_later(url, not arguments.no_browser)
-    return _serve(config, local_store(config), port)
+    return _serve(config, port)
 
 
 def _check_port(port: int) -> None:
@@ -378,7 +378,7 @@ def _check_port(port: int) -> None:
             ) from None
 
 
-def _serve(config: Config, store: str, port: int) -> int:
+def _serve(config: Config, port: int) -> int:
     "Run the MLflow server until it is stopped"
     command = [
         sys.executable,
@@ -386,7 +386,7 @@ def _serve(config: Config, store: str, port: int) -> int:
         "mlflow",
         "server",
         "--backend-store-uri",
-        store,
+        "sqlite:///mlflow.db",  # of the folder in which it runs, whatever that is called
         "--host",
         "127.0.0.1",
         "--port",
@@ -394,7 +394,9 @@ def _serve(config: Config, store: str, port: int) -> int:
     ]
     command += ["--default-artifact-root", (config.root / "mlruns").as_uri(), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # it starts eight more processes
-    process = subprocess.Popen(command, env=environment, start_new_session=True)  # Ctrl-C is for this process alone
+    process = subprocess.Popen(
+        command, cwd=config.root, env=environment, start_new_session=True
+    )  # Ctrl-C is for this process alone
     try:
         return process.wait()
     except (KeyboardInterrupt, Preempted):

@@ -286,7 +286,7 @@ class Job:
     def _earlier(self, but: str = "") -> list[str]:
         "The logs of attempts that have ended, from storage; not that of a pod that is still there"
         storage = Storage(self.endpoint)
-        files = [f for f in storage.find(f"{self.place}/logs/*.txt") if not (but and f.url.endswith(f"-{but}.txt"))]
+        files = [f for f in storage.match(self.place, "logs/*.txt") if not (but and f.url.endswith(f"-{but}.txt"))]
         return [(storage.read_now(f.url) or b"").decode(errors="replace") for f in files]
 
     def __repr__(self):
@@ -417,7 +417,7 @@ class ClusterJob(Job):
     def _log_now(self) -> str:
         "The log of the pod that is there"
         pods = self.api.items(_PODS.format(self.namespace), labelSelector=f"{PREFIX}/run={self.run_id}")
-        kept = {f.url for f in Storage(self.endpoint).find(f"{self.place}/logs/*.txt")}
+        kept = {f.url for f in Storage(self.endpoint).match(self.place, "logs/*.txt")}
         names = [
             p["metadata"]["name"]
             for p in pods
@@ -985,7 +985,7 @@ def find(
     for config in configs:
         place = f"{config.output.rstrip('/') if is_s3(config.output) else config.path(config.output)}/{name}"
         with suppress(DataError):
-            if Storage(config.data.endpoint).find(f"{place}/*.json"):
+            if Storage(config.data.endpoint).match(place, "*.json"):
                 api = _Absent() if away or not config.compute.image else Api(config.compute.context)
                 return ClusterJob(
                     name, place, config.data.endpoint, {"config": config.name}, "", api, config.compute.namespace

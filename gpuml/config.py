@@ -6,9 +6,9 @@
 __all__ = ['Paths', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'Quantity', 'LongName', 'GpumlError', 'ConfigError',
            'DataError', 'ModelError', 'OutputError', 'NotebookError', 'ClusterError', 'TrainError', 'Preempted',
            'as_html', 'text_table', 'Section', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig',
-           'ComputeConfig', 'Config', 'fields', 'kind', 'choices', 'describe', 'help_text', 'parse_override',
-           'find_config', 'config_names', 'load', 'load_all', 'parse_words', 'key_like', 'to_yaml', 'flat', 'Diff',
-           'diff', 'save_as', 'json_schema']
+           'ComputeConfig', 'local_path', 'Config', 'fields', 'kind', 'choices', 'describe', 'help_text',
+           'parse_override', 'find_config', 'config_names', 'load', 'load_all', 'parse_words', 'key_like', 'to_yaml',
+           'flat', 'Diff', 'diff', 'save_as', 'json_schema']
 
 # %% ../nbs/00_config.ipynb #de26c660
 import json
@@ -279,6 +279,16 @@ class ComputeConfig(Section):
         None, ge=1, le=3600, description="Seconds to save in when a job is stopped; by default from earlier runs' saves"
     )
 
+# %% ../nbs/00_config.ipynb #18823b72
+def local_path(
+    text: str | Path,
+) -> Path:
+    "The path with `~` and `~name` put in; a name that no user has is a folder's"
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
 # %% ../nbs/00_config.ipynb #7ea4cab9
 class Config(Section):
     "Everything that a run depends on"
@@ -309,7 +319,7 @@ class Config(Section):
         text: str,  # a path as it stands in the config
     ) -> Path:
         "The local path that `text` means in this project"
-        return Path(os.path.normpath(self.root / Path(text).expanduser()))
+        return Path(os.path.normpath(self.root / local_path(text)))
 
     def data_paths(self) -> dict[str, list[str]]:
         "What the keys `data.train` and `data.validation` name, as lists"

@@ -43,7 +43,7 @@ from .config import Config, DataConfig, DataError, OutputError, Preempted
 from .formats import HEAD, Format, recognise, unmarked_encoding
 from .labels import alike_notes, did_you_mean, look_of, natural, nearest, odd_notes, tell_apart
 from .spelling import literal_tokenizer
-from .storage import CHANGED, File, Storage, fingerprint, is_s3, write_folder, write_json, writing
+from .storage import CHANGED, File, Storage, as_csv, fingerprint, is_s3, write_folder, write_json, writing
 
 # %% ../nbs/02_dataset.ipynb #182f1706
 SUFFIXES = (".csv", ".tsv")
@@ -864,7 +864,7 @@ def _batches(reading: Reading, job: Preparation, skipped: Any, facts: dict[str, 
         else:
             facts["skipped"] += 1
             if skipped:
-                skipped.write(f'{item.line},"{item.reason.replace(chr(34), chr(34) * 2)}"\n'.encode())
+                skipped.write(as_csv([(item.line, item.reason)]))
     if batch:
         yield batch
 

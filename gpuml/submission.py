@@ -347,7 +347,7 @@ def _grace(config: Config) -> int:
     "Seconds to save in, by what earlier runs of this config needed"
     storage, saves = Storage(config.data.endpoint, patience=5), [0.0]
     with suppress(GpumlError):
-        for file in storage.find(f"{config.output.rstrip('/')}/{job.slug(config.name)}-*/metrics.json")[-5:]:
+        for file in storage.match(config.output, f"{job.slug(config.name)}-*/metrics.json")[-5:]:
             saves.append((read_json(storage, file.url) or {}).get("save_seconds", 0.0))
     return job.grace_seconds(max(saves)) if len(saves) > 1 else 60
 
@@ -509,7 +509,7 @@ def _next_name(planned: Submission, taken: Iterable[str], storage: Storage) -> s
     "The name with the smallest number that no job and no output has"
     stem = job.run_id(planned.config.name, planned.bundle.name, 0).removesuffix("0")
     output = planned.config.output.rstrip("/")
-    stored = {f.url.split("/")[-2] for f in storage.find(f"{output}/{stem}*/*.json")}
+    stored = {f.url.split("/")[-2] for f in storage.match(output, f"{stem}*/*.json")}
     numbers = [
         int(n.removeprefix(stem))
         for n in {*taken, *stored}

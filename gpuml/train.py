@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from html import escape
-from io import StringIO
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,7 +59,7 @@ from .folder import check_fit
 from .inputs import as_files, as_output, as_texts
 from .schedule import learning_rate
 from .scores import as_text, evaluate, left_out, log_softmax
-from .storage import File, Storage, fingerprint, is_s3, write_file, write_folder, write_json, writing
+from .storage import File, Storage, as_csv, fingerprint, is_s3, write_file, write_folder, write_json, writing
 from .trial import try_model, unknown_note
 
 # %% ../nbs/06_train.ipynb #7424e380
@@ -973,8 +973,8 @@ _STORED = ".stored"  # beside a certificate: all of the run is on S3
 def _fetch_records(config: Config, output: Path, run: str = "*") -> None:
     "Records of unfinished runs of this output that are newer on S3, into their folders on this machine"
     storage, root = Storage(config.data.endpoint), config.output.rstrip("/")
-    found = {f.url.rpartition("/")[0]: f for f in storage.find(f"{root}/{run}/tracking.json")}
-    done = {f.url.rpartition("/")[0] for f in storage.find(f"{root}/{run}/certificate.json")}
+    found = {f.url.rpartition("/")[0]: f for f in storage.match(root, f"{run}/tracking.json")}
+    done = {f.url.rpartition("/")[0] for f in storage.match(root, f"{run}/certificate.json")}
     for place in found.keys() - done:
         folder = output / place.rpartition("/")[2]
         here, there = tracking.read_record(folder), json.loads(storage.read(found[place]))
@@ -1695,8 +1695,8 @@ def _save(attempt: _Attempt) -> None:
     attempt.report.note(left_out(best.scores))
     write_file(folder / "predictions.csv", _predictions(attempt))
     if attempt.data.skips:
-        rows = (",".join(map(_quoted, row)) for row in [("file", "line", "reason"), *attempt.data.skipped()])
-        write_file(folder / "skipped.csv", (f"{row}\n".encode() for row in rows))
+        rows = chain([("file", "line", "reason")], attempt.data.skipped())
+        write_file(folder / "skipped.csv", (as_csv([row]) for row in rows))
     metrics = {
         **best.scores,
         "epoch": best.epoch,
@@ -1753,16 +1753,14 @@ def _predictions(attempt: _Attempt) -> Iterator[bytes]:
     if len(rows) > TEXTS:
         wanted[np.flatnonzero(predicted != classes)[TEXTS:]] = wanted[predicted == classes] = False
         attempt.report.note(f"predictions.csv has the texts of wrong rows only, {wanted.sum():,} of {len(rows):,}")
-    yield b"file,line,label,predicted,probability,text\n"
+    yield as_csv([("file", "line", "label", "predicted", "probability", "text")])
     for start in range(0, len(rows), 5000):
         part = np.arange(start, min(start + 5000, len(rows)))
         texts = _texts(attempt, part, wanted)
-        out = StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        for i, place, text in zip(part, rows.places(part), texts, strict=True):
-            c = predicted[i]
-            writer.writerow([*place, names[classes[i]], names[c], f"{likely[i, c]:.6f}", text])
-        yield out.getvalue().encode()
+        given, best = classes[part].tolist(), predicted[part].tolist()
+        chances = likely[part, predicted[part]].tolist()
+        columns = zip(rows.places(part), given, best, chances, texts, strict=True)
+        yield as_csv([*place, names[g], names[b], f"{p:.6f}", text] for place, g, b, p, text in columns)
 
 
 def _texts(attempt: _Attempt, part: np.ndarray, wanted: np.ndarray) -> list[str]:
@@ -1774,11 +1772,6 @@ def _texts(attempt: _Attempt, part: np.ndarray, wanted: np.ndarray) -> list[str]
         wanted[:] = False  # a trained model is worth more than the texts beside its predictions
         attempt.report.note(f"predictions.csv lacks texts: {e}")
     return found.tolist()
-
-
-def _quoted(value: Any) -> str:
-    "A field of a CSV file"
-    return '"' + str(value).replace('"', '""') + '"'
 
 
 def _close(attempt: _Attempt, status: str, reason: str = "") -> str:
@@ -1899,7 +1892,7 @@ def _fetched(place: str, endpoint: str | None, folder: Path) -> Path:
     "The folder, with what a finished run has left on S3 where this machine has not got it yet"
     storage = Storage(endpoint)
     if not (folder / "certificate.json").exists() and storage.info(f"{place}/certificate.json"):
-        urls = [f.url for part in ("*", "*/*") for f in storage.find(f"{place}/{part}")]
+        urls = [f.url for part in ("*", "*/*") for f in storage.match(place, part)]
         for url in sorted(urls, key=lambda url: url == f"{place}/certificate.json"):
             storage.get(url, folder / url.removeprefix(f"{place}/"))
         write_file(folder / _STORED, "")
@@ -2098,7 +2091,7 @@ def _predict_rows(p: _Prediction) -> None:
             rows, skipped, first = dataset.survey(p.files, job)
         state = {"rows": rows, "skipped": skipped, "first": first, "counts": {}, "size": 0, "mark": None}
         names = ["file", "line", "label", "probability", *(f"p_{label}" for label in p.run.labels)]
-        _keep(p, state, _as_csv([names]))
+        _keep(p, state, as_csv([names]))
     if p.done == p.state["rows"]:
         return
     p.report.now("model")
@@ -2146,13 +2139,7 @@ def _keep_chunk(p: _Prediction, chunk: _Chunk, probabilities: np.ndarray) -> Non
         counts[labels[i]] = counts.get(labels[i], 0) + n
     rows = zip(chunk.places, best.tolist(), probabilities.tolist(), strict=True)
     table = ([*place, labels[c], f"{found[c]:.6f}", *(f"{x:.6f}" for x in found)] for place, c, found in rows)
-    _keep(p, {**p.state, "counts": counts, "mark": chunk.mark}, _as_csv(table))
-
-
-def _as_csv(rows: Iterable[list[Any]]) -> bytes:
-    out = StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue().encode()
+    _keep(p, {**p.state, "counts": counts, "mark": chunk.mark}, as_csv(table))
 
 
 def _put_output(p: _Prediction, storage: Storage) -> None:

@@ -151,3 +151,12 @@ def test_parameters_tag_survives_cleaning(tmp_path):
     subprocess.run([f"{sys.prefix}/bin/nbdev-clean"], cwd=tmp_path, check=True)
     tagged = [c for c in json.loads(copy.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1 and "".join(tagged[0]["source"]) == 'config = "dev"'
+
+
+def test_one_place_writes_csv_and_internal_patterns_begin_behind_a_folder():
+    "A bare `\\r` needs quotes that Python's writer gives from 3.11.9 on only; a folder's name is no pattern"
+    for module in MODULES:
+        text = (ROOT / "gpuml" / f"{module}.py").read_text()
+        assert text.count("csv.writer(") + text.count("csv.DictWriter(") == (module == "storage"), module
+        assert not re.search(r"storage\.find\(f\"[^\"]*[*?]|\)\.find\(f\"[^\"]*[*?]", text), module
+        assert "sqlite:///{" not in text.replace('return f"sqlite:///{str(path)', ""), module

@@ -4,6 +4,7 @@ What was read is what had been written, whatever happens on the way; what was wr
 be is said in a sentence. Times are scaled by `patience`: 150 seconds for users, a few here.
 """
 
+import csv
 import gc
 import hashlib
 import itertools
@@ -26,7 +27,7 @@ from dataclasses import replace
 import pytest
 
 from gpuml.config import ConfigError, DataError, OutputError, Preempted
-from gpuml.storage import PART, Storage, _bucket, _s3_list, is_s3
+from gpuml.storage import PART, Storage, _bucket, _s3_list, as_csv, is_s3
 from tests.conftest import ROOT, free_port
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error
 from tests.s3 import KEY, READER, READER_SECRET, SECRET, keys_in_environment
@@ -63,6 +64,22 @@ def faults_in_turn(*faults):
     "A plan: the faults one after another, then none"
     left = list(faults)
     return lambda request: left.pop(0) if left else None
+
+
+ODD_NAMES = (
+    "tickets [old]",
+    "a?b",
+    "a*b",
+    "a%20b",
+    "a#b",
+    'it\'s "q"',
+    "$HOME",
+    "{x}",
+    "~x",
+    "[",
+    "100% ü",
+    "a&b=c+d;e,f",
+)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -116,6 +133,25 @@ class TestBothPlaces:
             (file,) = storage.find(place(f"q/{name}"))
             assert storage.read(file) == name.encode() and file == storage.info(place(f"q/{name}"))
         assert len(storage.find(place("q"))) == 4
+
+    @pytest.mark.parametrize("name", ODD_NAMES)
+    def test_a_folder_by_the_name_of_a_pattern_is_that_folder(self, name, place):
+        "datasets#7468, kit#1551: in `tickets [old]` nothing was found"
+        storage = Storage()
+        for other in ("axb", "tickets o", "a b", name):  # what the name would match as a pattern is another folder
+            storage.put_bytes(other.encode(), place(f"n/{other}/x.csv"))
+        storage.put_bytes(b"deep", place(f"n/{name}/in/y.csv"))
+
+        def found(files):
+            return [f.url.removeprefix(place(f"n/{name}") + "/") for f in files]
+
+        assert found(storage.find(place(f"n/{name}"))) == found(storage.find(place(f"n/{name}/"))) == ["x.csv"]
+        assert found(storage.find(place(f"n/{name}/*.csv"))) == found(storage.match(place(f"n/{name}"), "*.csv"))
+        assert found(storage.find(place(f"n/{name}/*.csv"))) == ["x.csv"]
+        assert found(storage.find(place(f"n/{name}/**/*.csv"))) == ["in/y.csv", "x.csv"]
+        assert found(storage.match(place(f"n/{name}"), "*/y.csv")) == ["in/y.csv"]
+        assert storage.match(place(f"n/{name}/no"), "*") == storage.match(place("n/[a]*"), "*.csv") == []
+        storage.remove(place("n"))
 
     def test_remove(self, place):
         storage = Storage()
@@ -176,6 +212,33 @@ class TestBothPlaces:
         with pytest.raises(DataError, match="no such file") as e:
             storage.get(place("a"), "copy")
         assert e.value.exit_code == 66
+
+
+def test_every_field_of_a_table_is_read_back(tmp_path):
+    "pandas#10018, polars#15349: a bare carriage return ends a row for whoever reads the table"
+    fields = [
+        "plain",
+        "",
+        " ",
+        "a\rb",
+        "\r",
+        "a\nb",
+        "a\r\nb",
+        'say "no"',
+        '"',
+        "a,b",
+        "'q'",
+        "\u2028",
+        "\x85",
+        "é",
+        "\t",
+        "\\",
+    ]
+    rows = [["text", "n"], *([field, str(i)] for i, field in enumerate(fields)), *([field] for field in fields)]
+    (tmp_path / "a.csv").write_bytes(as_csv(rows))
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8") as f:
+        assert list(csv.reader(f, strict=True)) == rows
+    assert as_csv([(1, 0.5, "a")]) == b"1,0.5,a\n"
 
 
 def test_more_objects_than_a_page(s3):
