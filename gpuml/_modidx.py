@@ -692,6 +692,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'gpuml.resolve._follow_module': ('resolve.html#_follow_module', 'gpuml/resolve.py'),
                                'gpuml.resolve._in': ('resolve.html#_in', 'gpuml/resolve.py'),
                                'gpuml.resolve._key': ('resolve.html#_key', 'gpuml/resolve.py'),
+                               'gpuml.resolve._look_at_path': ('resolve.html#_look_at_path', 'gpuml/resolve.py'),
                                'gpuml.resolve._member': ('resolve.html#_member', 'gpuml/resolve.py'),
                                'gpuml.resolve._note_absent': ('resolve.html#_note_absent', 'gpuml/resolve.py'),
                                'gpuml.resolve._source': ('resolve.html#_source', 'gpuml/resolve.py'),

@@ -21,12 +21,12 @@ from typing import Any
 from .config import NotebookError
 from .notebook import read, syntax
 
-# %% ../nbs/07b_imports.ipynb #4310c84f
+# %% ../nbs/07b_imports.ipynb #663b5517
 @dataclass(frozen=True)
 class Need:
     "A place in code that needs other code"
 
-    kind: str  # module, file, folder (put on sys.path), or installed and written: the code itself sees to that name
+    kind: str  # module, file, data, folder (put on sys.path), current (folder), or installed, written: the code sees to it
     name: str  # dotted, or a path as it is written
     line: int
     how: str = "always"  # perhaps: in a function or a branch; caught: its absence is expected; mentioned: as a text
@@ -288,6 +288,7 @@ def call_needs(
         case (("system" | "getoutput"), [str(text), *_]) if name.startswith("get_ipython()"):
             yield from command_needs(text, scope, call.lineno, how)
         case "chdir", [str() | Path() as folder] if how == "always":
+            yield replace(here, kind="current", name=str(folder))
             scope.folder = Path(os.path.normpath(scope.folder / folder))
         case _ if name in _IMPORTS and values and isinstance(values[0], str):
             yield from _import_needs(call, values[0], here)
@@ -355,6 +356,8 @@ def tree_needs(
             words = text.split() if len(text) < 500 else []
             mentioned = (word for word in words if word.endswith(CODE) and not re.search(r"[{$*]", word))
             yield from (replace(here, kind="file", name=word, how="mentioned") for word in mentioned)
+            if _DATA.fullmatch(text) and not text.endswith(CODE):
+                yield replace(here, kind="data", name=text, how="mentioned")
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
             children = [(child, perhaps) for child, _ in children]
         case ast.If(test, body, other):
@@ -376,6 +379,9 @@ def tree_needs(
             children = [] if called else children  # else its texts count as mentions too
     for child, certainty in children:
         yield from tree_needs(child, scope, certainty)
+
+
+_DATA = re.compile(r"[\w./ -]{1,200}\.\w{1,12}")  # what may be a file's name
 
 
 def _catches(handler: ast.ExceptHandler) -> bool:

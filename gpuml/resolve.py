@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAYS', 'OUTSIDE', 'HERE_ONLY', 'NOWHERE', 'Lack', 'Place', 'Trial', 'lacking']
 
-# %% ../nbs/08c_resolve.ipynb #c5d3314c
+# %% ../nbs/08c_resolve.ipynb #090f2a59
 import importlib
 import os
 import re
@@ -19,7 +19,7 @@ from .imports import Need, needs
 from .modules import Module, Search, dotted, entries_outside, inside, is_installed
 from .travel import Reason
 
-# %% ../nbs/08c_resolve.ipynb #8582d501
+# %% ../nbs/08c_resolve.ipynb #79cf0755
 STAYS, OUTSIDE, HERE_ONLY, NOWHERE = "stays", "outside", "here only", "nowhere"
 
 
@@ -47,7 +47,7 @@ class Lack:
             return f"{self.place}: {self.need}: is neither in the project nor installed here; the image has to bring it, if it is used"
         return f"{self.place}: {self.need}: {causes[self.cause]}"
 
-# %% ../nbs/08c_resolve.ipynb #bd82fc36
+# %% ../nbs/08c_resolve.ipynb #e79444e5
 @dataclass
 class Place:
     "A file that is followed, and where what it imports is looked for: in the unpacked bundle, and here"
@@ -99,7 +99,7 @@ class Trial:
         shown = path and str(path.relative_to(self.top) if path.is_relative_to(self.top) else path)
         self.lacks.setdefault((need.name, need.members, cause), Lack(where, need, cause, certain, shown or "", reason))
 
-# %% ../nbs/08c_resolve.ipynb #a136993a
+# %% ../nbs/08c_resolve.ipynb #f905e7ec
 def lacking(
     packed: Bundle,
     elsewhere: bool = True,  # whether the job runs on another machine: of this one, it has what is installed
@@ -128,6 +128,8 @@ def _follow(trial: Trial, need: Need, place: Place) -> Iterator[Place]:
         trial.provided.add(_key(Path(need.name).stem if need.kind == "written" else need.name))
     elif need.kind == "folder":
         _add_folder(trial, need, place)
+    elif need.kind in ("data", "current"):
+        _look_at_path(trial, need, place)
     elif need.kind == "file":
         yield from _follow_file(trial, need, place)
     elif (name := place.full_name(need)) and name.partition(".")[0] != OURS:
@@ -138,7 +140,7 @@ def _key(name: str) -> str:
     "A module's or a package's name as `pip` compares it"
     return re.sub(r"[-_]+", "-", name.partition(".")[0]).lower()
 
-# %% ../nbs/08c_resolve.ipynb #e74679b3
+# %% ../nbs/08c_resolve.ipynb #872b06bf
 def _add_folder(trial: Trial, need: Need, place: Place) -> None:
     "Put a folder on the path, as the code does"
     path = need.path
@@ -169,15 +171,43 @@ def _follow_file(trial: Trial, need: Need, place: Place) -> Iterator[Place]:
         trial.note(need, place, OUTSIDE, need.how != "mentioned", outer)
 
 
-def _staying(trial: Trial, path: Path) -> tuple[Path, Reason]:
+def _look_at_path(trial: Trial, need: Need, place: Place) -> None:
+    "Note a file that is named and stays here, beside the code or in the current folder, and a folder by its path here"
+    if need.kind == "current":
+        path = need.path
+        if (
+            trial.elsewhere
+            and Path(need.name).is_absolute()
+            and (inside(path, trial.top) or trial.top.is_relative_to(path))
+        ):
+            trial.note(need, place, HERE_ONLY, need.how == "always", path)
+        return
+    paths = {need.path, Path(os.path.normpath(place.file.parent / need.name))}
+    if any(map(os.path.isfile, paths)):
+        return
+    for path in (trial.top / path.relative_to(trial.root) for path in paths if path.is_relative_to(trial.root)):
+        if os.path.isfile(path):
+            trial.note(need, place, STAYS, False, *_staying(trial, path, _NOT_CODE))
+
+
+_NOT_CODE = Reason(
+    "is neither code nor data that the config names", "put it into a package that is imported, or into storage"
+)
+
+
+def _staying(
+    trial: Trial,
+    path: Path,
+    otherwise: Reason = Reason("is not reached from the notebook", "import it where it is used"),
+) -> tuple[Path, Reason]:
     "The path, or the folder above it, that stays here, and why"
     above = [folder for folder in reversed(path.parents) if folder.is_relative_to(trial.top) and folder != trial.top]
     for each in (*above, path):
         if reason := trial.code.tree.reason(each):
             return each, reason
-    return path, Reason("is not reached from the notebook", "import it where it is used")
+    return path, otherwise
 
-# %% ../nbs/08c_resolve.ipynb #f11174f0
+# %% ../nbs/08c_resolve.ipynb #03341d3f
 def _follow_module(trial: Trial, name: str, need: Need, place: Place) -> Iterator[Place]:
     "The files of a module, of those that it lies in, and of its submodules that are imported"
     chain = dotted(name, place.there)
@@ -219,7 +249,7 @@ def _member(trial: Trial, name: str, need: Need, place: Place) -> list[Module]:
         trial.note(need, place, STAYS, True, *_staying(trial, _source(own[-1]) if own[-1].file else own[-1].paths[0]))
     return []
 
-# %% ../nbs/08c_resolve.ipynb #28e03e59
+# %% ../nbs/08c_resolve.ipynb #a764d1ed
 def _check_outside(trial: Trial, module: Module, need: Need, place: Place) -> None:
     "Note a module that is neither the project's nor part of this Python's environment, for a job on another machine"
     path = module.paths[0] if module.paths else None

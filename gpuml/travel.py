@@ -154,7 +154,7 @@ def _decided(path: Path, top: Path) -> Path | None:
     for folder in (f for f in path.parents if f.is_relative_to(top)):
         if not (rules := folder / ".gitignore").is_file():
             continue
-        name = path.relative_to(folder).as_posix() + "/" * path.is_dir()
+        name = path.relative_to(folder).as_posix() + "/" * (path.is_dir() and not path.is_symlink())
         for pattern in _patterns(rules, rules.stat().st_mtime_ns):
             if pattern.matches(name):
                 return None if pattern.lets_in else rules

@@ -106,6 +106,12 @@ TRAVELS = {
         PACKAGE | {"nbs/mine/a.gen.py": "", ".gitignore": "*.gen.py", "nbs/mine/.gitignore": "!a.gen.py"}, ["import mine"], ["nbs/mine/__init__.py", "nbs/mine/a.gen.py"]),
     "a folder of data with an installed name": ({"nbs/yaml/a.csv": "", "nbs/yaml/scripts/get.py": ""}, ["import yaml"], []),
     "a text that is no file": ({}, ["print('see prep.py')"], []),
+    "a rule for folders is none for links": (
+        PACKAGE | {"nbs/mine/part": Path("../../shared/part"), "shared/part/a.py": "", ".gitignore": "/nbs/mine/part/"}, ["from mine.part import a"],
+        ["nbs/mine/__init__.py", "nbs/mine/part/a.py"]),
+    "data of a package": (
+        {"nbs/mine/__init__.py": "from pathlib import Path\nwords = Path(__file__).parent / 'words.txt'", "nbs/mine/words.txt": ""}, ["import mine"],
+        ["nbs/mine/__init__.py", "nbs/mine/words.txt"]),
     "a repository inside": ({"nbs/inner/a.py": "", "nbs/inner/.git/HEAD": "ref: refs/heads/main", "nbs/inner/.git/objects/x": "", "nbs/inner/.git/refs/x": ""}, ["import inner.a"], ["nbs/inner/a.py"]),
     "a module that installs": ({}, ["%pip install no-such_module", "import no_such_module"], []),
     "a module that a cell writes": ({}, ["%%writefile made.py\nx = 1", "import made"], []),
@@ -159,6 +165,12 @@ STAYS = {
     "nowhere, and declared": ({"requirements.txt": "no-such-module>=1"}, ["import no_such_module"], ["? cell 2, line 1: `import no_such_module`: is neither"]),
     "nowhere, in a module": ({"nbs/a.py": "\nimport b", "b.py": "from no_such_module.c import d"}, ["import a"], ["✗ b.py, line 1: `from no_such_module.c import d`: is neither"]),
     "no such script": ({}, ["%run prep.py"], ["? cell 2, line 1: `prep.py`: no such file here; in a job, a cell has to make it"]),
+    "data of a package that git leaves out": (
+        {"nbs/mine/__init__.py": "open(f'{__file__}/../words.pkl')\nname = 'words.pkl'", "nbs/mine/words.pkl": "", ".gitignore": "*.pkl"}, ["import mine"],
+        ["? nbs/mine/__init__.py, line 2: `words.pkl`: nbs/mine/words.pkl is left out by .gitignore:1: *.pkl, and stays here"]),
+    "data beside the notebook": (
+        {"nbs/words.csv": ""}, ["open('words.csv')"],
+        ["? cell 2, line 1: `words.csv`: nbs/words.csv is neither code nor data that the config names, and stays here; put it into a package"]),
     "a repeated one is said once": ({}, ["import no_such_module", "import no_such_module"], ["✗ cell 2, line 1: "]),
 }  # fmt: skip
 
@@ -216,6 +228,30 @@ def test_an_absolute_path_into_the_project(folders):
     assert said(bundle) == [
         f"✗ cell 3, line 1: `{top}/lib/x.py`: lib/x.py is a path of this machine; write it relative to the notebook's folder"
     ]
+
+
+def test_a_folder_of_this_machine(folders):
+    "`os.chdir` to where the project lies here fails on another machine"
+    top = folders("chdir")
+    lay_out(top, {}, f"import os\nos.chdir(os.path.join('{top.parent}', '{top.name}'))")
+    (line,) = said(packed(top))
+    assert (
+        line.startswith("✗ cell 2, line 2: ") and "is a path of this machine; write it relative to the notebook" in line
+    )
+    assert said(packed(top), elsewhere=False) == []
+
+
+def test_code_that_was_just_edited(folders):
+    "One process that submits again and again: each bundle has the code as it is, a module that is new included"
+    top = folders("edited")
+    names = set()
+    for text in ("x = 1", "x = 2", "import added"):
+        lay_out(
+            top, {"nbs/ours.py": text} | ({"nbs/added.py": ""} if "added" in text else {}), "import ours", git=False
+        )
+        names.add(packed(top).name)
+        assert said(packed(top)) == []
+    assert len(names) == 3 and code(packed(top)) == ["nbs/added.py", "nbs/ours.py"]
 
 
 def test_tracked_files_travel_though_they_are_ignored(folders):
