@@ -421,7 +421,10 @@ def send(
     "The same with what was prepared"
     if planned.findings.bad:
         raise GpumlError(f"not submitted\n{planned.findings}", planned.findings.bad[0].exit_code)
-    return (_send_local if planned.local else _send)(planned, again, name)
+    made = (_send_local if planned.local else _send)(planned, again, name)
+    doubts = [finding.text for finding in planned.findings if finding.what == "code" and finding.good is None]
+    made.note = "; ".join(filter(None, [made.note, *doubts]))
+    return made
 
 # %% ../nbs/12_submission.ipynb #45e5aa48
 def _send(planned: Submission, again: bool, name: str | None) -> Job:

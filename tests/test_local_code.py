@@ -14,7 +14,7 @@ import pytest
 from gpuml.bundle import pack
 from gpuml.config import GpumlError, NotebookError, load
 from gpuml.resolve import lacking
-from gpuml.submission import check_code, prepare
+from gpuml.submission import check_code, prepare, send, submit
 
 
 def notebook(*sources):
@@ -316,7 +316,16 @@ def test_a_submission_is_refused(project):
     assert [f.text.split("`")[1] for f in planned.findings.bad] == ["import no_such_module", "import other_such_module"]
     assert {f.exit_code for f in planned.findings.bad} == {NotebookError.exit_code}
     with pytest.raises(GpumlError, match="not submitted"):
-        from gpuml.submission import send
-
         send(planned)
     assert not list((project / "outputs").rglob("*.tar.gz"))
+
+
+def test_what_may_be_lacking_stands_at_the_job(project):
+    "What can't be told from here does not stop a submission, and is not lost either"
+    (project / "nbs").mkdir()
+    sources = "def later():\n    import no_such_module", "%gpu_train"
+    (project / "nbs" / "n.ipynb").write_text(notebook(*sources))
+    job = submit(load("dev"), project / "nbs" / "n.ipynb", local=True)
+    job.cancel()
+    assert job.note.startswith("cell 2, line 2: `import no_such_module`: is neither in the project nor installed here")
+    assert job.note in repr(job)
