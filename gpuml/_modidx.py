@@ -326,6 +326,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'gpuml.dataset._broken_quote': ('dataset.html#_broken_quote', 'gpuml/dataset.py'),
                                'gpuml.dataset._bytes_kept': ('dataset.html#_bytes_kept', 'gpuml/dataset.py'),
                                'gpuml.dataset._check_labels': ('dataset.html#_check_labels', 'gpuml/dataset.py'),
+                               'gpuml.dataset._check_name': ('dataset.html#_check_name', 'gpuml/dataset.py'),
                                'gpuml.dataset._check_start': ('dataset.html#_check_start', 'gpuml/dataset.py'),
                                'gpuml.dataset._column_hint': ('dataset.html#_column_hint', 'gpuml/dataset.py'),
                                'gpuml.dataset._complaint': ('dataset.html#_complaint', 'gpuml/dataset.py'),

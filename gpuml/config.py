@@ -430,8 +430,8 @@ def _read_yaml(path: Path) -> Any:
         mark = e.problem_mark or e.context_mark
         problem = re.sub(r" with value .*", "", e.problem or e.context or "not valid")
         raise ConfigError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}") from None
-    except YAMLError as e:
-        raise ConfigError(f"{path}: not valid YAML: {str(e).splitlines()[0]}") from None
+    except (YAMLError, ValueError) as e:  # a date that is none, a number of thousands of digits
+        raise ConfigError(f"{path}: not valid YAML: {str(e).splitlines()[0][:120]}; put text in quotes") from None
     if tree is None:
         raise ConfigError(f"{path}: the file is empty; it needs at least data.train")
     if not isinstance(tree, dict):
@@ -474,7 +474,7 @@ def parse_override(
         raise ConfigError(f"{text}: unknown key '{key}'{nearest}")
     try:
         parsed = YAML(typ="safe", pure=True).load(value)
-    except YAMLError:
+    except (YAMLError, ValueError):
         parsed = value
     takes = _parts(known[key].annotation)
     as_typed = str in takes and not isinstance(parsed, list) and not (parsed is None and type(None) in takes)

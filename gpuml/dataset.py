@@ -62,7 +62,18 @@ def find_files(
         if not files:
             raise DataError(f"{key}: {_nothing(text, config)}", exit_code=66)
         found |= {file.url: file for file in files}
+    for url in found:
+        _check_name(url, key)
     return list(found.values())
+
+
+def _check_name(url: str, key: str) -> None:
+    "Raise where the name of a file is no text, which could be neither written nor shown"
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        shown = url.encode(errors="backslashreplace").decode()
+        raise DataError(f"{key}: {shown}: the file's name is not UTF-8; rename it") from None
 
 
 def _nothing(text: str, config: Config) -> str:
@@ -72,6 +83,8 @@ def _nothing(text: str, config: Config) -> str:
     path = config.path(text)
     if path.is_dir():
         return f"no CSV files in the folder {text} ({path})"
+    if path.exists():
+        return f"{text} ({path}) is neither a file nor a folder"
     if glob.has_magic(text):
         return f"no file matches {text} ({path})"
     there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -78,7 +78,7 @@ def _in_package(name: str) -> Path:
         how = "pip install 'gpuml[offline]'" if name == OFFLINE else "install it with pip"
         raise ModelError(f"model.name: {name}: the package {module} is not installed; {how}")
     for place in spec.submodule_search_locations or [str(Path(spec.origin).parent)]:
-        for found in sorted(Path(place).rglob("config.json"), key=lambda p: len(p.parts)):
+        for found in sorted(Path(place).rglob("config.json"), key=lambda p: (len(p.parts), str(p))):
             if any(found.parent.glob("*.safetensors")):
                 return check_folder(found.parent, name)
     raise ModelError(f"model.name: {name}: the package {module} has no folder with config.json and *.safetensors")

@@ -317,7 +317,7 @@ class S3:
         self.endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
         self.say, self.check, self.patience, self.first_patience = say, check, patience, min(first_patience, patience)
         self.answered, self.said = False, -math.inf
-        if self.endpoint and not re.fullmatch(r"https?://[^/@\s]+/?", self.endpoint):
+        if self.endpoint and not re.fullmatch(r"https?://([^/@\s\[\]]+|\[[0-9a-fA-F:.]+\](:\d+)?)/?", self.endpoint):
             shown = re.sub(r"//.*@", "//***@", self.endpoint)
             raise ConfigError(f"data.endpoint (or AWS_ENDPOINT_URL): {shown}: must be http://HOST:PORT or https://HOST")
 

@@ -64,6 +64,15 @@ def output_is_a_file(project):
     (project / "outputs").write_text("")
 
 
+def named_in_bytes(project):
+    (project / "data" / "a.csv").rename(os.fsdecode(bytes(project / "data" / "a") + b"\xff.csv"))
+
+
+def pipe(project):
+    os.mkfifo(project / "data" / "pipe.csv")
+    config_line("train: data", "train: data/pipe.csv")(project)
+
+
 def no_data_folder(project):
     (project / "data" / "a.csv").unlink()
 
@@ -93,6 +102,9 @@ CONFIGS = {
     "empty training data": (config_line("  train: data\n", "  train: ''\n"), 78, "config/dev.yaml:2: data.train: must not be empty"),
     "label is a number": (config_line("max_length: 24", "label: 2024"), 78, "data.label: must be text, not 2024 (a number); put it in quotes"),
     "two at once": (config_line("epochs: 2\n  batch_size: 8", "epoch: 2\n  batch_size: 0"), 78, "config/dev.yaml:9: train.batch_size: must be at least 1, not 0"),
+    "number of 5,000 digits": (config_line("epochs: 2", f"epochs: {'1' * 5000}"), 78, "config/dev.yaml: not valid YAML: Exceeds the limit"),
+    "date that is none": (config_line("max_length: 24", "labels: [2024-13-45]"), 78, "config/dev.yaml: not valid YAML: month must be in 1..12; put text in quotes"),
+    "S3's address left open": (config_line("max_length: 24", "endpoint: 'http://[x'\n  shared_cache: s3://models/c"), 78, "data.endpoint (or AWS_ENDPOINT_URL): http://[x: must be http://HOST:PORT or https://HOST"),
     "key twice": (config_line("epochs: 2", "epochs: 2\n  epochs: 3"), 78, 'config/dev.yaml:9: not valid YAML: found duplicate key "epochs"'),
     "tab in the YAML": (config_line("  epochs: 2", "\tepochs: 2"), 78, "config/dev.yaml:8: not valid YAML: found character"),
     "bracket left open": (config_line("epochs: 2", "epochs: [2"), 78, "not valid YAML"),
@@ -107,6 +119,11 @@ CONFIGS = {
 DATA = {
     "no such folder": (config_line("train: data", "train: dta"), 66, "data.train: no such file or folder: dta"),
     "near miss": (config_line("train: data", "train: data/b.csv"), 66, "did you mean data/a.csv?"),
+    "name is no text": (named_in_bytes, 65, "\\udcff.csv: the file's name is not UTF-8; rename it"),
+    "pipe": (pipe, 66, "is neither a file nor a folder"),
+    "header again": (data(GOOD + "text,label\n"), 65, "data/a.csv:26: the header again, as where files were joined"),
+    "Excel's separator": (data("sep=,\n" + GOOD), 65, "data/a.csv: not CSV: this is a CSV file behind Excel's line `sep=`"),
+    "Git LFS pointer": (data("version https://git-lfs.github.com/spec/v1\n"), 65, "data/a.csv: not CSV: this is a Git LFS pointer in place of the file; fetch the file: git lfs pull"),
     "folder without CSV": (no_data_folder, 66, "data.train: no CSV files in the folder data"),
     "glob without a match": (config_line("train: data", "train: data/2024-*.csv"), 66, "no file matches data/2024-*.csv"),
     "empty file": (data(""), 65, "data/a.csv: the file is empty"),
