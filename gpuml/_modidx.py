@@ -356,6 +356,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'gpuml.dataset._make': ('dataset.html#_make', 'gpuml/dataset.py'),
                                'gpuml.dataset._map': ('dataset.html#_map', 'gpuml/dataset.py'),
                                'gpuml.dataset._map_side': ('dataset.html#_map_side', 'gpuml/dataset.py'),
+                               'gpuml.dataset._merge_notes': ('dataset.html#_merge_notes', 'gpuml/dataset.py'),
+                               'gpuml.dataset._merged': ('dataset.html#_merged', 'gpuml/dataset.py'),
                                'gpuml.dataset._missing': ('dataset.html#_missing', 'gpuml/dataset.py'),
                                'gpuml.dataset._mix': ('dataset.html#_mix', 'gpuml/dataset.py'),
                                'gpuml.dataset._not_csv': ('dataset.html#_not_csv', 'gpuml/dataset.py'),

@@ -794,7 +794,7 @@ def _seal(out: dict[str, Any], facts: dict[str, Any]) -> None:
 # %% ../nbs/02_dataset.ipynb #2bbeb6e9
 def _stream(reading: Reading, job: Preparation, out: dict[str, Any]) -> dict[str, Any]:
     "Write rows and tokens as they come; returns what is true of all of them"
-    facts, labels, before, waiting = {"rows": 0, "skipped": 0, "padded": 0}, {}, job.bad, deque()
+    facts, labels, before, waiting = {"rows": 0, "skipped": 0, "padded": 0, "merged": []}, {}, job.bad, deque()
 
     def keep(done):
         for name, array in zip(("ids", "lengths"), done.result()):
@@ -809,6 +809,7 @@ def _stream(reading: Reading, job: Preparation, out: dict[str, Any]) -> dict[str
                 job.refuse()
             continue
         index, padded = _index(batch, labels)
+        facts["merged"] += _merged(batch, labels, reading, job.config.data)[: 10 - len(facts["merged"])]
         facts |= {"rows": facts["rows"] + len(batch), "padded": (facts["padded"] + padded) % 2**64}
         if len(labels) > max(100_000, facts["rows"] / 2):
             raise DataError(f"{reading.shown}: {len(labels):,} labels so far: is data.label the right column?")
@@ -891,6 +892,26 @@ def _index(batch: list[Row], labels: dict[str, int]) -> tuple[np.ndarray, int]:
     index["label"] = [labels.setdefault(row.label, len(labels)) for row in batch]
     padded = (_hash(row.text) for row, text in zip(batch, stripped) if row.text is not text)
     return index, sum(int.from_bytes(h, "little") for h in padded)
+
+# %% ../nbs/02_dataset.ipynb #f4db7234
+def _merged(batch: list[Row], labels: Iterable[str], reading: Reading, data: DataConfig) -> list[int]:
+    "Lines of the rows whose text has lines in it that are rows themselves, by their fields and label"
+    columns, delimiter = reading.columns, reading.delimiter
+    label, last = columns.index(data.label), len(columns) - 1
+
+    def like_row(line):
+        return line.count(delimiter) == last and line.split(delimiter)[label].strip() in labels
+
+    broken = (row for row in batch if "\n" in row.text and delimiter in row.text)
+    return [row.line for row in broken if any(map(like_row, row.text.split("\n")))]
+
+
+def _merge_notes(shards: list[Shard]) -> list[str]:
+    "Texts that have probably swallowed rows"
+    places = [f"{shard.shown}:{line}" for shard in shards for line in shard.facts.get("merged", ())]
+    if not places:
+        return []
+    return [f"texts with lines in them that look like rows: {', '.join(places[:10])}; is a quote there not doubled?"]
 
 # %% ../nbs/02_dataset.ipynb #c56d6a99
 def _shared(folder: Path, job: Preparation) -> str:
@@ -1283,7 +1304,12 @@ def read(
         job.refuse()
     labels = d.labels or sorted({label for shard in train for label in shard.facts["labels"]}, key=natural)
     rows, validation, facts = _sides(train, held, labels, order, job)
-    notes = facts["notes"] + _skip_notes(train + (held or [])) + list(dict.fromkeys(job.notes))
+    notes = (
+        facts["notes"]
+        + _merge_notes(train + (held or []))
+        + _skip_notes(train + (held or []))
+        + list(dict.fromkeys(job.notes))
+    )
     if tokenizer is not None and validation.tokens is None:
         with preparation(config, storage, tokenizer, max_length, check, say) as job:
             validation.tokens = _held_tokens(validation, facts["fingerprint"], job)

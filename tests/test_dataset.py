@@ -252,6 +252,23 @@ def test_a_second_header_of_another_order_ends_the_file_where_rows_are_skipped(t
                 read(config)
 
 
+def test_rows_that_a_quote_swallowed_are_said(tmp_path):
+    "torchtext#612, dotnet/machinelearning#730: legal CSV, and four rows of a file without quoting have become one"
+    good = "".join(f"text {i}\t{'ab'[i % 2]}\n" for i in range(40))
+    swallowed = '"Hello there\ta\nbye\tb\nhe said "\tb\n'
+    innocent = '"One, two\nthree\tfour\tfive\nsix\tseven"\ta\n'
+    for extra, places in ((swallowed, ["data/a.csv:42"]), (innocent, [])):
+        write(tmp_path, "data/a.csv", [], "text\tlabel\n" + good + extra.removesuffix("\n"))
+        notes = [note for note in read(config_in(tmp_path)).notes if "look like rows" in note]
+        assert notes == [
+            f"texts with lines in them that look like rows: {place}; is a quote there not doubled?" for place in places
+        ]
+    write(tmp_path, "data/a.csv", [(f"text {i}", "ab"[i % 2]) for i in range(40)])
+    (tmp_path / "data/b.csv").write_text('id,label,text\n1,a,"late\n2,b,lost\n3,a,said ok"\n4,b,x\n')
+    notes = read(config_in(tmp_path)).notes
+    assert any(note.startswith("texts with lines in them that look like rows: data/b.csv:2;") for note in notes)
+
+
 @pytest.mark.parametrize("size", range(1, 65))
 def test_blocks_may_end_anywhere(size, tmp_path):
     raw = b"\xef\xbb\xbf" + 'text;label\r\n"Grüße\r\n""你好"" 🙂";löschen\r\n\r\nspät;liefern\nx;\n"a"b;c\n'.encode()

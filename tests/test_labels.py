@@ -126,3 +126,11 @@ def test_what_a_message_compares_can_be_told_apart(tmp_path):
         with pytest.raises(DataError) as refusal:
             read(config_in(tmp_path, **keys))
         assert str(refusal.value).startswith(message)
+
+
+def test_labels_that_other_readers_take_for_nothing(tmp_path):
+    "cellxgene#1115, pandas#32084; fastai#3945: as text, `10` would come before `2`"
+    labels = ["0", "2", "10", "N/A", "NA", "None", "nan", "null"]
+    write(tmp_path, "data/a.csv", [(f"text {i}", labels[i % 8]) for i in range(80)])
+    data = read(config_in(tmp_path))
+    assert data.labels == labels and len(data.train) + len(data.validation) == 80
