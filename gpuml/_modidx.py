@@ -824,6 +824,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'gpuml.storage._stat': ('storage.html#_stat', 'gpuml/storage.py'),
                                'gpuml.storage._wait': ('storage.html#_wait', 'gpuml/storage.py'),
                                'gpuml.storage._why': ('storage.html#_why', 'gpuml/storage.py'),
+                               'gpuml.storage._with': ('storage.html#_with', 'gpuml/storage.py'),
                                'gpuml.storage.as_csv': ('storage.html#as_csv', 'gpuml/storage.py'),
                                'gpuml.storage.fingerprint': ('storage.html#fingerprint', 'gpuml/storage.py'),
                                'gpuml.storage.finish': ('storage.html#finish', 'gpuml/storage.py'),

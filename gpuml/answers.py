@@ -38,6 +38,8 @@ def check_answer(
         raise NoAnswer(_page(status, headers, data))
     if status >= 400:
         raise _refusal(status, data)
+    if "json" in kind and data.strip() and data.lstrip()[:1] not in b"{[":
+        raise NoAnswer(_page(status, headers, data))
 
 
 def _refusal(status: int, data: bytes) -> Answer:

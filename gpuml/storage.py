@@ -229,6 +229,13 @@ _AGAIN = ("SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzCont
 _KEYS = credentials.NAMES
 _NOT_S3 = "what answers at {server} is not an S3 server; see data.endpoint in the config, or AWS_ENDPOINT_URL"
 
+
+def _with(answer: dict[str, Any], *fields: str) -> dict[str, Any]:
+    "An answer that has what S3's always has; a web page in its place has not, and botocore takes it for an answer"
+    if not answer.keys() >= set(fields):
+        raise Refused(_NOT_S3, False)
+    return answer
+
 # %% ../nbs/01_storage.ipynb #6e4ba6e9
 def _code(error: Exception) -> tuple[str, int]:
     "The S3 error code and the HTTP status of an answer; zeros where there was none"
@@ -261,6 +268,8 @@ def _why(error: Exception) -> str:
     if isinstance(error, b.EndpointConnectionError):
         number = getattr(_cause(error), "errno", None)
         return os.strerror(number).lower() if number and number > 0 else "no connection"
+    if isinstance(error, Refused):
+        return "something else answered in its place"
     return "the connection broke"
 
 # %% ../nbs/01_storage.ipynb #987c4dc6
@@ -274,7 +283,8 @@ def refusal(
     from botocore.parsers import ResponseParserError
 
     if isinstance(error, Refused):
-        return error.args
+        passes = answered and error.args[0] == _NOT_S3  # of a proxy, where S3 has answered
+        return None if passes else error.args
     if isinstance(error, b.ClientError):
         code, status = _code(error)
         if status >= 500 and status != 501 or status == 429 or code in _AGAIN:
@@ -550,9 +560,7 @@ def _s3_list(s3: S3, url: str, prefix: str, delimiter: str = "", limit: int = 10
             answer = await client.list_objects_v2(
                 Bucket=bucket, Prefix=prefix, Delimiter=delimiter, MaxKeys=limit, **more
             )
-            if "IsTruncated" not in answer:
-                raise Refused(_NOT_S3, False)
-            return answer
+            return _with(answer, "IsTruncated")
 
         answer = finish(s3, url, page)
         for found in answer.get("Contents", []):
@@ -612,9 +620,7 @@ def _s3_range(file: File, start: int, end: int) -> Request:
             Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", IfMatch=f'"{file.version}"'
         )
         async with answer["Body"] as body:
-            if "ETag" not in answer or "ContentRange" not in answer:
-                raise Refused(_NOT_S3, False)
-            where = answer["ContentRange"]
+            where = _with(answer, "ETag", "ContentRange")["ContentRange"]
             if answer["ETag"].strip('"') != file.version or where.rpartition("/")[2] != str(file.size):
                 raise DataError(f"{file.url}: {CHANGED}")
             data = await body.read()
@@ -639,7 +645,11 @@ def _s3_put(s3: S3, source: Callable[[int, int], bytes], size: int, url: str) ->
     bucket, key = _bucket(url)
     if size < 2 * PART:
         return finish(s3, url, _s3_part(s3, bucket, key, source(0, size)), write=True)
-    upload = finish(s3, url, lambda client: client.create_multipart_upload(Bucket=bucket, Key=key), write=True)
+
+    async def begin(client):
+        return _with(await client.create_multipart_upload(Bucket=bucket, Key=key), "UploadId")
+
+    upload = finish(s3, url, begin, write=True)
     name, part = {"Bucket": bucket, "Key": key, "UploadId": upload["UploadId"]}, max(PART, math.ceil(size / 10_000))
     try:
         parts = (
@@ -662,9 +672,7 @@ def _s3_part(s3: S3, bucket: str, key: str, data: bytes, **part: Any) -> Request
     async def put(client):
         body, send = io.BytesIO(data), client.upload_part if part else client.put_object
         answer = await _moving(send(Bucket=bucket, Key=key, Body=body, **part), body, s3.patience / 4)
-        if "ETag" not in answer:
-            raise Refused(_NOT_S3, False)
-        return answer["ETag"]
+        return _with(answer, "ETag")["ETag"]
 
     return put
 
@@ -694,7 +702,8 @@ def _s3_complete(name: dict[str, str], etags: list[str]) -> Request:
 
     async def complete(client):
         try:
-            return await client.complete_multipart_upload(**name, MultipartUpload={"Parts": parts})
+            done = await client.complete_multipart_upload(**name, MultipartUpload={"Parts": parts})
+            return _with(done, "ETag")
         except ClientError as e:
             if _code(e)[0] != "NoSuchUpload":
                 raise

@@ -6,6 +6,7 @@ kubelet.rejectPod, kubelet_pods), pkg/controller (job, podgc, tainteviction), pk
 
 import pytest
 
+from gpuml.cluster import _about
 from gpuml.config import load
 from gpuml.job import Source, manifest
 from gpuml.state import Seen, explain
@@ -368,3 +369,12 @@ def test_codes_are_those_of_the_container_that_trains():
         assert explain(seen(job(failed=1), made)).exit_code == 65
     evicted = pod("Failed", None, {}, {}, "Evicted", LOW)
     assert explain(seen(job(failed=1), evicted)).exit_code is None
+
+
+def test_the_job_s_own_container_is_found_wherever_it_stands():
+    "Where a webhook has put another one in front of it: its memory, its GPUs, its command"
+    made = {**MADE, "spec": {**MADE["spec"], "template": {"spec": pod("Failed", None, {"istio-proxy": RUNS})["spec"]}}}
+    assert made["spec"]["template"]["spec"]["containers"][0]["name"] == "istio-proxy"
+    killed = explain(seen({**job(FAILED, failed=1), "spec": made["spec"]}, pod("Failed", ended(137, "OOMKilled"))))
+    assert "compute.memory=16Gi" in killed.why
+    assert _about(made)["gpus"] == "1"

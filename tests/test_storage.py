@@ -412,6 +412,10 @@ PASSING = {
     "half": Fault("half"),
     "short": Fault("short"),
     "page of a proxy": Fault("answer", status=404, body="default backend - 404"),
+    "login page": Fault("answer", status=200, body="<html><head><title>Sign in</title></head></html>"),
+    "login page that is no XML": Fault("answer", status=200, body="<html><br>Sign in</html>"),
+    "sent to log in": Fault("answer", status=302, headers="Location: https://login.example.com/\r\n"),
+    "nothing": Fault("answer", status=200),
     "hang": Fault("hang", 5),
     "slow": Fault("slow", 0.3),
 }
