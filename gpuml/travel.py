@@ -43,7 +43,7 @@ def reason_by_name(
     if name == "__pycache__" or name.endswith(".pyc"):
         return _COMPILED
     if path.is_dir():
-        if (path / "pyvenv.cfg").exists() or (path / "conda-meta").exists():
+        if any(os.path.exists(path / name) for name in ("pyvenv.cfg", "conda-meta")):  # false where it may not be read
             return _ENVIRONMENT
         made = name in _MADE and next(path.glob("*.py"), None) is None
         return _OUTPUTS if made else None
@@ -184,7 +184,12 @@ class Tree:
         if path.is_file():
             yield path
         elif path.is_dir():
-            for child in sorted(path.iterdir()):
+            try:
+                children = sorted(path.iterdir())
+            except OSError as e:
+                self.odd[path] = Reason(f"can't be read: {e.strerror or e}", "change its mode")
+                return
+            for child in children:
                 yield from self.files(child)
 
     def reason(self, path: Path) -> Reason | None:

@@ -5,8 +5,10 @@ Each case lays out a small git repository, packs its notebook, and unpacks and f
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -282,6 +284,29 @@ def test_files_that_are_none(folders):
     assert said(packed(top)) == [
         "✗ cell 2, line 1: `import broken`: nbs/broken.py is a link to nothing: nothing.py, and stays here; remove it, or mend it"
     ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a while")
+def test_what_may_not_be_read(tmp_path):
+    "A folder that is closed stays here, and that is said; a file that should travel is refused, and neither is a traceback"
+    top = Path(tempfile.mkdtemp())
+    try:
+        lay_out(top, PACKAGE | {"nbs/mine/shut/a.txt": "", "nbs/mine/closed.py": ""}, "import mine")
+        top.chmod(0o755)
+        (top / "nbs" / "mine" / "shut").chmod(0)
+        os.seteuid(65534)
+        (finding,) = check_code(packed(top))
+        assert finding.good and "nbs/mine/shut can't be read: Permission denied, and stays here" in finding.text
+        os.seteuid(0)
+        (top / "nbs" / "mine" / "closed.py").chmod(0)
+        os.seteuid(65534)
+        with pytest.raises(
+            NotebookError, match=r"nbs/mine/closed.py: can't be read: Permission denied; it would have to"
+        ):
+            packed(top)
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(top)
 
 
 def test_outputs_of_other_notebooks_stay_here(folders):
