@@ -139,7 +139,7 @@ def check_history(
             for each, number in lacking.values()
         ]
         raise NotebookError(
-            f"{notebook.name} is not saved: it lacks what ran here as {', '.join(shown)}; save it, and submit again"
+            f"{notebook.name} is not saved: it lacks what ran here as {', '.join(shown)}; save it and submit again, or name the notebook that runs here: --notebook FILE.ipynb"
         )
 
 # %% ../nbs/07e_session.ipynb #7c22621e

@@ -70,7 +70,7 @@ def test_what_is_missing(tmp_path):
             text = [
                 str(e)
                 .removeprefix("n.ipynb is not saved: it lacks what ran here as ")
-                .removesuffix("; save it, and submit again")
+                .removesuffix("; save it and submit again, or name the notebook that runs here: --notebook FILE.ipynb")
             ]
         if text != missing:
             wrong[case] = text
@@ -194,9 +194,7 @@ def test_in_a_real_kernel(lab):
     n, m, load = lab.work / "n.ipynb", lab.work / "m.ipynb", cell("%load_ext gpuml", "l")
     lab.run("%load_ext gpuml", "l")
     assert lab.run("%gpu_train?", "x", FINDINGS) == "✓ saved"
-    unsaved = (
-        "✗ saved: n.ipynb is not saved: it lacks what ran here as `rate = 2` ([3], cell 2); save it, and submit again"
-    )
+    unsaved = "✗ saved: n.ipynb is not saved: it lacks what ran here as `rate = 2` ([3], cell 2); save it and submit again, or name the notebook that runs here: --notebook FILE.ipynb"
     lab.run("rate = 2", "a")
     assert lab.run("rate?", "x", FINDINGS).replace("\\\\n", "\n") == unsaved
     write(n, load, cell("rate = 2", "a"), *SAVED[1:])
