@@ -13,7 +13,7 @@ from gpuml.config import DataError, GpumlError, TrainError, load
 from gpuml.model import load_classifier, load_tokenizer, save
 from gpuml.train import Run, fit, load_run
 from tests.conftest import runs_in
-from tests.test_interrupt import store, tiny  # noqa: F401
+from tests.test_interrupt import OVERRIDES, result, store, tiny, undisturbed  # noqa: F401
 from tests.test_predict import CACHE, run, trained, write_csv  # noqa: F401
 
 
@@ -113,6 +113,17 @@ def test_the_weights_that_are_kept_are_those_of_the_epoch(store):  # noqa: F811
     (folder,) = (store.parent / "outputs").iterdir()
     weights = [p / "model" / "model.safetensors" for p in (calm.folder, folder)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_run_that_failed_goes_on(store, undisturbed):  # noqa: F811
+    "What was kept is not in the way of an attempt that does not fail"
+    seen = []
+    with (
+        going_wrong(nan, lambda module: len(seen[-1].evaluations) == 2),
+        pytest.raises(TrainError, match="are kept in"),
+    ):
+        fit(load("dev", OVERRIDES), watch=seen.append)
+    assert result(fit(load("dev", OVERRIDES), resume="latest")) == undisturbed
 
 
 def test_predictions_name_what_failed(run, project, capsys):  # noqa: F811
