@@ -431,6 +431,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'gpuml.folder': { 'gpuml.folder.Limit': ('folder.html#limit', 'gpuml/folder.py'),
                               'gpuml.folder._file': ('folder.html#_file', 'gpuml/folder.py'),
                               'gpuml.folder.as_readable_as_new': ('folder.html#as_readable_as_new', 'gpuml/folder.py'),
+                              'gpuml.folder.case_note': ('folder.html#case_note', 'gpuml/folder.py'),
                               'gpuml.folder.check_files': ('folder.html#check_files', 'gpuml/folder.py'),
                               'gpuml.folder.check_fit': ('folder.html#check_fit', 'gpuml/folder.py'),
                               'gpuml.folder.first_position': ('folder.html#first_position', 'gpuml/folder.py'),

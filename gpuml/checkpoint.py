@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import OutputError
+from .folder import as_readable_as_new
 from .storage import Storage, write_folder, writing
 
 # %% ../nbs/05_checkpoint.ipynb #087b2518
@@ -57,6 +58,7 @@ def save(
         except Exception as e:  # safetensors has an error of its own for a full disk
             raise OSError(getattr(e, "errno", None) or 28, str(e)) from None
         (aside / "state.json").write_text(json.dumps(state))
+        as_readable_as_new(aside)
         files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(aside.iterdir())}
         (aside / _MANIFEST).write_text(json.dumps({"step": step, "files": files}))
         for file in (*aside.iterdir(), aside):

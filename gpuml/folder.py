@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENDLESS', 'AHEAD', 'SHORTEST', 'FEWEST', 'pretends', 'check_files', 'whole', 'first_position', 'Limit', 'limit',
-           'special_ids', 'possible_ids', 'check_fit', 'as_readable_as_new']
+           'special_ids', 'possible_ids', 'check_fit', 'case_note', 'as_readable_as_new']
 
 # %% ../nbs/02b_folder.ipynb #59017598
 import math
@@ -165,6 +165,25 @@ def check_fit(
             f"model.name: {name}: the model's padding has id {start - 1}, the tokenizer's {tokenizer.pad_token_id} "
             f"('{tokenizer.pad_token}'): in {config.model_type} positions start there, so both must be the same"
         )
+
+# %% ../nbs/02b_folder.ipynb #2525bc35
+def case_note(
+    tokenizer: Any,
+    words: int = 500,  # so many of its words are looked at
+    share: float = 0.05,  # of them have capitals, in a vocabulary for cased text
+) -> str:
+    "What a person should know of a tokenizer that lowers case and has words with capitals, or nothing"
+    ids = sorted(possible_ids(tokenizer).keys() - special_ids(tokenizer))
+    sample = ids[:: -(-len(ids) // words)]
+    texts = {i: tokenizer.convert_tokens_to_string([tokenizer.convert_ids_to_tokens(i)]).strip() for i in sample}
+    capital = {i: text for i, text in texts.items() if text != text.lower() and not text.startswith("##")}
+    if len(capital) < share * len(sample) or any(i in tokenizer(text)["input_ids"] for i, text in capital.items()):
+        return ""
+    example = next(iter(capital.values()))
+    return (
+        f"the tokenizer never finds the words of its vocabulary that have capitals, such as '{example}': it lowers case; "
+        "if the model was made for cased text, set do_lower_case to false in its tokenizer_config.json"
+    )
 
 # %% ../nbs/02b_folder.ipynb #35f9cdd3
 def as_readable_as_new(

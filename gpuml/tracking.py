@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .config import Config, ConfigError, flat
+from .folder import as_readable_as_new
 from .storage import write_json
 
 # %% ../nbs/04_tracking.ipynb #cad5dc64
@@ -384,6 +385,7 @@ def _send_model(client: Any, record: Record, folder: Path) -> str:
         mlflow.transformers.save_model(
             parts, f"{aside}/model", task="text-classification", mlflow_model=about, pip_requirements=needs
         )
+        as_readable_as_new(Path(aside) / "model")
         client.log_model_artifacts(made.model_id, f"{aside}/model")
     client.log_batch(record.mlflow_run, metrics=_latest_scores(client, record.mlflow_run, made.model_id))
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)

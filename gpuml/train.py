@@ -55,7 +55,7 @@ from gpuml.config import (
 )
 from .dataset import Plan, Tokens
 from .failure import BatchError, NotFinite, computing, naming, some
-from .folder import check_fit
+from .folder import case_note, check_fit
 from .inputs import as_files, as_output, as_texts
 from .schedule import learning_rate
 from .scores import as_text, evaluate, left_out, log_softmax
@@ -1243,8 +1243,8 @@ def read_data(
     data = dataset.read(config, tokenizer, length, check=check, say=say, order=order, feed=feed)
     _refuse_tokenless(data.train)
     _refuse_tokenless(data.validation)
-    if data.train.tokens and (note := unknown_note(data.train.tokens, tokenizer)):
-        data.notes.append(note)
+    unknown = unknown_note(data.train.tokens, tokenizer) if data.train.tokens else ""
+    data.notes += [note for note in (case_note(tokenizer), unknown) if note]
     if length < asked:
         data.notes.insert(0, f"the model reads at most {length} tokens; data.max_length is {asked}")
     cut = int((data.train.tokens.lengths >= length).sum()) if data.train.tokens else 0

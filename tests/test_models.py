@@ -8,7 +8,7 @@ import pytest
 
 from gpuml import model
 from gpuml.config import ModelError
-from gpuml.folder import check_fit
+from gpuml.folder import case_note, check_fit
 from tests.models import ARCHITECTURES, config_of, folder_of, model_of, tokenizer_of
 
 # ---- what lies in a folder
@@ -125,14 +125,20 @@ def test_what_transformers_warns_of_is_not_lost():
 
 
 def test_a_saved_model_can_be_read_by_others(tmp_path):
-    "Every file has the mode that the umask gives, model.safetensors as well"
+    "Every file has the mode that the umask gives, model.safetensors and a checkpoint's tensors as well"
+    import torch
+
+    from gpuml import checkpoint
+
     before = os.umask(0o027)
     try:
         model.save(model_of("bert"), tokenizer_of(), tmp_path / "model")
+        (tmp_path / "checkpoints").mkdir()
+        checkpoint.save(tmp_path / "checkpoints", 1, {"x": torch.ones(1)}, {})
     finally:
         os.umask(before)
-    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "model").iterdir()}
-    assert set(modes.values()) == {0o640} and "model.safetensors" in modes, modes
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*") if p.is_file()}
+    assert set(modes.values()) == {0o640} and modes.keys() >= {"model.safetensors", "tensors.safetensors"}, modes
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 90864192\n"
@@ -216,7 +222,7 @@ MIXED = {  # architecture, sizes, tokenizer, what is said
     "a token was added (transformers#12763)": ("bert", {}, dict(size=100), "its tokenizer has 1 token for which the model has no embedding: 'w95' is number 99, and its rows end at 98"),
     "another model's tokenizer": ("bert", {}, dict(size=500), "has 401 tokens for which the model has no embedding: 'w495' is number 499"),
     "a vocabulary with gaps": ("bert", {}, dict(pad=70_000), "has 1 token for which the model has no embedding: '<pad>' is number 70,000"),
-    "positions start elsewhere": ("roberta", {}, dict(pad=3), "the model's padding has id 1, the tokenizer's 3 ('<pad>')"),
+    "positions start elsewhere (SELFormer#19)": ("roberta", {}, dict(pad=3), "the model's padding has id 1, the tokenizer's 3 ('<pad>')"),
     "mpnet starts at 2": ("mpnet", {"pad_token_id": 3}, dict(pad=3), "the model's padding has id 1, the tokenizer's 3"),
     "no padding to start from": ("roberta", {"pad_token_id": None}, {}, "pad_token_id: roberta counts positions from there, and no number stands there"),
     "absurd padding": ("roberta", {"pad_token_id": -3}, {}, "pad_token_id: -3 is no whole number of 0 or more"),
@@ -263,3 +269,25 @@ def test_a_tokenizer_without_its_files_is_refused(case, tmp_path):
     with pytest.raises(ModelError) as e:
         check_fit(model.load_config(tmp_path), model.load_tokenizer(tmp_path), "./mine")
     assert message in str(e.value)
+
+
+@pytest.mark.parametrize("settings,lowered", [({}, True), ({"do_lower_case": False}, False)])
+def test_a_cased_vocabulary_that_is_read_in_lower_case(settings, lowered, tmp_path):
+    "delft#144: without tokenizer_config.json no word with a capital is ever found"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "The", "Berlin", "house", "##s", "is", "in", "a", "the"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": len(words)}))
+    if settings:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    note = case_note(model.load_tokenizer(tmp_path))
+    assert ("never finds the words of its vocabulary that have capitals, such as 'The'" in note) == lowered
+    assert case_note(tokenizer_of()) == ""
+
+
+def test_a_tensor_that_only_its_twin_holds(tmp_path):
+    "transformers#38870: a file that keeps tied weights under the head's name left the embeddings random"
+    folder_of(tmp_path, model_of("gpt2", "AutoModelForCausalLM"))
+    rewrite(tmp_path, lambda t: {("lm_head.weight" if k == "transformer.wte.weight" else k): v for k, v in t.items()})
+    with pytest.raises(ModelError) as e:
+        model.load_classifier(tmp_path, ["a", "b"])
+    assert "missing: 1 tensor (transformer.wte.weight); there, and not used: 1 tensor (lm_head.weight)" in str(e.value)
