@@ -128,13 +128,15 @@ def _check_output(config: Config) -> str:
 
 def _check_tracking(config: Config) -> str:
     "Whether MLflow answers, as far as that can be seen from here"
-    from gpuml.tracking import answers
+    from gpuml.store import ask, refusal
 
-    if config.tracking.uri.startswith("http") and not answers(config.tracking.uri):
-        raise _Unknown(
-            f"{config.tracking.uri} does not answer here; whether it does where the job runs can't be checked from here"
-        )
-    return config.tracking.uri
+    uri, experiment = config.tracking.uri, config.tracking.experiment
+    if not uri.startswith("http") or (answer := ask(uri, experiment)).good:
+        return uri
+    if answer.experiment == "deleted":
+        raise ConfigError(refusal(uri, answer, experiment))
+    problem = f"{uri} does not answer here" if answer.is_silent else refusal(uri, answer, experiment)
+    raise _Unknown(f"{problem}; whether it does where the job runs can't be checked from here")
 
 # %% ../nbs/12_submission.ipynb #e4cfe933
 def check_code(

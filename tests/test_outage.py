@@ -20,9 +20,10 @@ HOST = "127.0.0.2"  # this machine, but not by a name that gpuml takes for a ser
 class Server:
     "An MLflow tracking server that can be started and stopped"
 
-    def __init__(self, folder):
+    def __init__(self, folder, host=HOST, allowed="*"):
         self.folder, self.port, self.process = folder, free_port(), None
-        self.uri = f"http://{HOST}:{self.port}"
+        self.host, self.allowed = host, allowed
+        self.uri = f"http://{host}:{self.port}"
 
     def start(self):
         command = [
@@ -33,8 +34,15 @@ class Server:
             "--backend-store-uri",
             f"sqlite:///{self.folder}/server.db",
         ]
-        command += ["--artifacts-destination", str(self.folder / "artifacts"), "--host", HOST, "--port", str(self.port)]
-        command += ["--workers", "1", "--allowed-hosts", "*"]
+        command += [
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+            "--host",
+            self.host,
+            "--port",
+            str(self.port),
+        ]
+        command += ["--workers", "1", "--allowed-hosts", self.allowed]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
