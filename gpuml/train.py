@@ -1373,8 +1373,8 @@ def _try(attempt: _Attempt) -> None:
     "Try the model, where it will be trained, with texts as they come; it pads as it is right for it"
     config, classifier, tokenizer = attempt.config, attempt.classifier, attempt.tokenizer
     longest = _longest(attempt)
-    if longest is None:  # not all of the data is there yet
-        longest = attempt.max_length
+    if longest is None:  # not all of the data is there yet; on a CPU, an index out of range does no lasting harm
+        longest = attempt.max_length if classifier.device.type == "cuda" else min(attempt.max_length, TRIAL_TOKENS)
     verdict = try_model(classifier, tokenizer, config.model.name, longest)
     model.keep_padding(classifier, tokenizer, verdict.padding)
     attempt.report.note(verdict.note)
