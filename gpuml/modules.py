@@ -110,7 +110,7 @@ class Search:
 
     def find(self, name: str) -> Module | None:
         "A top-level module; nothing is executed"
-        if name in sys.builtin_module_names:
+        if name in sys.builtin_module_names or name == "__main__":
             return Module(name, None)
         outside = entries_outside(self.top) if self.outside is None else self.outside
         inner = [entry for entry in sys.path if entry and inside(Path(entry), self.top)]

@@ -175,11 +175,7 @@ def _look_at_path(trial: Trial, need: Need, place: Place) -> None:
     "Note a file that is named and stays here, beside the code or in the current folder, and a folder by its path here"
     if need.kind == "current":
         path = need.path
-        if (
-            trial.elsewhere
-            and Path(need.name).is_absolute()
-            and (inside(path, trial.top) or trial.top.is_relative_to(path))
-        ):
+        if trial.elsewhere and Path(need.name).is_absolute() and inside(path, trial.top):
             trial.note(need, place, HERE_ONLY, need.how == "always", path)
         return
     paths = {need.path, Path(os.path.normpath(place.file.parent / need.name))}

@@ -121,7 +121,9 @@ TRAVELS = {
     "what only type checkers import": ({}, ["from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import no_such_module"], []),
     "what nobody imports may lack": (PACKAGE | {"nbs/mine/plots.py": "import no_such_module"}, ["import mine"], ["nbs/mine/__init__.py", "nbs/mine/plots.py"]),
     "names that a package defines": ({"nbs/mine/__init__.py": "from .a import *\nversion = 1", "nbs/mine/a.py": "b = 1"}, ["from mine import b, version"], ["nbs/mine/__init__.py", "nbs/mine/a.py"]),
-    "submodules of what is installed": ({}, ["import os.path, numpy.linalg, xml.etree.ElementTree\nfrom google.protobuf import message"], []),
+    "submodules of what is installed": ({}, ["import os.path, numpy.linalg, xml.etree.ElementTree, __main__\nfrom google.protobuf import message"], []),
+    "folders that every machine has": ({}, ["import os\nos.chdir('/tmp')\nos.chdir('/')"], []),
+    "what is no code": ({}, ["%%html\n<b>a.py</b>", "!ls; cat a.sh | head", "x = f'{1}' + 'a/b.py'\nexec('import y')"], []),
 }  # fmt: skip
 
 
