@@ -415,3 +415,30 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     key_lines = "keys => keys.map(key => { const text = document.createRange(); text.selectNodeContents(key); return text.getClientRects().length })"
     assert set(keys.evaluate_all(key_lines)) == {1}
     assert "Traceback" not in page.locator(".gpuml-panel").inner_text()
+
+
+def test_what_is_not_saved_is_not_submitted(page, server, lab_project):
+    "An edit in another cell that ran and is not saved; the same after Rename, where the kernel has the old name"
+    path = lab_project / "n.ipynb"
+    path.write_text(notebook("%load_ext gpuml", "rate = 1", "%submit_prod dev --local --dry-run"))
+    open_notebook(page, server, path)
+    edit_and_run = """async ([first, text]) => {
+        const {content} = window.jupyterapp.shell.currentWidget;
+        if (text) content.widgets[1].model.sharedModel.setSource(text);
+        for (let index = first; index < 3; index++) {
+            content.activeCellIndex = index;
+            await window.jupyterapp.commands.execute('notebook:run-cell');
+        }
+        return content.widgets[2].node.querySelector('.jp-OutputArea').innerText;
+    }"""
+    assert "✓ saved" in page.evaluate(edit_and_run, [0, ""])
+    said = page.evaluate(edit_and_run, [1, "rate = 2"])
+    assert "✗ saved: n.ipynb is not saved: it lacks what ran here as `rate = 2` ([4], cell 2)" in said
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    assert "✓ saved" in page.evaluate(edit_and_run, [2, ""])
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.context.rename('m.ipynb')")
+    said = page.evaluate(edit_and_run, [1, "rate = 3"])
+    assert "✗ saved: m.ipynb is not saved: it lacks what ran here as `rate = 3`" in said
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    assert "✓ saved" in page.evaluate(edit_and_run, [2, ""])
+    assert not path.exists() and "rate = 3" in (lab_project / "m.ipynb").read_text()
