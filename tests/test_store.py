@@ -33,12 +33,12 @@ def other_database(path):
 
 DELETED = "INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (7, 'test', 'deleted')"
 FILES = {
-    "text": (lambda path: path.write_text("run,loss\n1,0.5\n"), "is no MLflow store (file is not a database): `mv '"),
+    "text": (lambda path: path.write_text("run,loss\n1,0.5\n"), "is no MLflow store (file is not a database): `mv /"),
     "cut off": (lambda path: path.write_bytes(path.read_bytes()[:9000]), "is no MLflow store (database disk image is malformed)"),
     "another database": (other_database, "is a database, but not MLflow's (tables: customers); name another file"),
-    "older": (change(f"UPDATE alembic_version SET version_num = '{revisions()[0]}'"), "is a store of an older MLflow: `cp '"),
+    "older": (change(f"UPDATE alembic_version SET version_num = '{revisions()[0]}'"), "is a store of an older MLflow: `cp /"),
     "newer": (change("UPDATE alembic_version SET version_num = 'ffffffffffff'"), "newer MLflow than the installed one: `pip install -U mlflow`"),
-    "deleted experiment": (change(DELETED), "'test' was deleted in MLflow: `MLFLOW_TRACKING_URI='sqlite:///"),
+    "deleted experiment": (change(DELETED), "'test' was deleted in MLflow: `MLFLOW_TRACKING_URI=sqlite:///"),
 }  # fmt: skip
 
 
@@ -53,8 +53,8 @@ def test_file_that_takes_no_run(store, case, named):
     assert sentence in str(error.value)
 
 
-def test_remedies_work(store):
-    "What the sentences tell to run mends the store"
+def test_remedy_works(store):
+    "What the sentence tells to run mends the store"
     config = load("dev", [f"tracking.uri=sqlite:///{store}"])
     change(DELETED)(store)
     with pytest.raises(ConfigError, match="restore") as error:
