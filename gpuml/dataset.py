@@ -42,7 +42,7 @@ from . import __version__
 from .config import Config, DataConfig, DataError, OutputError, Preempted
 from .formats import HEAD, Format, recognise, unmarked_encoding
 from .labels import alike_notes, did_you_mean, look_of, natural, nearest, odd_notes, tell_apart
-from .spelling import literal_tokenizer
+from .spelling import literal_tokenizer, without_special
 from .storage import CHANGED, File, Storage, as_csv, fingerprint, is_s3, write_folder, write_json, writing
 
 # %% ../nbs/02_dataset.ipynb #182f1706
@@ -445,7 +445,8 @@ def encoder(
 
     def plain(texts, as_text=True):
         options = dict(truncation=True, max_length=max_length, return_attention_mask=False)
-        return tokenizer(texts, split_special_tokens=as_text, **options)["input_ids"]
+        ids = tokenizer(texts, split_special_tokens=as_text, **options)["input_ids"]
+        return without_special(ids, tokenizer) if as_text and hasattr(tokenizer, "all_special_ids") else ids
 
     dtype, rows = np.uint16 if _largest_id(tokenizer) < 65_536 else np.uint32, plain
     if getattr(tokenizer, "backend_tokenizer", None) is not None:

@@ -62,6 +62,18 @@ def test_words_that_were_added_and_are_not_special_are_still_found():
     assert tokens.ids(np.array([0])).tolist() == [0, *tokenizer.convert_tokens_to_ids(["w1", "brand-name"]), 4, 2]
 
 
+def test_tokenizer_without_fast_code(tmp_path):
+    "Esm's looks up whole words: a mask in the letters of a protein was the mask"
+    from transformers import EsmTokenizer
+
+    class Slow(EsmTokenizer):
+        backend_tokenizer = None
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "A", "G", "<mask>"]))
+    tokens = dataset.tokenise(["A G <mask> A", "<eos>", "G"], Slow(str(tmp_path / "vocab.txt")), 64)
+    assert [tokens.ids(np.array([i])).tolist() for i in range(3)] == [[0, 4, 5, 3, 4, 2], [0, 3, 2], [0, 5, 2]]
+
+
 @pytest.mark.parametrize("pad,dtype", [(1, np.uint16), (65_535, np.uint16), (70_000, np.uint32)])
 def test_vocabulary_with_gaps(pad, dtype):
     "A hundred tokens, one of them far out: what counts is the largest id"
