@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOG_SECONDS', 'COLOURS', 'Series', 'LOOK_SECONDS', 'JOBS_SECONDS', 'REST_MINUTES', 'STYLE', 'duration', 'facts',
-           'progress_html', 'numbers', 'NotebookView', 'TerminalView', 'chart', 'Metrics', 'charts', 'FileView',
-           'train_beside', 'Training', 'find_training', 'start_training', 'training_html', 'magic_line', 'value_text',
-           'control', 'typed', 'close_all', 'Fields', 'Form', 'differences', 'Beside', 'FormTab', 'TrainTab',
-           'submission_html', 'ProductionTab', 'jobs_html', 'notebook_html', 'job_part', 'JobsTab', 'Comparison',
-           'runs_here', 'compare', 'CompareTab', 'Panel', 'panel']
+           'progress_html', 'numbers', 'NotebookView', 'line_facts', 'TerminalView', 'chart', 'Metrics', 'charts',
+           'FileView', 'train_beside', 'Training', 'find_training', 'start_training', 'training_html', 'magic_line',
+           'value_text', 'control', 'typed', 'close_all', 'Fields', 'Form', 'differences', 'Beside', 'FormTab',
+           'TrainTab', 'submission_html', 'ProductionTab', 'jobs_html', 'notebook_html', 'job_part', 'JobsTab',
+           'Comparison', 'runs_here', 'compare', 'CompareTab', 'Panel', 'panel']
 
 # %% ../nbs/14_widgets.ipynb #86565e88
 import json
@@ -74,28 +74,34 @@ _PHASES = {
 }
 
 
+def _facts(progress: Progress) -> dict[str, str]:
+    "The words of `facts` by what they are about"
+    p, words = progress, {"phase": _PHASES[progress.phase]}
+    if p.doing:
+        words["doing"] = p.doing
+    if p.steps and not p.epochs:  # of a prediction
+        words["steps"] = f"{p.step:,} of {p.steps:,} rows"
+    elif p.steps:
+        words["steps"] = f"update {p.step:,} of {p.steps:,}"
+        words["epoch"] = f"epoch {min(p.epoch, p.epochs):.1f} of {p.epochs}"
+    if p.losses:
+        recent = p.losses[-10:]
+        words["loss"] = f"training loss {sum(recent) / len(recent):.3f}"
+    if p.examples_per_second and p.phase in ("training", "evaluating", "predicting"):
+        words["speed"] = f"{p.examples_per_second:,.0f} {'examples' if p.epochs else 'rows'}/s"
+    if p.seconds_left is not None and p.phase in ("training", "predicting") and p.step < p.steps:
+        words["left"] = f"{duration(p.seconds_left)} left"
+    if p.evaluations:
+        latest = p.evaluations[-1]
+        words["scores"] = f"accuracy {latest['accuracy']:.3f}, macro-F1 {latest['macro_f1']:.3f}"
+    return words
+
+
 def facts(
     progress: Progress,
 ) -> list[str]:
     "What is worth a glance: phase, epoch, loss, speed, time left, the latest evaluation"
-    p, found = progress, [_PHASES[progress.phase]]
-    if p.doing:
-        found.append(p.doing)
-    if p.steps and not p.epochs:  # of a prediction
-        found.append(f"{p.step:,} of {p.steps:,} rows")
-    elif p.steps:
-        found.append(f"update {p.step:,} of {p.steps:,}")
-        found.append(f"epoch {min(p.epoch, p.epochs):.1f} of {p.epochs}")
-    if p.losses:
-        recent = p.losses[-10:]
-        found.append(f"training loss {sum(recent) / len(recent):.3f}")
-    if p.examples_per_second and p.phase in ("training", "evaluating", "predicting"):
-        found.append(f"{p.examples_per_second:,.0f} {'examples' if p.epochs else 'rows'}/s")
-    if p.seconds_left is not None and p.phase in ("training", "predicting") and p.step < p.steps:
-        found.append(f"{duration(p.seconds_left)} left")
-    if p.evaluations:
-        found.append(f"accuracy {p.evaluations[-1]['accuracy']:.3f}, macro-F1 {p.evaluations[-1]['macro_f1']:.3f}")
-    return found
+    return list(_facts(progress).values())
 
 # %% ../nbs/14_widgets.ipynb #0400729d
 def progress_html(
@@ -142,8 +148,42 @@ class NotebookView:
         else:
             self._handle.update(data, metadata=about, raw=True)
 
+# %% ../nbs/14_widgets.ipynb #5c52824d
+_RANKS = ("share", "left", "phase", "doing", "scores", "loss", "epoch", "steps", "speed")  # what matters most is first
+
+
+def line_facts(
+    progress: Progress,
+    columns: int = 2**31,  # that they may take together
+) -> list[str]:
+    "As many of the facts as have room between ` · `, in the order of `_RANKS`; percent and time left are first"
+    p, words, room = progress, _facts(progress), columns
+    if p.steps:
+        words["share"] = f"{100 * p.step // p.steps} %"
+    chosen = []
+    for word in (words[rank] for rank in _RANKS if rank in words):
+        if word == p.doing and len(word) > room >= 12:  # such as what is waited for: its beginning says it
+            word = word[: room - 1] + "…"
+        if len(word) <= room or not chosen:
+            chosen.append(word)
+            room -= len(word) + 3
+    return chosen
+
 # %% ../nbs/14_widgets.ipynb #015e66c5
 LOG_SECONDS = 30.0
+_BAR = 24  # columns of the bar, and fewer where words need them
+
+
+def _columns(stream: Any) -> int:
+    "How wide a terminal is now; 80 where it does not know, as in some containers"
+    with suppress(OSError, ValueError):
+        return int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(stream.fileno()).columns or 80
+    return 80
+
+
+def _can_draw(stream: Any) -> bool:
+    "Whether it is a terminal, and one that can go back in a line, unlike an editor's"
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 class TerminalView:
@@ -154,11 +194,11 @@ class TerminalView:
         self._bar, self._task, self._phase, self._last, self._noted = None, None, None, 0.0, 0
 
     def __call__(self, progress: Progress) -> None:
-        if self.stream.isatty():
+        if _can_draw(self.stream):
             self._draw(progress)
         elif progress.phase != self._phase or time.monotonic() - self._last >= LOG_SECONDS:
             self._last = time.monotonic()
-            print(f"{progress.run}: {', '.join(facts(progress))}", file=self.stream, flush=True)
+            print(f"{progress.run}: {', '.join(line_facts(progress))}", file=self.stream, flush=True)
         self._note(progress)
         self._phase = progress.phase
 
@@ -173,16 +213,24 @@ class TerminalView:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
 
         if self._bar is None:
-            columns = [BarColumn(bar_width=24), TextColumn("{task.description}")]
-            self._bar = Bar(*columns, console=Console(file=self.stream), refresh_per_second=4, transient=True)
+            words = TextColumn(
+                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+            )
+            self._bar = Bar(
+                BarColumn(_BAR), words, console=Console(file=self.stream), refresh_per_second=4, transient=True
+            )
             self._task = self._bar.add_task("", total=None)
             self._bar.start()
-        words = facts(progress)
-        self._bar.update(
-            self._task, completed=progress.step, total=progress.steps or None, description=" · ".join(words)
-        )
+        columns = _columns(self.stream)
+        bar = max(4, min(_BAR, columns // 4))
+        words = " · ".join(line_facts(progress, columns - bar - 1))
+        self._bar.console.width = columns
+        self._bar.columns[0].bar_width = bar
+        total = progress.steps or None
+        self._bar.update(self._task, completed=progress.step, total=total, description=words, refresh=True)
         if progress.phase in ("done", "stopped", "failed"):
             self._bar.stop()
 
