@@ -3,13 +3,7 @@
 Real kernels, in this process.
 """
 
-import contextlib
 import json
-import os
-import resource
-import signal
-import threading
-import time
 
 import pytest
 
