@@ -443,6 +443,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'gpuml.formats': { 'gpuml.formats.Format': ('formats.html#format', 'gpuml/formats.py'),
                                'gpuml.formats.recognise': ('formats.html#recognise', 'gpuml/formats.py'),
                                'gpuml.formats.unmarked_encoding': ('formats.html#unmarked_encoding', 'gpuml/formats.py')},
+            'gpuml.head': { 'gpuml.head.class_tensors': ('head.html#class_tensors', 'gpuml/head.py'),
+                            'gpuml.head.match_rows': ('head.html#match_rows', 'gpuml/head.py')},
             'gpuml.idle': { 'gpuml.idle.Holder': ('idle.html#holder', 'gpuml/idle.py'),
                             'gpuml.idle.Idle': ('idle.html#idle', 'gpuml/idle.py'),
                             'gpuml.idle.Idle.__repr__': ('idle.html#idle.__repr__', 'gpuml/idle.py'),

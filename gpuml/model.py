@@ -21,6 +21,7 @@ import numpy as np
 
 from .config import Config, ModelError
 from .folder import as_readable_as_new, check_files, first_position, limit
+from .head import match_rows
 from .weights import check_loaded
 
 # %% ../nbs/03_model.ipynb #5dc19674
@@ -217,7 +218,7 @@ def load_config(
 
 def load_classifier(
     folder: Path,
-    labels: list[str] | None = None,  # a new head for these labels; none keeps the folder's own
+    labels: list[str] | None = None,  # the head's classes, with what the folder has for these names; none: its own
     dropout: float | None = None,  # of every layer while training; none keeps the model's own
 ) -> Any:
     "The sequence classifier in the folder, float32, in evaluation mode"
@@ -248,6 +249,9 @@ def load_classifier(
     except Exception as e:
         raise ModelError(f"no sequence classifier can be made from {folder}: {_first_line(e)}") from None
     check_loaded(model, info, folder, new_head=labels is not None)
+    if labels is not None:
+        new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        match_rows(model, list(load_config(folder).id2label.values()), labels, new)
     if dropout is not None:
         for module in model.modules():
             if hasattr(module, "p") and "Dropout" in type(module).__name__:

@@ -5,10 +5,13 @@ import os
 import stat
 
 import pytest
+import torch
 
 from gpuml import model
 from gpuml.config import ModelError
 from gpuml.folder import case_note, check_fit
+from gpuml.head import class_tensors
+from gpuml.model import load_classifier
 from tests.models import ARCHITECTURES, config_of, folder_of, model_of, tokenizer_of
 
 # ---- what lies in a folder
@@ -291,3 +294,28 @@ def test_a_tensor_that_only_its_twin_holds(tmp_path):
     with pytest.raises(ModelError) as e:
         model.load_classifier(tmp_path, ["a", "b"])
     assert "missing: 1 tensor (transformer.wte.weight); there, and not used: 1 tensor (lm_head.weight)" in str(e.value)
+
+
+ORDERS = {  # the folder's classes; of three of ours, the rows that are the folder's
+    "same order": (["a", "b", "c"], {"a": 0, "b": 1, "c": 2}),
+    "another order": (["c", "a", "b"], {"a": 1, "b": 2, "c": 0}),
+    "one is another": (["a", "x", "c"], {"a": 0, "c": 2}),
+    "no names": (["LABEL_0", "LABEL_1", "LABEL_2"], {}),
+    "another number": (["a", "b"], {}),
+}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "bart", "xlnet", "gpt2", "distilbert"])
+def test_rows_of_a_head_go_by_the_names_of_its_classes(tmp_path, kind):
+    "optimum#197, transformers#10555: by number, what was learnt of one class would begin as another"
+    for case, (classes, kept) in ORDERS.items():
+        names = dict(id2label=dict(enumerate(classes)), label2id={c: i for i, c in enumerate(classes)})
+        before = model_of(kind, **names)
+        folder = folder_of(tmp_path / case.replace(" ", "-"), before)
+        first, again = (load_classifier(folder, ["a", "b", "c"]) for _ in (1, 2))
+        (name, *_) = [n for n in class_tensors(before) if n.endswith("weight")]
+        rows, learnt = first.get_parameter(name), before.get_parameter(name)
+        for i, label in enumerate("abc"):
+            same = [j for j in range(len(learnt)) if torch.equal(rows[i], learnt[j])]
+            assert same == ([kept[label]] if label in kept else []), (case, label)
+        assert first.config.id2label == {0: "a", 1: "b", 2: "c"} and again.config.num_labels == 3
