@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COPIES', 'HOURS_BETWEEN_FAILURES', 'LONGEST', 'save', 'Checkpoint', 'damage', 'find', 'prune', 'check_room', 'put',
-           'fetch', 'interval', 'Writer']
+           'prune_stored', 'is_kept', 'fetch', 'interval', 'Writer']
 
 # %% ../nbs/05_checkpoint.ipynb #7617b55c
 import hashlib
@@ -153,9 +153,27 @@ def put(
     "Copy a checkpoint to storage, complete or absent, and remove old ones there; raises `OutputError`"
     for file in sorted(path.iterdir(), key=lambda f: f.name == _MANIFEST):
         storage.put(file, f"{url}/{path.name}/{file.name}")
+    prune_stored(storage, url, keep)
+
+
+def prune_stored(
+    storage: Storage,
+    url: str,  # where the run's checkpoints go
+    keep: int,
+) -> None:
+    "Remove all but the newest `keep` checkpoints in storage; raises `OutputError`"
     for manifest in _manifests(storage, url)[keep:]:
         storage.remove(manifest)  # first: what is removed in part is not a checkpoint
         storage.remove(manifest.rpartition("/")[0])
+
+
+def is_kept(
+    storage: Storage,
+    folder: Path,  # the run's checkpoints on this machine
+    url: str,  # and in storage; nothing for a run that is kept on this machine
+) -> bool:
+    "Whether a run has a checkpoint, here or in storage; what is in it is not looked at"
+    return any(folder.glob(f"step-*/{_MANIFEST}")) or bool(url and _manifests(storage, url))
 
 
 def _manifests(storage: Storage, url: str) -> list[str]:

@@ -457,7 +457,10 @@ def parser() -> argparse.ArgumentParser:
         "config/NAME.yaml, here or in a folder above, or a YAML file (default: dev); changes, such as train.epochs=3"
     )
     sub.add_argument("words", nargs="*", metavar="config key=value", help=about)
-    about_resume = "go on with the latest interrupted run, or with the run that is named"
+    about_resume = (
+        "go on with the latest interrupted run, or with the run that is named, with its own values; "
+        "train.epochs=N gives it more epochs, also a finished one (train.schedule=constant)"
+    )
     sub.add_argument("--resume", nargs="?", const="", metavar="RUN", help=about_resume)
     sub = command("data", data, "check and tokenise the data for the next training, and say what is in it", **keys)
     sub.usage = "gpuml data [config] [key=value ...] [--json]"

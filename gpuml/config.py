@@ -14,7 +14,7 @@ __all__ = ['Paths', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'Quantity', '
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from html import escape
 from pathlib import Path
@@ -303,6 +303,7 @@ class Config(Section):
     )
     _name: str = PrivateAttr("config")
     _root: Path = PrivateAttr(default_factory=Path.cwd)
+    _overridden: tuple[str, ...] = PrivateAttr(())
 
     @property
     def name(self) -> str:
@@ -313,6 +314,11 @@ class Config(Section):
     def root(self) -> Path:
         "The project's folder: the one that has `config/`"
         return self._root
+
+    @property
+    def overridden(self) -> tuple[str, ...]:
+        "The keys whose values stood on the line, and not in the file"
+        return self._overridden
 
     def path(
         self,
@@ -632,6 +638,7 @@ def load(
         raise ConfigError(str(e).replace(str(file), str(shown))) from None
     config = _validate(tree, str(shown), list(overrides))
     config._name, config._root = file.stem, root
+    config._overridden = tuple(parse_override(text)[0] for text in overrides)
     return config
 
 # %% ../nbs/00_config.ipynb #7ccce8d1
@@ -649,16 +656,17 @@ def load_all() -> list[Config]:
 def parse_words(
     words: list[str],  # what stands behind the magic or the command
     default: Any = "dev",  # the config's name where none is given
+    known: Iterable[str] = ("--resume",),  # options that a message names
 ) -> tuple[str, list[str], str | None]:
     "Config name, overrides, and the run to resume: none, `latest`, or a run id; raises `ConfigError`"
     words, resume = _take_resume(words)
     if options := [w for w in words if w.startswith("-")]:
-        raise ConfigError(f"unknown option {options[0]}; known: --resume{key_like(options[0], words)}")
+        raise ConfigError(f"unknown option {options[0]}; known: {', '.join(known)}{key_like(options[0], words)}")
     names = [w for w in words if "=" not in w]
     if resume not in (None, "latest"):
         dated = resume.rsplit("-", 3)[0] if _RUN.fullmatch(resume) else ""
-        known = sorted(config_names(), key=len, reverse=True)
-        default = dated or next((n for n in known if resume.startswith(f"{n}-")), default)
+        configs = sorted(config_names(), key=len, reverse=True)
+        default = dated or next((n for n in configs if resume.startswith(f"{n}-")), default)
     if len(names) > 1:
         raise ConfigError(
             f"one config at a time, not {' and '.join(names)}; an override is written key=value, without spaces"

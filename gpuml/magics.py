@@ -41,7 +41,7 @@ def parse_line(
     "Config, overrides and run to resume; without a name, the notebook's variable `config`, as set in its parameters cell"
     from gpuml.config import parse_words
 
-    return parse_words(words, namespace.get("config", "dev"))
+    return parse_words(words, namespace.get("config", "dev"), TRAIN)
 
 # %% ../nbs/15_magics.ipynb #f10d30ac
 def take_options(
@@ -163,12 +163,13 @@ _USAGE = """Fine-tune a text classifier here, in this kernel.
     run = %gpu_train dev 'data.train=my data'   a value with spaces
     run = %gpu_train --resume                   go on with the latest run that was interrupted
     run = %gpu_train --resume RUN               go on with that run
+    run = %gpu_train --resume RUN train.epochs=31   with more epochs, also a finished one (train.schedule=constant)
     job = %gpu_train dev --on cluster           not here: this notebook as a job of low priority
 
 Returns a `Run`: its metrics show themselves; `run.predict(["some text"])` gives labels and
 probabilities, `run.mistakes()` the most confident errors, `run.model_folder` the model.
 The stop button ends training cleanly, with a checkpoint; the cells below don't run then, and
-`--resume` continues exactly there. Tab completes configs, keys and values.
+`--resume` continues exactly there, with the run's own values. Tab completes configs, keys and values.
 """
 
 # %% ../nbs/15_magics.ipynb #6e3f9085
@@ -261,16 +262,25 @@ def in_job() -> bool:
 
 
 def _take_place(words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    "The words for training, and where it should happen"
+    "The words for training, `--resume` and unknown options among them, and where it should happen"
     from gpuml.config import ConfigError
 
-    at = next((i for i, w in enumerate(words) if w.partition("=")[0] == "--resume"), len(words))
-    rest, options = take_options(words[:at], TRAIN)
-    behind, more = take_options(words[at + 1 :], TRAIN)
-    options |= more
+    rest, options, left = [], {}, list(words)
+    while left:
+        word = left.pop(0)
+        option = word.partition("=")[0]
+        if option in _PLACES:
+            behind = left[:1] if word == option else []
+            options |= take_options([word, *behind], _PLACES)[1]
+            left = left[len(behind) :]
+        else:
+            rest.append(word)
     if options.get("--on") not in (None, "cluster", "here"):
         raise ConfigError(f"--on {options['--on']}: known: cluster, here")
-    return rest + words[at : at + 1] + behind, options
+    return rest, options
+
+
+_PLACES = {option: TRAIN[option] for option in ("--on", "--notebook")}
 
 
 def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:

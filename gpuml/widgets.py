@@ -782,7 +782,9 @@ class TrainTab(FormTab):
         self.beside, self.training, self.ended = beside, find_training(), ended
         self.start = w.Button(description="Train", button_style="primary", tooltip="train in a process of its own")
         self.stop = w.Button(description="Stop", tooltip="save a checkpoint and end")
-        self.resume = w.Button(description="Resume", tooltip="go on with the latest run that was interrupted")
+        self.resume = w.Button(
+            description="Resume", tooltip="go on with the latest run that was interrupted, with its own values"
+        )
         self.view = w.HTML()
         self.form = Form("dev", "run = %gpu_train")
         self.form.changed = self.buttons

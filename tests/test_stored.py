@@ -255,3 +255,19 @@ def test_machine_is_lost_when_all_is_on_s3_and_mlflow_does_not_know(proxy, kept,
     check_steps(store, recorded_run)
     with pytest.raises(ConfigError, match="is finished"):
         fit(load("dev", [*OVERRIDES, *overrides]), resume=run_id)
+
+
+def test_a_finished_run_gets_more_epochs_elsewhere(kept, store, monkeypatch):  # noqa: F811
+    "Its certificate is gone from S3 before anything is trained, also where the machine that trains on is lost"
+    constant = ["train.schedule=constant", "train.warmup=0", "train.checkpoint_updates=2"]
+    expected = result(fit(load("dev", ["train.epochs=3", *constant, f"output={kept}-whole"])))
+    done = fit(load("dev", ["train.epochs=2", *constant]))
+    assert len([name for name in names(kept) if name.endswith("manifest.json")]) == 1
+    move(monkeypatch)
+    with pytest.raises(Preempted):
+        fit(load("dev", ["train.epochs=3"]), watch=stop_at(8), resume=done.id)
+    assert "certificate.json" not in names(kept)
+    move(monkeypatch)
+    assert result(fit(load("dev"), resume="latest")) == expected
+    move(monkeypatch)
+    assert result(load_run(f"{kept}/{done.id}")) == expected
