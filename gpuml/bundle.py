@@ -145,7 +145,7 @@ def pack(
     about = {"format": _FORMAT, "notebook": place, "config": config.name, "root": _relative(config.root, top)}
     about["path"] = [_relative(f, top) for f in code.folders]
     name = fingerprint(about, *(part for n, data in sorted(contents.items()) for part in (n, data)))[:16]
-    contents[ABOUT] = json.dumps(about | (facts or {}), indent=1).encode()
+    contents[ABOUT] = json.dumps(about | (facts or {}) | {"name": name}, indent=1).encode()
     return Bundle(name, {n: len(data) for n, data in contents.items()}, _archive(contents), place, code)
 
 

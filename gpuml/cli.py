@@ -166,12 +166,12 @@ def submit(
 
     path, before = _notebook(config, arguments.notebook), load("dev") if "dev" in config_names() else None
     if arguments.dry_run:
-        planned = submission.prepare(config, path, arguments.name, arguments.local, before)
+        planned = submission.prepare(config, path, arguments.name, arguments.local, before, arguments.again)
         print(planned)
         return planned.findings.bad[0].exit_code if planned.findings.bad else 0
     job = submission.submit(config, path, arguments.name, arguments.again, arguments.local, before)
     print(job)
-    return _follow(job) if arguments.wait else 0
+    return _follow(job) if arguments.wait and not job.done_before else 0
 
 
 def _notebook(config: Config, named: str | None) -> Path:
@@ -488,7 +488,9 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--notebook", help="the notebook (default: nbs/train.ipynb)")
     sub.add_argument("--name", help="of the run; by default made of config and content")
-    sub.add_argument("--again", action="store_true", help="one more, where the same is at work already")
+    sub.add_argument(
+        "--again", action="store_true", help="one more, where the same is at work, or the name is there, already"
+    )
     sub.add_argument("--local", action="store_true", help="as a process on this machine, which outlives this command")
     sub.add_argument(
         "--dry-run", action="store_true", help="checks, differences from dev, and the manifest; send nothing"

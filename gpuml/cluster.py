@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'FOLLOW_SECONDS', 'JOBS', 'FOLLOW_SILENCE', 'WATCH_SECONDS', 'NotThere', 'Api', 'plainly', 'Job', 'Text',
            'read_json', 'owner', 'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder',
            'LocalJob', 'local_state', 'works', 'start_local', 'work', 'is_ours', 'handle', 'local_job', 'JobList',
-           'jobs', 'find']
+           'jobs', 'find', 'stored_job']
 
 # %% ../nbs/11_cluster.ipynb #bf0bfad2
 import codecs
@@ -214,6 +214,7 @@ class Job:
         default_factory=dict
     )  # config, notebook, owner, tracking, bundle, commit, priority, gpus
     note: str = ""  # what submitting had to say
+    done_before: bool = field(default=False, kw_only=True)  # submitting found it done: nothing is trained
 
     @property
     def status(self) -> State:
@@ -991,6 +992,15 @@ def find(
                     name, place, config.data.endpoint, {"config": config.name}, "", api, config.compute.namespace
                 )
     raise ClusterError(f"no job {name}: not on the cluster, not on this machine, and no output of it{away}", 66)
+
+
+def stored_job(
+    manifest: dict[str, Any],  # of a job that is done
+    endpoint: str | None,  # S3 server
+    note: str = "",
+) -> ClusterJob:
+    "The handle of a job that only storage knows any more"
+    return handle(manifest, _Absent(), endpoint, note)
 
 
 class _Absent:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .certificate import SUBMISSION
 from .config import Config
 from .credentials import FOLDER
 from .sidecars import NATIVE
@@ -79,6 +80,7 @@ class Source:
     notebook: str  # its path in the project
     owner: str = ""
     commit: str | None = None  # of git
+    submission: str = ""  # a mark of this Job: its pods know their own certificate by it
 
 
 def manifest(
@@ -199,6 +201,7 @@ def _environment(config: Config, source: Source) -> list[dict[str, Any]]:
     plain |= {"AWS_ENDPOINT_URL": c.s3_endpoint or config.data.endpoint, "GPUML_COMMIT": source.commit}
     plain |= {FOLDER: S3_KEYS} if c.s3_secret else {}
     plain |= {"GPUML_METRICS_PORT": str(c.metrics_port)} if c.metrics_port else {}
+    plain |= {SUBMISSION: source.submission} if source.submission else {}
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if c.s3_secret else ()
     secret = [{"name": k, "valueFrom": {"secretKeyRef": {"name": c.s3_secret, "key": k}}} for k in keys]
     if c.s3_secret:  # temporary keys have one

@@ -179,7 +179,7 @@ _SUBMITTING = """Run this notebook, as it is saved, as a job on the cluster: `pa
     job = %submit_prod prod train.epochs=3 --name spring-model
     %submit_prod --dry-run                          checks, differences and manifest; nothing is sent
     job = %submit_prod dev --local                  the same as a process on this machine
-    job = %submit_prod --again                      one more, where the same is at work already
+    job = %submit_prod --again                      one more, where the same is at work, or the name is there, already
     job = %submit_prod --notebook nbs/train.ipynb   where the kernel can't tell which notebook it is in
 
 Returns a `Job`: `job.status`, `job.why()`, `job.logs(follow=True)`, `job.metrics()`, `job.notebook()`,
@@ -295,10 +295,10 @@ def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
         before = load(shell.user_ns.get("config", "dev"))
     except ConfigError:
         before = None
-    local = "--local" in options
+    local, again, name = "--local" in options, "--again" in options, options.get("--name")
     if "--dry-run" in options:
-        return submission.prepare(config, path, options.get("--name"), local, before)
-    return submission.submit(config, path, options.get("--name"), "--again" in options, local, before)
+        return submission.prepare(config, path, name, local, before, again)
+    return submission.submit(config, path, name, again, local, before)
 
 # %% ../nbs/15_magics.ipynb #77ee716f
 def panel(

@@ -36,6 +36,7 @@ from subprocess import Popen
 from typing import Any
 from urllib.parse import quote
 
+from .certificate import BUNDLE
 from .config import NAME, ConfigError, DataError, GpumlError, NotebookError, Preempted, load, parse_words
 from .outputs import Bounded, Kept, Line, Outputs
 from .storage import Storage, fingerprint, is_s3, write_file, writing
@@ -1009,11 +1010,12 @@ def execute(
     place: str,  # folder or s3:// prefix of the run: gets notebook.ipynb, logs/ and outcome.json
     path: list[Path] = (),  # folders in front of the kernel's sys.path
     endpoint: str | None = None,  # S3 server
+    bundle: str = "",  # the name of the one that it is from: a certificate is compared with it
 ) -> Outcome:
     "Execute a notebook as a job does; raises `GpumlError` where it can't even begin"
     check_parameters(notebook, values)
     search = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "GPUML_RUN": run, "PYTHONPATH": os.pathsep.join(search)}
+    environment = {**os.environ, "GPUML_RUN": run, BUNDLE: bundle, "PYTHONPATH": os.pathsep.join(search)}
     attempt = _begin(Path(notebook), run, place, endpoint)
     with _passing_on(attempt), served(attempt.metrics, os.environ.get("GPUML_METRICS_PORT", ""), attempt.log):
         try:
@@ -1143,4 +1145,5 @@ def execute_bundle(
         raise DataError(f"{folder}: not an unpacked bundle: {e}", exit_code=66) from None
     config = load(folder / about.get("root", ".") / "config" / f"{name}.yaml")
     output = config.output.rstrip("/") if is_s3(config.output) else config.path(config.output)
-    return execute(notebook, {"config": name}, run, f"{output}/{run}", search, config.data.endpoint)
+    bundle = about.get("name", "")
+    return execute(notebook, {"config": name}, run, f"{output}/{run}", search, config.data.endpoint, bundle)

@@ -13,11 +13,12 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import bundle, job, notebook
+from .certificate import data_files
 from gpuml.cluster import (
     JOBS,
     Answer,
@@ -33,10 +34,12 @@ from gpuml.cluster import (
     plainly,
     read_json,
     start_local,
+    stored_job,
     works,
 )
 from .config import ClusterError, Config, ConfigError, DataError, GpumlError, NotebookError
 from .job import PREFIX
+from .standing import Asked, Standing, standing
 from .state import OVER, condition, free_gpus, has_failed, was_released
 from .storage import Storage, is_s3, write_json
 
@@ -296,6 +299,7 @@ class Submission:
     manifest: dict[str, Any]
     findings: Findings
     changes: list[Any] = field(default_factory=list)  # from the config that one develops with
+    standing: Standing | None = None  # of the name; none where it was given none
     local: bool = False
     api: Api | None = None  # none: a job on this machine, or no cluster
 
@@ -315,6 +319,7 @@ def prepare(
     name: str | None = None,  # of the run; by default made of config and bundle
     local: bool = False,
     before: Config | None = None,  # the config that one develops with
+    again: bool = False,  # one more, where the same is there already
 ) -> Submission:
     "Bundle, manifest and checks of a job; nothing is sent, and all findings are there at once"
     from gpuml.config import Diff, diff
@@ -328,7 +333,8 @@ def prepare(
     commit = git_commit(config.root)
     facts = {"git": {"commit": commit}, "versions": versions()}
     packed = bundle.pack(sent, path, (), facts, [] if local else data_here(config))
-    source = job.Source(packed.name, _address(config, packed), packed.notebook, owner(), commit)
+    mark = os.urandom(8).hex()
+    source = job.Source(packed.name, _address(config, packed), packed.notebook, owner(), commit, mark)
     manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, _grace(config))
     if local and config.data.endpoint:
         manifest["metadata"]["annotations"][f"{PREFIX}/endpoint"] = config.data.endpoint
@@ -342,7 +348,28 @@ def prepare(
         except ClusterError as e:
             text = f"{str(e).removeprefix('no cluster: ')}; --local runs it on this machine"
             findings.insert(0, Finding("cluster", False, text, e.exit_code))
-    return Submission(config, packed, manifest, findings, diff(before, config) if before else Diff(), local, api)
+    planned = Submission(
+        config, packed, manifest, findings, diff(before, config) if before else Diff(), None, local, api
+    )
+    if name:
+        asked = Asked(name, packed.name, lambda: data_files(config), again)
+        findings.add("name", lambda: _check_name(planned, asked))
+    return planned
+
+
+def _check_name(planned: Submission, asked: Asked) -> str:
+    "What the name has already; raises `ConfigError` where that is other work"
+    config, jobs = planned.config, JOBS.format(planned.config.compute.namespace)
+
+    def taken(run):
+        if planned.local:
+            return (jobs_folder(config) / run).exists()
+        return planned.api is not None and planned.api.get(f"{jobs}/{run}") is not None
+
+    planned.standing = standing(asked, config.output.rstrip("/"), Storage(config.data.endpoint), taken)
+    if planned.standing.run != asked.name:
+        _rename(planned.manifest, planned.standing.run)
+    return planned.standing.note
 
 
 def _grace(config: Config) -> int:
@@ -412,7 +439,7 @@ def submit(
     before: Config | None = None,  # the config that one develops with
 ) -> Job:
     "Check, store the bundle, make the Job once; raises `GpumlError` with everything that is wrong"
-    return send(prepare(config, path, name, local, before), name, again)
+    return send(prepare(config, path, name, local, before, again), name, again)
 
 
 def send(
@@ -449,11 +476,22 @@ def _send(planned: Submission, again: bool, name: str | None) -> Job:
                 "the same notebook, code and config is at work already; --again makes another",
             )
         if not again and (released := _released(there, name)):
-            return _go_on(planned, released, storage)
-        _rename(manifest, name or _next_name(planned, [j["metadata"]["name"] for j in there], storage))
+            return _go_on(
+                planned, released, storage, "goes on where it was when its GPU was released; --again begins anew"
+            )
+        run, note = (planned.standing.run, planned.standing.note) if name else ("", "")
+        if name and planned.standing.done:
+            return replace(handle(manifest, api, planned.config.data.endpoint, note), done_before=True)
+        if ended := [j for j in there if j["metadata"]["name"] == run]:
+            return _go_on(
+                planned, ended[0], storage, note or "made anew: the job of this name had ended without a result"
+            )
+        _rename(manifest, run or _next_name(planned, [j["metadata"]["name"] for j in there], storage))
+        if run:  # what an earlier job of this name left is not how this one ends
+            storage.remove(f"{planned.config.output.rstrip('/')}/{run}/cancelled.json")
         bundle.put(planned.bundle, planned.config.output, storage)
         found, new = _make(api, manifest)
-    return handle(found, api, planned.config.data.endpoint, "" if new else "it had been made already")
+    return handle(found, api, planned.config.data.endpoint, note if new else "it had been made already")
 
 
 def _make(api: Api, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -477,9 +515,9 @@ def _released(there: list[dict[str, Any]], name: str | None) -> dict[str, Any] |
     return newest if newest and was_released(newest) else None
 
 
-def _go_on(planned: Submission, released: dict[str, Any], storage: Storage) -> Job:
+def _go_on(planned: Submission, ended: dict[str, Any], storage: Storage, note: str) -> Job:
     "Make the Job of a run anew, under its name; the training goes on from its checkpoint"
-    meta, manifest, api = released["metadata"], planned.manifest, planned.api
+    meta, manifest, api = ended["metadata"], planned.manifest, planned.api
     path = f"{JOBS.format(meta['namespace'])}/{meta['name']}"
     _rename(manifest, meta["name"])
     bundle.put(planned.bundle, planned.config.output, storage)
@@ -494,7 +532,6 @@ def _go_on(planned: Submission, released: dict[str, Any], storage: Storage) -> J
         found, _ = _make(api, manifest)
     except Answer as e:
         raise ClusterError(f"{e}; once that is mended, the same with --name {meta['name']} goes on") from None
-    note = "goes on where it was when its GPU was released; --again begins anew"
     return handle(found, api, planned.config.data.endpoint, note)
 
 
@@ -535,11 +572,18 @@ def _send_local(planned: Submission, again: bool, name: str | None) -> Job:
         if not works(local_state(folder)):
             start_local(folder)
         return local_job(folder, "the same notebook, code and config is at work already; --again makes another")
-    if name in there:
-        raise ClusterError(f"a job {name} is there already; take another name")
-    _rename(planned.manifest, name or _next_name(planned, there, storage))
-    folder = root / planned.manifest["metadata"]["name"]
+    run, note = (planned.standing.run, planned.standing.note) if name else (_next_name(planned, there, storage), "")
+    if name and planned.standing.done:
+        return replace(stored_job(planned.manifest, planned.config.data.endpoint, note), done_before=True)
+    if run in there and run not in same:
+        raise ClusterError(f"a job {run} is there already, with other code or another config; take another name")
+    _rename(planned.manifest, run)
+    folder = root / run
     bundle.put(planned.bundle, planned.config.output, storage)
+    if run in there:
+        return _begin_again(
+            folder, planned.manifest, note or "made anew: the job of this name had ended without a result"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         folder.mkdir()
@@ -547,4 +591,12 @@ def _send_local(planned: Submission, again: bool, name: str | None) -> Job:
         return local_job(folder, "it had been made already")
     write_json(folder / "job.json", planned.manifest)
     start_local(folder)
-    return local_job(folder)
+    return local_job(folder, note)
+
+
+def _begin_again(folder: Path, manifest: dict[str, Any], note: str) -> Job:
+    "A job that has ended, once more under its name: its training goes on from its checkpoint"
+    write_json(folder / "job.json", manifest)
+    (folder / "state.json").unlink(missing_ok=True)
+    start_local(folder)
+    return local_job(folder, note)

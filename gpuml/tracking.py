@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from . import store
 from .config import Config, ConfigError, flat
 from .folder import as_readable_as_new
-from .storage import write_json
+from .storage import is_s3, write_json
 
 # %% ../nbs/04_tracking.ipynb #cad5dc64
 _PACKAGES = ("gpuml", "torch", "transformers", "tokenizers", "accelerate", "numpy", "mlflow")
@@ -273,11 +273,18 @@ def _open(client: Any, record: Record) -> None:
                 f"tracking.experiment: '{found.name}' was deleted in MLflow; restore it, or take another name"
             )
         record.experiment_id = found.experiment_id
-    # a run that was made, and whose answer was lost, is found again by its tag
-    made = client.search_runs([record.experiment_id], f"tags.`gpuml.run` = '{record.run}'", max_results=1)
-    run = made[0] if made else client.create_run(record.experiment_id, run_name=record.run, tags=record.tags)
+    run = _made(client, record) or client.create_run(record.experiment_id, run_name=record.run, tags=record.tags)
     record.mlflow_run, record.told = run.info.run_id, run.info.status
     _send_params(client, record)
+
+
+def _made(client: Any, record: Record) -> Any:
+    "The MLflow run that was made, and whose answer was lost: found by its tags; not an ended one, or another output's, of this name"
+    query = f"tags.`gpuml.run` = '{record.run}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([record.experiment_id], query):
+        if run.data.tags.get("gpuml.output") == record.tags.get("gpuml.output"):
+            return run
+    return None
 
 
 def _send_params(client: Any, record: Record) -> None:
@@ -668,6 +675,7 @@ def open_run(
     folder: Path,  # the run's
     params: dict[str, Any] | None = None,  # besides the config's own
     store: tuple[str, str] | None = None,  # what `find_store` said
+    bundle: str = "",  # the code that a job executes
 ) -> TrackedRun:
     "Start recording a run, or go on with one that is in the folder already"
     if record := read_record(folder):
@@ -677,6 +685,8 @@ def open_run(
         return TrackedRun(folder, record)
     uri, note = store or find_store(config)
     tags = {"mlflow.runName": name, "gpuml.run": name, "gpuml.config": config.name}
+    tags["gpuml.output"] = f"{config.output.rstrip('/')}/{name}" if is_s3(config.output) else str(folder)
+    tags |= {"gpuml.bundle": bundle} if bundle else {}
     tags |= {f"version.{package}": v for package, v in versions().items()}
     if commit := git_commit(config.root):
         tags["mlflow.source.git.commit"] = commit

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, dataset, model, tracking
+from . import certificate, checkpoint, dataset, model, tracking
 from gpuml.config import (
     Config,
     ConfigError,
@@ -1012,7 +1012,27 @@ def _job_folder(config: Config) -> Path:
     if record := tracking.read_record(folder):
         _wait_for_end(record)
         _refuse_changes(folder, config)
+        _refuse_other_work(folder, config, record)
     return folder
+
+
+def _refuse_other_work(folder: Path, config: Config, record: tracking.Record) -> None:
+    "Raise `ConfigError` where the run that has the job's name is of other code, or is certified with other data"
+    now, then = certificate.this_work(), {}
+    if (folder / "certificate.json").exists():
+        then = json.loads((folder / "certificate.json").read_text())
+    if then.get("submission") and then["submission"] == now.submission:  # this very job's, whatever the data is by now
+        return
+    begun = then.get("bundle") if then else record.tags.get("gpuml.bundle", now.bundle)
+    found = certificate.code_differs(begun, now.bundle)
+    if then and not found:
+        found = certificate.differences(then, now.bundle, certificate.data_files(config))
+        order = record.params.get("data.order_used")
+        if found and dataset.read(config, order=order).fingerprint == then["data_fingerprint"]:
+            found = []  # written anew, and the same
+    if found:
+        state = "is trained and certified already" if then else "was begun by another job"
+        raise ConfigError(f"{folder.name} {state}: {certificate.in_words(found)}; give this job another name")
 
 
 def _wait_for_end(record: tracking.Record) -> None:
@@ -1046,6 +1066,8 @@ class _Attempt:
     tracked: tracking.TrackedRun | None = None
     free: Callable[[Path], int] = dataset.free_space
     epochs_before: int | None = None  # that the run was to have, where this attempt gives it more
+    work: certificate.Work = certificate.Work()  # which job this is
+    files: list[list[Any]] | None = None  # a job's data, as it was listed before it was read
     order: Any = None  # of the training rows: `Global`, `Early` or `Windows`
     data: dataset.Data | None = None  # not before all of it is read
     tokenizer: Any = None
@@ -1084,6 +1106,7 @@ def _begin(config: Config, watch: Watch | None, resume: str | None, free: Callab
     attempt = _Attempt(config, run_id, folder, _Reporter(watch), _Best(config.train.best_metric), writer, free=free)
     attempt.epochs_before = going_on.epochs_before
     attempt.report.note(*going_on.notes)
+    attempt.work = certificate.this_work()
     writer.copy = lambda path: _store_checkpoint(attempt, path)
     return attempt
 
@@ -1157,6 +1180,8 @@ def _prepare(attempt: _Attempt) -> None:
     report.now("data", run=attempt.run_id, epochs=config.train.epochs)
     _check(attempt)
     _check_output(attempt)
+    if os.environ.get("GPUML_RUN"):
+        attempt.files = certificate.data_files(config, _storage(attempt))
     small = config.data.order == "early" or dataset.look(config, **_asides(attempt))
     report.now("model")
     place = model.locate(config)
@@ -1454,7 +1479,8 @@ def _open_record(attempt: _Attempt) -> None:
     if attempt.epochs_before or not (folder / "config.yaml").exists():
         write_file(folder / "config.yaml", to_yaml(config.model_copy(update={"data": absolute(config)})))
     tracking.catch_up(folder.parent, folder)
-    attempt.tracked = tracking.open_run(config, attempt.run_id, folder, _facts(attempt), attempt.store)
+    facts, bundle = _facts(attempt), attempt.work.bundle
+    attempt.tracked = tracking.open_run(config, attempt.run_id, folder, facts, attempt.store, bundle)
     attempt.report.note(attempt.tracked.note)
     if attempt.epochs_before:  # MLflow changes no param that it has
         attempt.tracked.add({f"train.epochs_after_{attempt.epochs_before}": config.train.epochs})
@@ -1769,6 +1795,9 @@ def _certificate(attempt: _Attempt) -> dict[str, Any]:
         "stopped_early": p.step < p.steps,
         "evaluation": p.evaluations[attempt.best.epoch - 1],
         "data_fingerprint": attempt.data.fingerprint,
+        "data_files": attempt.files,
+        "bundle": attempt.work.bundle,
+        "submission": attempt.work.submission,
         "git_commit": tracking.git_commit(attempt.config.root),
         "image": os.environ.get("GPUML_IMAGE"),
         "versions": tracking.versions(),
@@ -1859,6 +1888,9 @@ def fit(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     attempt = _begin(config, watch, resume, free)
     if _is_done(attempt.folder) and not attempt.epochs_before:  # by an earlier attempt of the job
+        attempt.report.note(
+            f"{attempt.run_id} is trained and certified already, with the same code, config and data: nothing is trained"
+        )
         attempt.report.now("done", run=attempt.run_id)
         return Run(attempt.folder)
     with _signals(attempt), closing(attempt):
@@ -1927,9 +1959,21 @@ def load_run(
     return Run(folder)
 
 
+def _drop_other(place: str, storage: Storage, folder: Path) -> None:
+    "Remove this machine's copy of a finished run where another one has its name on S3 by now"
+    if (folder / _STORED).exists():
+        with suppress(DataError):  # S3 does not answer: the copy is what can be had
+            there = storage.read_now(f"{place}/certificate.json")
+            if there is None:
+                (folder / _STORED).unlink()
+            elif there != (folder / "certificate.json").read_bytes():
+                storage.remove(folder)
+
+
 def _fetched(place: str, endpoint: str | None, folder: Path) -> Path:
     "The folder, with what a finished run has left on S3 where this machine has not got it yet"
     storage = Storage(endpoint)
+    _drop_other(place, storage, folder)
     if not (folder / "certificate.json").exists() and storage.info(f"{place}/certificate.json"):
         urls = [f.url for part in ("*", "*/*") for f in storage.match(place, part)]
         for url in sorted(urls, key=lambda url: url == f"{place}/certificate.json"):

@@ -900,6 +900,7 @@ class ProductionTab(FormTab):
             return
         job = submission.send(planned, name)
         told = f"<div role='status'>✓ <b>{escape(job.run_id)}</b> is submitted; the tab Jobs follows it</div>"
+        told = "" if job.done_before else told
         note = f"<div class='gpuml-note'>{as_html(job.note)}</div>"
         _put(self.view, f"{told}{note}{_copyable(f'job = %gpu_jobs {job.run_id}', 'the job in a cell')}")
         self.sent()
