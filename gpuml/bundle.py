@@ -21,7 +21,7 @@ from typing import Any
 from .config import Config, DataError, NotebookError, to_yaml
 from .imports import CODE, Need, needs
 from .modules import Search, inside
-from .notebook import secrets
+from .secrets import find_secret, secrets
 from .storage import Storage, fingerprint
 from .travel import Tree
 
@@ -216,9 +216,17 @@ def _check_contents(contents: dict[str, bytes]) -> None:
     for value, name in secrets(dict(os.environ)).items():
         for file, data in contents.items():
             if value.encode() in data:
-                raise NotebookError(
-                    f"{file}: the value of {name.strip('[]')} stands in it; secrets belong in the environment"
-                )
+                raise NotebookError(f"{file}: the value of {name.strip('[]')} stands in it; {_ELSEWHERE}")
+    for file, data in contents.items():
+        if Path(file).suffix in _WRITTEN and (secret := find_secret(data.decode(errors="replace"))):
+            line = data.decode(errors="replace").partition(secret)[0].count("\n") + 1
+            raise NotebookError(
+                f"{file}:{line}: what looks like a password or a key stands in it: {secret[:3]}…; {_ELSEWHERE}"
+            )
+
+
+_ELSEWHERE = "secrets belong in the environment"
+_WRITTEN = (".py", ".ipynb", ".yaml", ".yml", ".toml", ".json", ".ini", ".cfg", ".sh", ".env")  # by people, not data
 
 # %% ../nbs/08_bundle.ipynb #b6ef7116
 def put(

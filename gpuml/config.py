@@ -23,6 +23,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from .secrets import NAMES, find_secret, redact
+
 # %% ../nbs/00_config.ipynb #5ab6f8ab
 class GpumlError(Exception):
     "An error that the user can do something about; shown without a traceback"
@@ -534,15 +536,15 @@ def _complaint(error: dict) -> str:
 
 # %% ../nbs/00_config.ipynb #366e99ce
 def _leaks(tree: Any, known: dict[str, FieldInfo]) -> list[tuple]:
-    "The keys with a password in an address, or with a variable that is named like one"
+    "The keys with what looks like a secret, or with a variable that is named like one"
     found = []
     for key in known:
         keys, value = tuple(key.split(".")), tree
         for k in keys:
             value = value.get(k) if isinstance(value, dict) else None
         values = value if isinstance(value, list) else [*value.values()] if isinstance(value, dict) else [value]
-        found += [keys for v in values if isinstance(v, str) and re.search(r"://[^/@\s]*:[^/@\s]*@", v)]
-        if isinstance(value, dict) and any(re.search("SECRET|TOKEN|PASSW|ACCESS_KEY", str(name)) for name in value):
+        found += [keys for v in values if isinstance(v, str) and find_secret(v)]
+        if isinstance(value, dict) and any(NAMES.search(str(name).upper()) for name in value):
             found.append(keys)
     return found
 
@@ -589,7 +591,7 @@ def _validate(tree: Any, where: str, overrides: list[str]) -> Config:
             seen.setdefault(keys[:2], f"{place(keys[:2])}: {_complaint({**error, 'loc': keys[:2]})}")
         problems += seen.values()
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(redact("\n".join(problems), {}))
     return config
 
 # %% ../nbs/00_config.ipynb #b99c2ce7

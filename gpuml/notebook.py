@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'SECONDS', 'LINE', 'PATIENCE', 'Cell', 'read', 'syntax', 'parameters', 'problems', 'notes', 'find',
-           'imports', 'source_hash', 'check_parameters', 'secrets', 'redact', 'Log', 'show', 'Metrics', 'served',
-           'listen', 'last_error', 'Outcome', 'execute', 'leave_word', 'execute_bundle']
+           'imports', 'source_hash', 'check_parameters', 'Log', 'show', 'Metrics', 'served', 'listen', 'last_error',
+           'Outcome', 'execute', 'leave_word', 'execute_bundle']
 
 # %% ../nbs/07_notebook.ipynb #8a1fe42f
 import ast
@@ -30,15 +30,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
-from urllib.parse import quote
 
 from .certificate import BUNDLE
 from .config import NAME, ConfigError, DataError, GpumlError, NotebookError, Preempted, load, parse_words
 from .outputs import Bounded, Kept, Line, Outputs
+from .secrets import redact, secrets
 from .storage import Storage, fingerprint, is_s3, write_file, writing
 
 # %% ../nbs/07_notebook.ipynb #d9eecb3c
@@ -260,37 +259,6 @@ def _is_json(value: Any) -> bool:
     if isinstance(value, str):
         return not any("\ud800" <= c <= "\udfff" for c in value)  # half a character
     return not isinstance(value, int | float) or (math.isfinite(value) and abs(value) < 2**63)
-
-# %% ../nbs/07_notebook.ipynb #21e6aa2d
-_SECRET = re.compile(r"SECRET|TOKEN|PASSW|ACCESS_KEY|API_?KEY|PRIVATE_KEY|CREDENTIAL")
-
-
-def secrets(
-    environment: dict[str, str],
-) -> dict[str, str]:
-    "What must never be written, longest first, and what is written in its place: `[NAME]` of the environment variable"
-    found = {}
-    for name, value in environment.items():
-        if _SECRET.search(name.upper()):
-            for part in {value.strip(), *map(str.strip, value.splitlines())}:
-                if len(part) >= 8:
-                    shown = json.dumps(part)[1:-1], repr(part)[1:-1], escape(part), escape(part, quote=False)
-                    found |= dict.fromkeys((part, *shown, quote(part), quote(part, safe="")), f"[{name}]")
-    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
-
-
-def redact(
-    value: Any,  # text, or what `json` can write
-    hidden: dict[str, str],  # what `secrets` says
-) -> Any:
-    "A copy without secrets"
-    if isinstance(value, str):
-        for secret, name in hidden.items():
-            value = value.replace(secret, name)
-        return value
-    if isinstance(value, dict):
-        return {redact(k, hidden): redact(v, hidden) for k, v in value.items()}
-    return [redact(v, hidden) for v in value] if isinstance(value, list | tuple) else value
 
 # %% ../nbs/07_notebook.ipynb #17534837
 SECONDS = 30.0  # between two lines of a view that only counts on
