@@ -1016,6 +1016,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'gpuml.tracking._send_params': ('tracking.html#_send_params', 'gpuml/tracking.py'),
                                 'gpuml.tracking._send_results': ('tracking.html#_send_results', 'gpuml/tracking.py'),
                                 'gpuml.tracking._send_scores': ('tracking.html#_send_scores', 'gpuml/tracking.py'),
+                                'gpuml.tracking._source': ('tracking.html#_source', 'gpuml/tracking.py'),
                                 'gpuml.tracking._tell': ('tracking.html#_tell', 'gpuml/tracking.py'),
                                 'gpuml.tracking.answers': ('tracking.html#answers', 'gpuml/tracking.py'),
                                 'gpuml.tracking.behind': ('tracking.html#behind', 'gpuml/tracking.py'),

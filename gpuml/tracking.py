@@ -423,8 +423,9 @@ def _register(client: Any, record: Record) -> str:
     "A version in the model registry, made once; returns its number"
     from mlflow.exceptions import MlflowException
 
+    source = _source(client, record)
     for made in client.search_model_versions(f"run_id = '{record.mlflow_run}'"):
-        if made.source == record.model:
+        if made.source == source:
             return str(made.version)
     try:
         client.create_registered_model(record.register)
@@ -432,7 +433,14 @@ def _register(client: Any, record: Record) -> str:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     made_of = {"run_id": record.mlflow_run, "model_id": record.model.removeprefix("models:/")}
-    return str(client.create_model_version(record.register, record.model, **made_of).version)
+    return str(client.create_model_version(record.register, source, **made_of).version)
+
+
+def _source(client: Any, record: Record) -> str:
+    "The model's address for the registry: in a file's store, MLflow would look up `models:/` in its default store, not in this one"
+    if not record.uri.startswith("sqlite"):
+        return record.model
+    return client.get_logged_model(record.model.removeprefix("models:/")).artifact_location
 
 # %% ../nbs/04_tracking.ipynb #389b716c
 def sync(

@@ -352,7 +352,7 @@ def test_refusal(name, s3, proxy, monkeypatch, caplog, capfd):
         assert "\n" not in str(e.value) and len(str(e.value)) < 300
         for text in (str(e.value), *said, caplog.text, *capfd.readouterr()):
             assert not any(secret in text for secret in (SECRET, READER_SECRET, "not-it-8c1d"))
-    assert "did not answer" in words or not said
+    assert "did not answer" in words or not [text for text in said if "is slow to answer" not in text]
     for thing in opened:
         thing.socket.close() if isinstance(thing, Nonsense) else thing.close()
 

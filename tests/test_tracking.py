@@ -35,6 +35,14 @@ def record(project, epochs, kept, name="a"):
     return run.record
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(project, monkeypatch):
+    "Not in the project's folder, and another store is MLflow's default one"
+    (project / "nbs").mkdir()
+    monkeypatch.chdir(project / "nbs")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/nbs/other.db")
+
+
 def client_of(store):
     import mlflow
 
