@@ -195,7 +195,7 @@ def _looking_on(run: str) -> Iterator[None]:
 
 def _follow(job: Any) -> int:
     "Print the job's logs until it is over; its exit code"
-    with _looking_on(job.run_id):
+    with _looking_on(job.address):
         job.logs(follow=True)
     state = job.status
     if state.phase == "succeeded":
@@ -217,12 +217,13 @@ def _projects() -> list[Config]:
 
 
 def jobs(
-    arguments: argparse.Namespace,  # name
+    arguments: argparse.Namespace,  # name, all
 ) -> int:
-    "`gpuml jobs [name]`: everybody's jobs, or one of them"
+    "`gpuml jobs [name]`: everybody's jobs on the cluster and the project's here, or one of them"
     from gpuml import cluster
 
-    print(cluster.find(arguments.name, _projects()) if arguments.name else cluster.jobs(_projects()))
+    everyone = arguments.all
+    print(cluster.find(arguments.name, _projects()) if arguments.name else cluster.jobs(_projects(), everyone=everyone))
     return 0
 
 
@@ -246,7 +247,7 @@ def wait(
     from gpuml import cluster
 
     job = cluster.find(arguments.name, _projects())
-    with _looking_on(job.run_id):
+    with _looking_on(job.address):
         state = job.wait(say=print)
     return 0 if state.phase == "succeeded" else state.exit_code or 1
 
@@ -496,8 +497,9 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="checks, differences from dev, and the manifest; send nothing"
     )
     sub.add_argument("--wait", action="store_true", help="print its log until it is over; end with its exit code")
-    sub = command("jobs", jobs, "list everybody's jobs, or show one")
-    sub.add_argument("name", nargs="?", help="of a job")
+    sub = command("jobs", jobs, "list everybody's jobs on the cluster and this project's on this machine, or show one")
+    sub.add_argument("name", nargs="?", help="of a job; where others have it too, NAMESPACE/NAME or PROJECT/NAME")
+    sub.add_argument("--all", action="store_true", help="the jobs of other projects on this machine too")
     sub = command("logs", logs, "print what all attempts of a job have printed")
     sub.add_argument("name", help="of the job")
     sub.add_argument("-f", "--follow", action="store_true", help="until the job is over; end with its exit code")

@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'FOLLOW_SECONDS', 'JOBS', 'FOLLOW_SILENCE', 'WATCH_SECONDS', 'NotThere', 'Api', 'plainly', 'Job', 'Text',
            'read_json', 'owner', 'ClusterJob', 'node_of', 'gpu_holders', 'events_of', 'last_progress', 'jobs_folder',
            'LocalJob', 'local_state', 'works', 'start_local', 'work', 'is_ours', 'handle', 'local_job', 'JobList',
-           'jobs', 'find', 'stored_job']
+           'jobs', 'own_folders', 'find', 'stored_job']
 
 # %% ../nbs/11_cluster.ipynb #bf0bfad2
 import codecs
@@ -33,6 +33,7 @@ from .answers import Answer, NoAnswer, Patience, Position, Rhythm, check_answer,
 from .config import ClusterError, Config, DataError, GpumlError, OutputError, as_html, text_table
 from .job import CONTAINER, PREFIX, verdict
 from .pod import training_container
+from .projects import is_named, project_key, project_of, short_names
 from .state import OVER, SIGNS, Seen, State, cancelled, ending, explain, time_of
 from .storage import Storage, is_s3, write_json
 
@@ -217,6 +218,11 @@ class Job:
     done_before: bool = field(default=False, kw_only=True)  # submitting found it done: nothing is trained
 
     @property
+    def address(self) -> str:
+        "By what `find` finds it"
+        return self.run_id
+
+    @property
     def status(self) -> State:
         "What it is doing now"
         raise NotImplementedError
@@ -306,7 +312,7 @@ class Job:
         "The compact view: a heading, then name and value"
         state = self.status
         rows = [
-            ("", f"{SIGNS[state.phase]} {self.run_id} · {state.phase}"),
+            ("", f"{SIGNS[state.phase]} {self.address} · {state.phase}"),
             ("", state.why),
             ("progress", state.progress),
         ]
@@ -585,8 +591,8 @@ _STATE = "state.json"
 def jobs_folder(
     config: Config,
 ) -> Path:
-    "Where this machine's jobs are kept, a folder each"
-    return config.path(config.data.cache) / "jobs"
+    "Where this project's jobs on this machine are kept, a folder each"
+    return config.path(config.data.cache) / "jobs" / project_key(config.root)
 
 
 @dataclass(repr=False)
@@ -594,6 +600,12 @@ class LocalJob(Job):
     "A process on this machine in place of a pod; it outlives the kernel that started it"
 
     folder: Path | None = None  # job.json, state.json, log.txt
+    elsewhere: str = field(default="", kw_only=True)  # the name of another project, whose job it is
+
+    @property
+    def address(self) -> str:
+        "By what `find` finds it"
+        return f"{self.elsewhere}/{self.run_id}" if self.elsewhere else self.run_id
 
     @property
     def status(self) -> State:
@@ -861,6 +873,7 @@ def local_job(
         time.sleep(0.1)
     manifest = json.loads((folder / "job.json").read_text())
     notes, about = manifest["metadata"]["annotations"], _about(manifest) | {"priority": "", "gpus": ""}
+    about["project"] = str(project_of(notes))
     return LocalJob(folder.name, notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/endpoint"), about, note, folder)
 
 # %% ../nbs/11_cluster.ipynb #46ca79e8
@@ -868,6 +881,7 @@ class JobList(list):
     "Jobs with their states; shows itself as a table"
 
     columns = ("job", "state", "priority", "GPUs", "progress", "age", "owner", "why")
+    elsewhere = 0  # jobs of other projects that are not in it
 
     def rows(self) -> list[tuple[str, ...]]:
         "What the table shows"
@@ -877,7 +891,7 @@ class JobList(list):
             about = one.about
             rows.append(
                 (
-                    one.run_id,
+                    one.address,
                     state.phase,
                     about["priority"],
                     about["gpus"],
@@ -889,10 +903,15 @@ class JobList(list):
             )
         return rows
 
+    @property
+    def note(self) -> str:
+        "That there are more of them; empty where there are not"
+        count = self.elsewhere
+        return f"{count:,} more on this machine, of other projects: --all lists them" if count else ""
+
     def __repr__(self):
-        if not self:
-            return "no jobs"
-        return text_table([self.columns, *((*row[:-1], row[-1][:100]) for row in self.rows())])
+        shown = text_table([self.columns, *((*row[:-1], row[-1][:100]) for row in self.rows())]) if self else "no jobs"
+        return "\n".join(filter(None, (shown, self.note)))
 
     def _repr_html_(self):
         head = "".join(f"<th style='text-align:left'>{c}</th>" for c in self.columns)
@@ -900,7 +919,7 @@ class JobList(list):
             "<tr>" + "".join(f"<td style='text-align:left'>{as_html(c)}</td>" for c in row) + "</tr>"
             for row in self.rows()
         )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><div>{escape(self.note)}</div>"
 
 
 def _age(seconds: float) -> str:
@@ -914,8 +933,9 @@ def _age(seconds: float) -> str:
 def jobs(
     configs: list[Config],  # whose clusters, namespaces and folders are looked at
     name: str | None = None,  # one of them only
+    everyone: bool = False,  # other projects' jobs on this machine too
 ) -> JobList:
-    "Everybody's jobs that one may see, those on the cluster first, newest first; raises `ClusterError` where it does not answer"
+    "Everybody's jobs on the cluster that one may see, then the project's on this machine, newest first; raises `ClusterError`"
     found, places = JobList(), {(c.compute.context, c.compute.namespace): c for c in configs if c.compute.image}
     with ThreadPoolExecutor(16) as pool:
         for context, namespaces in _by_context(places).items():
@@ -929,14 +949,41 @@ def jobs(
                     refused.append(e)  # such as production's, for who only develops
             if len(refused) == len(namespaces):
                 raise refused[0]
-    for root in {jobs_folder(c) for c in configs}:
-        found += [
-            (one, one.status)
-            for p in sorted(root.glob("*/job.json"))
-            if name in (None, p.parent.name)
-            for one in [local_job(p.parent)]
-        ]
+    ours, others = _local_jobs(configs, name)
+    found += [(one, one.status) for one in ours + (others if everyone else [])]
+    found.elsewhere = 0 if everyone else len(others)
     return found
+
+
+def _local_jobs(configs: list[Config], name: str | None) -> tuple[list[LocalJob], list[LocalJob]]:
+    "This project's jobs on this machine, and other projects', newest first"
+    roots = {
+        jobs_folder(config).parent for config in configs
+    }  # jobs were once made in them, without a folder for the project
+    made = [path for root in roots for at in ("*/job.json", "*/*/job.json") for path in root.glob(at)]
+    newest = sorted(made, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    listed = [local_job(path.parent) for path in newest if name in (None, path.parent.name)]
+    ours = [one for one in listed if _is_own(one, configs)]
+    others = [one for one in listed if not _is_own(one, configs)]
+    names = short_names({Path(one.about["project"]) for one in others} | {c.root.resolve() for c in configs})
+    for one in others:
+        one.elsewhere = names[Path(one.about["project"])]
+    return ours, others
+
+
+def _is_own(one: LocalJob, configs: list[Config]) -> bool:
+    "Whether a job on this machine is the configs' project's"
+    if one.folder.parent in {jobs_folder(config) for config in configs}:
+        return True
+    outputs = {Path(config.output if is_s3(config.output) else config.path(config.output)) for config in configs}
+    return Path(one.about["project"]) in {c.root.resolve() for c in configs} or Path(one.place).parent in outputs
+
+
+def own_folders(
+    config: Config,
+) -> dict[str, Path]:
+    "The folders of this project's jobs on this machine, by name"
+    return {one.run_id: one.folder for one in reversed(_local_jobs([config], None)[0])}
 
 
 def _by_context(places: Iterable[tuple[str | None, str]]) -> dict[str | None, list[str]]:
@@ -973,16 +1020,20 @@ def _cluster_jobs(api: Api, config: Config, name: str | None, pool: ThreadPoolEx
 
 # %% ../nbs/11_cluster.ipynb #b9cab1fb
 def find(
-    name: str,  # run id, or the name that it was given
+    name: str,  # run id, or the name that it was given; behind NAMESPACE/ or PROJECT/ where others have it too
     configs: list[Config],  # whose clusters, namespaces, folders and outputs are looked at
 ) -> Job:
     "A job, from any kernel, on any day: on the cluster, on this machine, or what storage has of it; raises `ClusterError`"
-    away = ""
+    away, (owner_, _, run) = "", name.rpartition("/")
     try:
-        if there := jobs(configs, name):
-            return there[0][0]
+        there = jobs(configs, run, everyone=True)
     except ClusterError as e:
         away = f"; {e}"
+        there = [(one, one.status) for listed in _local_jobs(configs, run) for one in listed]
+    if meant := [(one, state) for one, state in there if _is_meant(one, owner_)]:
+        return _only(meant)
+    if others := [one.address for one, _ in there if one.address != one.run_id]:
+        raise ClusterError(f"no job {name} of this project; of another: {', '.join(others)}{away}", 66)
     for config in configs:
         place = f"{config.output.rstrip('/') if is_s3(config.output) else config.path(config.output)}/{name}"
         with suppress(DataError):
@@ -1001,6 +1052,26 @@ def stored_job(
 ) -> ClusterJob:
     "The handle of a job that only storage knows any more"
     return handle(manifest, _Absent(), endpoint, note)
+
+
+def _is_meant(one: Job, owner_: str) -> bool:
+    "Whether the job is that of a namespace or project; without one, of this project or on the cluster"
+    if not owner_:
+        return one.address == one.run_id
+    if isinstance(one, LocalJob):
+        return is_named(Path(one.about["project"]), owner_)
+    return one.namespace == owner_
+
+
+def _only(there: list[tuple[Job, State]]) -> Job:
+    "The one job that is meant: of several, the only one that is not over; raises `ClusterError` where that is not clear"
+    at_work = [one for one, state in there if not state.over] or [one for one, _ in there]
+    if len(at_work) > 1:
+        names = " or ".join(
+            f"{one.about['project'] if isinstance(one, LocalJob) else one.namespace}/{one.run_id}" for one in at_work
+        )
+        raise ClusterError(f"{len(at_work)} jobs have the name {at_work[0].run_id}: say {names}", 78)
+    return at_work[0]
 
 
 class _Absent:

@@ -236,13 +236,14 @@ class GpumlMagics(Magics):
 
     @line_magic
     def gpu_jobs(self, line: str) -> Any:
-        "Everybody's jobs, or one of them again: `job = %gpu_jobs spring-model`"
+        "The jobs, with `--all` other projects' on this machine too, or one of them again: `job = %gpu_jobs spring-model`"
         from gpuml import cluster
         from gpuml.config import ConfigError, load_all
 
-        if len(words := split_line(line)) > 1 or (words and words[0].startswith("-")):
-            raise ConfigError(f"%gpu_jobs {line.strip()}: takes the name of one job, or nothing")
-        return cluster.find(words[0], load_all()) if words else cluster.jobs(load_all())
+        words, options = take_options(split_line(line), {"--all": False})
+        if len(words) > 1 or (words and options):
+            raise ConfigError(f"%gpu_jobs {line.strip()}: takes the name of one job, --all, or nothing")
+        return cluster.find(words[0], load_all()) if words else cluster.jobs(load_all(), everyone=bool(options))
 
     @line_magic
     def gpuml(self, line: str) -> Any:

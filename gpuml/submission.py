@@ -30,6 +30,7 @@ from gpuml.cluster import (
     jobs_folder,
     local_job,
     local_state,
+    own_folders,
     owner,
     plainly,
     read_json,
@@ -336,8 +337,11 @@ def prepare(
     mark = os.urandom(8).hex()
     source = job.Source(packed.name, _address(config, packed), packed.notebook, owner(), commit, mark)
     manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, _grace(config))
-    if local and config.data.endpoint:
-        manifest["metadata"]["annotations"][f"{PREFIX}/endpoint"] = config.data.endpoint
+    if local:
+        here = {"project": str(config.root.resolve())} | (
+            {"endpoint": config.data.endpoint} if config.data.endpoint else {}
+        )
+        manifest["metadata"]["annotations"] |= {f"{PREFIX}/{key}": text for key, text in here.items()}
     findings, api = check_here(config, path), None
     findings += [*check_code(packed, not local), *check_kernel(path)]
     if not local:
@@ -363,7 +367,7 @@ def _check_name(planned: Submission, asked: Asked) -> str:
 
     def taken(run):
         if planned.local:
-            return (jobs_folder(config) / run).exists()
+            return (jobs_folder(config) / run).exists() or run in own_folders(config)
         return planned.api is not None and planned.api.get(f"{jobs}/{run}") is not None
 
     planned.standing = standing(asked, config.output.rstrip("/"), Storage(config.data.endpoint), taken)
@@ -563,12 +567,13 @@ def _next_name(planned: Submission, taken: Iterable[str], storage: Storage) -> s
 def _send_local(planned: Submission, again: bool, name: str | None) -> Job:
     "The same on this machine: a folder's name is taken once"
     storage, root = Storage(planned.config.data.endpoint), jobs_folder(planned.config)
-    there = {p.parent.name: read_json(storage, str(p)) for p in root.glob("*/job.json")}
+    folders = own_folders(planned.config)
+    there = {run: read_json(storage, str(folder / "job.json")) for run, folder in folders.items()}
     label = planned.manifest["metadata"]["labels"][f"{PREFIX}/bundle"]
     same = [run for run, made in there.items() if made and made["metadata"]["labels"][f"{PREFIX}/bundle"] == label]
-    active = [run for run in same if name in (None, run) and local_state(root / run)["phase"] not in OVER]
+    active = [run for run in same if name in (None, run) and local_state(folders[run])["phase"] not in OVER]
     if active and not again:
-        folder = root / max(active)
+        folder = folders[max(active)]
         if not works(local_state(folder)):
             start_local(folder)
         return local_job(folder, "the same notebook, code and config is at work already; --again makes another")
@@ -578,7 +583,7 @@ def _send_local(planned: Submission, again: bool, name: str | None) -> Job:
     if run in there and run not in same:
         raise ClusterError(f"a job {run} is there already, with other code or another config; take another name")
     _rename(planned.manifest, run)
-    folder = root / run
+    folder = folders.get(run, root / run)
     bundle.put(planned.bundle, planned.config.output, storage)
     if run in there:
         return _begin_again(

@@ -1003,6 +1003,7 @@ class JobsTab:
         self.list = w.HBox([self.names, self.table])
         self.list.add_class("gpuml-list")
         self.refresh = w.Button(description="Refresh")
+        self.everyone = w.Checkbox(description="other projects too", indent=False)
         self.part = w.ToggleButtons(options=["logs", "metrics", "notebook"])
         self.part.add_class("gpuml-sections")
         self.cancel = w.Button(description="Cancel job …")
@@ -1012,7 +1013,8 @@ class JobsTab:
         self.facts, self.content = w.HTML(), w.HTML()
         self.bar = w.HBox([self.part, self.cancel])
         self.opened = w.VBox([])
-        self.box = w.VBox([w.HBox([self.refresh, self.said]), self.list, self.opened])
+        self.box = w.VBox([w.HBox([self.refresh, self.everyone, self.said]), self.list, self.opened])
+        self.everyone.observe(lambda _: self.watch(), "value")
         self.names.observe(lambda change: self._filling or self.open(change.new), "value")
         self.part.observe(lambda _: self.watch(), "value")
         self.refresh.on_click(lambda _: self.watch())
@@ -1036,28 +1038,32 @@ class JobsTab:
         "The table, and beside it the names, if they are others than before"
         from gpuml.cluster import jobs
 
-        self.listed = jobs(load_all())
-        names = [one.run_id for one, _ in self.listed]
+        self.listed = jobs(load_all(), everyone=self.everyone.value)
+        names = [one.address for one, _ in self.listed]
         if names != list(self.names.options):
             self._filling = True
             self.names.options = names
-            self.names.value = self.job.run_id if self.job and self.job.run_id in names else None
+            self.names.value = self.job.address if self.job and self.job.address in names else None
             self._filling = False
         _put(self.table, jobs_html(self.listed) if names else "")
-        self.cancel.disabled = any(self.job and one.run_id == self.job.run_id and s.over for one, s in self.listed)
-        _put(self.said, f"{len(names)} job{'s' * (len(names) != 1)} at {time.strftime('%H:%M:%S')}")
+        self.cancel.disabled = any(self.job and one.address == self.job.address and s.over for one, s in self.listed)
+        elsewhere = f"; {self.listed.elsewhere:,} more of other projects" if self.listed.elsewhere else ""
+        _put(self.said, f"{len(names)} job{'s' * (len(names) != 1)} at {time.strftime('%H:%M:%S')}{elsewhere}")
 
     def show_job(self) -> None:
         "Facts and the chosen part of the job that is open"
         job, part = self.job, self.part.value
-        _put(self.facts, f"{job._repr_html_()}{_copyable(f'job = %gpu_jobs {job.run_id}', 'the job in a cell')}")
+        _put(
+            self.facts,
+            f"{job._repr_html_()}{_copyable(f'job = %gpu_jobs {shlex.quote(job.address)}', 'the job in a cell')}",
+        )
         html = job_part(job, part)
         if (job, part) == (self.job, self.part.value):  # not another one meanwhile
             _put(self.content, html)
 
     def open(self, name: str | None) -> None:
         "Open a row"
-        self.job = next((one for one, _ in self.listed if one.run_id == name), None)
+        self.job = next((one for one, _ in self.listed if one.address == name), None)
         self.facts.value = self.content.value = "" if self.job is None else "<div role='status'>…</div>"
         self.ask(False)
         self.opened.children = (self.facts, self.bar, self.content) if self.job else ()
@@ -1065,6 +1071,7 @@ class JobsTab:
 
     def ask(self, sure: bool) -> None:
         "Cancelling asks first"
+        self.yes.description = f"Yes, cancel {self.job.address}" if self.job else "Yes, cancel it"
         self.bar.children = (self.part, *((self.yes, self.no) if sure else (self.cancel, self.hide)))
 
     def end(self) -> None:
