@@ -1044,6 +1044,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'gpuml.tracking._hushed.__exit__': ('tracking.html#_hushed.__exit__', 'gpuml/tracking.py'),
                                 'gpuml.tracking._hushed.__init__': ('tracking.html#_hushed.__init__', 'gpuml/tracking.py'),
                                 'gpuml.tracking._is_refusal': ('tracking.html#_is_refusal', 'gpuml/tracking.py'),
+                                'gpuml.tracking._is_whole': ('tracking.html#_is_whole', 'gpuml/tracking.py'),
                                 'gpuml.tracking._last_steps': ('tracking.html#_last_steps', 'gpuml/tracking.py'),
                                 'gpuml.tracking._latest_scores': ('tracking.html#_latest_scores', 'gpuml/tracking.py'),
                                 'gpuml.tracking._learn': ('tracking.html#_learn', 'gpuml/tracking.py'),

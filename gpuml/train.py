@@ -972,7 +972,7 @@ def _shown_output(config: Config) -> str:
 
 # %% ../nbs/06_train.ipynb #2caffbc8
 _SMALL = ("config.yaml", "tracking.json", "metrics.jsonl")
-_STORED = ".stored"  # beside a certificate: all of the run is on S3
+_STORED = tracking.STORED
 
 
 def _fetch_records(config: Config, output: Path, run: str = "*") -> None:

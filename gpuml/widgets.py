@@ -47,6 +47,7 @@ from gpuml.config import (
     save_as,
     text_table,
 )
+from .secrets import redact
 from .state import SIGNS
 from .storage import fingerprint, write_json
 from .train import SAME_LINE, Progress, Run, curve, load_run
@@ -600,7 +601,7 @@ class Fields:
     def mark(self, wrong: str) -> None:
         "Mark what is changed, and what the sentences are about"
         for key, one in self.inputs.items():
-            told = key in self.changes and f"{key}={self.changes[key]}: " in wrong
+            told = key in self.changes and redact(f"{key}={self.changes[key]}: ", {}) in wrong
             for name, there in {"gpuml-changed": key in self.changes, "gpuml-wrong": told}.items():
                 if there != (name in one._dom_classes):
                     (one.add_class if there else one.remove_class)(name)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpuml.config import load
-from gpuml.tracking import open_run
+from gpuml.tracking import behind, open_run, read_record, this_host
 from tests.conftest import runs_in
 from tests.models import folder_of, model_of, tokenizer_of
 
@@ -73,3 +73,19 @@ def test_a_longer_training_of_the_same_run_replaces_its_scores_and_its_model(sto
     history = [m.step for m in client.get_metric_history(found.info.run_id, "macro_f1")]
     assert history == [3, 6, 7, 9, 10]
     assert first.model != second.model and [first.registered, second.registered] == ["1", "2"]
+
+
+@pytest.mark.parametrize(("left", "output", "status"), [
+    (["certificate.json"], "outputs", "FINISHED"), ([], "outputs", "KILLED"),
+    (["certificate.json"], "s3://models/x", "KILLED"), (["certificate.json", ".stored"], "s3://models/x", "FINISHED"),
+])  # fmt: skip
+def test_end_of_a_process_that_is_gone(store, project, left, output, status):
+    "What was certified before its process died is no killed run; on S3, what is stored there"
+    run = open_run(load("dev"), "a", project / "a")
+    run.close("KILLED")
+    told = {"status": "RUNNING", "told": "RUNNING", "tags": {"gpuml.output": output}}
+    path = project / "a" / "tracking.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **told, "process": [this_host(), 2**22 + 1, 0.0]}))
+    for name in left:
+        (project / "a" / name).write_text("{}")
+    assert behind(project) == [project / "a"] and read_record(project / "a").status == status
