@@ -208,9 +208,8 @@ def _me() -> tuple[str, int, float]:
 def _make_store(uri: str) -> None:
     "Make MLflow's tables in a file that is not there yet"
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from sqlalchemy import make_url
 
-    file = Path(make_url(uri).database or "")
+    file = store.file_of(uri)
     if file.name and not file.exists():
         SqlAlchemyStore(uri, (file.absolute().parent / "mlruns").as_uri())
 
