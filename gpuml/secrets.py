@@ -13,18 +13,18 @@ from typing import Any
 from urllib.parse import quote
 
 # %% ../nbs/000_secrets.ipynb #a55e1330
-_ADDRESS = r"(?P<user>[A-Za-z][\w+.-]*://[^\s/:@\"'`\\]{0,200}:)(?P<password>[^\s/@{}$<>*\"'`\\]{1,200})(?=@)"
+_ADDRESS = r"(?P<user>://[^\s/:@\"'`\\]{0,200}:)(?P<password>[^\s/@{}$<>*\"'`\\]{1,200})(?=@)"
 _SHAPES = (
     r"https://hooks\.slack\.com/[^\s\"'<>,;)}\\]{8,}",
     r"https://(?:\w+\.)?discord(?:app)?\.com/api/webhooks/[^\s\"'<>,;)}\\]{8,}",
-    r"https://[\w.-]+\.webhook\.office\.com/[^\s\"'<>,;)}\\]{8,}",
+    r"https://[\w.-]{1,200}\.webhook\.office\.com/[^\s\"'<>,;)}\\]{8,}",
     r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----(?:(?!-----)[\s\S]){0,10000}(?:-----END [A-Z ]{0,20}PRIVATE KEY-----)?",
     r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",  # AWS
-    r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}",  # a JSON web token
+    r"\beyJ[\w-]{8,500}\.eyJ[\w-]{8,8000}\.[\w-]{8,1000}",  # a JSON web token
     r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{30,}|glpat-[\w-]{20,})",
     r"\bhf_[A-Za-z0-9]{30,}",
     r"\bxox[abeprs]-[\w-]{10,}",  # Slack
-    r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_]{20,}",  # OpenAI, Anthropic
+    r"\bsk-(?:[a-z0-9]{1,20}-){0,3}[A-Za-z0-9_]{20,}",  # OpenAI, Anthropic
     r"\bAIza[\w-]{35}",  # Google
     r"\b(?:npm_[A-Za-z0-9]{36}|pypi-AgE[\w-]{30,}|dapi[0-9a-f]{32})\b",
 )

@@ -78,3 +78,25 @@ def test_a_bundle_holds_none():
         bundle._check_contents({"lib/db.py": b"import os\nurl = 'postgres://ada:correct-horse@db'\n"})
     assert "correct" not in str(error.value)
     bundle._check_contents({"data/a.csv": b"text,label\nsee ftp://a:b@c,x\n"})
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a",
+        "a.",
+        "a://",
+        "://a:",
+        "eyJ-",
+        "eyJ.",
+        "sk-",
+        "sk-a-",
+        "https://a.",
+        "xox",
+        "-----BEGIN ",
+    ],
+)
+def test_a_long_line_is_looked_at_in_linear_time(piece):
+    "In quadratic time this would take hours"
+    text = piece * (2_000_000 // len(piece))
+    assert redact(text, {}) == text
