@@ -687,6 +687,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'gpuml.notebook._in_cell': ('notebook.html#_in_cell', 'gpuml/notebook.py'),
                                 'gpuml.notebook._injected': ('notebook.html#_injected', 'gpuml/notebook.py'),
                                 'gpuml.notebook._interrupt': ('notebook.html#_interrupt', 'gpuml/notebook.py'),
+                                'gpuml.notebook._interrupt_again': ('notebook.html#_interrupt_again', 'gpuml/notebook.py'),
                                 'gpuml.notebook._is_allowed': ('notebook.html#_is_allowed', 'gpuml/notebook.py'),
                                 'gpuml.notebook._is_certified': ('notebook.html#_is_certified', 'gpuml/notebook.py'),
                                 'gpuml.notebook._is_done': ('notebook.html#_is_done', 'gpuml/notebook.py'),

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -445,6 +446,7 @@ def served(
 
 # %% ../nbs/07_notebook.ipynb #4297e9b0
 _interrupted = False  # in a kernel: whether a cell was interrupted because the job is to stop
+_interruption = KeyboardInterrupt()  # what interrupts the cell
 
 
 def listen() -> None:
@@ -452,12 +454,19 @@ def listen() -> None:
     import zmq
     from IPython import get_ipython
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    kernel = os.getpid()
+
+    def interrupt(number: int, frame: Any) -> None:
+        if os.getpid() == kernel:  # a process that the cell has forked, and that is no other program yet, goes on
+            _interrupt(frame)
+
+    signal.signal(signal.SIGTERM, interrupt)
+    sys.unraisablehook = _interrupt_again
     printing = get_ipython().kernel.iopub_thread  # waits for a runner that is busy, instead of dropping outputs
     printing.schedule(lambda: printing.socket.setsockopt(zmq.XPUB_NODROP, 1))
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def _interrupt(frame: Any) -> None:
     "Once: a signal that comes between two cells, or again, is for the runner alone"
     global _interrupted
     elsewhere = signal.getsignal(signal.SIGINT)
@@ -465,11 +474,21 @@ def _interrupt(number: int, frame: Any) -> None:
         return
     if _in_cell(frame):
         _interrupted = True
-        raise KeyboardInterrupt
+        raise _interruption.with_traceback(None)
     if callable(elsewhere) and elsewhere is not signal.default_int_handler:  # of a cell that awaits something
         _interrupted = True
         elsewhere(signal.SIGINT, frame)
         asyncio.get_running_loop().call_soon_threadsafe(int)  # wakes it
+
+
+def _interrupt_again(ignored: Any) -> None:
+    "Python ignores what is raised in a finalizer, a callback of a weak reference or of a fork: the cell is interrupted after it"
+    global _interrupted
+    if ignored.exc_value is not _interruption:
+        return sys.__unraisablehook__(ignored)
+    _interrupted = False
+    again = partial(signal.pthread_kill, threading.main_thread().ident, signal.SIGTERM)
+    threading.Timer(0.05, again).start()
 
 
 def _in_cell(frame: Any) -> bool:

@@ -474,10 +474,28 @@ for _ in range(2):
         print(type(e).__name__)
 print("went on")
 """
+FINALIZER = """\
+import time
+class Held:
+    def __del__(self):
+        print("waiting", flush=True)
+        time.sleep(3)
+Held()
+time.sleep(120)
+"""
+FORK = """\
+import os, time
+os.register_at_fork(after_in_parent=lambda: (print("waiting", flush=True), time.sleep(3)))
+child = os.fork() or os._exit(0)
+os.waitpid(child, 0)
+time.sleep(120)
+"""
 CELLS = {  # what the cell does when the job is to stop: exit code, what is printed, and what not
     "awaits": ("import asyncio\nprint('waiting', flush=True)\nawait asyncio.sleep(120)", 75, "in cell 2", "never"),
     "swallows it": (SWALLOWED, 75, "went on", "never"),
     "runs a process": ("print('waiting', flush=True)\nimport subprocess; subprocess.run(['sleep', '120'])", 75, "in cell 2", "never"),
+    "is in a finalizer": (FINALIZER, 75, "in cell 2", "never"),
+    "forks": (FORK, 75, "in cell 2", "never"),
     "shell": ("print('waiting', flush=True)\n!sleep 120", 75, "", "never"),
     "takes SIGTERM away": ("import signal; signal.signal(15, signal.SIG_DFL)\nprint('waiting', flush=True)\nimport time; time.sleep(120)", 75, "in cell 2", "never"),
     "makes another error of it": ("print('waiting', flush=True)\nimport time\ntry:\n    time.sleep(120)\nexcept KeyboardInterrupt:\n    raise RuntimeError('oh')", 75, "in cell 2", "never"),
