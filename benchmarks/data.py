@@ -5,10 +5,10 @@
     taskset -c 0 python benchmarks/data.py --gigabytes 10 --wide    # 4: needs twice that on the disk
     taskset -c 0 python benchmarks/data.py --first-update           # 5
 
-1. CSV → token ids on disk: `gpuml.dataset.read` against `load_dataset("csv").map(tokenize, batched=True, num_proc=…)`,
+1. CSV → token ids on disk: `gpuml.data.dataset.read` against `load_dataset("csv").map(tokenize, batched=True, num_proc=…)`,
    each in a process of its own, caches empty on both sides, with the same number of processes or threads as cores, and
    the same ids (compared by hash).
-2. Batches of 32 random examples, padded: `gpuml.dataset.pad` against `Dataset` and `DataCollatorWithPadding`.
+2. Batches of 32 random examples, padded: `gpuml.data.dataset.pad` against `Dataset` and `DataCollatorWithPadding`.
 3. Training on the offline encoder, its data on a real S3 server behind a line of 50 ms and 100 MB/s: how long until the
    first update, and which share of the updates' time went by waiting for their input (which examples, reading, padding):
    with nothing prepared, on another machine that finds it in the shared cache, warm, and resumed. Then what a GPU would
@@ -63,8 +63,8 @@ def generate(folder: Path, megabytes: float, files: int = 4) -> int:
 
 
 def tokenizer():
-    from gpuml.config import Config
-    from gpuml.model import load_tokenizer, locate
+    from gpuml.base.config import Config
+    from gpuml.training.model import load_tokenizer, locate
 
     return load_tokenizer(locate(Config(data={"train": "x"}, model={"name": MODEL})))
 
@@ -78,8 +78,8 @@ def digest(parts) -> str:
 
 
 def ours(folder: str, cache: str) -> dict:
-    from gpuml.config import Config
-    from gpuml.dataset import cores, read
+    from gpuml.base.config import Config
+    from gpuml.data.dataset import cores, read
 
     tok = tokenizer()
     config = Config(data={"train": folder, "validation_fraction": 1e-9, "cache": cache})
@@ -122,7 +122,7 @@ def batches() -> None:
     from datasets import Dataset
     from transformers import DataCollatorWithPadding
 
-    from gpuml import dataset
+    from gpuml.data import dataset
 
     rng, tok = np.random.default_rng(0), tokenizer()
     lengths = np.minimum(rng.lognormal(4, 0.7, 50_000).astype(np.int64) + 2, LENGTH)
@@ -184,10 +184,10 @@ def trained(train: str, home: str, cache: str, shared: str | None, updates: int,
     import sklearn.metrics  # noqa: F401  the clock starts when everything is imported
     from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments  # noqa: F401
 
-    from gpuml import dataset
-    from gpuml import train as training
-    from gpuml.config import Config, Preempted
-    from gpuml.tracking import local_store
+    from gpuml.base.config import Config, Preempted
+    from gpuml.data import dataset
+    from gpuml.training import fit as training
+    from gpuml.training.tracking import local_store
 
     data = {"train": train, "cache": cache, "shared_cache": shared, "max_length": LENGTH}
     config = Config(data=data, model={"name": MODEL}, train={"batch_size": 32}, tracking={"uri": "http://127.0.0.1:9"})
@@ -236,9 +236,9 @@ def trained(train: str, home: str, cache: str, shared: str | None, updates: int,
 
 def delivered(train: str, cache: str) -> dict:
     "Examples a CPU second that planned updates are padded at, with micro-batches as for a GPU"
-    from gpuml import dataset
-    from gpuml.config import Config
-    from gpuml.train import GPU
+    from gpuml.base.config import Config
+    from gpuml.data import dataset
+    from gpuml.training.fit import GPU
 
     data = dataset.read(Config(data={"train": train, "cache": cache}), tokenizer(), LENGTH)
     plan, count, cpu = dataset.plan(data.train.tokens.lengths, 32, 0, 0, *GPU), 0, time.process_time()
@@ -258,7 +258,7 @@ def say(what: str, found: dict) -> None:
 
 
 def waiting(megabytes: int, updates: int) -> None:
-    from gpuml.storage import Storage
+    from gpuml.base.storage import Storage
     from tests import s3
     from tests.faults import Proxy
 
@@ -303,8 +303,8 @@ def waiting(megabytes: int, updates: int) -> None:
 FIRST = """
 import json, os, sys, time, psutil
 begun, marks, order = psutil.Process().create_time(), {}, sys.argv[1]
-from gpuml.config import Config
-from gpuml.train import fit
+from gpuml.base.config import Config
+from gpuml.training.fit import fit
 
 def mark(name):
     marks.setdefault(name, (time.time() - begun, time.process_time()))
@@ -326,7 +326,7 @@ fit(Config(data=data, model={"name": "MODEL"}, train={"epochs": 1}, tracking={"u
 IMPORTS = """
 import json, time, psutil
 begun = psutil.Process().create_time()
-import mlflow, s3fs, torch, transformers, gpuml.train
+import mlflow, s3fs, torch, transformers, gpuml.training.fit
 from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 print(json.dumps((time.time() - begun, time.process_time())))
 """
@@ -343,7 +343,7 @@ def in_folder(folder: str, code: str, *arguments: str) -> dict:
 
 
 def first_update(sizes: list[int]) -> None:
-    from gpuml.storage import Storage
+    from gpuml.base.storage import Storage
     from tests import s3
 
     tries = [(size, "early") for size in sizes] + [(sizes[0], "global")]
@@ -399,7 +399,7 @@ def generate_wide(folder: Path, megabytes: float, files: int = 8) -> int:
 
 
 def large(gigabytes: float, wide: bool) -> None:
-    from gpuml import dataset
+    from gpuml.data import dataset
 
     make, found = generate_wide if wide else generate, {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("GPUML_BENCHMARK_FOLDER")) as place:

@@ -60,7 +60,7 @@ def on_screen() -> tuple[float, str]:
 
 def while_training() -> dict[str, float]:
     "What the panel sends while it trains, and what drawing that costs here"
-    from gpuml import widgets
+    from gpuml.ui import widgets
 
     panel, sent, seconds, draw = widgets.panel(), [], [], widgets.training_html
 
@@ -91,9 +91,9 @@ def while_training() -> dict[str, float]:
 
 def in_training() -> tuple[float, float]:
     "Share of the training time that keeping the progress takes, and milliseconds each time"
-    from gpuml.config import load
-    from gpuml.train import fit
-    from gpuml.widgets import FileView
+    from gpuml.base.config import load
+    from gpuml.training.fit import fit
+    from gpuml.ui.widgets import FileView
 
     view, spent = FileView(Path("progress.json").absolute()), []
 
@@ -109,10 +109,10 @@ def in_training() -> tuple[float, float]:
 
 def many_jobs(count: int = 500) -> float:
     "Seconds until the tab shows so many jobs"
-    from gpuml import widgets
-    from gpuml.cluster import jobs_folder
-    from gpuml.config import load
-    from gpuml.job import Source, manifest
+    from gpuml.base.config import load
+    from gpuml.cluster.job import Source, manifest
+    from gpuml.cluster.jobs import jobs_folder
+    from gpuml.ui import widgets
 
     config = load("dev")
     for i in range(count):
@@ -143,7 +143,7 @@ def opened_and_closed(times: int = 100) -> tuple[int, int, float]:
     import psutil
     from ipywidgets.widgets.widget import _instances
 
-    from gpuml import widgets
+    from gpuml.ui import widgets
 
     def once():
         panel = widgets.panel()

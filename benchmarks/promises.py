@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import pytest  # noqa: E402
 
-from gpuml.config import DataError  # noqa: E402
+from gpuml.base.config import DataError  # noqa: E402
 from tests import s3  # noqa: E402
 from tests.conftest import CONFIG, OFFLINE, rows  # noqa: E402
 from tests.faults import Fault, Proxy  # noqa: E402
@@ -123,12 +123,12 @@ class Bench:
 
     def done(self, folder: Path) -> bool:
         "Whether nothing is left to do"
-        from gpuml.train import _is_done
+        from gpuml.training.fit import _is_done
 
         return any(map(_is_done, self.begun(folder)))
 
     def outcome(self, folder: Path) -> str:
-        from gpuml.train import load_run
+        from gpuml.training.fit import load_run
 
         return result(load_run(self.begun(folder)[0]))
 
@@ -153,7 +153,7 @@ class Bench:
 
     def wrong_steps(self, folder: Path) -> str:
         "What is wrong where not each step is in MLflow exactly once; `gpuml sync` may have to tell it first"
-        from gpuml import tracking
+        from gpuml.training import tracking
 
         for place in self.begun(folder):
             for behind in tracking.behind(place.parent):
@@ -224,7 +224,7 @@ class OnS3(Bench):
     "Projects whose data and output are on S3, behind a proxy"
 
     def __init__(self, home: Path, model: str, server: Server, rng: random.Random):
-        from gpuml.storage import Storage
+        from gpuml.base.storage import Storage
 
         self.storage, self.server, self.proxy, self.rng, self.machines = Storage(), server, server.proxy, rng, {}
         self.storage.put_bytes(DATA.encode(), "s3://datasets/a.csv")
@@ -275,7 +275,7 @@ class OnS3(Bench):
 
     def outcome(self, folder: Path) -> str:
         "What is on S3, as a machine loads it that has nothing of the run"
-        from gpuml.train import load_run
+        from gpuml.training.fit import load_run
 
         shutil.rmtree(self.home / ".cache", ignore_errors=True)
         (url,) = self.stored(folder, "certificate.json")
@@ -322,8 +322,8 @@ def train_here(
         socket.gethostname = lambda: machine
     if at is not None or count is not None:
         watch_writes(folder, at, count)
-    from gpuml.config import Preempted, load
-    from gpuml.train import fit
+    from gpuml.base.config import Preempted, load
+    from gpuml.training.fit import fit
 
     try:
         config = load("dev", [*OVERRIDES, *more])
@@ -442,7 +442,7 @@ def damage(bench: Bench, tally: Tally, rng: random.Random, times: int) -> None:
 
 def outage(bench: Bench) -> None:
     "Seconds of training with an MLflow server and without, one after the other"
-    from gpuml.train import load_run
+    from gpuml.training.fit import load_run
     from tests.test_outage import Server
 
     (bench.home / "server").mkdir()
@@ -495,8 +495,8 @@ def data(tally: Tally, rng: random.Random, home: Path, times: int = 1000) -> Non
 
 def read_here(home: Path, raw: bytes) -> Exception | int:
     "How many rows a file of these bytes has, or what is said of it"
-    from gpuml.config import Config
-    from gpuml.dataset import read
+    from gpuml.base.config import Config
+    from gpuml.data.dataset import read
 
     (home / "data").mkdir(exist_ok=True)
     (home / "data" / "a.csv").write_bytes(raw)

@@ -68,9 +68,10 @@ def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
     from train import make_trainer
     from transformers import TrainerCallback, set_seed
 
-    from gpuml import dataset, model
-    from gpuml.config import load
-    from gpuml.train import keeping_memory, logits_of
+    from gpuml.base.config import load
+    from gpuml.data import dataset
+    from gpuml.training import model
+    from gpuml.training.fit import keeping_memory, logits_of
 
     parts, found, clock = fetch(), [], {}
     labels = sorted({label for _, label in parts["train"]})
@@ -138,11 +139,11 @@ def main() -> None:
     print(f"R8: {len(parts['train']):,} training and {len(parts['test']):,} test documents")
     print(f"TF-IDF and linear SVM  test accuracy {baseline(parts['train'], parts['test']):.4f}", flush=True)
     started = time.monotonic()
-    command = [sys.executable, "-m", "gpuml.cli", "train", str(HERE / "reuters.yaml"), *sys.argv[1:]]
+    command = [sys.executable, "-m", "gpuml.ui.cli", "train", str(HERE / "reuters.yaml"), *sys.argv[1:]]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.monotonic() - started
     print(done.stdout)
-    from gpuml.train import load_run
+    from gpuml.training.fit import load_run
 
     run = load_run(re.search(r"^model +(.+)/model$", done.stdout, re.MULTILINE)[1])
     texts, labels = zip(*parts["test"], strict=True)

@@ -65,9 +65,10 @@ def command(arguments: list[str]) -> float:
 
 def views() -> None:
     "The share of training time that recording, drawing and logging take: on the training thread, and on the log's"
-    from gpuml import tracking, train
-    from gpuml.config import load
-    from gpuml.widgets import progress_html
+    from gpuml.base.config import load
+    from gpuml.training import fit as train
+    from gpuml.training import tracking
+    from gpuml.ui.widgets import progress_html
 
     spent = defaultdict(float)
 
@@ -106,8 +107,8 @@ def views() -> None:
 
 def cost_of_one_update() -> None:
     "What recording one update costs on the training thread, in microseconds, view included"
-    from gpuml.train import _Reporter
-    from gpuml.widgets import progress_html
+    from gpuml.training.fit import _Reporter
+    from gpuml.ui.widgets import progress_html
 
     reporter = _Reporter(lambda p: progress_html(p))
     reporter.now("training", steps=20000)
@@ -131,7 +132,7 @@ def run(repeats: int) -> None:
             lines = ['config = "dev"'] + [f"x = {i}" for i in range(count - 1)]
             (place / "script.py").write_text("\n".join(lines))
             write_notebook(place / "n.ipynb", lines)
-            jobs = {"gpuml run": ["-m", "gpuml.cli", "run", folder, "--run", "r"], "python": [f"{folder}/script.py"]}
+            jobs = {"gpuml run": ["-m", "gpuml.ui.cli", "run", folder, "--run", "r"], "python": [f"{folder}/script.py"]}
             jobs["papermill"] = ["-m", "papermill", f"{folder}/n.ipynb", f"{folder}/out.ipynb", "-p", "config", "prod"]
             for name, arguments in jobs.items():
                 took[name, count] = statistics.median(command(arguments) for _ in range(repeats))
@@ -165,7 +166,7 @@ def main() -> None:
     print(f"eager over lazy: {medians['peer: eager imports'] / medians['%load_ext gpuml']:.0f}x")
     empty = statistics.median(command(["-c", ""]) for _ in range(repeats))
     for name, arguments in COMMANDS.items():
-        took = statistics.median(command(["-m", "gpuml.cli", *arguments]) for _ in range(repeats))
+        took = statistics.median(command(["-m", "gpuml.ui.cli", *arguments]) for _ in range(repeats))
         print(f"{name:<34} {took:7.0f} ms   of which Python itself {empty:.0f}", flush=True)
     run(max(3, repeats // 4))
     cost_of_one_update()

@@ -24,8 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
 
-from gpuml import bundle, cluster, notebook  # noqa: E402
-from gpuml.submission import prepare  # noqa: E402
+from gpuml.cluster import jobs as cluster  # noqa: E402
+from gpuml.cluster.submission import prepare  # noqa: E402
+from gpuml.jobs import bundle, notebook
 from tests import s3  # noqa: E402
 from tests.cluster.cluster import Cluster  # noqa: E402
 from tests.cluster.plane import Plane  # noqa: E402
@@ -101,7 +102,7 @@ def running(folder: Path, given: argparse.Namespace, cells: int = 40) -> None:
 
     script = seconds(lambda i: run(sys.executable, "a.py"), given.repeats)
     as_job = seconds(
-        lambda i: run(sys.executable, "-m", "gpuml.cli", "run", str(folder), "--run", f"r{i}"), given.repeats
+        lambda i: run(sys.executable, "-m", "gpuml.ui.cli", "run", str(folder), "--run", f"r{i}"), given.repeats
     )
     show("python script.py", script)
     show(

@@ -87,8 +87,8 @@ def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], s
         disable_tqdm=True, use_cpu=not gpu, seed=seed, **arguments,
     )  # fmt: skip
     if name == "gpuml":
-        from gpuml.dataset import Global
-        from gpuml.train import _Updates, trainer_class
+        from gpuml.data.dataset import Global
+        from gpuml.training.fit import _Updates, trainer_class
 
         trainer = trainer_class()(
             classifier,
@@ -131,9 +131,10 @@ def arm(name: str, kind: str, count: int, model_name: str) -> dict:
     "Train one epoch; seconds, real tokens, the share of the peak"
     from transformers import set_seed
 
-    from gpuml import dataset, model
-    from gpuml.config import load
-    from gpuml.train import keeping_memory
+    from gpuml.base.config import load
+    from gpuml.data import dataset
+    from gpuml.training import model
+    from gpuml.training.fit import keeping_memory
 
     texts, classes, labels = texts_of(kind, count)
     folder = model.locate(load(HERE / "reuters.yaml", [f"model.name={model_name}"]))

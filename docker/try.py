@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from gpuml.bundle import pack
-from gpuml.cli import main
-from gpuml.config import load
-from gpuml.model import OFFLINE
+from gpuml.jobs.bundle import pack
+from gpuml.ui.cli import main
+from gpuml.base.config import load
+from gpuml.training.model import OFFLINE
 
 project = Path("/work/project")
 main(["init", str(project)])

@@ -5,21 +5,21 @@ __version__ = "0.1.0"
 
 def load_ipython_extension(shell):
     "Register the magics; everything heavy waits for its first use"
-    from gpuml.magics import load
+    from gpuml.ui.magics import load
 
     load(shell)
 
 
 def unload_ipython_extension(shell):
     "Take the magics and their completion away again"
-    from gpuml.magics import unload
+    from gpuml.ui.magics import unload
 
     unload(shell)
 
 
 def panel(notebook=None):
     "Train, submit, follow jobs and compare runs by mouse; `%gpuml` in a notebook"
-    from gpuml.magics import panel
+    from gpuml.ui.magics import panel
 
     return panel(notebook)
 
@@ -36,7 +36,7 @@ def command():
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else it is ignored, as in the background of a script
         signal.signal(signal.SIGINT, stop)
-    from gpuml.cli import main
+    from gpuml.ui.cli import main
 
     signal.signal(signal.SIGINT, before)
     return main()

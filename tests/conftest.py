@@ -24,7 +24,7 @@ def free_port() -> int:
 
 def gpuml(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProcess:
     "The command, in a process of its own"
-    command = [sys.executable, "-m", "gpuml.cli", *arguments]
+    command = [sys.executable, "-m", "gpuml.ui.cli", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **more)
 
 
@@ -74,8 +74,8 @@ def project(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory) -> Path:
     "An empty MLflow store: making one takes seconds, copying it nothing"
-    from gpuml.config import Config
-    from gpuml.tracking import local_store
+    from gpuml.base.config import Config
+    from gpuml.training.tracking import local_store
 
     folder = tmp_path_factory.mktemp("mlflow")
     config = Config(data={"train": "a.csv"})

@@ -65,8 +65,8 @@ def start(folder: Path) -> tuple[subprocess.Popen, str]:
 
 def _ready(endpoint: str, process: subprocess.Popen, log: Path) -> None:
     "Wait until it answers and has its buckets"
-    from gpuml.config import GpumlError
-    from gpuml.storage import Storage
+    from gpuml.base.config import GpumlError
+    from gpuml.base.storage import Storage
 
     for _ in range(120):
         if process.poll() is not None:

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from gpuml import cluster as c
-from gpuml import train
-from gpuml.config import ConfigError, GpumlError, Preempted, load
-from gpuml.submission import prepare, submit
-from gpuml.train import fit
+from gpuml.base.config import ConfigError, GpumlError, Preempted, load
+from gpuml.cluster import jobs as c
+from gpuml.cluster.submission import prepare, submit
+from gpuml.training import fit as train
+from gpuml.training.fit import fit
 from tests.conftest import ROOT, gpuml
 from tests.test_interrupt import OVERRIDES, stop_at, store, tiny  # noqa: F401
 

@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from gpuml import cluster
-from gpuml.config import ClusterError
+from gpuml.base.config import ClusterError
+from gpuml.cluster import jobs as cluster
 
 LOGIN = b"<!DOCTYPE html><html><head><title>Sign in &middot; Example</title></head><body>Please log in</body></html>"
 KUBECONFIG = """\

@@ -7,10 +7,10 @@ import tarfile
 
 import pytest
 
-from gpuml import bundle
-from gpuml.bundle import pack, put, unpack
-from gpuml.config import DataError, NotebookError, load
-from gpuml.storage import Storage
+from gpuml.base.config import DataError, NotebookError, load
+from gpuml.base.storage import Storage
+from gpuml.jobs import bundle
+from gpuml.jobs.bundle import pack, put, unpack
 
 
 def write(folder, files):

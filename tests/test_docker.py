@@ -172,7 +172,7 @@ def test_the_builder_gets_what_is_copied_and_no_more():
         "outputs/dev/x",
         "mlflow.db",
         "data/own.csv",
-        "nbs/06_train.ipynb",
+        "nbs/training/80_fit.ipynb",
     ):
         assert left_out.match_file(name), name
 

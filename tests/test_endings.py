@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from gpuml.notebook import execute
+from gpuml.jobs.notebook import execute
 from tests.test_run import PARAMETERS, executed, write_notebook
 
 TAGGED = "raises-exception"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpuml.cli import main
-from gpuml.config import DataError, GpumlError, TrainError, load
-from gpuml.model import load_classifier, load_tokenizer, save
-from gpuml.train import Run, fit, load_run
+from gpuml.base.config import DataError, GpumlError, TrainError, load
+from gpuml.training.fit import Run, fit, load_run
+from gpuml.training.model import load_classifier, load_tokenizer, save
+from gpuml.ui.cli import main
 from tests.conftest import runs_in
 from tests.test_interrupt import OVERRIDES, result, store, tiny, undisturbed  # noqa: F401
 from tests.test_predict import CACHE, run, trained, write_csv  # noqa: F401

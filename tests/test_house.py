@@ -13,7 +13,9 @@ import pytest
 
 from tests.conftest import ROOT, gpuml
 
-MODULES = {re.sub(r"^\d+[a-z]?_", "", p.stem): p for p in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))}
+WINGS = ["base", "data", "training", "jobs", "cluster", "ui"]
+PAGES = [p for wing in WINGS for p in sorted((ROOT / "nbs" / wing).glob("*.ipynb"))]
+MODULES = {f"{p.parent.name}.{re.sub(r'^[0-9]+_', '', p.stem)}": p for p in PAGES}
 HEAVY = {
     "torch",
     "transformers",
@@ -32,23 +34,37 @@ HEAVY = {
 
 
 def imports(module):
-    "Names of the gpuml modules that a module imports, at the top or inside functions"
-    tree = ast.parse((ROOT / "gpuml" / f"{module}.py").read_text())
-    for node in ast.walk(tree):
+    "Names of the gpuml modules that a module imports, at the top or inside functions: `wing.room`"
+    file = ROOT / "gpuml" / f"{module.replace('.', '/')}.py"
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            yield from [node.module] if node.module else (a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module.startswith("gpuml."):
-            yield node.module.split(".")[1]
-        elif isinstance(node, ast.ImportFrom) and node.module == "gpuml":
-            yield from (a.name for a in node.names)
+            home = ["gpuml", *module.split(".")][: -node.level]
+            parent = ".".join([*home, *filter(None, [node.module])])
+            names = [f"{parent}.{a.name}" for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parent, names = node.module, [f"{node.module}.{a.name}" for a in node.names]
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("gpuml."))
+            parent, names = None, [a.name for a in node.names]
+        else:
+            continue
+        for name in filter(None, [parent, *names]):
+            if (room := name.removeprefix("gpuml.")) in MODULES and name.startswith("gpuml."):
+                yield room
+        if parent == "gpuml":
+            assert all(a.name in ("__version__", "train") for a in node.names), f"{module}:{node.lineno}"
+
+
+def test_every_module_has_a_page_in_its_wing():
+    modules = {".".join(p.relative_to(ROOT / "gpuml").with_suffix("").parts) for p in (ROOT / "gpuml").rglob("*.py")}
+    assert modules - set(MODULES) == {"__init__", "_modidx", "train", *(f"{wing}.__init__" for wing in WINGS)}
+    assert {p.name for p in (ROOT / "nbs").iterdir()} - {".ipynb_checkpoints"} >= {*WINGS, "index.ipynb", "train.ipynb"}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_modules_import_only_smaller_numbers(module):
+def test_modules_import_only_to_the_left_and_smaller_numbers(module):
+    "base < data < training < jobs < cluster < ui, and in a wing the pages' numbers"
     order = list(MODULES)
-    for other in set(imports(module)) - {"__version__"}:
+    for other in imports(module):
         assert order.index(other) < order.index(module), f"{module} imports {other}"
 
 
@@ -107,7 +123,7 @@ def test_shipped_configs_are_valid_by_the_schema():
 
 
 def test_prod_is_as_designed():
-    from gpuml.config import load
+    from gpuml.base.config import load
 
     prod = load("prod", start=ROOT)
     assert (prod.data.train, prod.tracking.uri, prod.output) == (
@@ -126,7 +142,7 @@ def test_dependencies_have_floors_and_constraints():
 
 def test_wheel_lays_down_a_project(tmp_path):
     "The wheel carries what `gpuml init` copies"
-    from gpuml.cli import project_files
+    from gpuml.ui.cli import project_files
 
     subprocess.run([sys.executable, "-m", "uv", "build", "-q", "--wheel", "-o", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -156,7 +172,7 @@ def test_parameters_tag_survives_cleaning(tmp_path):
 def test_one_place_writes_csv_and_internal_patterns_begin_behind_a_folder():
     "A bare `\\r` needs quotes that Python's writer gives from 3.11.9 on only; a folder's name is no pattern"
     for module in MODULES:
-        text = (ROOT / "gpuml" / f"{module}.py").read_text()
-        assert text.count("csv.writer(") + text.count("csv.DictWriter(") == (module == "storage"), module
+        text = (ROOT / "gpuml" / f"{module.replace('.', '/')}.py").read_text()
+        assert text.count("csv.writer(") + text.count("csv.DictWriter(") == (module == "base.storage"), module
         assert not re.search(r"storage\.find\(f\"[^\"]*[*?]|\)\.find\(f\"[^\"]*[*?]", text), module
         assert "sqlite:///{" not in text.replace('return f"sqlite:///{str(path)', ""), module

@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from gpuml import magics
-from gpuml.config import ClusterError, ConfigError
-from gpuml.idle import Holder, Limits, _gpus, decide, limits, query
-from gpuml.state import IdleMark, Seen, explain
+from gpuml.base.config import ClusterError, ConfigError
+from gpuml.cluster.idle import Holder, Limits, _gpus, decide, limits, query
+from gpuml.cluster.state import IdleMark, Seen, explain
+from gpuml.ui import magics
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.config import ConfigError, Preempted, load
-from gpuml.train import fit, load_run
+from gpuml.base.config import ConfigError, Preempted, load
+from gpuml.training.fit import fit, load_run
 from tests.conftest import OFFLINE, gpuml, runs_in
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["gpuml.train", "torch", "transformers.trainer", "mlflow", "sklearn.metrics", "tests.conftest"]
+    ["gpuml.training.fit", "torch", "transformers.trainer", "mlflow", "sklearn.metrics", "tests.conftest"]
 )
 OVERRIDES = ["train.epochs=3", "train.checkpoint_updates=2"]  # 9 updates
 
@@ -37,7 +37,7 @@ def make_tiny(folder):
     "A BERT of two small layers with random weights: what is tested here does not depend on the model"
     from transformers import BertConfig, BertForSequenceClassification, set_seed
 
-    from gpuml import model
+    from gpuml.training import model
 
     tokenizer = model.load_tokenizer(model._in_package(OFFLINE))
     set_seed(0)
@@ -288,7 +288,7 @@ def test_command_ends_with_75_and_resumes(store):
     import subprocess
     import sys
 
-    command = [sys.executable, "-m", "gpuml.cli", "train", "dev", *OVERRIDES, "train.epochs=300"]
+    command = [sys.executable, "-m", "gpuml.ui.cli", "train", "dev", *OVERRIDES, "train.epochs=300"]
     process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if "training" in line:
@@ -309,7 +309,7 @@ def test_sigterm_while_importing(store):
     import sys
 
     for delay in (0.5, 1.5, 3.0):
-        command = [sys.executable, "-m", "gpuml.cli", "train", "dev"]
+        command = [sys.executable, "-m", "gpuml.ui.cli", "train", "dev"]
         process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)

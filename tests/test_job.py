@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.config import load
-from gpuml.job import AGAIN, FINAL, Source, manifest, run_id, verdict, yaml
+from gpuml.base.config import load
+from gpuml.cluster.job import AGAIN, FINAL, Source, manifest, run_id, verdict, yaml
 from tests.conftest import ROOT
 
 GOLDEN = Path(__file__).parent / "golden" / "job.yaml"

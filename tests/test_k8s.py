@@ -15,8 +15,8 @@ import pytest
 import requests
 from ruamel.yaml import YAML
 
-from gpuml.config import load
-from gpuml.job import Source, manifest, run_id, yaml
+from gpuml.base.config import load
+from gpuml.cluster.job import Source, manifest, run_id, yaml
 from tests.conftest import ROOT, free_port
 from tests.manifests import (
     OVERLAYS,

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from gpuml.config import DataError
-from gpuml.dataset import read
-from gpuml.labels import alike, look_of, natural
+from gpuml.base.config import DataError
+from gpuml.data.dataset import read
+from gpuml.data.labels import alike, look_of, natural
 from tests.test_dataset import config_in, write
 
 NUMBERS = ["1", "01", "2", "002", "7", "007"]

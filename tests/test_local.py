@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from gpuml import cluster as c
-from gpuml.config import GpumlError, load
-from gpuml.submission import submit
+from gpuml.base.config import GpumlError, load
+from gpuml.cluster import jobs as c
+from gpuml.cluster.submission import submit
 from tests.conftest import ROOT, gpuml, runs_in
 
 
@@ -122,7 +122,7 @@ def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
     until(lambda: "update" in job.status.progress)
     follow = ["submit", "dev", "train.epochs=300", "--local", "--wait"], ["logs", job.run_id, "--follow"]
     for words in (*follow, ["wait", job.run_id]):
-        command = [sys.executable, "-u", "-m", "gpuml.cli", *words]
+        command = [sys.executable, "-u", "-m", "gpuml.ui.cli", *words]
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         process.stdout.readline()
         time.sleep(1.5)
@@ -138,7 +138,7 @@ def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
 def test_a_reader_that_leaves(shipped, project):
     "`gpuml submit … | head -1`: no traceback, and the job is made"
     for words in (["--dry-run"], []):
-        command = [sys.executable, "-m", "gpuml.cli", "submit", "dev", "train.epochs=90", "--local", *words]
+        command = [sys.executable, "-m", "gpuml.ui.cli", "submit", "dev", "train.epochs=90", "--local", *words]
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.stdout.close()
         said = process.stderr.read().decode()
@@ -149,8 +149,8 @@ def test_a_reader_that_leaves(shipped, project):
 def test_it_outlives_who_started_it(shipped, project):
     code = """
 import os
-from gpuml.submission import submit
-from gpuml.config import load
+from gpuml.cluster.submission import submit
+from gpuml.base.config import load
 print(submit(load("dev", ["train.epochs=1"]), "nbs/train.ipynb", local=True).run_id, flush=True)
 os.kill(os.getpid(), 9)
 """

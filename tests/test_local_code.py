@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.bundle import pack
-from gpuml.config import GpumlError, NotebookError, load
-from gpuml.resolve import lacking
-from gpuml.submission import check_code, prepare, send, submit
+from gpuml.base.config import GpumlError, NotebookError, load
+from gpuml.cluster.submission import check_code, prepare, send, submit
+from gpuml.jobs.bundle import pack
+from gpuml.jobs.resolve import lacking
 
 
 def notebook(*sources):

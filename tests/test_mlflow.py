@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from gpuml.config import load
-from gpuml.train import fit
+from gpuml.base.config import load
+from gpuml.training.fit import fit
 from tests.conftest import ROOT
 from tests.manifests import find, mlflow_server, pod_of, prepared, render, started_as
 from tests.postgres import find_programs, postgres
@@ -107,7 +107,7 @@ def test_a_training_is_tracked_and_stays(project, team, database, here, s3, tmp_
         assert answer[0]["label"] == run.predict(["parcel late"]).labels[0]
         kept = mlflow.artifacts.load_text(f"runs:/{first['run']['info']['run_id']}/certificate.json")
         assert kept == (run.folder / "certificate.json").read_text()
-    from gpuml.storage import Storage
+    from gpuml.base.storage import Storage
 
     assert Storage(s3.endpoint).find("s3://mlflow/team/*/*/artifacts/certificate.json")
 

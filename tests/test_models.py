@@ -7,11 +7,11 @@ import stat
 import pytest
 import torch
 
-from gpuml import model
-from gpuml.config import ModelError
-from gpuml.folder import case_note, check_fit
-from gpuml.head import class_tensors
-from gpuml.model import load_classifier
+from gpuml.base.config import ModelError
+from gpuml.training import model
+from gpuml.training.folder import case_note, check_fit
+from gpuml.training.head import class_tensors
+from gpuml.training.model import load_classifier
 from tests.models import ARCHITECTURES, config_of, folder_of, model_of, tokenizer_of
 
 # ---- what lies in a folder
@@ -131,7 +131,7 @@ def test_a_saved_model_can_be_read_by_others(tmp_path):
     "Every file has the mode that the umask gives, model.safetensors and a checkpoint's tensors as well"
     import torch
 
-    from gpuml import checkpoint
+    from gpuml.training import checkpoint
 
     before = os.umask(0o027)
     try:

@@ -21,10 +21,10 @@ import requests
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
-from gpuml.bundle import pack, put
-from gpuml.config import load
-from gpuml.notebook import Log, Metrics, served
-from gpuml.storage import Storage
+from gpuml.base.config import load
+from gpuml.base.storage import Storage
+from gpuml.jobs.bundle import pack, put
+from gpuml.jobs.notebook import Log, Metrics, served
 from tests.conftest import CONFIG, OFFLINE, ROOT, free_port, rows
 from tests.monitoring import picture, scenario
 from tests.prometheus import OPENMETRICS, RULES, TEXT, Prometheus, exporter, needs_prometheus
@@ -55,7 +55,7 @@ def job(tmp_path_factory, mlflow_template):
         f"tracking.uri=sqlite:///{project / 'mlflow.db'}",
     ]
     address = put(pack(load("dev", made, start=project), notebook), str(home / "outputs"), Storage())
-    command = [sys.executable, "-m", "gpuml.cli", "run", address, "--run", "dev-1"]
+    command = [sys.executable, "-m", "gpuml.ui.cli", "run", address, "--run", "dev-1"]
     environment = {**os.environ, "GPUML_METRICS_PORT": str(port)}
     process = subprocess.Popen(
         command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

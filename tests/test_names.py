@@ -4,9 +4,9 @@ import csv
 
 import mlflow
 
-from gpuml.config import load
-from gpuml.tracking import _client, local_store
-from gpuml.train import fit, load_run
+from gpuml.base.config import load
+from gpuml.training.fit import fit, load_run
+from gpuml.training.tracking import _client, local_store
 from tests.conftest import CONFIG, free_port, rows
 from tests.test_interrupt import tiny  # noqa: F401
 

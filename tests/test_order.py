@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpuml import dataset
-from gpuml.config import ConfigError, DataError, OutputError, Preempted, load
-from gpuml.model import load_classifier, locate
-from gpuml.storage import Storage
-from gpuml.train import fit
+from gpuml.base.config import ConfigError, DataError, OutputError, Preempted, load
+from gpuml.base.storage import Storage
+from gpuml.data import dataset
+from gpuml.training.fit import fit
+from gpuml.training.model import load_classifier, locate
 from tests.conftest import rows
 from tests.faults import SLOW_DOWN, Proxy
 from tests.test_interrupt import CONTEXT, recorded, result, stop_at, store, tiny  # noqa: F401
@@ -96,7 +96,7 @@ def test_windows_have_every_byte_once(seed, scatter, small):
 
 
 def tokenizer_of(project):
-    from gpuml.model import load_tokenizer, locate
+    from gpuml.training.model import load_tokenizer, locate
 
     return load_tokenizer(locate(load("dev")))
 

@@ -10,8 +10,8 @@ import time
 import pytest
 import requests
 
-from gpuml.config import load
-from gpuml.train import fit
+from gpuml.base.config import load
+from gpuml.training.fit import fit
 from tests.conftest import free_port, gpuml
 
 HOST = "127.0.0.2"  # this machine, but not by a name that gpuml takes for a server that nobody started
@@ -143,7 +143,7 @@ def test_ui_shows_the_projects_runs(project, store):
     "`gpuml ui` serves the local store, says where, and ends with its servers when it is stopped"
     run = fit(load("dev", ["train.epochs=1"]))
     port = free_port()
-    command = [sys.executable, "-m", "gpuml.cli", "ui", "--no-browser", "--port", str(port)]
+    command = [sys.executable, "-m", "gpuml.ui.cli", "ui", "--no-browser", "--port", str(port)]
     with open(project / "ui.log", "w") as log:
         process = subprocess.Popen(command, cwd=project, stdout=log, stderr=log, start_new_session=True)
     api = f"http://127.0.0.1:{port}/api/2.0/mlflow"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpuml import model
+from gpuml.training import model
 
 SIZES = dict(vocab_size=99, pad_token_id=0, num_labels=3)
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)

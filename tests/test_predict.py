@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuml.cli import main
-from gpuml.config import DataError, OutputError, Preempted, load
-from gpuml.storage import Storage
-from gpuml.train import TOGETHER, Run, fit
+from gpuml.base.config import DataError, OutputError, Preempted, load
+from gpuml.base.storage import Storage
+from gpuml.training.fit import TOGETHER, Run, fit
+from gpuml.ui.cli import main
 from tests.conftest import CONFIG, WORDS, free_port, rows
 from tests.s3 import READER, READER_SECRET, keys_in_environment
 from tests.test_interrupt import CONTEXT, tiny  # noqa: F401

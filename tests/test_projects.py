@@ -8,10 +8,10 @@ import sys
 import psutil
 import pytest
 
-from gpuml import cluster as c
-from gpuml import job
-from gpuml.config import ClusterError, load
-from gpuml.storage import write_json
+from gpuml.base.config import ClusterError, load
+from gpuml.base.storage import write_json
+from gpuml.cluster import job
+from gpuml.cluster import jobs as c
 from tests.conftest import CONFIG, OFFLINE, gpuml
 
 

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from gpuml.cli import main
-from gpuml.config import ConfigError
+from gpuml.base.config import ConfigError
+from gpuml.ui.cli import main
 from tests.conftest import ROOT, free_port, rows
 
 GOOD = "text,label\n" + "".join(f"{t},{label}\n" for t, label in rows())
@@ -330,7 +330,7 @@ SUBMISSIONS = {
 @pytest.mark.parametrize("name", SUBMISSIONS)
 def test_submission_without_a_cluster(name, project, capsys, monkeypatch):
     "One finding among the others: what can be checked without a cluster is"
-    from gpuml import cluster
+    from gpuml.cluster import jobs as cluster
 
     server, options, message = SUBMISSIONS[name]
     port, kubeconfig = free_port(), project / "kubeconfig"
@@ -371,15 +371,15 @@ def test_magic_without_a_cluster(project, monkeypatch):
 
 
 def test_good_project_is_not_refused(project):
-    from gpuml.config import load
-    from gpuml.dataset import read
+    from gpuml.base.config import load
+    from gpuml.data.dataset import read
 
     assert len(read(load("dev")).train) == 20
 
 
 def test_every_mutated_key_is_refused(project, capsys):
     "Every key of the config, misspelt, is refused, and the right one is named"
-    from gpuml.config import ConfigError, fields, load
+    from gpuml.base.config import ConfigError, fields, load
 
     for key in fields():
         wrong = key[:-1] if key[:-1] not in fields() else f"{key}s"  # labels, misspelt, may be label
@@ -390,7 +390,7 @@ def test_every_mutated_key_is_refused(project, capsys):
 
 def test_every_wrong_type_is_refused(project):
     "A section where a value belongs, at every key, with the line it stands on"
-    from gpuml.config import ConfigError, fields, load
+    from gpuml.base.config import ConfigError, fields, load
 
     for key in fields():
         section, _, name = key.rpartition(".")

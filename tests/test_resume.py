@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.config import Config, ConfigError, Preempted, load, parse_words
-from gpuml.resume import continue_run
-from gpuml.train import fit, load_run
+from gpuml.base.config import Config, ConfigError, Preempted, load, parse_words
+from gpuml.training.fit import fit, load_run
+from gpuml.training.resume import continue_run
 from tests.conftest import runs_in
 from tests.test_interrupt import OVERRIDES, result, stop_at, store, tiny  # noqa: F401
 
@@ -137,7 +137,7 @@ def test_a_run_without_its_checkpoint_stays_whole(store):  # noqa: F811
 
 
 def test_words_are_read_once():
-    from gpuml.magics import _take_place
+    from gpuml.ui.magics import _take_place
 
     run = "dev-20261103-093000-beef"
     lines = {

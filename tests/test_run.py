@@ -18,13 +18,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpuml import notebook, train
-from gpuml.bundle import pack, put
-from gpuml.config import ConfigError, NotebookError, Preempted, load
-from gpuml.notebook import execute, find, imports, problems
-from gpuml.storage import Storage
-from gpuml.tracking import read_record
-from gpuml.train import Run, fit
+from gpuml.base.config import ConfigError, NotebookError, Preempted, load
+from gpuml.base.storage import Storage
+from gpuml.jobs import notebook
+from gpuml.jobs.bundle import pack, put
+from gpuml.jobs.notebook import execute, find, imports, problems
+from gpuml.training import fit as train
+from gpuml.training.fit import Run, fit
+from gpuml.training.tracking import read_record
 from tests.conftest import ROOT, gpuml, runs_in
 from tests.faults import SLOW_DOWN, Proxy
 from tests.test_interrupt import OVERRIDES, result, stop_at, tiny  # noqa: F401
@@ -215,9 +216,9 @@ def test_values_arrive_as_they_are(tmp_path):
 
 RAISED = {
     "code": ("1/0", 1, "cell 3 raised ZeroDivisionError: division by zero"),
-    "bad data": ("from gpuml.config import DataError\nraise DataError('a.csv:3: a NUL byte\\nb.csv:1: too')", 65, "a.csv:3: a NUL byte; b.csv:1: too"),
-    "of the instance": ("from gpuml.config import DataError\nraise DataError('not there', exit_code=66)", 66, "not there"),
-    "S3 is away": ("from gpuml.config import OutputError\nraise OutputError('S3 did not answer', exit_code=75)", 75, "S3 did not answer"),
+    "bad data": ("from gpuml.base.config import DataError\nraise DataError('a.csv:3: a NUL byte\\nb.csv:1: too')", 65, "a.csv:3: a NUL byte; b.csv:1: too"),
+    "of the instance": ("from gpuml.base.config import DataError\nraise DataError('not there', exit_code=66)", 66, "not there"),
+    "S3 is away": ("from gpuml.base.config import OutputError\nraise OutputError('S3 did not answer', exit_code=75)", 75, "S3 did not answer"),
     "interrupted by nobody": ("raise KeyboardInterrupt", 1, "cell 3 raised KeyboardInterrupt"),
     "exit": ("import sys\nsys.exit(0)", 1, "cell 3 raised SystemExit: 0"),
     "not Python": ("x = (", 1, "cell 3 raised SyntaxError: "),
@@ -322,7 +323,7 @@ class Attempt:
     "`gpuml run` in a process of its own"
 
     def __init__(self, project, run="job-1", prefix=(), **environment):
-        command = [*prefix, sys.executable, "-m", "gpuml.cli", "run", str(project), "--run", run]
+        command = [*prefix, sys.executable, "-m", "gpuml.ui.cli", "run", str(project), "--run", run]
         self.said, self.environment = "", {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment

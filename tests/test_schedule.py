@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from gpuml.config import TrainConfig, load
-from gpuml.model import load_classifier
-from gpuml.schedule import learning_rate
-from gpuml.train import fit
+from gpuml.base.config import TrainConfig, load
+from gpuml.training.fit import fit
+from gpuml.training.model import load_classifier
+from gpuml.training.schedule import learning_rate
 from tests.conftest import runs_in
 from tests.test_interrupt import store, tiny  # noqa: F401
 

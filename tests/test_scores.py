@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from gpuml.cli import main
-from gpuml.scores import as_text, evaluate, left_out
-from gpuml.train import load_run
+from gpuml.training.fit import load_run
+from gpuml.training.scores import as_text, evaluate, left_out
+from gpuml.ui.cli import main
 from tests.test_interrupt import store, tiny  # noqa: F401
 
 LABELS = ["a", "b", "c"]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from gpuml import bundle
-from gpuml.config import ConfigError, NotebookError, load
-from gpuml.notebook import Log
-from gpuml.secrets import find_secret, redact, secrets
+from gpuml.base.config import ConfigError, NotebookError, load
+from gpuml.base.secrets import find_secret, redact, secrets
+from gpuml.jobs import bundle
+from gpuml.jobs.notebook import Log
 
 A36 = "a1B2" * 9
 PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA\nx3Tz\n-----END RSA PRIVATE KEY-----"

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from gpuml import session
-from gpuml.config import NotebookError
+from gpuml.base.config import NotebookError
+from gpuml.jobs import session
 from tests.conftest import free_port
 
 
@@ -183,10 +183,8 @@ def lab(tmp_path):
         server.wait(20)
 
 
-FINDINGS = (
-    "__import__('gpuml.submission').submission.check_kernel(__import__('gpuml.magics').magics.this_notebook(globals()))"
-)
-PATH = "__import__('gpuml.magics').magics.this_notebook(globals()).name"
+FINDINGS = "__import__('gpuml.cluster.submission', fromlist=['_']).check_kernel(__import__('gpuml.ui.magics', fromlist=['_']).this_notebook(globals()))"
+PATH = "__import__('gpuml.ui.magics', fromlist=['_']).this_notebook(globals()).name"
 
 
 def test_in_a_real_kernel(lab):

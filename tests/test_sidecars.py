@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from gpuml.sidecars import SIDECARS
+from gpuml.jobs.sidecars import SIDECARS
 from tests.conftest import gpuml
 
 

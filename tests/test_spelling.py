@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from gpuml import dataset, model
+from gpuml.data import dataset
+from gpuml.training import model
 from tests.models import folder_of, model_of, tokenizer_of
 
 CORPUS = ["the quick brown fox jumps over the lazy dog <b>strike</s> out / s [SEP] endoftext </s> pad mask"] * 20

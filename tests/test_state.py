@@ -6,10 +6,10 @@ kubelet.rejectPod, kubelet_pods), pkg/controller (job, podgc, tainteviction), pk
 
 import pytest
 
-from gpuml.cluster import _about
-from gpuml.config import load
-from gpuml.job import Source, manifest
-from gpuml.state import Seen, explain
+from gpuml.base.config import load
+from gpuml.cluster.job import Source, manifest
+from gpuml.cluster.jobs import _about
+from gpuml.cluster.state import Seen, explain
 from tests.conftest import ROOT
 
 RUN, NODE, BEGAN = "prod-0f2a9c11d4-1", "n1", "2026-11-26T12:03:00Z"

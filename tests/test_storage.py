@@ -26,8 +26,8 @@ from dataclasses import replace
 
 import pytest
 
-from gpuml.config import ConfigError, DataError, OutputError, Preempted
-from gpuml.storage import PART, Storage, _bucket, _s3_list, as_csv, is_s3
+from gpuml.base.config import ConfigError, DataError, OutputError, Preempted
+from gpuml.base.storage import PART, Storage, _bucket, _s3_list, as_csv, is_s3
 from tests.conftest import ROOT, free_port
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error
 from tests.s3 import KEY, READER, READER_SECRET, SECRET, keys_in_environment
@@ -390,7 +390,7 @@ def test_session_tokens_are_not_logged(s3, monkeypatch):
     code = f"""
         import logging
         logging.basicConfig(level=logging.DEBUG)
-        from gpuml.storage import Storage
+        from gpuml.base.storage import Storage
         try: Storage().find("{s3.url("a")}")
         except Exception as e: print(e)
     """
@@ -597,7 +597,7 @@ def test_waiting_ends_at_once(way, s3, proxy, content):
 
 CHILD = """
 import os, resource, sys
-from gpuml.storage import PART, Storage
+from gpuml.base.storage import PART, Storage
 storage = Storage()
 storage.find(sys.argv[1])
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024

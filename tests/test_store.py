@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from gpuml.config import ConfigError, load
-from gpuml.store import revisions
-from gpuml.tracking import find_store, open_run
+from gpuml.base.config import ConfigError, load
+from gpuml.training.store import revisions
+from gpuml.training.tracking import find_store, open_run
 from tests.test_outage import Server
 
 
@@ -148,7 +148,7 @@ def test_proxy_in_between_is_named(project, web, monkeypatch, status, refused):
 
 def test_credentials_are_shown_to_the_server(project, web, monkeypatch):
     "A server that wants a password is asked with the one that MLflow's client has"
-    from gpuml.store import ask
+    from gpuml.training.store import ask
 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.config import ConfigError, OutputError, Preempted, load
-from gpuml.storage import Storage
-from gpuml.train import fit, load_run, output_folder
+from gpuml.base.config import ConfigError, OutputError, Preempted, load
+from gpuml.base.storage import Storage
+from gpuml.training.fit import fit, load_run, output_folder
 from tests.conftest import runs_in
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error
 from tests.test_interrupt import (  # noqa: F401

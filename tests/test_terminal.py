@@ -11,8 +11,8 @@ import termios
 
 import pytest
 
-from gpuml.train import Progress
-from gpuml.widgets import TerminalView, line_facts
+from gpuml.training.fit import Progress
+from gpuml.ui.widgets import TerminalView, line_facts
 
 HALF = "50 %"
 LEFT = "12:34 min left"

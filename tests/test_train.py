@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpuml import dataset, train
-from gpuml.config import DataError, GpumlError, ModelError, Preempted, TrainError, load
-from gpuml.model import load_classifier, load_tokenizer, locate, save
-from gpuml.train import Run, fit, load_run, logits_of
+from gpuml.base.config import DataError, GpumlError, ModelError, Preempted, TrainError, load
+from gpuml.data import dataset
+from gpuml.training import fit as train
+from gpuml.training.fit import Run, fit, load_run, logits_of
+from gpuml.training.model import load_classifier, load_tokenizer, locate, save
 from tests.conftest import gpuml, runs_in
 
 
@@ -30,7 +31,7 @@ def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max
     "Loss, gradient norm and weights after one update of 16 examples in the given micro-batches"
     from transformers import TrainingArguments, set_seed
 
-    from gpuml.train import _Updates, trainer_class
+    from gpuml.training.fit import _Updates, trainer_class
 
     folder, tokenizer, tokens = encoder
     set_seed(0)
@@ -76,7 +77,7 @@ def test_how_an_update_is_split_does_not_change_it(encoder, size):
 @pytest.mark.parametrize("max_tokens", [2**40, 100])
 def test_without_padding_an_update_is_the_same(encoder, max_tokens):
     "One row of all texts, as on a GPU, and rows of at most 100 tokens: padded or not, it is the same update"
-    from gpuml.model import use_packed
+    from gpuml.training.model import use_packed
 
     seen, rows = [], np.argsort(-encoder[2].lengths, kind="stable")
 
@@ -198,7 +199,7 @@ def test_what_a_run_leaves(store):
 def test_many_labels_and_long_texts_leave_a_table_readable():
     import numpy as np
 
-    from gpuml.train import Mistakes, Predictions
+    from gpuml.training.fit import Mistakes, Predictions
 
     text, few, many = (
         "a long text " * 40,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from gpuml import dataset, model
-from gpuml.config import ModelError
-from gpuml.train import equally_long, logits_of
-from gpuml.trial import EQUAL, made_up, try_model
+from gpuml.base.config import ModelError
+from gpuml.data import dataset
+from gpuml.training import model
+from gpuml.training.fit import equally_long, logits_of
+from gpuml.training.trial import EQUAL, made_up, try_model
 from tests.models import ARCHITECTURES, folder_of, model_of, tokenizer_of
 
 LEFT = ["bloom", "gpt_neox", "llama", "mistral", "mpt", "opt", "qwen2", "xlnet"]  # right with padding on the left
@@ -128,8 +129,8 @@ def test_a_model_with_a_memory_is_refused():
 @pytest.mark.parametrize("kind", ["xlnet", "fnet"])
 def test_a_run_pads_as_the_trial_says(kind, project, store):
     "Trained, saved, loaded again: a text is predicted the same alone and beside a long one"
-    from gpuml.config import load
-    from gpuml.train import Run, fit
+    from gpuml.base.config import load
+    from gpuml.training.fit import Run, fit
 
     words = " ".join(f"w{i}" for i in range(20))
     rows = [f"{words[: 3 * (1 + 5 * i % 17)]},{'ab'[i % 2]}" for i in range(24)]

@@ -13,9 +13,9 @@ import time
 import pytest
 from ipywidgets.widgets.widget import _instances as alive_widgets
 
-from gpuml import widgets
-from gpuml.cluster import jobs
-from gpuml.config import ConfigError, GpumlError, load, load_all
+from gpuml.base.config import ConfigError, GpumlError, load, load_all
+from gpuml.cluster.jobs import jobs
+from gpuml.ui import widgets
 from tests.conftest import ROOT, runs_in
 
 
@@ -76,7 +76,7 @@ def test_a_wrong_value_gives_the_sentence_of_the_line(panel, key, value):
 
 
 def test_every_field_has_an_input_with_the_configs_words(panel):
-    from gpuml.config import describe, fields
+    from gpuml.base.config import describe, fields
 
     form = panel.tabs["Train"].form
     for key, info in fields().items():
@@ -91,7 +91,7 @@ def test_the_line_reaches_the_magic_as_it_was_clicked(panel):
     "Through IPython's own expansion of $name and {expression}, and the magic's splitting"
     from IPython.core.interactiveshell import InteractiveShell
 
-    from gpuml.magics import split_line
+    from gpuml.ui.magics import split_line
 
     form, heard = panel.tabs["Train"].form, []
     for key, text in {
@@ -127,9 +127,9 @@ def test_save_as_keeps_comments(panel, project):
 
 
 def test_backticks_are_code_in_html_and_stay_in_text(panel, project):
-    from gpuml.cluster import JobList, LocalJob
-    from gpuml.state import State
-    from gpuml.train import Progress
+    from gpuml.cluster.jobs import JobList, LocalJob
+    from gpuml.cluster.state import State
+    from gpuml.training.fit import Progress
 
     said = "`gpuml sync` sends what is missing < later"
     shown = "<code>gpuml sync</code> sends what is missing &lt; later"
@@ -192,7 +192,7 @@ def test_train_stop_and_resume(panel, store):
 
 
 def test_a_finished_training_shows_the_run_and_another_panel_finds_it(panel, store):
-    from gpuml.train import load_run
+    from gpuml.training.fit import load_run
 
     tab = panel.tabs["Train"]
     tab.start.click()
@@ -266,7 +266,7 @@ def test_production_checks_submits_and_jobs_follow(with_notebook):
 
 def test_another_notebook_submits_the_projects(project, store, monkeypatch):
     "As `gpuml submit` does; and the line says so too"
-    from gpuml import magics
+    from gpuml.ui import magics
 
     (project / "nbs").mkdir()
     (project / "config" / "prod.yaml").write_text((project / "config" / "dev.yaml").read_text())
@@ -321,7 +321,7 @@ def test_cancel_asks_first(with_notebook):
 
 
 def test_compare_runs(panel, store):
-    from gpuml.train import fit
+    from gpuml.training.fit import fit
 
     made = [fit(load("dev", [f"train.learning_rate={rate}", "train.epochs=1"])) for rate in ("1e-4", "3e-4")]
     tab = choose(panel, "Compare")
@@ -342,7 +342,7 @@ def test_compare_runs(panel, store):
 
 def test_compared_runs_keep_their_colours_and_one_path_is_one(project, store, monkeypatch):
     "Where a run has no values for a chart, and where a config says ~ for a folder that another spells out"
-    from gpuml.train import fit
+    from gpuml.training.fit import fit
 
     monkeypatch.setenv("HOME", str(project))
     same = ["train.epochs=1", "data.cache=~/cache"], ["train.epochs=1", f"output={project}/outputs"]
@@ -359,8 +359,8 @@ def test_compared_runs_keep_their_colours_and_one_path_is_one(project, store, mo
 
 def test_five_hundred_jobs(project):
     "One table and one list of names; a state that changes is one message"
-    from gpuml.cluster import JobList, LocalJob
-    from gpuml.state import State
+    from gpuml.cluster.jobs import JobList, LocalJob
+    from gpuml.cluster.state import State
 
     about = {"priority": "gpuml-dev", "gpus": "1", "owner": "me"}
     many = JobList((LocalJob(f"dev-{i:010x}-1", "", None, about), State("pending", "needs 1 GPU")) for i in range(500))

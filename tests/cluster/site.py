@@ -3,9 +3,9 @@
 import json
 import time
 
-from gpuml.config import load
-from gpuml.storage import Storage
-from gpuml.submission import submit
+from gpuml.base.config import load
+from gpuml.base.storage import Storage
+from gpuml.cluster.submission import submit
 from tests.conftest import OFFLINE, ROOT, rows
 from tests.s3 import KEY, SECRET
 

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-from gpuml import cluster as c
-from gpuml.config import GpumlError, load
-from gpuml.job import Source, manifest
+from gpuml.base.config import GpumlError, load
+from gpuml.cluster import jobs as c
+from gpuml.cluster.job import Source, manifest
 from tests.cluster.administer import Administrator, may
 from tests.cluster.api import Api, ApiError
 from tests.cluster.cluster import job as holder

@@ -15,9 +15,9 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from gpuml.job import verdict
-from gpuml.storage import Storage
-from gpuml.submission import prepare
+from gpuml.base.storage import Storage
+from gpuml.cluster.job import verdict
+from gpuml.cluster.submission import prepare
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
 
@@ -157,8 +157,8 @@ def test_no_more_victims_than_needed(site, wanted):
 
 FOLLOW = """\
 import sys
-from gpuml import cluster
-from gpuml.config import load
+from gpuml.cluster import jobs as cluster
+from gpuml.base.config import load
 cluster.find(sys.argv[1], [load("prod")]).logs(follow=True)
 """
 
@@ -172,9 +172,7 @@ def test_who_follows_may_die(site):
     follower.kill()
     follower.communicate()
     begun = time.monotonic()
-    code = (
-        f"from gpuml import cluster; from gpuml.config import load; print(cluster.find({job.run_id!r}, [load('prod')]))"
-    )
+    code = f"from gpuml.cluster import jobs as cluster; from gpuml.base.config import load; print(cluster.find({job.run_id!r}, [load('prod')]))"
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=site.folder, capture_output=True, text=True, env=os.environ
     )

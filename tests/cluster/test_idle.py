@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import pytest
 from ruamel.yaml import YAML
 
-from gpuml import cluster as c
-from gpuml.idle import notice
-from gpuml.storage import Storage
+from gpuml.base.storage import Storage
+from gpuml.cluster import jobs as c
+from gpuml.cluster.idle import notice
 from tests.cluster.administer import Administrator
 from tests.cluster.api import Api, ApiError
 from tests.cluster.cluster import job as holder
@@ -132,7 +132,7 @@ def test_a_job_is_warned_about_released_and_goes_on(site, prometheus, account, t
     done = max(step for step, _ in dev.metrics()["loss"])
     assert Storage(site.s3.endpoint).find(f"{dev.place}/checkpoints/*/*") and state.exit_code == 75
     assert not Storage(site.s3.endpoint).find(f"{dev.place}/certificate.json")
-    wait = subprocess.run([sys.executable, "-m", "gpuml.cli", "wait", dev.run_id], capture_output=True, text=True)
+    wait = subprocess.run([sys.executable, "-m", "gpuml.ui.cli", "wait", dev.run_id], capture_output=True, text=True)
     assert wait.returncode == 75 and "released: it did not use its GPU" in wait.stdout, wait
     # the GPU is free for others
     site.cluster.admin.create("jobs", site.namespace, holder("other", "true", priority="gpuml-prod"))

@@ -11,8 +11,8 @@ from queue import Empty
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from gpuml import cluster as c
-from gpuml.storage import Storage
+from gpuml.base.storage import Storage
+from gpuml.cluster import jobs as c
 from tests.cluster.cluster import phase
 from tests.s3 import SECRET
 
@@ -51,7 +51,7 @@ def undisturbed(site, epochs):
         f"tracking.uri=sqlite:///{site.folder / 'quiet.db'}",
         f"train.epochs={epochs}",
     ]
-    command = [sys.executable, "-m", "gpuml.cli", "train", "dev", *words]
+    command = [sys.executable, "-m", "gpuml.ui.cli", "train", "dev", *words]
     done = subprocess.run(
         command, cwd=site.folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
