@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from gpuml.base.config import ClusterError
+from gpuml.cluster import answers
 from gpuml.cluster import jobs as cluster
 
 LOGIN = b"<!DOCTYPE html><html><head><title>Sign in &middot; Example</title></head><body>Please log in</body></html>"
@@ -230,7 +231,7 @@ def test_a_rotated_log_is_followed_whole(connect, monkeypatch):
         job = cluster.ClusterJob("a-1", "/nowhere", None, {}, "", connect(server), "a")
         how_far = {}
         for _ in range(4):
-            position = how_far.setdefault("p", cluster.Position()) if hasattr(cluster, "Position") else how_far
+            position = how_far.setdefault("p", answers.Position()) if hasattr(cluster, "Position") else how_far
             cluster._print_log(job, "p", position, printed.append)
         over.set()
     assert "".join(printed) == "".join(f"line {n}\n" for n in range(60))
@@ -243,7 +244,7 @@ def test_letters_of_a_long_line_stay_whole(connect):
     printed = []
     with Server(lambda request: request.send(200, "text/plain", line)) as server:
         job = cluster.ClusterJob("a-1", "/nowhere", None, {}, "", connect(server), "a")
-        cluster._print_log(job, "p", cluster.Position(), printed.append)
+        cluster._print_log(job, "p", answers.Position(), printed.append)
     assert "".join(printed) == bars and len(printed) > 1
 
 

@@ -10,7 +10,8 @@ from gpuml.base.config import ModelError
 from gpuml.data import dataset
 from gpuml.training import model
 from gpuml.training.fit import equally_long, logits_of
-from gpuml.training.trial import EQUAL, made_up, try_model
+from gpuml.training.model import EQUAL
+from gpuml.training.trial import made_up, try_model
 from tests.models import ARCHITECTURES, folder_of, model_of, tokenizer_of
 
 LEFT = ["bloom", "gpt_neox", "llama", "mistral", "mpt", "opt", "qwen2", "xlnet"]  # right with padding on the left

@@ -13,6 +13,7 @@ import time
 import pytest
 from ipywidgets.widgets.widget import _instances as alive_widgets
 
+from gpuml.base import config
 from gpuml.base.config import ConfigError, GpumlError, load, load_all
 from gpuml.cluster.jobs import jobs
 from gpuml.ui import widgets
@@ -83,7 +84,7 @@ def test_every_field_has_an_input_with_the_configs_words(panel):
         one = show(form, key.split(".")[0])[key]
         assert "`" not in one.description
         assert info.description.split("`")[0] in describe(key) and describe(key) in one.tooltip
-        assert widgets.parse_override(f"{key}={widgets.typed(one)}")[1] == form.fields.values[key], key
+        assert config.parse_override(f"{key}={widgets.typed(one)}")[1] == form.fields.values[key], key
     assert form.wrong == "" and form.words == ["dev"]
 
 

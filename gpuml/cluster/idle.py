@@ -24,7 +24,8 @@ from urllib.parse import urlencode
 
 from ..base.config import NAME, ClusterError, ConfigError, text_table
 from .jobs import Answer, Api
-from .state import IdleMark, clock, count_of, idle_mark, idle_notes, time_of
+from .pod import clock, time_of
+from .state import IdleMark, count_of, idle_mark, idle_notes
 
 # %% ../../nbs/cluster/60_idle.ipynb #6d188b34
 @dataclass(frozen=True)

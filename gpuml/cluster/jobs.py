@@ -42,9 +42,9 @@ from gpuml.cluster.answers import (
     read_object,
 )
 from .job import CONTAINER, PREFIX, verdict
-from .pod import training_container
+from .pod import time_of, training_container
 from .projects import is_named, project_key, project_of, short_names
-from .state import OVER, SIGNS, Seen, State, cancelled, ending, explain, time_of
+from .state import OVER, SIGNS, Seen, State, cancelled, ending, explain
 
 # %% ../../nbs/cluster/40_jobs.ipynb #c5369971
 PATIENCE = 20.0  # seconds for which an API server that does not answer is asked again

@@ -40,8 +40,9 @@ from gpuml.cluster.jobs import (
     stored_job,
     works,
 )
+from .pod import condition
 from .standing import Asked, Standing, standing
-from .state import OVER, condition, free_gpus, has_failed, was_released
+from .state import OVER, free_gpus, has_failed, was_released
 from ..jobs import bundle, notebook
 from ..training.certificate import data_files
 

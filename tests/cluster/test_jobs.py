@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from gpuml.base import storage
 from gpuml.base.config import GpumlError
 from gpuml.cluster import jobs as c
 from tests.cluster.cluster import job as holder
@@ -58,7 +59,7 @@ def test_refused(site, case):
         site.submit(*overrides)
     assert said in str(refused.value), refused.value
     assert not site.cluster.admin.get("jobs", site.namespace)["items"]
-    assert not c.Storage(site.s3.endpoint).find(site.s3.url("out/.bundles/*"))
+    assert not storage.Storage(site.s3.endpoint).find(site.s3.url("out/.bundles/*"))
 
 
 def test_who_may_not(site, monkeypatch):
@@ -234,4 +235,4 @@ def test_cancelled(site):
     state = job.wait(120)
     assert state.phase == "cancelled" and f"stays in {job.place}, submitting the same begins anew" in state.why
     assert not site.cluster.pods(site.namespace, job.run_id)
-    assert c.Storage(site.s3.endpoint).find(f"{job.place}/checkpoints/*/*")
+    assert storage.Storage(site.s3.endpoint).find(f"{job.place}/checkpoints/*/*")

@@ -11,6 +11,7 @@ from queue import Empty
 import pytest
 from jupyter_client.manager import start_new_kernel
 
+from gpuml.base import storage
 from gpuml.base.storage import Storage
 from gpuml.cluster import jobs as c
 from tests.cluster.cluster import phase
@@ -91,7 +92,7 @@ def test_production_goes_first_and_nothing_is_lost(site, mlflow, kernel):
             if o["output_type"] == "error"
         ]
         assert not errors
-    assert dev.outcome()["attempt"] == 2 and len(c.Storage(site.s3.endpoint).find(f"{dev.place}/logs/*.txt")) == 2
+    assert dev.outcome()["attempt"] == 2 and len(storage.Storage(site.s3.endpoint).find(f"{dev.place}/logs/*.txt")) == 2
     assert "in a job: %submit_prod does nothing here" in prod.notebook().read_text()
     assert (dev.run.folder / "model" / "model.safetensors").read_bytes() == undisturbed(site, epochs)
     for job in (prod, dev):
