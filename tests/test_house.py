@@ -33,6 +33,10 @@ HEAVY = {
 }
 
 
+# Rooms whose subject is a heavy package: others import them inside a function
+HEAVY_ROOMS = set()
+
+
 def imports(module):
     "Names of the gpuml modules that a module imports, at the top or inside functions: `wing.room`"
     file = ROOT / "gpuml" / f"{module.replace('.', '/')}.py"
@@ -68,7 +72,7 @@ def test_modules_import_only_to_the_left_and_smaller_numbers(module):
         assert order.index(other) < order.index(module), f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [m for m in MODULES if m not in HEAVY_ROOMS])
 def test_heavy_packages_are_imported_where_they_are_used(module):
     code = f"import sys, gpuml.{module}; print(*(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
