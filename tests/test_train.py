@@ -242,7 +242,7 @@ def test_a_tie_keeps_the_lower_loss(store):
 
 
 def test_early_stopping(store):
-    run = fit(load("dev", ["train.epochs=50", "train.early_stopping=1", "schedule.learning_rate=1e-9"]))
+    run = fit(load("dev", ["train.epochs=50", "train.early_stopping=1", "train.learning_rate=1e-9"]))
     assert len(run.metrics["history"]) == 2  # a tie is no better, though the surer weights are kept
     assert any("stopped after epoch 2" in note for note in run.metrics["notes"])
     assert json.loads((run.folder / "certificate.json").read_text())["stopped_early"] is True
@@ -273,7 +273,7 @@ def test_skipped_rows_are_listed(store):
 
 def test_predictions_of_many_rows_have_the_wrong_texts_only(store, monkeypatch):
     monkeypatch.setattr(train, "TEXTS", 1)
-    run = fit(load("dev", ["schedule.learning_rate=1e-9", "train.epochs=1"]))
+    run = fit(load("dev", ["train.learning_rate=1e-9", "train.epochs=1"]))
     with open(run.folder / "predictions.csv", newline="") as f:
         found = list(csv.DictReader(f))
     wrong = [row for row in found if row["label"] != row["predicted"]]

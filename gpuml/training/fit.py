@@ -62,7 +62,6 @@ from .resume import Continuation, changes, continue_run, more_epochs
 from .schedule import learning_rate
 from .scores import as_text, evaluate, left_out, log_softmax
 from .trial import try_model, unknown_note
-from ..ui import cli
 
 # %% ../../nbs/training/80_fit.ipynb #7424e380
 UPDATES_A_SECOND = 4
@@ -661,7 +660,7 @@ def trainer_class() -> type:
             return 0
 
         def training_step(self, model, inputs, num_items_in_batch=None):
-            cli.train()
+            model.train()
             _set_rate(self)
             with naming(lambda rows: f"at {_update(self, rows)}"):
                 return _accumulate(self, inputs["micro_batches"])
@@ -1505,7 +1504,7 @@ def _facts(attempt: _Attempt) -> dict[str, Any]:
         **(_data_params(attempt.data) if attempt.data else {}),
         "data.order_used": attempt.order.name,
         "data.classes": len(_labels(attempt)),
-        "notebook.parameters": sum(p.numel() for p in attempt.classifier.parameters()),
+        "model.parameters": sum(p.numel() for p in attempt.classifier.parameters()),
         "train.precision_used": attempt.precision,
         "machine.device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
