@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE      # where it is set, every import compiles a
 # pip's own folder of wheels, if it is set up with one, is passed on to uv
 FIND_LINKS = $$(echo "$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" | tr -s ' \n' ',')
 
-.PHONY: install demo test test-all nbdev_test pytest servers check export lab pictures clean chromium prometheus postgres
+.PHONY: install demo test test-all nbdev_test pytest servers check house export lab pictures clean chromium prometheus postgres
 
 install: .venv/.installed
 
@@ -56,13 +56,17 @@ postgres:                             # PostgreSQL's programs, for the tests of 
 	  && $$install postgresql >/dev/null; } \
 	  || echo "no PostgreSQL: the tests of MLflow on it are left out; install it and run again"
 
-check: install                        ## format, lint, notebooks clean, modules, schema and README in step
+check: install                        ## format, lint, the house's rules, notebooks clean, modules, schema and README in step
 	$(BIN)/ruff format --check -q nbs tests benchmarks
 	$(BIN)/ruff check -q gpuml nbs tests benchmarks
+	@$(BIN)/python tests/house.py
 	@copy=$$(mktemp -d) && trap "rm -rf $$copy" EXIT && cp -r Makefile pyproject.toml README.md nbs gpuml config $$copy \
 	  && cd $$copy && rm -rf gpuml/__pycache__ && $(MAKE) -s export BIN=$(CURDIR)/$(BIN) IN_STEP=1 && rm -rf gpuml/__pycache__ \
 	  && for part in nbs gpuml config README.md; do diff -rq -x __pycache__ -x .ipynb_checkpoints $$part $(CURDIR)/$$part \
 	  || { echo "run 'make export' and commit what it changes"; exit 1; }; done
+
+house: install                        ## every place that breaks a rule of the house; tests/house.json counts them anew
+	@$(BIN)/python tests/house.py --all --renew
 
 export: $(if $(IN_STEP),,install)     ## notebooks → modules, README.md, config/schema.json
 	$(BIN)/ruff format -q nbs

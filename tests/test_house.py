@@ -12,8 +12,8 @@ import zipfile
 import pytest
 
 from tests.conftest import ROOT, gpuml
+from tests.house import WINGS, counts, module_offenders, new_offenders, page_offenders
 
-WINGS = ["base", "data", "training", "jobs", "cluster", "ui"]
 PAGES = [p for wing in WINGS for p in sorted((ROOT / "nbs" / wing).glob("*.ipynb"))]
 MODULES = {f"{p.parent.name}.{re.sub(r'^[0-9]+_', '', p.stem)}": p for p in PAGES}
 HEAVY = {
@@ -77,6 +77,47 @@ def test_heavy_packages_are_imported_where_they_are_used(module):
     code = f"import sys, gpuml.{module}; print(*(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+OFFENDERS = {
+    "import across wings": "from gpuml.ui import cli",
+    "vague name": "found = 1",
+    "class made in a function": "def make():\n    class Made: ...",
+    "private attribute of another": "config._root = None",
+    "many assignments in a line": "a, b, c = 1, 2, 3",
+    "long module": "a = 1\n" * 401,
+    "long function": "def f():\n" + "    a = 1\n" * 40,
+}
+
+
+@pytest.mark.parametrize("rule", OFFENDERS)
+def test_what_breaks_a_rule_is_seen(rule):
+    (place,) = module_offenders("gpuml/base/place.py", OFFENDERS[rule])
+    assert place.rule == rule and str(place).startswith("gpuml/base/place.py:")
+
+
+def test_what_keeps_the_rules_passes():
+    source = (
+        "from gpuml.base import config\nself._root = None\na, b, c = triple\nclass A: ...\ndef f(names): return names"
+    )
+    assert not list(module_offenders("gpuml/data/place.py", source))
+    assert not list(module_offenders("gpuml/train.py", "from gpuml.training import run"))
+
+
+def test_cells_that_break_a_rule_are_seen():
+    sources = ["#| export\nclass A: ...\nclass B: ...", "#| export\n" + "a = 1\n" * 61, "a = 1\n" * 61]
+    page = json.dumps({"cells": [{"cell_type": "code", "source": [source]} for source in sources]})
+    places = list(page_offenders("nbs/base/10_place.ipynb", page))
+    assert [(place.rule, place.what) for place in places] == [
+        ("second class in a cell", "B"),
+        ("long cell", "61 lines"),
+    ]
+
+
+def test_offenders_may_move_but_not_become_more():
+    one, two = (list(module_offenders(f"gpuml/base/{name}.py", "found = told = 1")) for name in ("one", "two"))
+    assert new_offenders(two, counts(one)) == [] == new_offenders([], counts(one))
+    assert new_offenders(one + two, counts(one)) == two
 
 
 def test_load_ext_and_a_typo_import_nothing_heavy():
