@@ -238,7 +238,7 @@ def delivered(train: str, cache: str) -> dict:
     "Examples a CPU second that planned updates are padded at, with micro-batches as for a GPU"
     from gpuml.base.config import Config
     from gpuml.data import dataset
-    from gpuml.training.fit import GPU
+    from gpuml.training.evaluation import GPU
 
     data = dataset.read(Config(data={"train": train, "cache": cache}), tokenizer(), LENGTH)
     plan, count, cpu = dataset.plan(data.train.tokens.lengths, 32, 0, 0, *GPU), 0, time.process_time()

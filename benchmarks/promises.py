@@ -123,12 +123,12 @@ class Bench:
 
     def done(self, folder: Path) -> bool:
         "Whether nothing is left to do"
-        from gpuml.training.fit import _is_done
+        from gpuml.training.unfinished import is_done
 
-        return any(map(_is_done, self.begun(folder)))
+        return any(map(is_done, self.begun(folder)))
 
     def outcome(self, folder: Path) -> str:
-        from gpuml.training.fit import load_run
+        from gpuml.training.results import load_run
 
         return result(load_run(self.begun(folder)[0]))
 
@@ -275,7 +275,7 @@ class OnS3(Bench):
 
     def outcome(self, folder: Path) -> str:
         "What is on S3, as a machine loads it that has nothing of the run"
-        from gpuml.training.fit import load_run
+        from gpuml.training.results import load_run
 
         shutil.rmtree(self.home / ".cache", ignore_errors=True)
         (url,) = self.stored(folder, "certificate.json")
@@ -442,7 +442,7 @@ def damage(bench: Bench, tally: Tally, rng: random.Random, times: int) -> None:
 
 def outage(bench: Bench) -> None:
     "Seconds of training with an MLflow server and without, one after the other"
-    from gpuml.training.fit import load_run
+    from gpuml.training.results import load_run
     from tests.test_outage import Server
 
     (bench.home / "server").mkdir()

@@ -71,7 +71,8 @@ def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
     from gpuml.base.config import load
     from gpuml.data import dataset
     from gpuml.training import model
-    from gpuml.training.fit import keeping_memory, logits_of
+    from gpuml.training.evaluation import logits_of
+    from gpuml.training.fit import keeping_memory
 
     parts, found, clock = fetch(), [], {}
     labels = sorted({label for _, label in parts["train"]})
@@ -143,7 +144,7 @@ def main() -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.monotonic() - started
     print(done.stdout)
-    from gpuml.training.fit import load_run
+    from gpuml.training.results import load_run
 
     run = load_run(re.search(r"^model +(.+)/model$", done.stdout, re.MULTILINE)[1])
     texts, labels = zip(*parts["test"], strict=True)

@@ -107,10 +107,10 @@ def views() -> None:
 
 def cost_of_one_update() -> None:
     "What recording one update costs on the training thread, in microseconds, view included"
-    from gpuml.training.fit import _Reporter
+    from gpuml.training.progress import Reporter
     from gpuml.ui.widgets import progress_html
 
-    reporter = _Reporter(lambda p: progress_html(p))
+    reporter = Reporter(lambda p: progress_html(p))
     reporter.now("training", steps=20000)
     started = time.perf_counter()
     for i in range(20000):

@@ -9,7 +9,7 @@ import pytest
 from gpuml.base.config import ConfigError, GpumlError, Preempted, load
 from gpuml.cluster import jobs as c
 from gpuml.cluster.submission import prepare, submit
-from gpuml.training import fit as train
+from gpuml.training import unfinished
 from gpuml.training.fit import fit
 from tests.conftest import ROOT, gpuml
 from tests.test_interrupt import OVERRIDES, stop_at, store, tiny  # noqa: F401
@@ -25,7 +25,7 @@ def attempt(monkeypatch):
         values = {"GPUML_RUN": name, "GPUML_BUNDLE": bundle, "GPUML_SUBMISSION": submission}
         for key, value in values.items():
             monkeypatch.setenv(key, value)
-        train._fits.clear()
+        unfinished._fits.clear()
         phases = []
         made = fit(load("dev", OVERRIDES), watch=lambda p: [phases.append(p.phase), stop(p)])
         return made, "training" in phases

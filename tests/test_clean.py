@@ -12,7 +12,7 @@ from gpuml.base.config import ConfigError, OutputError, load
 from gpuml.base.storage import write_json
 from gpuml.cluster import clean
 from gpuml.training import tracking
-from gpuml.training.fit import output_folder
+from gpuml.training.runs import output_folder
 from tests.conftest import gpuml
 from tests.test_projects import project_at, put_job
 

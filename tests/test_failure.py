@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from gpuml.base.config import DataError, GpumlError, TrainError, load
-from gpuml.training.fit import Run, fit, load_run
+from gpuml.training.fit import fit
 from gpuml.training.model import load_classifier, load_tokenizer, save
+from gpuml.training.results import Run, load_run
 from gpuml.ui.cli import main
 from tests.conftest import runs_in
 from tests.test_interrupt import OVERRIDES, result, store, tiny, undisturbed  # noqa: F401

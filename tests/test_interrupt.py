@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from gpuml.base.config import ConfigError, Preempted, load
-from gpuml.training.fit import fit, load_run
+from gpuml.training.fit import fit
+from gpuml.training.results import load_run
 from tests.conftest import OFFLINE, gpuml, runs_in
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -5,7 +5,8 @@ import csv
 import mlflow
 
 from gpuml.base.config import load
-from gpuml.training.fit import fit, load_run
+from gpuml.training.fit import fit
+from gpuml.training.results import load_run
 from gpuml.training.tracking import _client, local_store
 from tests.conftest import CONFIG, free_port, rows
 from tests.test_interrupt import tiny  # noqa: F401

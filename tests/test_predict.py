@@ -14,7 +14,9 @@ import pytest
 
 from gpuml.base.config import DataError, OutputError, Preempted, load
 from gpuml.base.storage import Storage
-from gpuml.training.fit import TOGETHER, Run, fit
+from gpuml.training.fit import fit
+from gpuml.training.predict import TOGETHER
+from gpuml.training.results import Run
 from gpuml.ui.cli import main
 from tests.conftest import CONFIG, WORDS, free_port, rows
 from tests.s3 import READER, READER_SECRET, keys_in_environment

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from gpuml.base.config import Config, ConfigError, Preempted, load, parse_words
-from gpuml.training.fit import fit, load_run
+from gpuml.training.fit import fit
+from gpuml.training.results import load_run
 from gpuml.training.resume import continue_run
 from tests.conftest import runs_in
 from tests.test_interrupt import OVERRIDES, result, stop_at, store, tiny  # noqa: F401

@@ -23,8 +23,9 @@ from gpuml.base.storage import Storage
 from gpuml.jobs import notebook
 from gpuml.jobs.bundle import pack, put
 from gpuml.jobs.notebook import execute, find, imports, problems
-from gpuml.training import fit as train
-from gpuml.training.fit import Run, fit
+from gpuml.training import unfinished
+from gpuml.training.fit import fit
+from gpuml.training.results import Run
 from gpuml.training.tracking import read_record
 from tests.conftest import ROOT, gpuml, runs_in
 from tests.faults import SLOW_DOWN, Proxy
@@ -619,7 +620,7 @@ def in_job(monkeypatch):
 
     def enter(run="job-1"):
         monkeypatch.setenv("GPUML_RUN", run)
-        train._fits.clear()
+        unfinished._fits.clear()
 
     return enter
 

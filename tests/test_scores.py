@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gpuml.training.fit import load_run
+from gpuml.training.results import load_run
 from gpuml.training.scores import as_text, evaluate, left_out
 from gpuml.ui.cli import main
 from tests.test_interrupt import store, tiny  # noqa: F401

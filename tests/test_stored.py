@@ -12,7 +12,9 @@ import pytest
 
 from gpuml.base.config import ConfigError, OutputError, Preempted, load
 from gpuml.base.storage import Storage
-from gpuml.training.fit import fit, load_run, output_folder
+from gpuml.training.fit import fit
+from gpuml.training.results import load_run
+from gpuml.training.runs import output_folder
 from tests.conftest import runs_in
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error
 from tests.test_interrupt import (  # noqa: F401

@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from gpuml.training.fit import Progress
+from gpuml.training.progress import Progress
 from gpuml.ui.widgets import TerminalView, line_facts
 
 HALF = "50 %"

@@ -12,8 +12,10 @@ import pytest
 from gpuml.base.config import DataError, GpumlError, ModelError, Preempted, TrainError, load
 from gpuml.data import dataset
 from gpuml.training import fit as train
-from gpuml.training.fit import Run, fit, load_run, logits_of
+from gpuml.training.evaluation import logits_of
+from gpuml.training.fit import fit
 from gpuml.training.model import load_classifier, load_tokenizer, locate, save
+from gpuml.training.results import Run, load_run
 from tests.conftest import gpuml, runs_in
 
 
@@ -199,7 +201,7 @@ def test_what_a_run_leaves(store):
 def test_many_labels_and_long_texts_leave_a_table_readable():
     import numpy as np
 
-    from gpuml.training.fit import Mistakes, Predictions
+    from gpuml.training.results import Mistakes, Predictions
 
     text, few, many = (
         "a long text " * 40,

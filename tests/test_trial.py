@@ -9,7 +9,7 @@ import pytest
 from gpuml.base.config import ModelError
 from gpuml.data import dataset
 from gpuml.training import model
-from gpuml.training.fit import equally_long, logits_of
+from gpuml.training.evaluation import equally_long, logits_of
 from gpuml.training.model import EQUAL
 from gpuml.training.trial import made_up, try_model
 from tests.models import ARCHITECTURES, folder_of, model_of, tokenizer_of
@@ -131,7 +131,8 @@ def test_a_model_with_a_memory_is_refused():
 def test_a_run_pads_as_the_trial_says(kind, project, store):
     "Trained, saved, loaded again: a text is predicted the same alone and beside a long one"
     from gpuml.base.config import load
-    from gpuml.training.fit import Run, fit
+    from gpuml.training.fit import fit
+    from gpuml.training.results import Run
 
     words = " ".join(f"w{i}" for i in range(20))
     rows = [f"{words[: 3 * (1 + 5 * i % 17)]},{'ab'[i % 2]}" for i in range(24)]

@@ -130,7 +130,7 @@ def test_save_as_keeps_comments(panel, project):
 def test_backticks_are_code_in_html_and_stay_in_text(panel, project):
     from gpuml.cluster.jobs import JobList, LocalJob
     from gpuml.cluster.state import State
-    from gpuml.training.fit import Progress
+    from gpuml.training.progress import Progress
 
     said = "`gpuml sync` sends what is missing < later"
     shown = "<code>gpuml sync</code> sends what is missing &lt; later"
@@ -193,7 +193,7 @@ def test_train_stop_and_resume(panel, store):
 
 
 def test_a_finished_training_shows_the_run_and_another_panel_finds_it(panel, store):
-    from gpuml.training.fit import load_run
+    from gpuml.training.results import load_run
 
     tab = panel.tabs["Train"]
     tab.start.click()

@@ -291,7 +291,7 @@ class Job:
     @property
     def run(self) -> Any:
         "The finished run: metrics, `predict`, the model; raises `GpumlError` while there is none"
-        from gpuml.training.fit import load_run
+        from gpuml.training.results import load_run
 
         return load_run(self.place, self.endpoint)
 

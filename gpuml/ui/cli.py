@@ -86,7 +86,7 @@ def predict(
         )
         raise ConfigError(f"{extra[0]}: gpuml predict takes a run, one input, one output, and key=value; {more}")
     endpoint = dict(map(parse_override, arguments.words)).get("data.endpoint")
-    from gpuml.training.fit import load_run
+    from gpuml.training.results import load_run
     from gpuml.ui.widgets import TerminalView
 
     run = load_run(arguments.run, endpoint)
@@ -324,7 +324,7 @@ def sync(
     "`gpuml sync [config]`: tell MLflow what it missed of this project's runs"
     config = load(arguments.config or "dev")
     from gpuml.training import tracking
-    from gpuml.training.fit import output_folder
+    from gpuml.training.runs import output_folder
 
     failed = 0
     for folder in tracking.behind(output_folder(config)):

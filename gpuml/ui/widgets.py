@@ -50,7 +50,10 @@ from gpuml.base.config import (
 from ..base.secrets import redact
 from ..base.storage import fingerprint, write_json
 from ..cluster.state import SIGNS
-from ..training.fit import SAME_LINE, Progress, Run, curve, load_run
+from ..training.charts import curve
+from ..training.fit import SAME_LINE
+from ..training.progress import Progress
+from ..training.results import Run, load_run
 
 # %% ../../nbs/ui/10_widgets.ipynb #a984fe8f
 def duration(
@@ -457,7 +460,7 @@ def _head(progress: Progress) -> str:
 
 def _run_folder(words: list[str], run: str) -> Path:
     "Where a run of that line is kept on this machine"
-    from gpuml.training.fit import output_folder
+    from gpuml.training.runs import output_folder
 
     name, overrides, _ = parse_words(words)
     return output_folder(load(name, overrides)) / run
@@ -476,7 +479,7 @@ def training_html(
         if p.run and not (metrics and metrics.path.parent.name == p.run):
             metrics = training.metrics = Metrics(_run_folder(training.words, p.run) / "metrics.jsonl")
         if p.phase == "done":
-            line = f"from gpuml.training.fit import load_run; run = load_run({p.run!r})"
+            line = f"from gpuml.train import load_run; run = load_run({p.run!r})"
             report = load_run(metrics.path.parent)._repr_html_()
             return f"<div role='status'>✓ done</div>{_copyable(line, 'the run in a cell')}{report}"
     if metrics:
@@ -1142,7 +1145,7 @@ def _scores(folder: Path) -> dict[str, Any]:
 # %% ../../nbs/ui/10_widgets.ipynb #86f79ebf
 def runs_here() -> list[Path]:
     "The folders of this project's runs on this machine, newest first"
-    from gpuml.training.fit import output_folder
+    from gpuml.training.runs import output_folder
 
     found = {}
     for config in load_all():
