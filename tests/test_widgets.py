@@ -13,7 +13,7 @@ import time
 import pytest
 from ipywidgets.widgets.widget import _instances as alive_widgets
 
-from gpuml.base import config
+from gpuml.base import charts, config
 from gpuml.base.config import ConfigError, GpumlError, load, load_all
 from gpuml.cluster.jobs import jobs
 from gpuml.ui import widgets
@@ -355,7 +355,7 @@ def test_compared_runs_keep_their_colours_and_one_path_is_one(project, store, mo
     shown = widgets.compare(*made)._repr_html_()
     for title, colours in {"training loss": [0, 1], "validation loss": [1]}.items():
         svg = re.search(rf"<svg[^>]*aria-label='{title}'.*?</svg>", shown)[0]
-        assert re.findall(r"class='line' fill='none' stroke='([^']*)'", svg) == [widgets.COLOURS[i] for i in colours]
+        assert re.findall(r"class='line' fill='none' stroke='([^']*)'", svg) == [charts.COLOURS[i] for i in colours]
 
 
 def test_five_hundred_jobs(project):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Paths', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'Quantity', 'LongName', 'GpumlError', 'ConfigError',
            'DataError', 'ModelError', 'OutputError', 'NotebookError', 'ClusterError', 'TrainError', 'Preempted',
-           'as_html', 'text_table', 'Section', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig',
-           'ComputeConfig', 'local_path', 'Config', 'fields', 'kind', 'choices', 'describe', 'help_text',
-           'parse_override', 'find_config', 'config_names', 'load', 'load_all', 'parse_words', 'key_like', 'to_yaml',
-           'flat', 'Diff', 'diff', 'save_as', 'json_schema']
+           'Section', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig', 'ComputeConfig', 'local_path',
+           'Config', 'fields', 'kind', 'choices', 'describe', 'help_text', 'parse_override', 'find_config',
+           'config_names', 'load', 'load_all', 'parse_words', 'key_like', 'to_yaml', 'flat', 'Diff', 'diff', 'save_as',
+           'json_schema']
 
 # %% ../../nbs/base/20_config.ipynb #de26c660
 import json
@@ -16,10 +16,10 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from html import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from .tables import Table
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
@@ -85,21 +85,6 @@ class Preempted(GpumlError):
     "Training was stopped before its end"
 
     exit_code = 75
-
-# %% ../../nbs/base/20_config.ipynb #53602721
-def as_html(
-    message: str,
-) -> str:
-    "A message as HTML, what stands in backticks as code"
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(message))
-
-
-def text_table(
-    rows: list[tuple[str, ...]],  # of equal length
-) -> str:
-    "Rows as text, each column as wide as its longest cell"
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 # %% ../../nbs/base/20_config.ipynb #66563c29
 class Section(BaseModel):
@@ -739,7 +724,7 @@ class Diff(list):
         if not self:
             return "no differences"
         shown = ((k, json.dumps(a, ensure_ascii=False), json.dumps(b, ensure_ascii=False)) for k, a, b in self)
-        return text_table([(k, a, "→", b) for k, a, b in shown])
+        return Table((), [(k, a, "→", b) for k, a, b in shown]).text()
 
 
 def diff(

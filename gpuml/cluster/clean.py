@@ -18,7 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..base.config import Config, ConfigError, text_table
+from ..base.tables import Table
+
+from ..base.config import Config, ConfigError
 from ..base.storage import fingerprint, is_s3, writing
 from .job import PREFIX
 from .jobs import jobs_folder, local_state, own_folders, works
@@ -221,10 +223,9 @@ class Plan:
         return sum(item.size for item in self.items)
 
     def __repr__(self):
-        rows = [("", "size", "last used", "what")]
-        rows += [(_shown(item), size_text(item.size), _days(item.used), item.what) for item in _largest(self.items)]
-        lines = [text_table(rows)] if self.items else []
-        rest = len(self.items) - len(rows) + 1
+        rows = [(_shown(item), size_text(item.size), _days(item.used), item.what) for item in _largest(self.items)]
+        lines = [Table(("", "size", "last used", "what"), rows).text()] if self.items else []
+        rest = len(self.items) - len(rows)
         lines += [f"… and {rest:,} more"] if rest else []
         lines += [f"left alone: {_shown(item)}: {item.kept}" for item in self.left]
         if count := len(self.certified):

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ..base.config import NAME, ClusterError, ConfigError, text_table
+from ..base.tables import Table
+
+from ..base.config import NAME, ClusterError, ConfigError
 from .jobs import Answer, Api
 from .pod import clock, time_of
 from .state import IdleMark, count_of, idle_mark, idle_notes
@@ -319,11 +321,11 @@ class Idle(list):
     def __repr__(self):
         if not self:
             return "nobody there holds a GPU"
-        table = [("namespace", "held by", "GPUs", "without use", "")]
+        rows = []
         for h in self:
             idle = "not known" if h.idle is None else f"{h.idle / 60:.0f} min"
-            table.append((h.namespace, f"{h.kind} {h.name}", str(h.gpus), idle, told(h.kind, h.mark)))
-        return text_table(table)
+            rows.append((h.namespace, f"{h.kind} {h.name}", str(h.gpus), idle, told(h.kind, h.mark)))
+        return Table(("namespace", "held by", "GPUs", "without use", ""), rows).text()
 
 
 def _each(named: dict[str, Limits], do: Callable[[str, Limits], None]) -> None:

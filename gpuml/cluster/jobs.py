@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ..base.config import ClusterError, Config, DataError, GpumlError, OutputError, as_html, text_table
+from ..base.tables import Entry, Table, as_html
+
+from ..base.config import ClusterError, Config, DataError, GpumlError, OutputError
 from ..base.storage import Storage, is_s3, write_json
 from gpuml.cluster.answers import (
     Answer,
@@ -311,11 +313,11 @@ class Job:
 
     def _repr_html_(self):
         (_, head), *rows = self._rows()
-        cells = "".join(
-            f"<tr><td style='text-align:left;opacity:.7'>{escape(n)}</td><td style='text-align:left'>{as_html(v)}</td></tr>"
-            for n, v in rows
-        )
-        return f"<div><b>{escape(head)}</b><table>{cells}</table></div>"
+        cells = [
+            (Entry(name, f"<span style='opacity:.7'>{escape(name)}</span>"), Entry(value, as_html(value)))
+            for name, value in rows
+        ]
+        return f"<div><b>{escape(head)}</b>{Table((), cells).html()}</div>"
 
     def _rows(self) -> list[tuple[str, str]]:
         "The compact view: a heading, then name and value"
@@ -912,6 +914,11 @@ class JobList(list):
             )
         return rows
 
+    def table(self) -> Table:
+        "The rows under their names; a terminal gets the beginning of the reason"
+        rows = [(*row[:-1], Entry(row[-1][:100], as_html(row[-1]))) for row in self.rows()]
+        return Table(self.columns, rows)
+
     @property
     def note(self) -> str:
         "That there are more of them; empty where there are not"
@@ -919,16 +926,10 @@ class JobList(list):
         return f"{count:,} more on this machine, of other projects: --all lists them" if count else ""
 
     def __repr__(self):
-        shown = text_table([self.columns, *((*row[:-1], row[-1][:100]) for row in self.rows())]) if self else "no jobs"
-        return "\n".join(filter(None, (shown, self.note)))
+        return "\n".join(filter(None, (self.table().text() if self else "no jobs", self.note)))
 
     def _repr_html_(self):
-        head = "".join(f"<th style='text-align:left'>{c}</th>" for c in self.columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{as_html(c)}</td>" for c in row) + "</tr>"
-            for row in self.rows()
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><div>{escape(self.note)}</div>"
+        return f"{self.table().html()}<div>{escape(self.note)}</div>"
 
 
 def _age(seconds: float) -> str:

@@ -27,6 +27,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from ..base.charts import confusion_svg, loss_curve, thinned
 
 from gpuml.base.config import (
     Config,
@@ -45,7 +46,6 @@ from ..base.storage import Storage, as_csv, is_s3, write_file, write_folder, wri
 from ..data import dataset
 from ..data.dataset import Plan
 from . import certificate, checkpoint, model, tracking
-from .charts import confusion_svg, curve, thin
 from .evaluation import GPU, equally_long, logits_of, smaller
 from .failure import computing, naming, some
 from .folder import case_note, check_fit
@@ -1115,11 +1115,12 @@ def _save(attempt: _Attempt) -> None:
         "train_loss": float(np.mean(p.losses)),
         "save_seconds": round(attempt.checkpoints.longest + attempt.checkpoints.cost, 3),
         "history": p.evaluations,
-        "curve": thin(p.losses),
+        "curve": thinned([*enumerate(p.losses, 1)]),
         "notes": p.notes,
     }
     write_json(folder / "metrics.json", metrics)
-    write_file(folder / "loss.svg", curve(p))
+    curve = loss_curve([*enumerate(p.losses, 1)], [(e["step"], e["loss"]) for e in p.evaluations], p.steps)
+    write_file(folder / "loss.svg", curve)
     write_file(folder / "confusion.svg", confusion_svg(best.scores["confusion"], labels))
     _check(attempt)
     write_json(folder / "certificate.json", _certificate(attempt))

@@ -17,18 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ..base.charts import confusion_svg, loss_curve
+from ..base.tables import Column, Entry, Table, as_html
 
-from gpuml.base.config import (
-    Config,
-    GpumlError,
-    as_html,
-    config_names,
-    load,
-)
+from ..base.config import Config, GpumlError, config_names, load
 from ..base.storage import is_s3
 from ..data import dataset
 from . import model, predict, tracking
-from .charts import confusion_svg, curve_of
 from .evaluation import DAMAGED, logits_of
 from .failure import naming, some
 from .inputs import as_files, as_output, as_texts
@@ -38,13 +33,13 @@ from .runs import fetch_run, output_folder, shown, stored_at, work_folder
 from .scores import as_text, log_softmax
 
 # %% ../../nbs/training/79_results.ipynb #8ec4d1d0
-_NARROW = "min-width:6em;max-width:8em;overflow-wrap:anywhere"  # of labels, which may be long words
+_LABEL = "min-width:6em;max-width:8em;overflow-wrap:anywhere"  # which may be a long word
+_TEXT = Column("text", style="min-width:18em;overflow-wrap:anywhere", head_style="")
 
 
-def _text_cell(text: str) -> str:
-    "A text's cell: 200 characters, the whole where the mouse rests"
-    whole, cut = (f" title='{escape(text)}'", text[:199] + "…") if len(text) > 200 else ("", text)
-    return f"<td style='text-align:left;min-width:18em;overflow-wrap:anywhere'{whole}>{escape(cut)}</td>"
+def _text_cell(text: str) -> Entry:
+    "A text's first 200 characters, the whole where the mouse rests"
+    return Entry(text[:199] + "…", hint=text) if len(text) > 200 else Entry(text)
 
 # %% ../../nbs/training/79_results.ipynb #5c7633a4
 @dataclass
@@ -74,24 +69,20 @@ class Predictions:
 
     def _repr_html_(self):
         few = len(self.classes) <= 8
-        names = ["label", *self.classes] if few else ["label", "the five most likely"]
-        left = "" if few else "text-align:left;"
-        head = "".join(f"<th style='{left}{_NARROW}'>{escape(name)}</th>" for name in names)
-        rows = "".join(
-            f"<tr>{_text_cell(text)}<td style='text-align:left;{_NARROW}'><b>{escape(label)}</b></td>"
-            + ("".join(f"<td>{p:.3f}</td>" for p in probabilities) if few else self._likely_cell(probabilities))
-            + "</tr>"
+        likely = [Column("the five most likely", style="min-width:14em;overflow-wrap:anywhere", head_style=_LABEL)]
+        scores = [Column(name, number=True, head_style=_LABEL) for name in self.classes] if few else likely
+        rows = [
+            (_text_cell(text), Entry(label, f"<b>{escape(label)}</b>"))
+            + (tuple(f"{p:.3f}" for p in probabilities) if few else (self._likely(probabilities),))
             for text, label, probabilities in zip(self.texts, self.labels, self.probabilities, strict=True)
-        )
-        return (
-            f"<table><thead><tr><th style='text-align:left'>text</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        )
+        ]
+        return Table([_TEXT, Column("label", style=_LABEL), *scores], rows).html()
 
-    def _likely_cell(self, probabilities: np.ndarray) -> str:
+    def _likely(self, probabilities: np.ndarray) -> Entry:
         "The five most likely labels"
         best = np.argsort(-probabilities, kind="stable")[:5]
-        told = "<br>".join(f"{probabilities[i]:.3f} {escape(self.classes[i])}" for i in best)
-        return f"<td style='text-align:left;min-width:14em;overflow-wrap:anywhere'>{told}</td>"
+        words = [f"{probabilities[i]:.3f} {self.classes[i]}" for i in best]
+        return Entry(", ".join(words), "<br>".join(map(escape, words)))
 
 # %% ../../nbs/training/79_results.ipynb #31c9efb8
 class Mistakes(list):
@@ -107,16 +98,21 @@ class Mistakes(list):
         )
 
     def _repr_html_(self):
-        rows = "".join(
-            f"<tr>{_text_cell(r['text'])}<td style='text-align:left;{_NARROW}'>{escape(r['label'])}</td>"
-            f"<td style='text-align:left;{_NARROW}'><b>{escape(r['predicted'])}</b></td><td>{float(r['probability']):.3f}</td>"
-            f"<td style='text-align:left'>{escape(r['file'])}:{r['line']}</td></tr>"
-            for r in self
-        )
-        head = "".join(
-            f"<th style='text-align:left'>{h}</th>" for h in ("text", "labelled", "predicted", "probability", "where")
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if self else "no mistakes"
+        if not self:
+            return "no mistakes"
+        labels = Column("labelled", style=_LABEL, head_style=""), Column("predicted", style=_LABEL, head_style="")
+        names = _TEXT, *labels, Column("probability", number=True), "where"
+        rows = [
+            (
+                _text_cell(row["text"]),
+                row["label"],
+                Entry(row["predicted"], f"<b>{escape(row['predicted'])}</b>"),
+                f"{float(row['probability']):.3f}",
+                f"{row['file']}:{row['line']}",
+            )
+            for row in self
+        ]
+        return Table(names, rows).html()
 
 # %% ../../nbs/training/79_results.ipynb #bb882151
 @dataclass(repr=False)
@@ -199,41 +195,36 @@ class Run:
             wrong = [row for row in csv.DictReader(f) if row["label"] != row["predicted"]]
         return Mistakes(sorted(wrong, key=lambda row: -float(row["probability"]))[:limit])
 
+    def classes(self) -> Table:
+        "Precision, recall and F1 of every class, and how many rows it has"
+        rows = [
+            (label, *(as_text(scores[name]) for name in ("precision", "recall", "f1")), f"{scores['support']:,}")
+            for label, scores in self.metrics["classes"].items()
+        ]
+        return Table(("class", *(Column(name, number=True) for name in ("precision", "recall", "F1", "support"))), rows)
+
     def __repr__(self):
         m = self.metrics
-        width = max(map(len, [*self.labels, "macro average"]))
-        lines = [f"{'':<{width}}  precision  recall      f1  support"]
-        for label, c in m["classes"].items():
-            lines.append(
-                f"{label:<{width}}  {as_text(c['precision']):>9}  {as_text(c['recall']):>6}"
-                f"  {as_text(c['f1']):>6}  {c['support']:>7,}"
-            )
-        lines += [
-            f"{'macro average':<{width}}  {'':>9}  {'':>6}  {m['macro_f1']:>6.3f}  {sum(c['support'] for c in m['classes'].values()):>7,}"
-        ]
+        support = sum(scores["support"] for scores in m["classes"].values())
+        table = Table(
+            self.classes().names,
+            [*self.classes().rows, ("macro average", "", "", f"{m['macro_f1']:.3f}", f"{support:,}")],
+        )
         head = f"{self.id}: accuracy {m['accuracy']:.3f}, macro-F1 {m['macro_f1']:.3f}, loss {m['loss']:.3f} on validation data"
         tail = [f"model   {self.place}/model", *self._weights, f"MLflow  {self.url}", *m["notes"]]
-        return "\n".join([head, "", *lines, "", *tail])
+        return "\n".join([head, "", table.text(), "", *tail])
 
     def _repr_html_(self):
-        m, cell = self.metrics, "<td>{}</td><td>{}</td><td>{}</td><td>{:,}</td>"
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{escape(l)}</td>"
-            + cell.format(*(as_text(c[name]) for name in ("precision", "recall", "f1")), c["support"])
-            + "</tr>"
-            for l, c in m["classes"].items()
-        )
-        table = (
-            "<table><thead><tr><th style='text-align:left'>class</th><th>precision</th><th>recall</th><th>F1</th>"
-            f"<th>support</th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+        m = self.metrics
+        validation = [(e["step"], e["loss"]) for e in m["history"]]
+        curve = loss_curve([(x, y) for x, y in m["curve"]], validation, m["updates"], width=360, height=150)
         link = f"<a href='{escape(self.url)}' target='_blank'>{escape(self.url)}</a>"
         notes = "".join(f"<div>⚠ {as_html(n)}</div>" for n in m["notes"])
         return (
             f"<div><b>{escape(self.id)}</b> · accuracy <b>{m['accuracy']:.3f}</b> · macro-F1 <b>{m['macro_f1']:.3f}</b>"
             f" · validation loss {m['loss']:.3f} · {m['updates']:,} updates in {m['seconds']:.0f} s</div>"
-            f"<div style='display:flex;flex-wrap:wrap;gap:1.5em;align-items:center'><div>{table}</div>"
-            f"<div>{confusion_svg(m['confusion'], self.labels)}</div><div>{curve_of(m)}</div></div>"
+            f"<div style='display:flex;flex-wrap:wrap;gap:1.5em;align-items:center'><div>{self.classes().html()}</div>"
+            f"<div>{confusion_svg(m['confusion'], self.labels)}</div><div>{curve}</div></div>"
             f"<div>model <code>{escape(self.place)}/model</code>{''.join(f' · {w}' for w in self._weights)}</div><div>MLflow {link}</div>{notes}"
         )
 
