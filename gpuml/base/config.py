@@ -19,11 +19,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from .tables import Table
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from .secrets import NAMES, find_secret, redact
+from .tables import Table
 
 # %% ../../nbs/base/20_config.ipynb #5ab6f8ab
 class GpumlError(Exception):

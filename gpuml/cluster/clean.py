@@ -18,10 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..base.tables import Table
-
 from ..base.config import Config, ConfigError
 from ..base.storage import fingerprint, is_s3, writing
+from ..base.tables import Table
 from .job import PREFIX
 from .jobs import jobs_folder, local_state, own_folders, works
 from .state import OVER

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ..base.tables import Table
-
 from ..base.config import NAME, ClusterError, ConfigError
+from ..base.tables import Table
 from .jobs import Answer, Api
 from .pod import clock, time_of
 from .state import IdleMark, count_of, idle_mark, idle_notes

@@ -29,10 +29,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ..base.tables import Entry, Table, as_html
-
 from ..base.config import ClusterError, Config, DataError, GpumlError, OutputError
 from ..base.storage import Storage, is_s3, write_json
+from ..base.tables import Entry, Table, as_html
 from gpuml.cluster.answers import (
     Answer,
     NoAnswer,

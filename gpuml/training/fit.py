@@ -27,8 +27,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ..base.charts import confusion_svg, loss_curve, thinned
 
+from ..base.charts import confusion_svg, loss_curve, thinned
 from gpuml.base.config import (
     Config,
     ConfigError,

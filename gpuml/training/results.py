@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ..base.charts import confusion_svg, loss_curve
-from ..base.tables import Column, Entry, Table, as_html
 
+from ..base.charts import confusion_svg, loss_curve
 from ..base.config import Config, GpumlError, config_names, load
 from ..base.storage import is_s3
+from ..base.tables import Column, Entry, Table, as_html
 from ..data import dataset
 from . import model, predict, tracking
 from .evaluation import DAMAGED, logits_of

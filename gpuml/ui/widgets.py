@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from ..base.charts import Series, chart, loss_curve
-from ..base.tables import Entry, Table, as_html
-
 from gpuml.base.config import (
     Config,
     ConfigError,
@@ -49,6 +47,7 @@ from gpuml.base.config import (
 )
 from ..base.secrets import redact
 from ..base.storage import fingerprint, write_json
+from ..base.tables import Entry, Table, as_html
 from ..cluster.state import SIGNS
 from ..training.fit import SAME_LINE
 from ..training.progress import Progress
