@@ -28,7 +28,8 @@ def thinned(
     return [((s[0][0] + s[-1][0]) / 2, fmean(y for _, y in s)) for s in stretches]
 
 # %% ../../nbs/base/18_charts.ipynb #3a8e7007
-_LEFT, _RIGHT, _ABOVE, _BELOW = 34, 6, 8, 14  # pixels beside the curves
+_LEFT, _RIGHT = 34, 6  # pixels beside the curves
+_ABOVE, _BELOW = 8, 14
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Frame:
 
     def svg(self, title: str, drawing: str, corners: tuple[str, str, str], style: str = "") -> str:
         "The picture: what is drawn, between axes with words above on the left, below on the left, and on the right"
-        above, below, right, end, line = *corners, self.width - _RIGHT, self.height - 2
+        above, below, right = corners
+        end, line = self.width - _RIGHT, self.height - 2
         return (
             f"<svg viewBox='0 0 {self.width} {self.height}' width='{self.width}' role='img' aria-label='{escape(title)}'{style}>"
             f"<path d='M{_LEFT} {_ABOVE}V{self._bottom}H{end}' fill='none' stroke='#8888'/>{drawing}"
@@ -133,7 +135,8 @@ def confusion_svg(
     if n > 30:
         return f"<i>confusion matrix of {n} classes: see metrics.json</i>"
     longest = min(max(map(len, labels)), 16)
-    size, left, top = max(22, min(44, 440 // n)), 8 + 7 * longest, 22 + 5 * longest
+    size = max(22, min(44, 440 // n))
+    left, top = 8 + 7 * longest, 22 + 5 * longest
     short = [escape(label if len(label) <= 16 else label[:15] + "…") for label in labels]
     parts = [f"<text x='2' y='{top - 5}' opacity='.6'>labelled ↓ predicted →</text>"]
     for i, row in enumerate(confusion):
