@@ -72,11 +72,25 @@ def test_modules_import_only_to_the_left_and_smaller_numbers(module):
         assert order.index(other) < order.index(module), f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m not in HEAVY_ROOMS])
-def test_heavy_packages_are_imported_where_they_are_used(module):
-    code = f"import sys, gpuml.{module}; print(*(set(sys.modules) & {HEAVY!r}))"
+@pytest.fixture(scope="module")
+def heavy_imports():
+    "By module, in their order: which heavy packages its import brings in; one process imports them all"
+    code = f"""
+import importlib, json, sys
+brought, before = {{}}, set()
+for module in {[m for m in MODULES if m not in HEAVY_ROOMS]!r}:
+    importlib.import_module(f"gpuml.{{module}}")
+    loaded = set(sys.modules) & {HEAVY!r}
+    brought[module], before = sorted(loaded - before), loaded
+print(json.dumps(brought))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m not in HEAVY_ROOMS])
+def test_heavy_packages_are_imported_where_they_are_used(module, heavy_imports):
+    assert heavy_imports[module] == []
 
 
 OFFENDERS = {
