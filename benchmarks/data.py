@@ -184,7 +184,8 @@ def trained(train: str, home: str, cache: str, shared: str | None, updates: int,
     import sklearn.metrics  # noqa: F401  the clock starts when everything is imported
     from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments  # noqa: F401
 
-    from gpuml.base.config import Config, Preempted
+    from gpuml.base.config import Config
+    from gpuml.base.errors import Preempted
     from gpuml.data import dataset
     from gpuml.training import fit as training
     from gpuml.training.tracking import local_store

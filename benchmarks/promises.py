@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import pytest  # noqa: E402
 
-from gpuml.base.config import DataError  # noqa: E402
+from gpuml.base.errors import DataError  # noqa: E402
 from tests import s3  # noqa: E402
 from tests.conftest import CONFIG, OFFLINE, rows  # noqa: E402
 from tests.faults import Fault, Proxy  # noqa: E402
@@ -322,7 +322,8 @@ def train_here(
         socket.gethostname = lambda: machine
     if at is not None or count is not None:
         watch_writes(folder, at, count)
-    from gpuml.base.config import Preempted, load
+    from gpuml.base.config import load
+    from gpuml.base.errors import Preempted
     from gpuml.training.fit import fit
 
     try:

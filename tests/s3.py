@@ -65,7 +65,7 @@ def start(folder: Path) -> tuple[subprocess.Popen, str]:
 
 def _ready(endpoint: str, process: subprocess.Popen, log: Path) -> None:
     "Wait until it answers and has its buckets"
-    from gpuml.base.config import GpumlError
+    from gpuml.base.errors import GpumlError
     from gpuml.base.storage import Storage
 
     for _ in range(120):

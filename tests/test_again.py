@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from gpuml.base.config import ConfigError, GpumlError, Preempted, load
+from gpuml.base.config import load
+from gpuml.base.errors import ConfigError, GpumlError, Preempted
 from gpuml.cluster import jobs as c
 from gpuml.cluster.submission import prepare, submit
 from gpuml.training import unfinished

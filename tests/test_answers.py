@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from gpuml.base.config import ClusterError
+from gpuml.base.errors import ClusterError
 from gpuml.cluster import answers
 from gpuml.cluster import jobs as cluster
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gpuml.base.config import DataError, OutputError
+from gpuml.base.errors import DataError, OutputError
 from gpuml.base.storage import Storage
 from tests.faults import Proxy, s3_error
 from tests.s3 import KEY, READER, READER_SECRET, SECRET

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuml.base.config import Config, DataConfig, DataError, OutputError, Preempted, load
+from gpuml.base.config import Config, DataConfig, load
+from gpuml.base.errors import DataError, OutputError, Preempted
 from gpuml.base.storage import Storage
 from gpuml.data import dataset
 from gpuml.data.dataset import Problem, Reading, Row, parse, read, split

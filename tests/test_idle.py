@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from gpuml.base.config import ClusterError, ConfigError
+from gpuml.base.errors import ClusterError, ConfigError
 from gpuml.cluster.idle import Holder, Limits, _gpus, decide, limits, query
 from gpuml.cluster.state import IdleMark, Seen, explain
 from gpuml.ui import magics

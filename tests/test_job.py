@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpuml.base.config import load
-from gpuml.cluster.job import AGAIN, FINAL, Source, manifest, run_id, verdict, yaml
+from gpuml.cluster.job import Source, manifest, run_id, verdict, yaml
 from tests.conftest import ROOT
 
 GOLDEN = Path(__file__).parent / "golden" / "job.yaml"
@@ -101,7 +101,15 @@ def test_rules_of_the_job_api():
 @pytest.mark.parametrize("code", [0, 1, 65, 66, 70, 73, 75, 77, 78, 137, 139, 143])
 def test_verdicts(code):
     "Interruptions are free, errors final, the rest counts; a disruption is free whatever the exit code"
-    expected = "Complete" if code == 0 else "Ignore" if code in AGAIN else "FailJob" if code in FINAL else "Count"
+    expected = (
+        "Complete"
+        if code == 0
+        else "Ignore"
+        if code == 75
+        else "FailJob"
+        if code in (1, 65, 66, 73, 77, 78, 137)
+        else "Count"
+    )
     assert verdict(made(), code) == expected
     assert verdict(made(), code, disrupted=True) == ("Complete" if code == 0 else "Ignore")
 

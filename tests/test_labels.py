@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from gpuml.base.config import DataError
+from gpuml.base.errors import DataError
 from gpuml.data.dataset import read
 from gpuml.data.labels import alike, look_of, natural
 from tests.test_dataset import config_in, write

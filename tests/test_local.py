@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from gpuml.base.config import GpumlError, load
+from gpuml.base.config import load
+from gpuml.base.errors import GpumlError
 from gpuml.cluster import jobs as c
 from gpuml.cluster.submission import submit
 from tests.conftest import ROOT, gpuml, runs_in

@@ -7,7 +7,7 @@ import stat
 import pytest
 import torch
 
-from gpuml.base.config import ModelError
+from gpuml.base.errors import ModelError
 from gpuml.training import model
 from gpuml.training.folder import case_note, check_fit
 from gpuml.training.head import class_tensors

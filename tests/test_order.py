@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpuml.base.config import ConfigError, DataError, OutputError, Preempted, load
+from gpuml.base.config import load
+from gpuml.base.errors import ConfigError, DataError, OutputError, Preempted
 from gpuml.base.storage import Storage
 from gpuml.data import dataset
 from gpuml.training.fit import fit

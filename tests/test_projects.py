@@ -8,7 +8,8 @@ import sys
 import psutil
 import pytest
 
-from gpuml.base.config import ClusterError, load
+from gpuml.base.config import load
+from gpuml.base.errors import ClusterError
 from gpuml.base.storage import write_json
 from gpuml.cluster import job
 from gpuml.cluster import jobs as c

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from gpuml.base.config import ConfigError
+from gpuml.base.errors import ConfigError
 from gpuml.ui.cli import main
 from tests.conftest import ROOT, free_port, rows
 
@@ -379,7 +379,8 @@ def test_good_project_is_not_refused(project):
 
 def test_every_mutated_key_is_refused(project, capsys):
     "Every key of the config, misspelt, is refused, and the right one is named"
-    from gpuml.base.config import ConfigError, fields, load
+    from gpuml.base.config import fields, load
+    from gpuml.base.errors import ConfigError
 
     for key in fields():
         wrong = key[:-1] if key[:-1] not in fields() else f"{key}s"  # labels, misspelt, may be label
@@ -390,7 +391,8 @@ def test_every_mutated_key_is_refused(project, capsys):
 
 def test_every_wrong_type_is_refused(project):
     "A section where a value belongs, at every key, with the line it stands on"
-    from gpuml.base.config import ConfigError, fields, load
+    from gpuml.base.config import fields, load
+    from gpuml.base.errors import ConfigError
 
     for key in fields():
         section, _, name = key.rpartition(".")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.base.config import Config, ConfigError, Preempted, load, parse_words
+from gpuml.base.config import Config, load, parse_words
+from gpuml.base.errors import ConfigError, Preempted
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from gpuml.training.resume import continue_run

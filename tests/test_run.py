@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpuml.base.config import ConfigError, NotebookError, Preempted, load
+from gpuml.base.config import load
+from gpuml.base.errors import ConfigError, NotebookError, Preempted
 from gpuml.base.storage import Storage
 from gpuml.jobs import notebook
 from gpuml.jobs.bundle import pack, put

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from gpuml.base.config import NotebookError
+from gpuml.base.errors import NotebookError
 from gpuml.jobs import session
 from tests.conftest import free_port
 

@@ -26,7 +26,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpuml.base.config import ConfigError, DataError, OutputError, Preempted
+from gpuml.base.errors import ConfigError, DataError, OutputError, Preempted
 from gpuml.base.storage import PART, Storage, _bucket, _s3_list, as_csv, is_s3
 from tests.conftest import ROOT, free_port
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpuml.base.config import DataError, GpumlError, ModelError, Preempted, TrainError, load
+from gpuml.base.config import load
+from gpuml.base.errors import DataError, GpumlError, ModelError, Preempted, TrainError
 from gpuml.data import dataset
 from gpuml.training import fit as train
 from gpuml.training.evaluation import logits_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from gpuml.base.config import ModelError
+from gpuml.base.errors import ModelError
 from gpuml.data import dataset
 from gpuml.training import model
 from gpuml.training.evaluation import equally_long, logits_of

@@ -14,7 +14,8 @@ import pytest
 from ipywidgets.widgets.widget import _instances as alive_widgets
 
 from gpuml.base import charts, config
-from gpuml.base.config import ConfigError, GpumlError, load, load_all
+from gpuml.base.config import load, load_all
+from gpuml.base.errors import ConfigError, GpumlError
 from gpuml.cluster.jobs import jobs
 from gpuml.ui import widgets
 from tests.conftest import ROOT, runs_in

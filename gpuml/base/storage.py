@@ -33,8 +33,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .errors import ConfigError, DataError, Exit, GpumlError, OutputError
+
 from . import credentials
-from .config import ConfigError, DataError, GpumlError, OutputError, local_path
+from .config import local_path
 
 # %% ../../nbs/base/40_storage.ipynb #80504a2f
 @contextmanager
@@ -151,7 +153,7 @@ def reading(
     try:
         yield
     except OSError as e:
-        code = 77 if isinstance(e, PermissionError) else 66
+        code = Exit.NOT_PERMITTED if isinstance(e, PermissionError) else Exit.NOT_FOUND
         raise DataError(f"{url}: can't be read: {e.strerror or e}", exit_code=code) from None
 
 
@@ -481,7 +483,14 @@ def _wait(s3: S3, begun: float, why: str, future: Future | None = None, until: f
 def _error(s3: S3, url: str, text: str, denied: bool, write: bool, away: bool = False) -> GpumlError:
     "A refusal as the error that the caller raises; a server that is away is no refusal: later it may take the same"
     words = {"server": s3.server, "bucket": _bucket(url)[0], "verb": "write" if write else "read"}
-    code = 75 if away else 77 if denied else 73 if write else 65 if text == CHANGED else 66
+    if away:
+        code = Exit.INTERRUPTED
+    elif denied:
+        code = Exit.NOT_PERMITTED
+    elif write:
+        code = Exit.NOT_WRITTEN
+    else:
+        code = Exit.BAD_DATA if text == CHANGED else Exit.NOT_FOUND
     return (OutputError if write else DataError)(f"{url}: {text.format(**words)}", exit_code=code)
 
 
@@ -813,7 +822,7 @@ class Storage:
         "Copy to a local file that is complete or absent"
         file = source if isinstance(source, File) else self.info(source)
         if file is None:
-            raise DataError(f"{source}: no such file", exit_code=66)
+            raise DataError(f"{source}: no such file", exit_code=Exit.NOT_FOUND)
         return write_file(local, self.blocks(file))
 
     def put(self, local: str | Path, url: str | Path) -> None:

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ..base.config import NAME, ClusterError, ConfigError
+from ..base.errors import ClusterError, ConfigError
+
+from ..base.config import NAME
 from ..base.tables import Table
 from .jobs import Answer, Api
 from .pod import clock, time_of

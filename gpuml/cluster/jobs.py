@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ..base.config import ClusterError, Config, DataError, GpumlError, OutputError
+from ..base.errors import ClusterError, DataError, GpumlError, OutputError
+
+from ..base.config import Config
 from ..base.storage import Storage, is_s3, write_json
 from ..base.tables import Entry, Table, as_html
 from gpuml.cluster.answers import (

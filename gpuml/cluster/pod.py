@@ -11,7 +11,9 @@ import re
 from datetime import datetime
 from typing import Any
 
-from .job import AGAIN, CONTAINER
+from ..base.errors import Exit, codes_with
+
+from .job import CONTAINER
 from ..jobs.sidecars import remedy
 
 # %% ../../nbs/cluster/15_pod.ipynb #49e217e6
@@ -208,8 +210,12 @@ def with_cause(
     words: str,  # how the container ended, in a sentence
 ) -> str:
     "Why an attempt ended: the cause, and what the training said, where it had time to say something"
-    spoke = ended.get("message") and ended.get("reason") != "ContainerStatusUnknown" and ended.get("exitCode") != 137
-    return f"{cause}; {words}" if spoke or ended.get("exitCode") in AGAIN else cause
+    spoke = (
+        ended.get("message")
+        and ended.get("reason") != "ContainerStatusUnknown"
+        and ended.get("exitCode") != Exit.KILLED
+    )
+    return f"{cause}; {words}" if spoke or ended.get("exitCode") in codes_with("Ignore") else cause
 
 # %% ../../nbs/cluster/15_pod.ipynb #2b75ea13
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",

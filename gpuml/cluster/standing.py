@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from ..base.config import ConfigError
+from ..base.errors import ConfigError
+
 from ..base.storage import Storage
 from ..training.certificate import Earlier, code_differs, differences, earlier, in_words
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ..base.config import Preempted
-from .job import FINAL, PREFIX
+from ..base.errors import Exit, Preempted, codes_with, meaning_of
+
+from .job import PREFIX
 from gpuml.cluster.pod import (
     clock,
     condition,
@@ -209,13 +210,6 @@ def _beside_success(pods: list[dict[str, Any]], run: str) -> str:
     return f"training has ended well, but {held[0]}" if held else next(filter(None, map(failed_beside, pods)), "")
 
 # %% ../../nbs/cluster/20_state.ipynb #1fee2cd8
-_CODES = {
-    1: "the notebook's code failed", 65: "the data is bad", 66: "data or model was not found", 70: "the kernel died",
-    73: "the output can't be written", 75: "interrupted with a checkpoint", 77: "not permitted",
-    78: "the config or the notebook is not valid", 127: "the image has no such command",
-}  # fmt: skip
-
-
 def ending(
     ended: dict[str, Any],  # exitCode, reason, message, as far as known
     seen: Seen,
@@ -233,13 +227,13 @@ def _ending(ended: dict[str, Any], seen: Seen) -> str:
     told = (ended.get("message") or (seen.outcome or {}).get("reason") or "").strip()
     if ended.get("reason") in ("StartError", "ContainerCannotRun"):
         return f"the container can't be started: {' '.join(told.split())[:200]} (exit code {code})"
-    if ended.get("reason") == "OOMKilled" or (code == 137 and not told):
+    if ended.get("reason") == "OOMKilled" or (code == Exit.KILLED and not told):
         limit = _limit(seen.job, "memory")
         return f"killed: it needed more memory than compute.memory={limit}; give it more, or a smaller data.max_length"
     *log, last = told.splitlines() or [""]  # where it said nothing itself, Kubernetes has the end of its log
-    if code == 137:
+    if code == Exit.KILLED:
         return f"killed, though not by its own memory limit (exit code 137); its node may have run out; the log ends: {last}"
-    meaning = f"{_CODES.get(code, 'it ended')} (exit code {code})"
+    meaning = f"{meaning_of(code)} (exit code {code})"
     return f"{meaning}; the log ends: {last}" if log else f"{told} (exit code {code})" if told else meaning
 
 
@@ -277,7 +271,7 @@ def _between(pod: dict[str, Any] | None, ended: dict[str, Any], seen: Seen) -> s
     what = f"preempted ({by[0].lower()}{by[1:]})" if by else ending(ended, seen)
     code = ended.get("exitCode") if ended else (seen.outcome or {}).get("exit_code")
     disrupted = by or (pod and condition(pod, "DisruptionTarget"))
-    if code in FINAL and not disrupted:
+    if code in codes_with("FailJob") and not disrupted:
         return f"{what}; another attempt would end the same way"
     if refused := _not_let_in(seen):
         return f"{what}; the next attempt: {refused}"

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base.config import ClusterError, Config, ConfigError, DataError, GpumlError, NotebookError
+from ..base.errors import ClusterError, ConfigError, DataError, Exit, GpumlError, NotebookError
+
+from ..base.config import Config
 from ..base.storage import Storage, is_s3, write_json
 from . import job
 from .job import PREFIX
@@ -234,7 +236,8 @@ def _check_permission(api: Api, namespace: str) -> str:
             lacking.append(f"{verb} {resource}")
     if lacking:
         raise ClusterError(
-            f"you may not {', '.join(lacking)} in the namespace {namespace}; an administrator grants it", 77
+            f"you may not {', '.join(lacking)} in the namespace {namespace}; an administrator grants it",
+            Exit.NOT_PERMITTED,
         )
     return f"may make jobs in {namespace}"
 
@@ -251,7 +254,7 @@ def _check_priority(api: Api, name: str, namespace: str) -> str:
             if _keeps_out(quota, name):
                 raise ClusterError(
                     f"{name} may not be used in {namespace}: quota {quota['metadata']['name']} allows none of its pods",
-                    77,
+                    Exit.NOT_PERMITTED,
                 )
     except Answer as e:
         raise _Unknown(f"{name}: {e}") from None

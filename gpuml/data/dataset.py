@@ -37,9 +37,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+from ..base.errors import DataError, Exit, OutputError, Preempted
 
 from .. import __version__
-from ..base.config import Config, DataConfig, DataError, OutputError, Preempted
+from ..base.config import Config, DataConfig
 from ..base.storage import CHANGED, File, Storage, as_csv, fingerprint, is_s3, write_folder, write_json, writing
 from .formats import HEAD, Format, recognise, unmarked_encoding
 from .labels import alike_notes, did_you_mean, look_of, natural, nearest, odd_notes, tell_apart
@@ -60,7 +61,7 @@ def find_files(
     for text in [paths] if isinstance(paths, str) else paths:
         files = storage.find(text if is_s3(text) else config.path(text), SUFFIXES)
         if not files:
-            raise DataError(f"{key}: {_nothing(text, config)}", exit_code=66)
+            raise DataError(f"{key}: {_nothing(text, config)}", exit_code=Exit.NOT_FOUND)
         found |= {file.url: file for file in files}
     for url in found:
         _check_name(url, key)

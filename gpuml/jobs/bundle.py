@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base.config import Config, DataError, NotebookError, to_yaml
+from ..base.errors import DataError, Exit, NotebookError
+
+from ..base.config import Config, to_yaml
 from ..base.secrets import find_secret, secrets
 from ..base.storage import Storage, fingerprint
 from .imports import CODE, Need, needs
@@ -250,14 +252,14 @@ def unpack(
     storage = storage or Storage()
     file = storage.info(address)
     if file is None:
-        raise DataError(f"{address}: no such bundle", exit_code=66)
+        raise DataError(f"{address}: no such bundle", exit_code=Exit.NOT_FOUND)
     try:
         about = unpack_archive(storage.read(file), folder)
         version = about["format"]
     except (tarfile.TarError, EOFError, OSError, ValueError, LookupError, TypeError) as e:
-        raise DataError(f"{address}: not a bundle: {e}", exit_code=66) from None
+        raise DataError(f"{address}: not a bundle: {e}", exit_code=Exit.NOT_FOUND) from None
     if version != _FORMAT:
-        raise DataError(f"{address}: of another version of gpuml (format {version})", exit_code=66)
+        raise DataError(f"{address}: of another version of gpuml (format {version})", exit_code=Exit.NOT_FOUND)
     return about
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base.config import NotebookError
+from ..base.errors import NotebookError
+
 from .notebook import read, syntax
 
 # %% ../../nbs/jobs/30_imports.ipynb #663b5517

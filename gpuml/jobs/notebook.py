@@ -35,7 +35,9 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from ..base.config import NAME, ConfigError, DataError, GpumlError, NotebookError, Preempted, load, parse_words
+from ..base.errors import ConfigError, DataError, Exit, GpumlError, NotebookError, Preempted
+
+from ..base.config import NAME, load, parse_words
 from ..base.secrets import redact, secrets
 from ..base.storage import Storage, fingerprint, is_s3, write_file, writing
 from .outputs import Bounded, Kept, Line, Outputs
@@ -73,7 +75,7 @@ def read(
         about = tree.get("metadata", {})
         language = about.get("language_info", {}).get("name") or about.get("kernelspec", {}).get("language") or "python"
     except OSError as e:
-        raise NotebookError(f"{path}: can't be read: {e.strerror or e}", exit_code=66) from None
+        raise NotebookError(f"{path}: can't be read: {e.strerror or e}", exit_code=Exit.NOT_FOUND) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise NotebookError(f"{path}: not a notebook of format 4; open it in JupyterLab and save it") from None
     if language != "python":
@@ -211,7 +213,7 @@ def find(
     if str(told).endswith(".ipynb") and Path(told).is_file():
         return Path(told).absolute()
     if name:
-        raise NotebookError(f"{name}: no such notebook", exit_code=66)
+        raise NotebookError(f"{name}: no such notebook", exit_code=Exit.NOT_FOUND)
     there = sorted(Path.cwd().glob("*.ipynb"))
     fit = [path for path in there if not problems(path)]
     if len(fit) != 1:
@@ -947,7 +949,7 @@ def _death(attempt: _Attempt, where: str) -> GpumlError:
     how = f"exit code {code}" if code is None or code >= 0 else f"killed by signal {-code}"
     why = "; out of memory" + ("" if _oom_kills() > attempt.oom_kills else "?")
     how += {-signal.SIGKILL: why, -signal.SIGSEGV: "; a segmentation fault"}.get(code, "")
-    return _CellError(f"the kernel died {where} ({how})", 70)
+    return _CellError(f"the kernel died {where} ({how})", Exit.CRASHED)
 
 
 def _oom_kills() -> int:
@@ -1013,7 +1015,7 @@ def execute(
             code, reason = e.exit_code, str(e)
         except Exception as e:
             attempt.log.line(traceback.format_exc())
-            code, reason = 70, f"the runner failed: {type(e).__name__}: {e}"
+            code, reason = Exit.CRASHED, f"the runner failed: {type(e).__name__}: {e}"
         return _finish(attempt, code, reason)
 
 # %% ../../nbs/jobs/20_notebook.ipynb #fb084c58
@@ -1129,7 +1131,7 @@ def execute_bundle(
         about = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
         notebook, name, search = folder / about["notebook"], about["config"], [folder / p for p in about["path"]]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{folder}: not an unpacked bundle: {e}", exit_code=66) from None
+        raise DataError(f"{folder}: not an unpacked bundle: {e}", exit_code=Exit.NOT_FOUND) from None
     config = load(folder / about.get("root", ".") / "config" / f"{name}.yaml")
     output = config.output.rstrip("/") if is_s3(config.output) else config.path(config.output)
     bundle = about.get("name", "")

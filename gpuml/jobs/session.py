@@ -130,7 +130,7 @@ def check_history(
     history: History,
 ) -> None:
     "Raise `NotebookError` where something ran that a job would not run, because it is not saved; names all such cells"
-    from gpuml.base.config import NotebookError
+    from gpuml.base.errors import NotebookError
 
     lacking = {number or each.source: (each, number) for each, number in unsaved(notebook, history)}
     if lacking:
@@ -188,7 +188,8 @@ def own_notebook(
     history: History | None = None,
 ) -> Path | None:
     "The notebook that this kernel runs, by the editor, the server, or what it was told at its start; raises `NotebookError` where two may be meant"
-    from gpuml.base.config import NotebookError
+    from gpuml.base.errors import NotebookError
+
     from gpuml.jobs.notebook import read
 
     if editor := namespace.get("__vsc_ipynb_file__"):
@@ -216,7 +217,8 @@ def _file(name: str) -> Path | None:
 
 def _check_copies(path: Path, last: Executed) -> None:
     "Raise `NotebookError` where a newer notebook beside it has the cell that runs, and differs: it was saved under another name"
-    from gpuml.base.config import NotebookError
+    from gpuml.base.errors import NotebookError
+
     from gpuml.jobs.notebook import source_hash
 
     for other in sorted(path.parent.glob("*.ipynb")) if last.cell_id else ():
@@ -243,7 +245,7 @@ def history_for(
     notebook: Path,
 ) -> History | None:
     "What ran in this kernel, if it runs that notebook"
-    from gpuml.base.config import NotebookError
+    from gpuml.base.errors import NotebookError
 
     for shell, history, _ in list(_histories.values()):
         with suppress(NotebookError, OSError):  # where it can't be told

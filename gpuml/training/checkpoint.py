@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base.config import OutputError
+from ..base.errors import OutputError
+
 from ..base.storage import Storage, write_folder, writing
 from .folder import as_readable_as_new
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..base.config import ModelError
+from ..base.errors import ModelError
+
 from ..data.formats import HEAD, recognise
 
 # %% ../../nbs/training/10_folder.ipynb #ba057b98

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from ..base.config import GpumlError
+from ..base.errors import GpumlError
 
 # %% ../../nbs/training/70_inputs.ipynb #7d140734
 _TEXTS = "predict takes a string, or a list, a column or an array of strings"

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ..base.errors import Exit, ModelError
 
-from ..base.config import Config, ModelError
+from ..base.config import Config
 from .folder import as_readable_as_new, check_files, first_position, limit
 from .head import match_rows
 from .weights import check_loaded
@@ -110,7 +111,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
             raise ModelError(f"{here}: the hub has no safetensors for it; gpuml loads no pickled weights")
         return check_folder(Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED)), name)
     except GatedRepoError:
-        raise ModelError(f"{here}: access to it must be granted on the hub, and HF_TOKEN set", exit_code=77) from None
+        raise ModelError(
+            f"{here}: access to it must be granted on the hub, and HF_TOKEN set", exit_code=Exit.NOT_PERMITTED
+        ) from None
     except RevisionNotFoundError:
         raise ModelError(f"{here}: the hub has no revision '{revision}' of it; see model.revision") from None
     except RepositoryNotFoundError:

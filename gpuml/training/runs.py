@@ -14,11 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gpuml.base.config import (
-    Config,
-    DataError,
-    OutputError,
-)
+from ..base.errors import DataError, OutputError
+
+from ..base.config import Config
 from ..base.storage import Storage, fingerprint, is_s3, write_file
 from . import tracking
 

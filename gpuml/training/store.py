@@ -17,7 +17,7 @@ from shlex import quote
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..base.config import ConfigError
+from ..base.errors import ConfigError
 
 # %% ../../nbs/training/35_store.ipynb #de74438a
 SERVER_SECONDS = 2.0  # how long to wait for a tracking server's first answer

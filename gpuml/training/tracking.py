@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..base.config import Config, ConfigError, flat
+from ..base.errors import ConfigError, Exit
+
+from ..base.config import Config, flat
 from ..base.storage import is_s3, write_json
 from . import store
 from .folder import as_readable_as_new
@@ -69,7 +71,9 @@ def find_store(
         notes += filter(None, [store.check_file(own, experiment)])
         return local_store(config), "; ".join(notes)
     if not answer.is_silent:
-        raise ConfigError(store.refusal(uri, answer, experiment), 77 if answer.status in (401, 403) else None)
+        raise ConfigError(
+            store.refusal(uri, answer, experiment), Exit.NOT_PERMITTED if answer.status in (401, 403) else None
+        )
     return uri, f"{_absent(uri, answer)}: what is recorded waits on the disk until there is one"
 
 

@@ -13,12 +13,9 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
-from gpuml.base.config import (
-    Config,
-    ConfigError,
-    GpumlError,
-    load,
-)
+from ..base.errors import ConfigError, GpumlError
+
+from ..base.config import Config, load
 from ..base.storage import Storage, is_s3
 from ..data import dataset
 from . import certificate, checkpoint, tracking

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..base.config import ModelError
+from ..base.errors import ModelError
 
 # %% ../../nbs/training/15_weights.ipynb #6aff629a
 _POOLERS = ("pooler.", "perceiver.decoder.")  # Perceiver's decoder is its head

@@ -22,20 +22,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import ConfigError, Exit, GpumlError, OutputError, Preempted, exit_help
+
 import gpuml
-from gpuml.base.config import (
-    Config,
-    ConfigError,
-    GpumlError,
-    OutputError,
-    Preempted,
-    config_names,
-    help_text,
-    key_like,
-    load,
-    parse_override,
-    parse_words,
-)
+from ..base.config import Config, config_names, help_text, key_like, load, parse_override, parse_words
 from ..jobs.sidecars import end_sidecars
 
 # %% ../../nbs/ui/30_cli.ipynb #225b040a
@@ -476,7 +466,10 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     raw = argparse.RawDescriptionHelpFormatter
-    keys = {"formatter_class": raw, "epilog": f"keys:\n{help_text()}\n\n{_EXITS}"}
+    keys = {
+        "formatter_class": raw,
+        "epilog": f"keys:\n{help_text()}\n\n{exit_help(Exit.DONE, Exit.FAILED, *_EXITS, done='done, trained and certified', failed='training failed')}",
+    }
     sub = command("train", train, "fine-tune a text classifier on this machine", **keys)
     sub.usage = "gpuml train [config] [key=value ...] [--resume [RUN]]"
     about = (
@@ -497,7 +490,7 @@ def parser() -> argparse.ArgumentParser:
         predict,
         "predict the texts of CSV files of any size with a finished run",
         formatter_class=raw,
-        epilog=_PREDICTED,
+        epilog=_PREDICTED + exit_help(Exit.DONE, *_EXITS, done="predicted", not_found="run or data not found"),
     )
     sub.usage = "gpuml predict run input output [key=value ...] [--force]"
     sub.add_argument("run", help="a run's id, its folder, or its place at s3://")
@@ -559,7 +552,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--release", action="store_true", help="do it; without, nothing is changed")
     sub.add_argument("--every", type=float, metavar="SECONDS", help="again and again")
     sub = command("run", run, "execute a bundle's notebook, as a job's container does", formatter_class=raw)
-    sub.epilog = _RUN
+    sub.epilog = _RUN + exit_help(
+        Exit.DONE,
+        Exit.FAILED,
+        Exit.CRASHED,
+        *_EXITS[1:],
+        done="all cells are done",
+        not_found="data, model or bundle not found",
+        bad_config="bad config or notebook",
+    )
     sub.add_argument(
         "bundle", help="what was submitted: a .tar.gz, here or at s3://, or a folder that it was unpacked to"
     )
@@ -583,6 +584,15 @@ caches   prepared data and begun predictions of all projects here: made again wh
 
 What is at work stays, and what gpuml did not make. What lies on S3 is not touched. What is named goes at any age."""
 
+_EXITS = (
+    Exit.MISUSED,
+    Exit.BAD_DATA,
+    Exit.NOT_FOUND,
+    Exit.NOT_WRITTEN,
+    Exit.INTERRUPTED,
+    Exit.NOT_PERMITTED,
+    Exit.BAD_CONFIG,
+)
 _PREDICTED = """the output has a row for each of the input's, in order:
   file, line     where it stands
   label          the most likely one
@@ -596,21 +606,13 @@ keys:
 
 What is interrupted goes on where it stopped when the same line is run again.
 
-exit codes:
-  0 predicted · 2 wrong use of the command · 65 bad data · 66 run or data not found
-  73 can't write the output · 75 interrupted, or S3 is away: run it again · 77 not permitted · 78 bad config"""
+"""  # the exit codes follow
 
 _RUN = """what an attempt leaves in the run's output folder: notebook.ipynb, executed; logs/; outcome.json
 
 With GPUML_METRICS_PORT in the environment, GET /metrics there says how far training is, for Prometheus.
 
-exit codes:
-  0 all cells are done · 1 a cell raised · 65 bad data · 66 data, model or bundle not found · 70 the kernel died
-  73 can't write the output · 75 interrupted, or S3 is away: run it again · 77 not permitted · 78 bad config or notebook"""
-
-_EXITS = """exit codes:
-  0 done, trained and certified · 1 training failed · 2 wrong use of the command · 65 bad data · 66 data or model not found
-  73 can't write the output · 75 interrupted, or S3 is away: run it again · 77 not permitted · 78 bad config"""
+"""  # the exit codes follow
 
 # %% ../../nbs/ui/30_cli.ipynb #ad2bcea1
 @contextmanager

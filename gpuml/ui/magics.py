@@ -49,7 +49,7 @@ def take_options(
     known: dict[str, bool],  # whether the option has a value
 ) -> tuple[list[str], dict[str, Any]]:
     "The other words, and the options: `True`, or the value; raises `ConfigError`"
-    from gpuml.base.config import ConfigError
+    from gpuml.base.errors import ConfigError
 
     rest, found, left = [], {}, list(words)
     while left:
@@ -72,7 +72,8 @@ def this_notebook(
     named: str | None = None,  # what `--notebook` says
 ) -> Path:
     "The notebook that the kernel belongs to; raises `NotebookError` where that can't be told"
-    from gpuml.base.config import NotebookError
+    from gpuml.base.errors import NotebookError
+
     from gpuml.jobs.session import history_of, own_notebook
 
     if not named and (own := own_notebook(namespace, history_of(namespace))):
@@ -98,7 +99,7 @@ def check_saved(
     "Raise `NotebookError` where the file lacks the cell that runs: it has not been saved"
     import json
 
-    from gpuml.base.config import NotebookError
+    from gpuml.base.errors import NotebookError
 
     cells = json.loads(path.read_text(encoding="utf-8")).get("cells", [])
     sources = {"".join(c["source"]).strip() for c in cells if c.get("cell_type") == "code"}
@@ -237,7 +238,9 @@ class GpumlMagics(Magics):
     @line_magic
     def gpu_jobs(self, line: str) -> Any:
         "The jobs, with `--all` other projects' on this machine too, or one of them again: `job = %gpu_jobs spring-model`"
-        from gpuml.base.config import ConfigError, load_all
+        from gpuml.base.errors import ConfigError
+
+        from gpuml.base.config import load_all
         from gpuml.cluster import jobs as cluster
 
         words, options = take_options(split_line(line), {"--all": False})
@@ -248,7 +251,7 @@ class GpumlMagics(Magics):
     @line_magic
     def gpuml(self, line: str) -> Any:
         "Train, submit, follow jobs and compare runs by mouse: `%gpuml`"
-        from gpuml.base.config import ConfigError
+        from gpuml.base.errors import ConfigError
 
         if line.strip():
             raise ConfigError(
@@ -264,7 +267,7 @@ def in_job() -> bool:
 
 def _take_place(words: list[str]) -> tuple[list[str], dict[str, Any]]:
     "The words for training, `--resume` and unknown options among them, and where it should happen"
-    from gpuml.base.config import ConfigError
+    from gpuml.base.errors import ConfigError
 
     rest, options, left = [], {}, list(words)
     while left:
@@ -286,7 +289,9 @@ _PLACES = {option: TRAIN[option] for option in ("--on", "--notebook")}
 
 def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
     "Submit the notebook that the shell belongs to"
-    from gpuml.base.config import ConfigError, load
+    from gpuml.base.errors import ConfigError
+
+    from gpuml.base.config import load
     from gpuml.cluster import submission
 
     path = this_notebook(shell.user_ns, options.get("--notebook"))
@@ -308,9 +313,9 @@ def panel(
     shell: Any = None,  # IPython's; by default the running one
 ) -> Any:
     "Train, submit, follow jobs and compare runs by mouse"
+    from gpuml.base.errors import NotebookError
     from IPython import get_ipython
 
-    from gpuml.base.config import NotebookError
     from gpuml.ui import widgets
 
     shell, path = shell or get_ipython(), notebook
@@ -322,7 +327,9 @@ def panel(
 
 def _shipped(path: Path | None) -> Path | None:
     "The project's nbs/train.ipynb, as `gpuml submit` takes it, where the notebook here can't be submitted"
-    from gpuml.base.config import NotebookError, load_all
+    from gpuml.base.errors import NotebookError
+
+    from gpuml.base.config import load_all
     from gpuml.jobs import notebook
 
     with suppress(NotebookError):

@@ -27,11 +27,11 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import ConfigError, GpumlError
+
 from ..base.charts import Series, chart, loss_curve
 from gpuml.base.config import (
     Config,
-    ConfigError,
-    GpumlError,
     choices,
     config_names,
     describe,

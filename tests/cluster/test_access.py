@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from gpuml.base.config import GpumlError, load
+from gpuml.base.config import load
+from gpuml.base.errors import GpumlError
 from gpuml.cluster import jobs as c
 from gpuml.cluster.job import Source, manifest
 from tests.cluster.administer import Administrator, may

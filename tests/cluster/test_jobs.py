@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gpuml.base import storage
-from gpuml.base.config import GpumlError
+from gpuml.base.errors import GpumlError
 from gpuml.cluster import jobs as c
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
