@@ -33,10 +33,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, DataError, Exit, GpumlError, OutputError
-
 from . import credentials
 from .config import local_path
+from .errors import ConfigError, DataError, Exit, GpumlError, OutputError
 
 # %% ../../nbs/base/40_storage.ipynb #80504a2f
 @contextmanager

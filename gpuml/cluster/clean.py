@@ -18,9 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..base.errors import ConfigError
-
 from ..base.config import Config
+from ..base.errors import ConfigError
 from ..base.storage import fingerprint, is_s3, writing
 from ..base.tables import Table
 from .job import PREFIX

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ..base.errors import ClusterError, ConfigError
-
 from ..base.config import NAME
+from ..base.errors import ClusterError, ConfigError
 from ..base.tables import Table
 from .jobs import Answer, Api
 from .pod import clock, time_of

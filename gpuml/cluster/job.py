@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..base.errors import codes_with
-
 from ..base.config import Config
 from ..base.credentials import FOLDER
+from ..base.errors import codes_with
 from ..jobs.sidecars import NATIVE
 from ..training.certificate import SUBMISSION
 

@@ -29,9 +29,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ..base.errors import ClusterError, DataError, GpumlError, OutputError
-
 from ..base.config import Config
+from ..base.errors import ClusterError, DataError, GpumlError, OutputError
 from ..base.storage import Storage, is_s3, write_json
 from ..base.tables import Entry, Table, as_html
 from gpuml.cluster.answers import (

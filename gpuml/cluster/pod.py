@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from ..base.errors import Exit, codes_with
-
 from .job import CONTAINER
 from ..jobs.sidecars import remedy
 

@@ -12,7 +12,6 @@ from itertools import count
 from typing import Any
 
 from ..base.errors import ConfigError
-
 from ..base.storage import Storage
 from ..training.certificate import Earlier, code_differs, differences, earlier, in_words
 

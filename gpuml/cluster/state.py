@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any
 
 from ..base.errors import Exit, Preempted, codes_with, meaning_of
-
 from .job import PREFIX
 from gpuml.cluster.pod import (
     clock,

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import ClusterError, ConfigError, DataError, Exit, GpumlError, NotebookError
-
 from ..base.config import Config
+from ..base.errors import ClusterError, ConfigError, DataError, Exit, GpumlError, NotebookError
 from ..base.storage import Storage, is_s3, write_json
 from . import job
 from .job import PREFIX

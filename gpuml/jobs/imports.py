@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import NotebookError
-
 from .notebook import read, syntax
 
 # %% ../../nbs/jobs/30_imports.ipynb #663b5517

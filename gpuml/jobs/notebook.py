@@ -35,9 +35,8 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from ..base.errors import ConfigError, DataError, Exit, GpumlError, NotebookError, Preempted
-
 from ..base.config import NAME, load, parse_words
+from ..base.errors import ConfigError, DataError, Exit, GpumlError, NotebookError, Preempted
 from ..base.secrets import redact, secrets
 from ..base.storage import Storage, fingerprint, is_s3, write_file, writing
 from .outputs import Bounded, Kept, Line, Outputs

@@ -189,7 +189,6 @@ def own_notebook(
 ) -> Path | None:
     "The notebook that this kernel runs, by the editor, the server, or what it was told at its start; raises `NotebookError` where two may be meant"
     from gpuml.base.errors import NotebookError
-
     from gpuml.jobs.notebook import read
 
     if editor := namespace.get("__vsc_ipynb_file__"):
@@ -218,7 +217,6 @@ def _file(name: str) -> Path | None:
 def _check_copies(path: Path, last: Executed) -> None:
     "Raise `NotebookError` where a newer notebook beside it has the cell that runs, and differs: it was saved under another name"
     from gpuml.base.errors import NotebookError
-
     from gpuml.jobs.notebook import source_hash
 
     for other in sorted(path.parent.glob("*.ipynb")) if last.cell_id else ():

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import OutputError
-
 from ..base.storage import Storage, write_folder, writing
 from .folder import as_readable_as_new
 

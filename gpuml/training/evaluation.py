@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from ..base.errors import TrainError
 
+from ..base.errors import TrainError
 from ..data import dataset
 from ..data.dataset import Tokens
 from . import model

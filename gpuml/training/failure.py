@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
+
 from ..base.errors import GpumlError, TrainError
 
 # %% ../../nbs/training/65_failure.ipynb #d56ea1dd

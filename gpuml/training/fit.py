@@ -27,10 +27,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ..base.errors import ConfigError, DataError, GpumlError, ModelError, OutputError, Preempted, TrainError
 
 from ..base.charts import confusion_svg, loss_curve, thinned
 from ..base.config import Config, TrainConfig, load, to_yaml
+from ..base.errors import ConfigError, DataError, GpumlError, ModelError, OutputError, Preempted, TrainError
 from ..base.storage import Storage, as_csv, is_s3, write_file, write_folder, write_json
 from ..data import dataset
 from ..data.dataset import Plan

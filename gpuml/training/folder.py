@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..base.errors import ModelError
-
 from ..data.formats import HEAD, recognise
 
 # %% ../../nbs/training/10_folder.ipynb #ba057b98

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ..base.errors import Exit, ModelError
 
 from ..base.config import Config
+from ..base.errors import Exit, ModelError
 from .folder import as_readable_as_new, check_files, first_position, limit
 from .head import match_rows
 from .weights import check_loaded

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ..base.errors import ConfigError, DataError, OutputError, Preempted
 
 from ..base.config import Config, load, parse_override
+from ..base.errors import ConfigError, DataError, OutputError, Preempted
 from ..base.storage import File, Storage, as_csv, fingerprint, is_s3, write_json, writing
 from ..data import dataset
 from . import model

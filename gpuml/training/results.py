@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ..base.errors import GpumlError
 
 from ..base.charts import confusion_svg, loss_curve
 from ..base.config import Config, config_names, load
+from ..base.errors import GpumlError
 from ..base.storage import is_s3
 from ..base.tables import Column, Entry, Table, as_html
 from ..data import dataset

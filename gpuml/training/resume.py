@@ -10,9 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..base.errors import ConfigError
-
 from ..base.config import Config, Diff, diff
+from ..base.errors import ConfigError
 
 # %% ../../nbs/training/75_resume.ipynb #5f0a0005
 HERE = ("output", "data.cache", "data.shared_cache")  # places on this machine

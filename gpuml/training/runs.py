@@ -14,9 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import DataError, OutputError
-
 from ..base.config import Config
+from ..base.errors import DataError, OutputError
 from ..base.storage import Storage, fingerprint, is_s3, write_file
 from . import tracking
 

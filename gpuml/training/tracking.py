@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..base.errors import ConfigError, Exit
-
 from ..base.config import Config, flat
+from ..base.errors import ConfigError, Exit
 from ..base.storage import is_s3, write_json
 from . import store
 from .folder import as_readable_as_new

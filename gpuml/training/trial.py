@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from ..base.errors import ModelError
 
+from ..base.errors import ModelError
 from ..data.dataset import Tokens, join, pad
 from .folder import SHORTEST, possible_ids
 from .model import EQUAL, logits, quiet

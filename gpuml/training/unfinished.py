@@ -13,9 +13,8 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
-from ..base.errors import ConfigError, GpumlError
-
 from ..base.config import Config, load
+from ..base.errors import ConfigError, GpumlError
 from ..base.storage import Storage, is_s3
 from ..data import dataset
 from . import certificate, checkpoint, tracking

@@ -22,10 +22,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import ConfigError, Exit, GpumlError, OutputError, Preempted, exit_help
-
 import gpuml
 from ..base.config import Config, config_names, help_text, key_like, load, parse_override, parse_words
+from ..base.errors import ConfigError, Exit, GpumlError, OutputError, Preempted, exit_help
 from ..jobs.sidecars import end_sidecars
 
 # %% ../../nbs/ui/30_cli.ipynb #225b040a

@@ -73,7 +73,6 @@ def this_notebook(
 ) -> Path:
     "The notebook that the kernel belongs to; raises `NotebookError` where that can't be told"
     from gpuml.base.errors import NotebookError
-
     from gpuml.jobs.session import history_of, own_notebook
 
     if not named and (own := own_notebook(namespace, history_of(namespace))):
@@ -238,9 +237,8 @@ class GpumlMagics(Magics):
     @line_magic
     def gpu_jobs(self, line: str) -> Any:
         "The jobs, with `--all` other projects' on this machine too, or one of them again: `job = %gpu_jobs spring-model`"
-        from gpuml.base.errors import ConfigError
-
         from gpuml.base.config import load_all
+        from gpuml.base.errors import ConfigError
         from gpuml.cluster import jobs as cluster
 
         words, options = take_options(split_line(line), {"--all": False})
@@ -289,9 +287,8 @@ _PLACES = {option: TRAIN[option] for option in ("--on", "--notebook")}
 
 def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
     "Submit the notebook that the shell belongs to"
-    from gpuml.base.errors import ConfigError
-
     from gpuml.base.config import load
+    from gpuml.base.errors import ConfigError
     from gpuml.cluster import submission
 
     path = this_notebook(shell.user_ns, options.get("--notebook"))
@@ -313,9 +310,9 @@ def panel(
     shell: Any = None,  # IPython's; by default the running one
 ) -> Any:
     "Train, submit, follow jobs and compare runs by mouse"
-    from gpuml.base.errors import NotebookError
     from IPython import get_ipython
 
+    from gpuml.base.errors import NotebookError
     from gpuml.ui import widgets
 
     shell, path = shell or get_ipython(), notebook
@@ -327,9 +324,8 @@ def panel(
 
 def _shipped(path: Path | None) -> Path | None:
     "The project's nbs/train.ipynb, as `gpuml submit` takes it, where the notebook here can't be submitted"
-    from gpuml.base.errors import NotebookError
-
     from gpuml.base.config import load_all
+    from gpuml.base.errors import NotebookError
     from gpuml.jobs import notebook
 
     with suppress(NotebookError):

@@ -27,8 +27,6 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import ConfigError, GpumlError
-
 from ..base.charts import Series, chart, loss_curve
 from gpuml.base.config import (
     Config,
@@ -45,6 +43,7 @@ from gpuml.base.config import (
     parse_words,
     save_as,
 )
+from ..base.errors import ConfigError, GpumlError
 from ..base.secrets import redact
 from ..base.storage import fingerprint, write_json
 from ..base.tables import Entry, Table, as_html
