@@ -29,9 +29,11 @@ def command():
     import os
     import signal
 
+    from gpuml.base.errors import Exit
+
     def stop(*_):
         os.write(2, b"gpuml: interrupted\n")
-        os._exit(75)
+        os._exit(Exit.INTERRUPTED)
 
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else it is ignored, as in the background of a script

@@ -27,7 +27,8 @@ from dataclasses import replace
 import pytest
 
 from gpuml.base.errors import ConfigError, DataError, OutputError, Preempted
-from gpuml.base.storage import PART, Storage, _bucket, _s3_list, as_csv, is_s3
+from gpuml.base.place import is_s3
+from gpuml.base.storage import PART, Storage, _bucket, _s3_list, as_csv
 from tests.conftest import ROOT, free_port
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error
 from tests.s3 import KEY, READER, READER_SECRET, SECRET, keys_in_environment

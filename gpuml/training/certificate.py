@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
-from ..base.storage import Storage, fingerprint, is_s3
+from ..base.place import is_s3
+from ..base.storage import Storage, fingerprint
 
 # %% ../../nbs/training/50_certificate.ipynb #7a3e4bf8
 BUNDLE, SUBMISSION = "GPUML_BUNDLE", "GPUML_SUBMISSION"  # in a job's environment
