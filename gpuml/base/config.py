@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Paths', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'Quantity', 'LongName', 'Section', 'DataConfig', 'ModelConfig',
-           'TrainConfig', 'TrackingConfig', 'ComputeConfig', 'local_path', 'Config', 'fields', 'kind', 'choices',
-           'describe', 'help_text', 'parse_override', 'find_config', 'config_names', 'load', 'load_all', 'parse_words',
-           'key_like', 'to_yaml', 'flat', 'Diff', 'diff', 'save_as', 'json_schema']
+           'TrainConfig', 'TrackingConfig', 'ComputeConfig', 'Config', 'fields', 'kind', 'choices', 'describe',
+           'help_text', 'parse_override', 'find_config', 'config_names', 'load', 'load_all', 'parse_words', 'key_like',
+           'to_yaml', 'flat', 'Diff', 'diff', 'save_as', 'json_schema']
 
 # %% ../../nbs/base/20_config.ipynb #de26c660
 import json
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from pydantic.fields import FieldInfo
 
 from .errors import ConfigError
+from .place import Place, local_path, place_of
 from .secrets import NAMES, find_secret, redact
 from .tables import Table
 
@@ -204,16 +205,6 @@ class ComputeConfig(Section):
         None, ge=1, le=3600, description="Seconds to save in when a job is stopped; by default from earlier runs' saves"
     )
 
-# %% ../../nbs/base/20_config.ipynb #18823b72
-def local_path(
-    text: str | Path,
-) -> Path:
-    "The path with `~` and `~name` put in; a name that no user has is a folder's"
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        return Path(text)
-
 # %% ../../nbs/base/20_config.ipynb #7ea4cab9
 class Config(Section):
     "Everything that a run depends on"
@@ -244,6 +235,18 @@ class Config(Section):
     def overridden(self) -> tuple[str, ...]:
         "The keys whose values stood on the line, and not in the file"
         return self._overridden
+
+    def place(
+        self,
+        text: str,  # a path, or an address at s3://, as it stands in the config
+    ) -> Place:
+        "What `text` means in this project"
+        return place_of(text, self.root)
+
+    @property
+    def output_place(self) -> Place:
+        "Where the folders of the runs lie"
+        return self.place(self.output)
 
     def path(
         self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANGED', 'Request', 'PART', 'AHEAD', 'writing', 'write_file', 'write_json', 'write_folder', 'fingerprint', 'as_csv',
-           'File', 'is_s3', 'reading', 'Refused', 'refusal', 'S3', 'finish', 'stream', 'Storage']
+           'File', 'reading', 'Refused', 'refusal', 'S3', 'finish', 'stream', 'Storage']
 
 # %% ../../nbs/base/40_storage.ipynb #ff7b997b
 import asyncio
@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from . import credentials
-from .config import local_path
 from .errors import ConfigError, DataError, Exit, GpumlError, OutputError
+from .place import is_s3, local_path
 
 # %% ../../nbs/base/40_storage.ipynb #80504a2f
 @contextmanager
@@ -132,16 +132,6 @@ class File:
     url: str  # local path, or s3://bucket/key
     size: int  # bytes
     version: str  # changes when the content does: the ETag on S3, time and size on local disks
-
-
-def is_s3(
-    url: str | Path,  # local path, or s3://bucket/key
-) -> bool:
-    "Whether it is on S3; raises `ConfigError` where it is neither that nor a local path"
-    scheme, mark, rest = str(url).partition("://")
-    if mark and (scheme != "s3" or not rest.split("/")[0]):
-        raise ConfigError(f"{url}: must be a local path or s3://BUCKET/KEY")
-    return bool(mark)
 
 # %% ../../nbs/base/40_storage.ipynb #bc68516f
 @contextmanager

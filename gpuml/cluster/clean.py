@@ -20,7 +20,8 @@ from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import ConfigError
-from ..base.storage import fingerprint, is_s3, writing
+from ..base.place import is_s3
+from ..base.storage import fingerprint, writing
 from ..base.tables import Table
 from .job import PREFIX
 from .jobs import jobs_folder, local_state, own_folders, works

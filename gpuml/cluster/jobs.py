@@ -30,8 +30,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from ..base.config import Config
-from ..base.errors import ClusterError, DataError, GpumlError, OutputError
-from ..base.storage import Storage, is_s3, write_json
+from ..base.errors import ClusterError, DataError, Exit, GpumlError, OutputError
+from ..base.place import is_s3
+from ..base.storage import Storage, write_json
 from ..base.tables import Entry, Table, as_html
 from gpuml.cluster.answers import (
     Answer,
@@ -267,10 +268,12 @@ class Job:
         storage, source = Storage(self.endpoint), f"{self.place}/notebook.ipynb"
         if not is_s3(self.place):
             if not Path(source).is_file():
-                raise GpumlError(f"{self.run_id}: nothing of its notebook has been executed yet", exit_code=66)
+                raise GpumlError(
+                    f"{self.run_id}: nothing of its notebook has been executed yet", exit_code=Exit.NOT_FOUND
+                )
             return Path(source)
         if (executed := storage.read_now(source)) is None:
-            raise GpumlError(f"{self.run_id}: nothing of its notebook has been executed yet", exit_code=66)
+            raise GpumlError(f"{self.run_id}: nothing of its notebook has been executed yet", exit_code=Exit.NOT_FOUND)
         copy = Path(f"~/.cache/gpuml/notebooks/{self.run_id}.ipynb").expanduser()
         storage.put_bytes(executed, copy)
         return copy

@@ -41,7 +41,8 @@ import numpy as np
 from .. import __version__
 from ..base.config import Config, DataConfig
 from ..base.errors import DataError, Exit, OutputError, Preempted
-from ..base.storage import CHANGED, File, Storage, as_csv, fingerprint, is_s3, write_folder, write_json, writing
+from ..base.place import is_s3
+from ..base.storage import CHANGED, File, Storage, as_csv, fingerprint, write_folder, write_json, writing
 from .formats import HEAD, Format, recognise, unmarked_encoding
 from .labels import alike_notes, did_you_mean, look_of, natural, nearest, odd_notes, tell_apart
 from .spelling import literal_tokenizer, without_special

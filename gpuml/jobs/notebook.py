@@ -37,8 +37,9 @@ from typing import Any
 
 from ..base.config import NAME, load, parse_words
 from ..base.errors import ConfigError, DataError, Exit, GpumlError, NotebookError, Preempted
+from ..base.place import is_s3
 from ..base.secrets import redact, secrets
-from ..base.storage import Storage, fingerprint, is_s3, write_file, writing
+from ..base.storage import Storage, fingerprint, write_file, writing
 from .outputs import Bounded, Kept, Line, Outputs
 from ..training.certificate import BUNDLE
 

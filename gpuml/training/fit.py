@@ -30,8 +30,9 @@ import numpy as np
 
 from ..base.charts import confusion_svg, loss_curve, thinned
 from ..base.config import Config, TrainConfig, load, to_yaml
-from ..base.errors import ConfigError, DataError, GpumlError, ModelError, OutputError, Preempted, TrainError
-from ..base.storage import Storage, as_csv, is_s3, write_file, write_folder, write_json
+from ..base.errors import ConfigError, DataError, Exit, GpumlError, ModelError, OutputError, Preempted, TrainError
+from ..base.place import is_s3
+from ..base.storage import Storage, as_csv, write_file, write_folder, write_json
 from ..data import dataset
 from ..data.dataset import Plan
 from . import certificate, checkpoint, model, tracking
@@ -551,7 +552,10 @@ def _check_output(attempt: _Attempt) -> None:
         try:
             _storage(attempt).info(attempt.config.output.rstrip("/"))
         except DataError as e:
-            raise OutputError(f"output: {e}", exit_code=e.exit_code if e.exit_code in (75, 77) else 73) from None
+            raise OutputError(
+                f"output: {e}",
+                exit_code=e.exit_code if e.exit_code in (Exit.INTERRUPTED, Exit.NOT_PERMITTED) else Exit.NOT_WRITTEN,
+            ) from None
 
 
 def _asides(attempt: _Attempt) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from ..base.config import Config, load, parse_override
-from ..base.errors import ConfigError, DataError, OutputError, Preempted
-from ..base.storage import File, Storage, as_csv, fingerprint, is_s3, write_json, writing
+from ..base.errors import ConfigError, DataError, Exit, OutputError, Preempted
+from ..base.place import is_s3
+from ..base.storage import File, Storage, as_csv, fingerprint, write_json, writing
 from ..data import dataset
 from . import model
 from .evaluation import DAMAGED, logits_of
@@ -175,7 +176,9 @@ def _output_there(p: _Prediction, storage: Storage) -> File | None:
     try:
         there = storage.info(p.output)
     except DataError as e:
-        raise OutputError(str(e), exit_code=e.exit_code if e.exit_code in (75, 77) else 73) from None
+        raise OutputError(
+            str(e), exit_code=e.exit_code if e.exit_code in (Exit.INTERRUPTED, Exit.NOT_PERMITTED) else Exit.NOT_WRITTEN
+        ) from None
     if not there or p.force:
         _try_write(p, storage)
     return there

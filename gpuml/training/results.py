@@ -20,8 +20,8 @@ import numpy as np
 
 from ..base.charts import confusion_svg, loss_curve
 from ..base.config import Config, config_names, load
-from ..base.errors import GpumlError
-from ..base.storage import is_s3
+from ..base.errors import Exit, GpumlError
+from ..base.place import is_s3
 from ..base.tables import Column, Entry, Table, as_html
 from ..data import dataset
 from . import model, predict, tracking
@@ -259,5 +259,5 @@ def load_run(
             if folder.exists()
             else "there is no such folder, and no such run of this project"
         )
-        raise GpumlError(f"{run}: not a finished run: {why}", exit_code=66)
+        raise GpumlError(f"{run}: not a finished run: {why}", exit_code=Exit.NOT_FOUND)
     return Run(folder)

@@ -16,7 +16,8 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import DataError, OutputError
-from ..base.storage import Storage, fingerprint, is_s3, write_file
+from ..base.place import is_s3
+from ..base.storage import Storage, fingerprint, write_file
 from . import tracking
 
 # %% ../../nbs/training/76_runs.ipynb #5da0cf49

@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 
 from ..base.config import Config, flat
 from ..base.errors import ConfigError, Exit
-from ..base.storage import is_s3, write_json
+from ..base.place import is_s3
+from ..base.storage import write_json
 from . import store
 from .folder import as_readable_as_new
 

@@ -14,8 +14,9 @@ from datetime import datetime
 from pathlib import Path
 
 from ..base.config import Config, load
-from ..base.errors import ConfigError, GpumlError
-from ..base.storage import Storage, is_s3
+from ..base.errors import ConfigError, Exit, GpumlError
+from ..base.place import is_s3
+from ..base.storage import Storage
 from ..data import dataset
 from . import certificate, checkpoint, tracking
 from .resume import changes, more_epochs
@@ -148,6 +149,7 @@ def _wait_for_end(record: tracking.Record) -> None:
     while record.alive() and record.host == tracking.this_host():
         if time.monotonic() > until:
             raise GpumlError(
-                f"{record.run} is still being worked on here, by process {record.process[1]}", exit_code=75
+                f"{record.run} is still being worked on here, by process {record.process[1]}",
+                exit_code=Exit.INTERRUPTED,
             )
         time.sleep(0.2)

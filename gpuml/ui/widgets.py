@@ -43,7 +43,7 @@ from gpuml.base.config import (
     parse_words,
     save_as,
 )
-from ..base.errors import ConfigError, GpumlError
+from ..base.errors import ConfigError, Exit, GpumlError
 from ..base.secrets import redact
 from ..base.storage import fingerprint, write_json
 from ..base.tables import Entry, Table, as_html
@@ -1110,7 +1110,7 @@ def compare(
     for run in runs:
         folder = run.folder if isinstance(run, Run) else here.get(str(run), Path(run))
         if not (folder / "config.yaml").is_file():
-            raise GpumlError(f"{run}: no such run of this project on this machine", exit_code=66)
+            raise GpumlError(f"{run}: no such run of this project on this machine", exit_code=Exit.NOT_FOUND)
         folders.append(folder)
     return Comparison(folders)
 
