@@ -26,7 +26,7 @@ import pytest  # noqa: E402
 
 from gpuml.cluster import jobs as cluster  # noqa: E402
 from gpuml.cluster.submission import prepare  # noqa: E402
-from gpuml.jobs import bundle, notebook
+from gpuml.jobs import bundle  # noqa: E402
 from tests import s3  # noqa: E402
 from tests.cluster.cluster import Cluster  # noqa: E402
 from tests.cluster.plane import Plane  # noqa: E402
@@ -53,11 +53,10 @@ def submitting(site: Site, given: argparse.Namespace) -> None:
     show("submit, bundle new", seconds(lambda i: site.submit(f"train.epochs={100 + i}"), given.repeats))
     show("submit, bundle there", seconds(lambda i: site.submit("train.epochs=99", again=True), given.repeats))
     config = site.config()
-    names = notebook.imports(site.notebook)
-    packed = bundle.pack(config, site.notebook, names)
+    packed = bundle.pack(config, site.notebook)
     show(
         "bundle",
-        seconds(lambda i: bundle.pack(config, site.notebook, names), given.repeats),
+        seconds(lambda i: bundle.pack(config, site.notebook), given.repeats),
         f"{len(packed.archive)} bytes",
     )
     begun = time.perf_counter()

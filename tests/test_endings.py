@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from gpuml.jobs.notebook import execute
+from gpuml.jobs.runner import execute
 from tests.test_run import PARAMETERS, executed, write_notebook
 
 TAGGED = "raises-exception"

@@ -24,7 +24,8 @@ from ruamel.yaml import YAML
 from gpuml.base.config import load
 from gpuml.base.storage import Storage
 from gpuml.jobs.bundle import pack, put
-from gpuml.jobs.notebook import Log, Metrics, served
+from gpuml.jobs.exporter import Metrics, served
+from gpuml.jobs.log import Log
 from tests.conftest import CONFIG, OFFLINE, ROOT, free_port, rows
 from tests.monitoring import picture, scenario
 from tests.prometheus import OPENMETRICS, RULES, TEXT, Prometheus, exporter, needs_prometheus

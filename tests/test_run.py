@@ -21,9 +21,10 @@ import pytest
 from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, NotebookError, Preempted
 from gpuml.base.storage import Storage
-from gpuml.jobs import notebook
+from gpuml.jobs import runner
 from gpuml.jobs.bundle import pack, put
-from gpuml.jobs.notebook import execute, find, imports, problems
+from gpuml.jobs.contract import problems
+from gpuml.jobs.runner import execute
 from gpuml.training import unfinished
 from gpuml.training.fit import fit
 from gpuml.training.results import Run
@@ -105,7 +106,6 @@ def test_contract(name, tmp_path):
 
 def test_shipped_notebook_keeps_the_contract():
     assert problems(ROOT / "nbs" / "train.ipynb") == []
-    assert imports(ROOT / "nbs" / "train.ipynb") == set()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"cells": 5}', '{"worksheets": []}', "\x00"])
@@ -114,20 +114,6 @@ def test_not_a_notebook(text, tmp_path):
     with pytest.raises(NotebookError, match="n.ipynb: not a notebook of format 4") as e:
         problems(tmp_path / "n.ipynb")
     assert e.value.exit_code == 78
-
-
-def test_which_notebook_this_is(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    fine = write_notebook(tmp_path / "fine.ipynb", PARAMETERS, "%gpu_train")
-    assert find() == fine
-    other = write_notebook(tmp_path / "other.ipynb", PARAMETERS, "%gpu_train")
-    with pytest.raises(NotebookError, match="can't tell which notebook this is; .*fine.ipynb, other.ipynb"):
-        find()
-    monkeypatch.setenv("JPY_SESSION_NAME", str(other))
-    assert find() == other and find("fine.ipynb") == fine
-    with pytest.raises(NotebookError, match="gone.ipynb: no such notebook"):
-        find("gone.ipynb")
 
 
 # ---- parameters are values, never code
@@ -575,7 +561,7 @@ def test_packed(plain, tmp_path):
     project = plain("from helper import answer\nimport os\nprint(answer, os.getcwd())")
     (project / "helper.py").write_text("answer = 41 + 1")
     file = project / "nbs" / "n.ipynb"
-    packed = pack(load("dev", [f"output={tmp_path / 'outputs'}"], start=project), file, imports(file))
+    packed = pack(load("dev", [f"output={tmp_path / 'outputs'}"], start=project), file)
     address = put(packed, str(tmp_path / "outputs"), Storage())
     done = gpuml("run", address, "--run", "job-1", cwd="/")
     folder = re.search(r"^42 (\S+)$", done.stdout, re.MULTILINE)[1]
@@ -601,7 +587,7 @@ def test_everything_is_on_s3(here, s3, tmp_path):
 
 
 def test_notebooks_that_s3_does_not_take_cost_nothing(here, s3, monkeypatch, capfd):
-    monkeypatch.setattr(notebook, "PATIENCE", 2.0)
+    monkeypatch.setattr(runner, "PATIENCE", 2.0)
     with Proxy(s3.endpoint, lambda request: SLOW_DOWN if ".ipynb" in request.path else None) as proxy:
         ended = here("print('all the same')", place=s3.url("runs/job-1"), endpoint=proxy.endpoint)
     assert ended.exit_code == 0 and proxy.faults

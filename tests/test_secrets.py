@@ -6,7 +6,7 @@ from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, NotebookError
 from gpuml.base.secrets import find_secret, redact, secrets
 from gpuml.jobs import bundle
-from gpuml.jobs.notebook import Log
+from gpuml.jobs.log import Log
 
 A36 = "a1B2" * 9
 PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA\nx3Tz\n-----END RSA PRIVATE KEY-----"

@@ -45,7 +45,7 @@ from gpuml.cluster.jobs import (
 from .pod import condition
 from .standing import Asked, Standing, standing
 from .state import OVER, free_gpus, has_failed, was_released
-from ..jobs import bundle, notebook
+from ..jobs import bundle, contract, notebook
 from ..training.certificate import data_files
 
 # %% ../../nbs/cluster/55_submission.ipynb #da6b8572
@@ -100,10 +100,10 @@ def check_here(
 
 def _check_notebook(path: Path, config: Config) -> str:
     "Its contract; raises `NotebookError` with everything that is wrong"
-    if wrong := notebook.problems(path):
+    if wrong := contract.problems(path):
         raise NotebookError("; ".join(wrong))
     notebook.check_parameters(path, {"config": config.name})
-    return "; ".join([str(path), *notebook.notes(path)])
+    return "; ".join([str(path), *contract.notes(path)])
 
 
 def _check_data(config: Config) -> str:

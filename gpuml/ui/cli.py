@@ -114,7 +114,7 @@ def run(
     arguments: argparse.Namespace,  # bundle, run
 ) -> int:
     "`gpuml run bundle --run RUN`: what a job's container does: execute the bundle's notebook, and say how that ended"
-    from gpuml.jobs.notebook import execute_bundle, leave_word
+    from gpuml.jobs.runner import execute_bundle, leave_word
 
     try:
         with _unpacked(arguments.bundle) as folder:

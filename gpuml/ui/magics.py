@@ -326,10 +326,10 @@ def _shipped(path: Path | None) -> Path | None:
     "The project's nbs/train.ipynb, as `gpuml submit` takes it, where the notebook here can't be submitted"
     from gpuml.base.config import load_all
     from gpuml.base.errors import NotebookError
-    from gpuml.jobs import notebook
+    from gpuml.jobs import contract
 
     with suppress(NotebookError):
-        if path and not notebook.problems(path):
+        if path and not contract.problems(path):
             return None
     found = [config.root / "nbs" / "train.ipynb" for config in load_all()[:1]]
     return next((file for file in found if file.is_file()), None)

@@ -12,7 +12,7 @@ from math import exp
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from gpuml.jobs.notebook import Metrics
+from gpuml.jobs.exporter import Metrics
 from tests.conftest import ROOT
 
 MINUTES, PREEMPTED, LOADING, LATER = 240, 90, 2, 10**6
