@@ -86,10 +86,10 @@ def last_error() -> tuple[int, bool]:
     "In a job's kernel: return the exit code that the last error means, and whether its message is made for people"
     error = cause = getattr(sys, "last_value", None)
     if isinstance(error, GpumlError):
-        return error.exit_code, True
+        return int(error.exit_code), True
     while cause is not None and not isinstance(cause, KeyboardInterrupt | asyncio.CancelledError):
         cause = cause.__cause__ or cause.__context__
-    return (Preempted.exit_code if _interrupted and cause is not None else 1), False
+    return (int(Preempted.exit_code) if _interrupted and cause is not None else 1), False
 
 # %% ../../nbs/jobs/22_kernel.ipynb #748a4de0
 LISTEN = "__import__('gpuml.jobs.kernel', fromlist=['_']).listen()"
