@@ -16,18 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from ..base.config import NAME, load, parse_words
-from ..base.errors import ConfigError, DataError, Exit, GpumlError, NotebookError, Preempted
-from ..base.place import is_s3
-from ..base.secrets import redact, secrets
-from ..base.storage import Storage, fingerprint, write_file, writing
-from .outputs import Bounded, Kept, Line, Outputs
-from ..training.certificate import BUNDLE
-=======
 from ..base.errors import Exit, NotebookError
 from ..base.storage import fingerprint
->>>>>>> 817181f (A notebook's contract, log, exporter and kernel have rooms of their own)
 
 # %% ../../nbs/jobs/10_notebook.ipynb #d9eecb3c
 LEFT_OUT = {"dev-only", "skip-execution"}  # tags of cells that a job leaves out

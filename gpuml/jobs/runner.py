@@ -30,8 +30,9 @@ from typing import Any
 
 from ..base.config import NAME, load
 from ..base.errors import ConfigError, DataError, Exit, GpumlError, Preempted
+from ..base.place import is_s3
 from ..base.secrets import redact, secrets
-from ..base.storage import Storage, is_s3, write_file, writing
+from ..base.storage import Storage, write_file, writing
 from .exporter import Metrics, served
 from .kernel import LAST_ERROR, start_kernel
 from .log import Log, show
