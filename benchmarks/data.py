@@ -5,10 +5,10 @@
     taskset -c 0 python benchmarks/data.py --gigabytes 10 --wide    # 4: needs twice that on the disk
     taskset -c 0 python benchmarks/data.py --first-update           # 5
 
-1. CSV → token ids on disk: `gpuml.data.dataset.read` against `load_dataset("csv").map(tokenize, batched=True, num_proc=…)`,
+1. CSV → token ids on disk: `gpuml.data.reading.read` against `load_dataset("csv").map(tokenize, batched=True, num_proc=…)`,
    each in a process of its own, caches empty on both sides, with the same number of processes or threads as cores, and
    the same ids (compared by hash).
-2. Batches of 32 random examples, padded: `gpuml.data.dataset.pad` against `Dataset` and `DataCollatorWithPadding`.
+2. Batches of 32 random examples, padded: `gpuml.data.updates.pad` against `Dataset` and `DataCollatorWithPadding`.
 3. Training on the offline encoder, its data on a real S3 server behind a line of 50 ms and 100 MB/s: how long until the
    first update, and which share of the updates' time went by waiting for their input (which examples, reading, padding):
    with nothing prepared, on another machine that finds it in the shared cache, warm, and resumed. Then what a GPU would
@@ -79,7 +79,8 @@ def digest(parts) -> str:
 
 def ours(folder: str, cache: str) -> dict:
     from gpuml.base.config import Config
-    from gpuml.data.dataset import cores, read
+    from gpuml.data.encoder import cores
+    from gpuml.data.reading import read
 
     tok = tokenizer()
     config = Config(data={"train": folder, "validation_fraction": 1e-9, "cache": cache})
@@ -122,11 +123,12 @@ def batches() -> None:
     from datasets import Dataset
     from transformers import DataCollatorWithPadding
 
-    from gpuml.data import dataset
+    from gpuml.data.tokens import join
+    from gpuml.data.updates import pad
 
     rng, tok = np.random.default_rng(0), tokenizer()
     lengths = np.minimum(rng.lognormal(4, 0.7, 50_000).astype(np.int64) + 2, LENGTH)
-    tokens = dataset.join([(rng.integers(1000, 30_000, lengths.sum()).astype(np.uint16), lengths)])
+    tokens = join([(rng.integers(1000, 30_000, lengths.sum()).astype(np.uint16), lengths)])
     rows = {"input_ids": [tokens.ids([i]).tolist() for i in range(20_000)]}
     rows["attention_mask"] = [[1] * len(r) for r in rows["input_ids"]]
     theirs, collate = Dataset.from_dict(rows), DataCollatorWithPadding(tok)
@@ -139,7 +141,7 @@ def batches() -> None:
         return many * 32 / (time.process_time() - started)
 
     for _ in range(2):  # the first round warms up
-        ours = rate(lambda batch: dataset.pad(tokens, batch, 0), 3000)
+        ours = rate(lambda batch: pad(tokens, batch, 0), 3000)
         single = rate(lambda batch: collate([theirs[int(i)] for i in batch]), 60)
         whole = rate(lambda batch: collate(theirs.__getitems__(batch.tolist())), 60)
     print(f"batches      gpuml {ours:>9,.0f} samples/s a core")
@@ -186,7 +188,6 @@ def trained(train: str, home: str, cache: str, shared: str | None, updates: int,
 
     from gpuml.base.config import Config
     from gpuml.base.errors import Preempted
-    from gpuml.data import dataset
     from gpuml.training import fit as training
     from gpuml.training.tracking import local_store
 
@@ -216,7 +217,7 @@ def trained(train: str, home: str, cache: str, shared: str | None, updates: int,
 
         return Timed
 
-    training.trainer_class, dataset.pad = trainer_class, timed(dataset.pad)
+    training.trainer_class, training.pad = trainer_class, timed(training.pad)
     started, cpu = time.perf_counter(), time.process_time()
     cpu_first = []
     try:
@@ -238,14 +239,15 @@ def trained(train: str, home: str, cache: str, shared: str | None, updates: int,
 def delivered(train: str, cache: str) -> dict:
     "Examples a CPU second that planned updates are padded at, with micro-batches as for a GPU"
     from gpuml.base.config import Config
-    from gpuml.data import dataset
+    from gpuml.data import reading
+    from gpuml.data.updates import pad, plan_epoch
     from gpuml.training.evaluation import GPU
 
-    data = dataset.read(Config(data={"train": train, "cache": cache}), tokenizer(), LENGTH)
-    plan, count, cpu = dataset.plan(data.train.tokens.lengths, 32, 0, 0, *GPU), 0, time.process_time()
+    data = reading.read(Config(data={"train": train, "cache": cache}), tokenizer(), LENGTH)
+    plan, count, cpu = plan_epoch(data.train.tokens.lengths, 32, 0, 0, *GPU), 0, time.process_time()
     while (seconds := time.process_time() - cpu) < 5:
         for rows in plan.update(count % (len(plan) - 1)):
-            dataset.pad(data.train.tokens, rows, 0)
+            pad(data.train.tokens, rows, 0)
         count += 1
     return {"rate": 32 * count / seconds, "tokens": float(data.train.tokens.lengths.mean())}
 
@@ -400,7 +402,7 @@ def generate_wide(folder: Path, megabytes: float, files: int = 8) -> int:
 
 
 def large(gigabytes: float, wide: bool) -> None:
-    from gpuml.data import dataset
+    from gpuml.data.updates import plan_epoch
 
     make, found = generate_wide if wide else generate, {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("GPUML_BENCHMARK_FOLDER")) as place:
@@ -416,7 +418,7 @@ def large(gigabytes: float, wide: bool) -> None:
             print(f"             {what}: {more:.2f} GB of memory more than for 10 MB")
     lengths = np.random.default_rng(0).integers(4, LENGTH, 10_000_000)
     started = time.perf_counter()
-    plan = dataset.plan(lengths, 32, 0, 0)
+    plan = plan_epoch(lengths, 32, 0, 0)
     plan.update(0)
     first = time.perf_counter() - started
     for i in range(0, len(plan), 2048):  # 65,536 examples are worked out at once

@@ -497,7 +497,7 @@ def data(tally: Tally, rng: random.Random, home: Path, times: int = 1000) -> Non
 def read_here(home: Path, raw: bytes) -> Exception | int:
     "How many rows a file of these bytes has, or what is said of it"
     from gpuml.base.config import Config
-    from gpuml.data.dataset import read
+    from gpuml.data.reading import read
 
     (home / "data").mkdir(exist_ok=True)
     (home / "data" / "a.csv").write_bytes(raw)

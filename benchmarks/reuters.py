@@ -69,7 +69,7 @@ def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
     from transformers import TrainerCallback, set_seed
 
     from gpuml.base.config import load
-    from gpuml.data import dataset
+    from gpuml.data.encoder import tokenise
     from gpuml.training import model
     from gpuml.training.evaluation import logits_of
     from gpuml.training.fit import keeping_memory
@@ -78,7 +78,7 @@ def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
     labels = sorted({label for _, label in parts["train"]})
     folder = model.locate(load(HERE / "reuters.yaml"))
     tokenizer = model.load_tokenizer(folder)
-    tokens = {part: dataset.tokenise([text for text, _ in rows], tokenizer, 128) for part, rows in parts.items()}
+    tokens = {part: tokenise([text for text, _ in rows], tokenizer, 128) for part, rows in parts.items()}
     classes = {part: np.array([labels.index(label) for _, label in rows]) for part, rows in parts.items()}
     recipe = {"default": dict(), "gpuml:8": dict(num_train_epochs=2, learning_rate=1e-4, warmup_steps=40)}[name]
     set_seed(seed)

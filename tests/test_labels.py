@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from gpuml.base.errors import DataError
-from gpuml.data.dataset import read
 from gpuml.data.labels import alike, look_of, natural
+from gpuml.data.reading import read
 from tests.test_dataset import config_in, write
 
 NUMBERS = ["1", "01", "2", "002", "7", "007"]

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,13 @@ import pytest
 from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, DataError, OutputError, Preempted
 from gpuml.base.storage import Storage
-from gpuml.data import dataset
+from gpuml.data import pieces as pieces_room
+from gpuml.data import preparation, reading
+from gpuml.data.early import Early
+from gpuml.data.order_choice import choose_order, free_space
+from gpuml.data.orders import Global
+from gpuml.data.pieces import cut_windows
+from gpuml.data.windows import Windows
 from gpuml.training.fit import fit
 from gpuml.training.model import load_classifier, locate
 from tests.conftest import rows
@@ -31,8 +38,8 @@ SMALL = 600  # bytes of a piece
 @pytest.fixture
 def small(monkeypatch):
     "Windows of 0.6 to 2.4 kB"
-    monkeypatch.setattr(dataset, "PIECE", SMALL)
-    monkeypatch.setattr(dataset, "LARGEST", 4 * SMALL)
+    monkeypatch.setattr(pieces_room, "PIECE", SMALL)
+    monkeypatch.setattr(pieces_room, "LARGEST", 4 * SMALL)
 
 
 def write(folder, files=5, count=60):
@@ -81,8 +88,8 @@ def calm(project_of_files):
 @pytest.mark.parametrize("seed", range(5))
 def test_windows_have_every_byte_once(seed, scatter, small):
     sizes = np.random.default_rng(seed).integers(0, 20_000, 12).tolist()
-    windows = dataset.cut_windows(sizes, seed, 3, scatter)
-    assert windows == dataset.cut_windows(sizes, seed, 3, scatter) != dataset.cut_windows(sizes, seed, 4, scatter)
+    windows = cut_windows(sizes, seed, 3, scatter)
+    assert windows == cut_windows(sizes, seed, 3, scatter) != cut_windows(sizes, seed, 4, scatter)
     pieces = sorted(piece for window in windows for piece in window)
     for i, size in enumerate(sizes):
         mine = [piece for piece in pieces if piece.file == i]
@@ -118,17 +125,17 @@ def test_every_row_once_an_epoch(project_of_files):
     early, windows = load("dev", EARLY), load("dev", WINDOWS)
 
     def read(feed, check, say):
-        return dataset.read(early, tokenizer, 24, check=check, say=say, feed=feed)
+        return reading.read(early, tokenizer, 24, check=check, say=say, feed=feed)
 
-    one = dataset.Early(early, read)
+    one = Early(early, read)
     first, data = seen(one, 0), one.data()
-    assert sorted(first) == sorted(seen(dataset.Global(data.train), 0)) == sorted(seen(one, 1))
+    assert sorted(first) == sorted(seen(Global(data.train), 0)) == sorted(seen(one, 1))
     assert sum(one.counts(0)) == len(first) == len(data.train) and len(one.counts(0)) == len(one.sizes(0)) > 3
     one.close()
-    expected = sorted(seen(dataset.Global(dataset.read(load("dev", [LABELS]), tokenizer, 24).train), 0))
-    data = dataset.read(windows, tokenizer, 24)
+    expected = sorted(seen(Global(reading.read(load("dev", [LABELS]), tokenizer, 24).train), 0))
+    data = reading.read(windows, tokenizer, 24)
     assert data.train.tokens is None and len(data.validation.tokens) == len(data.validation)
-    two = dataset.Windows(data, windows, tokenizer, 24)
+    two = Windows(data, windows, tokenizer, 24)
     epochs = [seen(two, epoch) for epoch in range(2)]
     assert [sorted(epoch) for epoch in epochs] == [expected, expected] and epochs[0] != epochs[1]
     assert [sum(two.counts(epoch)) for epoch in range(2)] == [len(data.train)] * 2
@@ -137,11 +144,13 @@ def test_every_row_once_an_epoch(project_of_files):
 
 def test_a_window_is_there_before_its_file_is_finished(project_of_files, monkeypatch):
     "The reading thread is held in the middle of a file: the windows before that can be taken, and are the final ones"
-    monkeypatch.setattr(dataset, "PIECE", 20_000)
+    monkeypatch.setattr(pieces_room, "PIECE", 20_000)
     folder, tokenizer = project_of_files.parent / "data", tokenizer_of(project_of_files)
     for file in folder.iterdir():
         file.unlink()
-    monkeypatch.setattr(dataset, "cores", lambda: 2)  # so four thousand rows are read before the first are tokenised
+    monkeypatch.setattr(
+        preparation, "cores", lambda: 2
+    )  # so four thousand rows are read before the first are tokenised
     write(folder, files=1, count=12_000)
     config, go, calls = load("dev", EARLY), threading.Event(), []
 
@@ -152,16 +161,16 @@ def test_a_window_is_there_before_its_file_is_finished(project_of_files, monkeyp
                 assert go.wait(60), "nobody had the first window"
             check()
 
-        return dataset.read(config, tokenizer, 24, check=held, say=say, feed=feed)
+        return reading.read(config, tokenizer, 24, check=held, say=say, feed=feed)
 
-    early = dataset.Early(config, read)
+    early = Early(config, read)
     first = early.part(0, 0)
     assert not go.is_set() and early.counts(0) is None and not list(project_of_files.parent.glob("cache/tokens/[!.]*"))
     go.set()
     rows = seen(early, 0)
-    kept = seen(dataset.Global(first), 0)
+    kept = seen(Global(first), 0)
     assert 100 < len(kept) < 1000 and rows[: len(kept)] == kept
-    assert sorted(rows) == sorted(seen(dataset.Global(early.data().train), 0))
+    assert sorted(rows) == sorted(seen(Global(early.data().train), 0))
     early.close()
 
 
@@ -226,7 +235,7 @@ def test_interruptions_change_nothing(order, moments, project_of_files, calm):
 def train_in_child(folder, order, resume, started, environment):
     os.environ.update(environment)
     os.chdir(folder)
-    dataset.PIECE, dataset.LARGEST = SMALL, 4 * SMALL
+    pieces_room.PIECE, pieces_room.LARGEST = SMALL, 4 * SMALL
     started.set()
     try:
         fit(load("dev", order), resume=resume)
@@ -263,7 +272,7 @@ def test_unknown_label_is_a_bad_row(project_of_files):
         assert e.value.exit_code == 65
     run = fit(load("dev", [*EARLY, "data.on_bad_row=skip", "train.epochs=1"]))
     assert run.labels == ["billing", "delivery"] and "the label 'delivry'" in (run.folder / "skipped.csv").read_text()
-    notes = dataset.read(load("dev", ["data.labels=[billing, other, delivery]", "data.on_bad_row=skip"])).notes
+    notes = reading.read(load("dev", ["data.labels=[billing, other, delivery]", "data.on_bad_row=skip"])).notes
     assert "no training row has the label: other" in notes
 
 
@@ -304,10 +313,9 @@ def test_the_estimate_of_what_tokens_take(project_of_files):
     "What a sample says is near what preparing then takes; with a fifth more than that the order stays as it is asked for"
     config, tokenizer = load("dev", EARLY), tokenizer_of(project_of_files)
     answers = {
-        room: dataset.choose_order(config, tokenizer, 24, lambda _, room=room: room)
-        for room in range(10_000, 30_000, 1000)
+        room: choose_order(config, tokenizer, 24, lambda _, room=room: room) for room in range(10_000, 30_000, 1000)
     }
-    dataset.read(config, tokenizer, 24)
+    reading.read(config, tokenizer, 24)
     files = [p for p in (project_of_files.parent / "cache").rglob("*") if p.is_file() and p.suffix != ".json"]
     kept = sum(path.stat().st_size for path in files)
     enough = min(room for room, (order, _) in answers.items() if order == "early")
@@ -316,8 +324,8 @@ def test_the_estimate_of_what_tokens_take(project_of_files):
         (order, bool(why)) == (("windows", True) if room < enough else ("early", False))
         for room, (order, why) in answers.items()
     )
-    assert dataset.choose_order(config, tokenizer, 24, lambda _: 0) == ("early", "")  # all of it is prepared
-    assert dataset.free_space(project_of_files.parent / "not" / "there") > 0
+    assert choose_order(config, tokenizer, 24, lambda _: 0) == ("early", "")  # all of it is prepared
+    assert free_space(project_of_files.parent / "not" / "there") > 0
 
 
 # ---- through S3, with a server that holds back a part of the data
@@ -330,7 +338,7 @@ def held(project_of_files, s3, monkeypatch):
         Storage().put(file, s3.url(f"in/{file.name}"))
     config = load("dev", EARLY)
     sizes = [f.size for f in Storage().find(s3.url("in"))]
-    last = dataset.cut_windows(sizes, config.train.seed, 0, False)[-1][-1].file
+    last = cut_windows(sizes, config.train.seed, 0, False)[-1][-1].file
     go = threading.Event()
 
     def plan(request):
@@ -403,7 +411,7 @@ def test_bad_row_that_shows_while_it_trains(held):
     with pytest.raises(DataError, match=r"part-\d.csv:63: 3 fields where the header has 2") as e:
         fit(load("dev", held.order), watch=watch)
     assert e.value.exit_code == 65 and "updates had been done: data.order=early reads while" in str(e.value)
-    assert not list(dataset.Path("outputs").glob("*/certificate.json"))
+    assert not list(Path("outputs").glob("*/certificate.json"))
 
 
 @pytest.mark.parametrize(("copies", "outcome"), [(4, OutputError), (6, Preempted)])

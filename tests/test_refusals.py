@@ -372,7 +372,7 @@ def test_magic_without_a_cluster(project, monkeypatch):
 
 def test_good_project_is_not_refused(project):
     from gpuml.base.config import load
-    from gpuml.data.dataset import read
+    from gpuml.data.reading import read
 
     assert len(read(load("dev")).train) == 20
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gpuml.data import dataset
+from gpuml.data.encoder import encoder, tokenise
 from gpuml.training import model
 from tests.models import folder_of, model_of, tokenizer_of
 
@@ -46,7 +46,7 @@ def trained(kind):
 def test_no_text_spells_a_special_token(kind):
     "One `</s>`, at the end, and no other special token but the unknown one; PiPPy#308, adapters#563"
     tokenizer, end = trained(kind)
-    tokens = dataset.tokenise([*SPELT, "the quick fox"], tokenizer, 64)
+    tokens = tokenise([*SPELT, "the quick fox"], tokenizer, 64)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for i, text in enumerate(SPELT):
         ids = tokens.ids(np.array([i])).tolist()
@@ -59,7 +59,7 @@ def test_no_text_spells_a_special_token(kind):
 def test_words_that_were_added_and_are_not_special_are_still_found():
     tokenizer = tokenizer_of()
     tokenizer.add_tokens(["brand-name"])
-    tokens = dataset.tokenise(["w1 brand-name </s>"], tokenizer, 64)
+    tokens = tokenise(["w1 brand-name </s>"], tokenizer, 64)
     assert tokens.ids(np.array([0])).tolist() == [0, *tokenizer.convert_tokens_to_ids(["w1", "brand-name"]), 4, 2]
 
 
@@ -71,7 +71,7 @@ def test_tokenizer_without_fast_code(tmp_path):
         backend_tokenizer = None
 
     (tmp_path / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "A", "G", "<mask>"]))
-    tokens = dataset.tokenise(["A G <mask> A", "<eos>", "G"], Slow(str(tmp_path / "vocab.txt")), 64)
+    tokens = tokenise(["A G <mask> A", "<eos>", "G"], Slow(str(tmp_path / "vocab.txt")), 64)
     assert [tokens.ids(np.array([i])).tolist() for i in range(3)] == [[0, 4, 5, 3, 4, 2], [0, 3, 2], [0, 5, 2]]
 
 
@@ -85,8 +85,8 @@ def test_vocabulary_with_gaps(pad, dtype):
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(inner)), pad_token="<pad>")
-    tokens = dataset.tokenise(["w1 far"], tokenizer, 64)
-    assert dataset.encoder(tokenizer, 64).dtype == dtype
+    tokens = tokenise(["w1 far"], tokenizer, 64)
+    assert encoder(tokenizer, 64).dtype == dtype
     assert tokens.ids(np.array([0])).tolist()[2] == tokenizer.convert_tokens_to_ids("far")
 
 

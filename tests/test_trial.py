@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gpuml.base.errors import ModelError
-from gpuml.data import dataset
+from gpuml.data.tokens import join
+from gpuml.data.updates import pad
 from gpuml.training import model
 from gpuml.training.evaluation import equally_long, logits_of
 from gpuml.training.model import EQUAL
@@ -71,8 +72,8 @@ def test_equally_long():
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_on_either_side(side):
-    tokens = dataset.join([(np.array([7, 8, 9]), np.array([3])), (np.array([5]), np.array([1]))])
-    ids, mask = dataset.pad(tokens, np.array([0, 1]), 1, side=side)
+    tokens = join([(np.array([7, 8, 9]), np.array([3])), (np.array([5]), np.array([1]))])
+    ids, mask = pad(tokens, np.array([0, 1]), 1, side=side)
     assert ids.tolist() == [[7, 8, 9], [5, 1, 1] if side == "right" else [1, 1, 5]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0] if side == "right" else [0, 0, 1]]
 

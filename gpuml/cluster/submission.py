@@ -108,16 +108,18 @@ def _check_notebook(path: Path, config: Config) -> str:
 
 def _check_data(config: Config) -> str:
     "Whether the files are there, and their first rows are right"
-    from gpuml.data import dataset
+    from gpuml.data.files import find_files
+    from gpuml.data.preparation import preparation
+    from gpuml.data.reading import look_at
 
-    with dataset.preparation(config) as preparation:
+    with preparation(config) as job:
         size = count = 0
         for key, paths in config.data_paths().items():
-            files = dataset.find_files(paths, config, key, preparation.storage)
+            files = find_files(paths, config, key, job.storage)
             for file in files[:10]:
-                dataset.look_at(file, preparation, 65_536)
+                look_at(file, job, 65_536)
             size, count = size + sum(f.size for f in files), count + len(files)
-        preparation.refuse()
+        job.refuse()
     return f"{count:,} file{'s' * (count != 1)}, {size / 1e6:,.1f} MB; the first rows are right"
 
 
@@ -404,7 +406,7 @@ def data_here(
     config: Config,
 ) -> list[Path]:
     "The data's files that lie in the project on this machine: they travel in the bundle, as far as it is large enough"
-    from gpuml.data.dataset import find_files
+    from gpuml.data.files import find_files
 
     top, found = bundle.project_top(config), []
     for key, text in _data_paths(config):

@@ -47,7 +47,7 @@ def data_files(
     storage: Storage | None = None,
 ) -> list[list[Any]]:
     "Key, name, bytes and version of each data file as it is listed now; raises `DataError` where there is none"
-    from gpuml.data.dataset import find_files
+    from gpuml.data.files import find_files
 
     storage = storage or Storage(config.data.endpoint)
     listed = [

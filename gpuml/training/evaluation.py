@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import TrainError
-from ..data import dataset
-from ..data.dataset import Tokens
+from ..data.tokens import Tokens
+from ..data.updates import pad
 from . import model
 from .failure import BatchError, NotFinite, computing
 
@@ -68,7 +68,7 @@ def logits_of(
             if side == model.EQUAL:
                 batch = equally_long(batch, tokens.lengths)[0]
             try:
-                padded = dataset.pad(tokens, batch, pad_id, side=side)
+                padded = pad(tokens, batch, pad_id, side=side)
                 with computing(batch):
                     found[batch] = model.logits(classifier, *padded).cpu().numpy()
             except torch.OutOfMemoryError:

@@ -33,8 +33,14 @@ from ..base.config import Config, TrainConfig, load, to_yaml
 from ..base.errors import ConfigError, DataError, Exit, GpumlError, ModelError, OutputError, Preempted, TrainError
 from ..base.place import is_s3
 from ..base.storage import Storage, as_csv, write_file, write_folder, write_json
-from ..data import dataset
-from ..data.dataset import Plan
+from ..data import reading
+from ..data.dataset import Data
+from ..data.early import Early
+from ..data.order_choice import choose_order, free_space
+from ..data.orders import Global
+from ..data.rows import Rows
+from ..data.updates import Plan, halve, pad, plan_epoch
+from ..data.windows import Windows
 from . import certificate, checkpoint, model, tracking
 from .evaluation import GPU, equally_long, logits_of, smaller
 from .failure import computing, naming, some
@@ -68,7 +74,7 @@ class _Updates:
         self.epoch, self.position = epoch, self.position if epoch == self.position[0] else (epoch, 0, 0)
 
     @property
-    def rows(self) -> dataset.Rows:
+    def rows(self) -> Rows:
         "What is trained on; before the first update, the next part that has rows"
         epoch, part, _ = self.position
         for i in range(part, len(self.order.sizes(epoch)) if self._rows is None else part):
@@ -81,7 +87,7 @@ class _Updates:
         "Tokens of each of the rows"
         return self.rows.tokens.lengths
 
-    def _load(self, epoch: int, part: int) -> dataset.Rows:
+    def _load(self, epoch: int, part: int) -> Rows:
         if self._part != (epoch, part):
             self._part, self._rows = (epoch, part), self.order.part(epoch, part)
             _refuse_tokenless(self._rows)
@@ -93,7 +99,7 @@ class _Updates:
         here = GPU if torch.cuda.is_available() else [n * torch.get_num_threads() for n in CPU]
         overhead, most = (2**30, 2**40) if self.packed else here
         window = self._part[1] if len(self.order.sizes(self.epoch)) > 1 else None
-        return dataset.plan(self.lengths, self.batch_size, self.seed, self.epoch, overhead, most, window)
+        return plan_epoch(self.lengths, self.batch_size, self.seed, self.epoch, overhead, most, window)
 
     def size(self, rows: np.ndarray) -> int:
         "Tokens of a micro-batch, with its padding if it has any"
@@ -130,7 +136,7 @@ class _Updates:
         self.position = (epoch, len(sizes), 0)
 
 
-def _refuse_tokenless(rows: dataset.Rows) -> None:
+def _refuse_tokenless(rows: Rows) -> None:
     "Raise `DataError` at the first text that a model can't read, because the tokenizer leaves nothing of it"
     empty = np.flatnonzero(rows.tokens.lengths == 0) if rows.tokens else ()
     if len(empty):
@@ -235,7 +241,7 @@ def _accumulate(trainer: Any, micro_batches: list[np.ndarray]) -> Any:
 def _parts(trainer: Any, micro_batches: list[np.ndarray]) -> list[np.ndarray]:
     "The micro-batches in parts that fit into memory; of equally long texts, where the model needs that"
     updates = trainer.updates
-    parts = dataset.halve(micro_batches, updates.size, updates.max_tokens)
+    parts = halve(micro_batches, updates.size, updates.max_tokens)
     if model.padding(trainer.model) != model.EQUAL:
         return parts
     in_order = [rows[np.argsort(-updates.lengths[rows], kind="stable")] for rows in parts]
@@ -246,7 +252,7 @@ def _backward(trainer: Any, rows: np.ndarray) -> Any:
     "Add the gradients of some of the update's examples; returns their part of the loss"
     import torch
 
-    ids, mask = dataset.pad(trainer.updates.rows.tokens, rows, trainer.pad_id, side=model.padding(trainer.model))
+    ids, mask = pad(trainer.updates.rows.tokens, rows, trainer.pad_id, side=model.padding(trainer.model))
     targets = torch.from_numpy(trainer.updates.rows.classes[rows]).to(trainer.args.device)
     with computing(rows):
         with trainer.compute_loss_context_manager():
@@ -264,7 +270,7 @@ def _update(trainer: Any, rows: np.ndarray) -> str:
     return f"update {trainer.state.global_step + 1} (training rows {_places(trainer.updates.rows, rows)})"
 
 
-def _places(source: dataset.Rows, rows: np.ndarray) -> str:
+def _places(source: Rows, rows: np.ndarray) -> str:
     "File and line of the first rows"
     return some((f"{file}:{line}" for file, line in source.places(np.sort(rows)[:8])), len(rows))
 
@@ -366,7 +372,7 @@ def _tune(trainer: Any) -> str:
         problem = "batches of equal length have no padding to leave out"
     elif trainer.args.bf16 or trainer.args.fp16:
         with torch.random.fork_rng():
-            few_padded = dataset.pad(updates.rows.tokens, few, trainer.pad_id, side=side)
+            few_padded = pad(updates.rows.tokens, few, trainer.pad_id, side=side)
             problem = model.use_packed(trainer.model, *few_padded)
     updates.packed = not problem
     updates.max_tokens = _probe(trainer)
@@ -422,12 +428,12 @@ class _Attempt:
     seconds: float = 0.0  # that earlier attempts trained
     store: tuple[str, str] | None = None  # what `tracking.find_store` said
     tracked: tracking.TrackedRun | None = None
-    free: Callable[[Path], int] = dataset.free_space
+    free: Callable[[Path], int] = free_space
     epochs_before: int | None = None  # that the run was to have, where this attempt gives it more
     work: certificate.Work = certificate.Work()  # which job this is
     files: list[list[Any]] | None = None  # a job's data, as it was listed before it was read
     order: Any = None  # of the training rows: `Global`, `Early` or `Windows`
-    data: dataset.Data | None = None  # not before all of it is read
+    data: Data | None = None  # not before all of it is read
     tokenizer: Any = None
     max_length: int = 0  # tokens at which a text is cut
     classifier: Any = None
@@ -520,7 +526,7 @@ def _prepare(attempt: _Attempt) -> None:
     _check_output(attempt)
     if os.environ.get("GPUML_RUN"):
         attempt.files = certificate.data_files(config, _storage(attempt))
-    small = config.data.order == "early" or dataset.look(config, **_asides(attempt))
+    small = config.data.order == "early" or reading.look(config, **_asides(attempt))
     report.now("model")
     place = model.locate(config)
     attempt.store = tracking.find_store(config)
@@ -579,20 +585,18 @@ def _read(attempt: _Attempt, place: Path) -> None:
     attempt.max_length = length
     order, why = record and record.params.get("data.order_used"), ""  # an attempt keeps to what the first one did
     if order is None:
-        order, why = dataset.choose_order(config, tokenizer, length, attempt.free, **asides)
+        order, why = choose_order(config, tokenizer, length, attempt.free, **asides)
     if order == "early":
-        attempt.order = dataset.Early(config, partial(read_data, config, place, tokenizer, order), **asides)
+        attempt.order = Early(config, partial(read_data, config, place, tokenizer, order), **asides)
     else:
         _take_data(attempt, read_data(config, place, tokenizer, order, **asides))
         windows = order == "windows"
         train = attempt.data.train
-        attempt.order = (
-            dataset.Windows(attempt.data, config, tokenizer, length, **asides) if windows else dataset.Global(train)
-        )
+        attempt.order = Windows(attempt.data, config, tokenizer, length, **asides) if windows else Global(train)
     attempt.report.note(why, attempt.order.note)
 
 
-def _take_data(attempt: _Attempt, data: dataset.Data) -> None:
+def _take_data(attempt: _Attempt, data: Data) -> None:
     "All of the data is there"
     attempt.data = data
     attempt.report.note(*data.notes)
@@ -615,11 +619,11 @@ def read_data(
     order: str | None = None,  # of the training rows, by default the config's
     check: Callable[[], None] = lambda: None,  # called often; may raise
     say: Callable[[str], None] = lambda text: None,  # called with what it is doing, where that takes long
-    feed: dataset.Early | None = None,  # is given what is read while it is read
-) -> dataset.Data:
+    feed: Early | None = None,  # is given what is read while it is read
+) -> Data:
     "The config's data, tokenised for this model, with notes on what is cut"
     asked, length = config.data.max_length, _max_length(config, place, tokenizer)
-    data = dataset.read(config, tokenizer, length, check=check, say=say, order=order, feed=feed)
+    data = reading.read(config, tokenizer, length, check=check, say=say, order=order, feed=feed)
     _refuse_tokenless(data.train)
     _refuse_tokenless(data.validation)
     unknown = unknown_note(data.train.tokens, tokenizer) if data.train.tokens else ""
@@ -850,7 +854,7 @@ def _facts(attempt: _Attempt) -> dict[str, Any]:
     }
 
 
-def _data_params(data: dataset.Data) -> dict[str, Any]:
+def _data_params(data: Data) -> dict[str, Any]:
     "Params that are known when all of the data is"
     tokens = {"data.train_tokens": int(data.train.tokens.lengths.sum())} if data.train.tokens else {}
     rows = {"data.train_rows": len(data.train), "data.validation_rows": len(data.validation)}
@@ -1061,7 +1065,7 @@ def _after_epoch(attempt: _Attempt) -> bool:
     return stop
 
 
-def _in_evaluation(rows: dataset.Rows, bad: np.ndarray, epoch: int) -> str:
+def _in_evaluation(rows: Rows, bad: np.ndarray, epoch: int) -> str:
     "Where an evaluation failed"
     return (
         f"in the evaluation of epoch {epoch}, at {len(bad):,} of {len(rows):,} validation rows ({_places(rows, bad)})"
@@ -1223,7 +1227,7 @@ def fit(
     watch: Watch | None = None,  # called with a `Progress`, at most four times a second
     resume: str
     | None = None,  # a run id, or `latest`: go on with that run and its own config; a job goes on with its own by itself
-    free: Callable[[Path], int] = dataset.free_space,  # bytes that the disk of a folder can take
+    free: Callable[[Path], int] = free_space,  # bytes that the disk of a folder can take
 ) -> Run:
     "Train, evaluate, record and save; raises `GpumlError`, and `Preempted` when it is interrupted"
     # read when torch is loaded: threads that spin while they wait make two trainings on one machine crawl
@@ -1276,7 +1280,7 @@ def fit(
 def prepare_data(
     config: Config,
     watch: Watch | None = None,  # called with a `Progress`
-) -> dataset.Data:
+) -> Data:
     "Check and tokenise the config's data, so that training starts at once; raises `GpumlError`"
     report, signals = Reporter(watch), SimpleNamespace(asked="")
 
@@ -1288,12 +1292,12 @@ def prepare_data(
     with stop_signals(signals):
         try:
             report.now("data", run=config.name)
-            dataset.look(config, **asides)
+            reading.look(config, **asides)
             report.now("model")
             place = model.locate(config)
             tokenizer = _load_tokenizer(config, place)
             report.now("data")
-            order, why = dataset.choose_order(config, tokenizer, _max_length(config, place, tokenizer), **asides)
+            order, why = choose_order(config, tokenizer, _max_length(config, place, tokenizer), **asides)
             data = read_data(config, place, tokenizer, order, **asides)
             data.notes[:0] = [why] if why else []
         except BaseException as e:
@@ -1305,7 +1309,7 @@ def prepare_data(
 # %% ../../nbs/training/80_fit.ipynb #677b98cd
 def expected_epoch(
     config: Config,
-    data: dataset.Data,  # with tokens
+    data: Data,  # with tokens
 ) -> tuple[float, str] | None:
     "Seconds that an epoch with its evaluation should take, and by which run; none where no run of this config and model has finished"
     folders = [

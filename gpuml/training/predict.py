@@ -20,9 +20,14 @@ import numpy as np
 
 from ..base.config import Config, load, parse_override
 from ..base.errors import ConfigError, DataError, Exit, OutputError, Preempted
+from ..base.lock import locked
 from ..base.place import is_s3
 from ..base.storage import File, Storage, as_csv, fingerprint, write_json, writing
-from ..data import dataset
+from ..data.files import find_files, shown_name
+from ..data.items import Row
+from ..data.preparation import Preparation, preparation
+from ..data.tokens import join
+from ..data.unlabelled import Mark, read_texts, survey
 from . import model
 from .evaluation import DAMAGED, logits_of
 from .failure import naming, some
@@ -90,7 +95,7 @@ def _reading_config(run: Any, overrides: tuple[str, ...]) -> Config:
 def _working_folder(p: _Prediction) -> Path:
     "Named after all that the result depends on"
     certificate = (p.run.folder / "certificate.json").read_bytes()
-    files = [[dataset._shown(f, p.config), f.url, f.size, f.version] for f in p.files]
+    files = [[shown_name(f, p.config), f.url, f.size, f.version] for f in p.files]
     d = p.config.data
     key = fingerprint(_FORMAT, certificate, files, d.text, d.delimiter, d.on_bad_row, d.max_length)
     return p.config.path(d.cache) / "predictions" / key[:32]
@@ -111,9 +116,9 @@ def predict_file(
             p.report.now("data", run=p.run.id)
             p.config = _reading_config(p.run, p.overrides)
             storage = Storage(p.config.data.endpoint, p.asides["say"], p.check)
-            p.files = dataset.find_files(p.source, p.config, "input", storage)
+            p.files = find_files(p.source, p.config, "input", storage)
             p.folder = _working_folder(p)
-            with dataset._lock(p.folder.parents[1] / "locks" / p.folder.name, lambda: _wait_for_other(p)):
+            with locked(p.folder.parents[1] / "locks" / p.folder.name, lambda: _wait_for_other(p)):
                 p.state = _kept(p.folder)
                 if not _is_written(p, storage):
                     resumed = p.done
@@ -201,15 +206,15 @@ class _Chunk:
 
     places: list[tuple[str, int]]  # file and line
     encoded: list[Any]  # futures of ids and lengths
-    mark: dataset.Mark  # behind the last of them
+    mark: Mark  # behind the last of them
 
 
-def _chunks(p: _Prediction, job: dataset.Preparation, most: int) -> Iterator[_Chunk]:
+def _chunks(p: _Prediction, job: Preparation, most: int) -> Iterator[_Chunk]:
     "The good rows that are not predicted yet, in order, one chunk ahead of what is asked for"
-    mark, waiting = p.state["mark"] and dataset.Mark(*p.state["mark"]), None
+    mark, waiting = p.state["mark"] and Mark(*p.state["mark"]), None
     places, texts, size = [], [], 0
-    for item, shown, behind in dataset.texts(p.files, job, mark):
-        if not isinstance(item, dataset.Row):
+    for item, shown, behind in read_texts(p.files, job, mark):
+        if not isinstance(item, Row):
             continue
         places.append((shown, item.line))
         texts.append(item.text)
@@ -223,15 +228,15 @@ def _chunks(p: _Prediction, job: dataset.Preparation, most: int) -> Iterator[_Ch
     yield from filter(None, (waiting, last))
 
 
-def _encoded(job: dataset.Preparation, texts: list[str]) -> list[Any]:
+def _encoded(job: Preparation, texts: list[str]) -> list[Any]:
     return [job.pool.submit(job.encode, texts[i : i + 1000]) for i in range(0, len(texts), 1000)]
 
 # %% ../../nbs/training/78_predict.ipynb #d182a746
 def _predict_rows(p: _Prediction) -> None:
     "Predict what is not predicted yet, and keep each chunk"
     if not p.state:
-        with dataset.preparation(p.config, **p.asides) as job:
-            rows, skipped, first = dataset.survey(p.files, job)
+        with preparation(p.config, **p.asides) as job:
+            rows, skipped, first = survey(p.files, job)
         state = {"rows": rows, "skipped": skipped, "first": first, "counts": {}, "size": 0, "mark": None}
         names = ["file", "line", "label", "probability", *(f"p_{label}" for label in p.run.labels)]
         _keep(p, state, as_csv([names]))
@@ -246,9 +251,9 @@ def _predict_rows(p: _Prediction) -> None:
     p.report.now("predicting", step=p.done, steps=p.state["rows"])
     p.report.advance(0, 0)
     length = min(p.config.data.max_length, model.token_limit(classifier, tokenizer))
-    with dataset.preparation(p.config, None, tokenizer, length, **p.asides) as job:
+    with preparation(p.config, None, tokenizer, length, **p.asides) as job:
         for chunk in _chunks(p, job, TOGETHER[device]):
-            tokens = dataset.join([future.result() for future in chunk.encoded])
+            tokens = join([future.result() for future in chunk.encoded])
             with naming(partial(_at_rows, chunk), DAMAGED):
                 logits = logits_of(classifier, tokens, tokenizer.pad_token_id, check=p.check)
             _keep_chunk(p, chunk, np.exp(log_softmax(logits)))

@@ -23,7 +23,7 @@ from ..base.config import Config, config_names, load
 from ..base.errors import Exit, GpumlError
 from ..base.place import is_s3
 from ..base.tables import Column, Entry, Table, as_html
-from ..data import dataset
+from ..data.encoder import tokenise
 from . import model, predict, tracking
 from .evaluation import DAMAGED, logits_of
 from .failure import naming, some
@@ -170,7 +170,7 @@ class Run:
         texts = as_texts(texts)
         classifier, tokenizer = self._loaded
         length = min(self.config.data.max_length, model.token_limit(classifier, tokenizer))
-        tokens = dataset.tokenise(texts, tokenizer, length)
+        tokens = tokenise(texts, tokenizer, length)
         with naming(lambda rows: f"at text {some(map(str, rows), len(rows))}", DAMAGED):
             logits = logits_of(classifier, tokens, tokenizer.pad_token_id)
         return Predictions(texts, np.exp(log_softmax(logits)), self.labels)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..base.errors import ModelError
-from ..data.dataset import Tokens, join, pad
+from ..data.tokens import Tokens, join
+from ..data.updates import pad
 from .folder import SHORTEST, possible_ids
 from .model import EQUAL, logits, quiet
 

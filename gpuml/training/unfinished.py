@@ -17,7 +17,7 @@ from ..base.config import Config, load
 from ..base.errors import ConfigError, Exit, GpumlError
 from ..base.place import is_s3
 from ..base.storage import Storage
-from ..data import dataset
+from ..data import reading
 from . import certificate, checkpoint, tracking
 from .resume import changes, more_epochs
 from .runs import fetch_records, fetch_run, new_run_id, output_folder, shown, stored_at
@@ -136,7 +136,7 @@ def _refuse_other_work(folder: Path, config: Config, record: tracking.Record) ->
     if then and not found:
         found = certificate.differences(then, now.bundle, certificate.data_files(config))
         order = record.params.get("data.order_used")
-        if found and dataset.read(config, order=order).fingerprint == then["data_fingerprint"]:
+        if found and reading.read(config, order=order).fingerprint == then["data_fingerprint"]:
             found = []  # written anew, and the same
     if found:
         state = "is trained and certified already" if then else "was begun by another job"
