@@ -110,8 +110,8 @@ def in_training() -> tuple[float, float]:
 def many_jobs(count: int = 500) -> float:
     "Seconds until the tab shows so many jobs"
     from gpuml.base.config import load
-    from gpuml.cluster.job import Source, manifest
-    from gpuml.cluster.jobs import jobs_folder
+    from gpuml.cluster.local import jobs_folder
+    from gpuml.cluster.manifest import Source, manifest
     from gpuml.ui import widgets
 
     config = load("dev")

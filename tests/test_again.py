@@ -9,6 +9,7 @@ import pytest
 from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, GpumlError, Preempted
 from gpuml.cluster import jobs as c
+from gpuml.cluster import local
 from gpuml.cluster.submission import prepare, submit
 from gpuml.training import unfinished
 from gpuml.training.fit import fit
@@ -100,7 +101,7 @@ def test_a_name_that_is_submitted_again(shipped):
     assert first.wait(120).phase == "succeeded" and not first.done_before, first.logs()
     for forgotten in (False, True):  # as a Job that its TTL has removed
         if forgotten:
-            shutil.rmtree(c.jobs_folder(config))
+            shutil.rmtree(local.jobs_folder(config))
         same = submitted()
         assert same.done_before and same.status.phase == "succeeded"
         assert re.match("nothing is trained: nightly was trained and certified 20.* with the same code", same.note)

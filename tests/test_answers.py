@@ -13,8 +13,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from gpuml.base.errors import ClusterError
-from gpuml.cluster import answers
-from gpuml.cluster import jobs as cluster
+from gpuml.cluster.answers import Answer
+from gpuml.cluster.api import Api
+from gpuml.cluster.logs import Position, print_log, read_log
+from gpuml.cluster.objects import JobAddress
+from gpuml.cluster.watch import Watch
 
 LOGIN = b"<!DOCTYPE html><html><head><title>Sign in &middot; Example</title></head><body>Please log in</body></html>"
 KUBECONFIG = """\
@@ -83,7 +86,7 @@ def connect(tmp_path, monkeypatch):
         file = tmp_path / "kubeconfig"
         file.write_text(KUBECONFIG.format(server=server.url, user=user))
         monkeypatch.setenv("KUBECONFIG", str(file))
-        return cluster.Api(patience=patience)
+        return Api(patience=patience)
 
     return made
 
@@ -128,7 +131,7 @@ def test_refusals_of_the_api_server_stay_what_they_are(connect):
 
     with Server(answer) as server:
         api = connect(server)
-        with pytest.raises(cluster.Answer, match="jobs is forbidden"):
+        with pytest.raises(Answer, match="jobs is forbidden"):
             api.get("/x")
         assert api.get("/x") is None
 
@@ -165,8 +168,8 @@ def test_a_watch_that_ends_at_once_is_not_asked_for_sixty_times_a_second(connect
         for name, (kind, body) in WATCHES.items():
             server = servers.enter_context(Server(lambda request, kind=kind, body=body: request.send(200, kind, body)))
             asked[name] = server.asked
-            about = (connect(server), "/apis/batch/v1/namespaces/a/jobs", {}, threading.Event(), over)
-            threading.Thread(target=cluster._watch, args=about, daemon=True).start()
+            watch = Watch(connect(server), "/apis/batch/v1/namespaces/a/jobs", {})
+            threading.Thread(target=watch.run, args=(threading.Event(), over), daemon=True).start()
         time.sleep(1.5)
         over.set()
     assert all(1 <= len(paths) <= 3 for paths in asked.values()), {name: len(paths) for name, paths in asked.items()}
@@ -188,14 +191,14 @@ def test_a_renewed_token_is_read_again(connect, tmp_path):
         assert api.items("/x") == []
         valid[0] = "two"
         asked = len(server.asked)
-        with pytest.raises(cluster.Answer, match="Unauthorized"):  # nobody has renewed it
+        with pytest.raises(Answer, match="Unauthorized"):  # nobody has renewed it
             api.items("/x")
         assert len(server.asked) == asked + 1
         file.write_text("two")
         assert api.items("/x") == []
         file.unlink()  # while it is being replaced
         valid[0] = "three"
-        with pytest.raises(cluster.Answer, match="Unauthorized"):
+        with pytest.raises(Answer, match="Unauthorized"):
             api.items("/x")
 
 
@@ -203,9 +206,8 @@ def stamped(number):
     return f"2026-11-26T12:00:{number // 10:02}.{number % 10}00000000Z line {number}\n".encode()
 
 
-def test_a_rotated_log_is_followed_whole(connect, monkeypatch):
+def test_a_rotated_log_is_followed_whole(connect):
     "kubernetes/kubernetes#115701: the node's file is replaced while it is followed, and a connection that hears nothing more"
-    monkeypatch.setattr(cluster, "FOLLOW_SILENCE", 0.3, raising=False)
     connections, printed, over = [], [], threading.Event()
 
     def answer(request):
@@ -228,11 +230,10 @@ def test_a_rotated_log_is_followed_whole(connect, monkeypatch):
         request.close_connection = True
 
     with Server(answer) as server:
-        job = cluster.ClusterJob("a-1", "/nowhere", None, {}, "", connect(server), "a")
-        how_far = {}
+        job = JobAddress(connect(server), "a", "a-1")
+        position = Position()
         for _ in range(4):
-            position = how_far.setdefault("p", answers.Position()) if hasattr(cluster, "Position") else how_far
-            cluster._print_log(job, "p", position, printed.append)
+            print_log(job, "p", position, printed.append, silence=0.3)
         over.set()
     assert "".join(printed) == "".join(f"line {n}\n" for n in range(60))
 
@@ -243,12 +244,13 @@ def test_letters_of_a_long_line_stay_whole(connect):
     line = b"2026-11-26T12:00:00.000000000Z " + bars.encode()
     printed = []
     with Server(lambda request: request.send(200, "text/plain", line)) as server:
-        job = cluster.ClusterJob("a-1", "/nowhere", None, {}, "", connect(server), "a")
-        cluster._print_log(job, "p", answers.Position(), printed.append)
+        job = JobAddress(connect(server), "a", "a-1")
+        print_log(job, "p", Position(), printed.append)
     assert "".join(printed) == bars and len(printed) > 1
 
 
 def test_a_web_page_is_no_log(connect):
     with Server(lambda request: request.send(200, "text/html", LOGIN)) as server:
-        job = cluster.ClusterJob("a-1", "/nowhere", None, {}, "", connect(server), "a")
-        assert cluster._log(job, "p") == "" and cluster._log(job, "p", stream=True) is None
+        job = JobAddress(connect(server), "a", "a-1")
+        assert read_log(job, "p") == ""
+        print_log(job, "p", Position(), pytest.fail)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpuml.base.config import load
-from gpuml.cluster.job import Source, manifest, run_id, verdict, yaml
+from gpuml.cluster.manifest import Source, manifest, run_id, verdict, yaml
 from tests.conftest import ROOT
 
 GOLDEN = Path(__file__).parent / "golden" / "job.yaml"

@@ -16,7 +16,7 @@ import requests
 from ruamel.yaml import YAML
 
 from gpuml.base.config import load
-from gpuml.cluster.job import Source, manifest, run_id, yaml
+from gpuml.cluster.manifest import Source, manifest, run_id, yaml
 from tests.conftest import ROOT, free_port
 from tests.manifests import (
     OVERLAYS,

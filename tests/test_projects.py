@@ -11,8 +11,9 @@ import pytest
 from gpuml.base.config import load
 from gpuml.base.errors import ClusterError
 from gpuml.base.storage import write_json
-from gpuml.cluster import job
 from gpuml.cluster import jobs as c
+from gpuml.cluster import local
+from gpuml.cluster import manifest as job
 from tests.conftest import CONFIG, OFFLINE, gpuml
 
 
@@ -29,7 +30,7 @@ def put_job(root, name, minutes=0, phase="succeeded", **state):
     source = job.Source("0f2a9c11d4", f"{root}/outputs/.bundles/0f2a9c11d4.tar.gz", "train.ipynb", "me")
     manifest = job.manifest(config, name, source)
     manifest["metadata"]["annotations"]["gpuml.io/project"] = str(root.resolve())
-    folder = c.jobs_folder(config) / name
+    folder = local.jobs_folder(config) / name
     write_json(folder / "job.json", manifest)
     write_json(folder / "state.json", {"phase": phase, "why": "", "attempts": [], **state})
     os.utime(folder / "job.json", (2e9 - 60 * minutes,) * 2)
@@ -92,7 +93,7 @@ def test_jobs_that_were_made_before_are_found(two):
         folder.rename(folder.parent.parent / name)
     config = load("dev")
     assert [one.address for one, _ in c.jobs([config], everyone=True)] == ["mine", "you/tickets/its"]
-    assert c.own_folders(config) == {"mine": c.jobs_folder(config).parent / "mine"}
+    assert c.own_folders(config) == {"mine": local.jobs_folder(config).parent / "mine"}
     assert c.find("mine", [config]).run_id == "mine"
 
 

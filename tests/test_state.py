@@ -7,8 +7,8 @@ kubelet.rejectPod, kubelet_pods), pkg/controller (job, podgc, tainteviction), pk
 import pytest
 
 from gpuml.base.config import load
-from gpuml.cluster.job import Source, manifest
-from gpuml.cluster.jobs import _about
+from gpuml.cluster.facts import job_facts
+from gpuml.cluster.manifest import Source, manifest
 from gpuml.cluster.state import Seen, explain
 from tests.conftest import ROOT
 
@@ -377,4 +377,4 @@ def test_the_job_s_own_container_is_found_wherever_it_stands():
     assert made["spec"]["template"]["spec"]["containers"][0]["name"] == "istio-proxy"
     killed = explain(seen({**job(FAILED, failed=1), "spec": made["spec"]}, pod("Failed", ended(137, "OOMKilled"))))
     assert "compute.memory=16Gi" in killed.why
-    assert _about(made)["gpus"] == "1"
+    assert job_facts(made)["gpus"] == "1"

@@ -129,8 +129,9 @@ def test_save_as_keeps_comments(panel, project):
 
 
 def test_backticks_are_code_in_html_and_stay_in_text(panel, project):
-    from gpuml.cluster.jobs import JobList, LocalJob
-    from gpuml.cluster.state import State
+    from gpuml.cluster.jobs import JobList
+    from gpuml.cluster.local import LocalJob
+    from gpuml.jobs.handle import State
     from gpuml.training.progress import Progress
 
     said = "`gpuml sync` sends what is missing < later"
@@ -361,8 +362,9 @@ def test_compared_runs_keep_their_colours_and_one_path_is_one(project, store, mo
 
 def test_five_hundred_jobs(project):
     "One table and one list of names; a state that changes is one message"
-    from gpuml.cluster.jobs import JobList, LocalJob
-    from gpuml.cluster.state import State
+    from gpuml.cluster.jobs import JobList
+    from gpuml.cluster.local import LocalJob
+    from gpuml.jobs.handle import State
 
     about = {"priority": "gpuml-dev", "gpus": "1", "owner": "me"}
     many = JobList((LocalJob(f"dev-{i:010x}-1", "", None, about), State("pending", "needs 1 GPU")) for i in range(500))

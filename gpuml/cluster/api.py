@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 from kubernetes import client, config
 from urllib3.exceptions import HTTPError
 
-from ..base.config import ClusterError
+from ..base.errors import ClusterError
 from .answers import PATIENCE, Answer, NoAnswer, NotThere, Patience, check_answer, read_object
 
 # %% ../../nbs/cluster/28_api.ipynb #82a3388e
@@ -181,10 +181,12 @@ class Api:
         return (self.get(path, **query) or {}).get("items", [])
 
     def stream(self, path: str, timeout: float, **query: Any) -> Iterator[bytes]:
-        "The pieces of an answer as they come, until its connection ends, in whatever way, or is silent for that long"
+        "The pieces of an answer as they come, until its connection ends; raises `OSError` where that breaks off, or is silent for so long"
         answer = self._sender.send(Request("GET", self._url(path, query), timeout=timeout, stream=True))
-        with suppress(OSError, HTTPError):
+        try:
             yield from answer.stream(2**16, decode_content=True)
+        except HTTPError as e:
+            raise ConnectionError(_first_line(e)) from None
 
     def delete(self, path: str, options: dict[str, Any]) -> None:
         "Remove an object by `DeleteOptions`; raises `NotThere` where it is gone, or is not the one of the preconditions"

@@ -23,9 +23,10 @@ from ..base.errors import ConfigError
 from ..base.place import is_s3
 from ..base.storage import fingerprint, writing
 from ..base.tables import Table
-from .job import PREFIX
-from .jobs import jobs_folder, local_state, own_folders, works
-from .state import OVER
+from .jobs import own_folders
+from .local import jobs_folder, local_state, works
+from .manifest import PREFIX
+from ..jobs.handle import OVER
 from ..training import tracking
 
 # %% ../../nbs/cluster/70_clean.ipynb #152768fe

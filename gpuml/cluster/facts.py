@@ -9,7 +9,6 @@ __all__ = ['job_facts', 'is_ours']
 from typing import Any
 
 from .manifest import PREFIX
-
 from .pod import training_container
 
 # %% ../../nbs/cluster/17_facts.ipynb #7d650079

@@ -25,7 +25,7 @@ from urllib.parse import urlencode
 from ..base.config import NAME
 from ..base.errors import ClusterError, ConfigError
 from ..base.tables import Table
-from .jobs import Answer, Api
+from .answers import Answer, ApiServer
 from .pod import clock, time_of
 from .state import IdleMark, count_of, idle_mark, idle_notes
 
@@ -128,7 +128,7 @@ _MARKS = "/api/v1/namespaces/{}/configmaps/gpuml-idle"
 
 
 def holders(
-    api: Api,
+    api: ApiServer,
     prometheus: str,  # address
     namespace: str,
     limit: Limits,
@@ -189,7 +189,7 @@ def _idle(pod: dict[str, Any], points: list[tuple[float, float]], now: float, st
     return None if since is None else now - since
 
 
-def _mark_of(api: Api, namespace: str, kind: str, name: str, marks: dict[str, str]) -> tuple[IdleMark, str]:
+def _mark_of(api: ApiServer, namespace: str, kind: str, name: str, marks: dict[str, str]) -> tuple[IdleMark, str]:
     "What was said of it, and when a Job started"
     if kind == "Job":
         made = api.get(_PATHS[kind].format(namespace, name)) or {"metadata": {}}
@@ -238,7 +238,7 @@ def decide(
 
 # %% ../../nbs/cluster/60_idle.ipynb #1293b70b
 def act(
-    api: Api,
+    api: ApiServer,
     holder: Holder,
     limit: Limits,
     now: datetime,
@@ -282,7 +282,7 @@ def _moment(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 # %% ../../nbs/cluster/60_idle.ipynb #704fb182
-def _note(api: Api, holder: Holder, mark: IdleMark, now: datetime) -> None:
+def _note(api: ApiServer, holder: Holder, mark: IdleMark, now: datetime) -> None:
     "Write the mark; of a Job that is released together with what ends it"
     if holder.kind == "Job":
         notes = idle_notes(mark)
@@ -296,11 +296,11 @@ def _note(api: Api, holder: Holder, mark: IdleMark, now: datetime) -> None:
         _patch(api, _MARKS.format(holder.namespace), {"data": {holder.name: text}})
 
 
-def _patch(api: Api, path: str, change: dict[str, Any]) -> None:
+def _patch(api: ApiServer, path: str, change: dict[str, Any]) -> None:
     api.request("PATCH", path, change, content_type="application/merge-patch+json")
 
 
-def _event(api: Api, holder: Holder, reason: str, said: str, now: datetime) -> None:
+def _event(api: ApiServer, holder: Holder, reason: str, said: str, now: datetime) -> None:
     "For `kubectl describe` and who collects events"
     path, at = f"/api/v1/namespaces/{holder.namespace}/events", _moment(now.timestamp())
     version = {"Job": "batch/v1", "StatefulSet": "apps/v1"}[holder.kind]
@@ -344,7 +344,7 @@ def _each(named: dict[str, Limits], do: Callable[[str, Limits], None]) -> None:
 
 
 def look(
-    api: Api,
+    api: ApiServer,
     prometheus: str,  # address
     named: dict[str, Limits],
     step: float = STEP,  # seconds
@@ -356,7 +356,7 @@ def look(
 
 
 def release(
-    api: Api,
+    api: ApiServer,
     prometheus: str,  # address
     named: dict[str, Limits],
     say: Callable[[str], None] = print,
@@ -377,7 +377,7 @@ def release(
 
 
 def keep_releasing(
-    api: Api,
+    api: ApiServer,
     prometheus: str,  # address
     named: dict[str, Limits],
     every: float = STEP,  # seconds

@@ -13,12 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ..base.errors import ClusterError
+from .answers import Answer
 from .manifest import CONTAINER
 from .objects import JobAddress
 from ..jobs.handle import State
-
-from ..base.config import ClusterError
-from .answers import Answer
 
 # %% ../../nbs/cluster/38_logs.ipynb #c6864488
 _LINE = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) (.*)", re.DOTALL)
@@ -118,7 +117,7 @@ def print_log(
     "What the pod's log has beyond what was printed, and what comes, until the container or the connection ends"
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may lie across two pieces of a long line
     query = {"container": CONTAINER, "follow": "true", **position.query()}
-    with suppress(Answer, ClusterError):
+    with suppress(Answer, ClusterError, OSError):
         for line in pieces_of_lines(job.server.stream(job.log_path(pod), silence, **query)):
             if new := position.new(line):
                 out(decoder.decode(new))

@@ -10,9 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .manifest import PREFIX
-
 from .answers import Answer, ApiServer
+from .manifest import PREFIX
 
 # %% ../../nbs/cluster/34_objects.ipynb #6decbebc
 JOBS = "/apis/batch/v1/namespaces/{}/jobs"

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from ..base.errors import Exit, codes_with
-from .job import CONTAINER
+from .manifest import CONTAINER
 from ..jobs.sidecars import remedy
 
 # %% ../../nbs/cluster/15_pod.ipynb #49e217e6

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..base.storage import fingerprint
-from .job import PREFIX, slug
+from .manifest import PREFIX, slug
 
 # %% ../../nbs/cluster/30_projects.ipynb #45ba8aa4
 def project_key(

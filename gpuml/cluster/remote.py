@@ -13,18 +13,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from ..base.errors import OutputError
+from ..base.storage import Storage
+from .answers import ApiServer, NoServer, NotThere, plainly
 from .facts import job_facts
 from .logs import follow_pods, last_progress, read_log
 from .manifest import PREFIX
 from .objects import JobAddress, events_about, events_in, gpu_holders, nodes_of
-from .watch import WATCH_SECONDS, watched, watches_of
-from ..jobs.handle import Job, State, owner, read_json
-
-from ..base.config import OutputError
-from ..base.storage import Storage
-from .answers import ApiServer, NoServer, NotThere, plainly
 from .pod import time_of
 from .state import Seen, cancelled, explain
+from .watch import WATCH_SECONDS, watched, watches_of
+from ..jobs.handle import Job, State, owner, read_json
 
 # %% ../../nbs/cluster/44_remote.ipynb #62e543e5
 @dataclass(repr=False)

@@ -19,33 +19,20 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ClusterError, ConfigError, DataError, Exit, GpumlError, NotebookError
-from ..base.place import is_s3
-from ..base.storage import Storage, write_json
-from . import job
-from .job import PREFIX
-from gpuml.cluster.jobs import (
-    JOBS,
-    Answer,
-    Api,
-    Job,
-    NotThere,
-    handle,
-    is_ours,
-    jobs_folder,
-    local_job,
-    local_state,
-    own_folders,
-    owner,
-    plainly,
-    read_json,
-    start_local,
-    stored_job,
-    works,
-)
+from ..base.storage import Storage, is_s3, write_json
+from . import manifest as job
+from .answers import Answer, ApiServer, NotThere, plainly
+from .facts import is_ours
+from .jobs import own_folders
+from .local import jobs_folder, local_job, local_state, start_local, works
+from .manifest import PREFIX
+from .objects import JOBS
 from .pod import condition
+from .remote import cluster_job, stored_job
 from .standing import Asked, Standing, standing
-from .state import OVER, free_gpus, has_failed, was_released
-from ..jobs import bundle, contract, notebook
+from .state import free_gpus, has_failed, was_released
+from ..jobs import bundle, notebook
+from ..jobs.handle import OVER, Job, owner, read_json
 from ..training.certificate import data_files
 
 # %% ../../nbs/cluster/55_submission.ipynb #da6b8572
@@ -181,7 +168,7 @@ def check_kernel(path: Path) -> Findings:
 
 # %% ../../nbs/cluster/55_submission.ipynb #82ba1308
 def check_cluster(
-    api: Api,
+    api: ApiServer,
     config: Config,
     manifest: dict[str, Any],
 ) -> Findings:
@@ -194,7 +181,7 @@ def check_cluster(
     return found
 
 
-def _answering(api: Api) -> Api:
+def _answering(api: ApiServer) -> ApiServer:
     "The same, once its server has answered; raises `ClusterError` where it does not"
     with suppress(Answer):  # what it refuses is said by the checks
         api.request("GET", "/version")
@@ -220,7 +207,7 @@ def _check_places(config: Config) -> str:
     return f"{config.compute.namespace}, {config.compute.image}"
 
 
-def _check_permission(api: Api, namespace: str) -> str:
+def _check_permission(api: ApiServer, namespace: str) -> str:
     "Whether this user may make and follow jobs"
     wanted = [("batch", "jobs", "create"), ("batch", "jobs", "get"), ("", "pods", "list"), ("", "pods/log", "get")]
     lacking = []
@@ -244,7 +231,7 @@ def _check_permission(api: Api, namespace: str) -> str:
     return f"may make jobs in {namespace}"
 
 
-def _check_priority(api: Api, name: str, namespace: str) -> str:
+def _check_priority(api: ApiServer, name: str, namespace: str) -> str:
     "Whether the class exists, and no quota keeps it out of the namespace"
     try:
         found = api.get(f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}")
@@ -271,7 +258,7 @@ def _keeps_out(quota: dict[str, Any], name: str) -> bool:
     return ours and quota["spec"].get("hard", {}).get("pods") == "0"
 
 
-def _check_gpus(api: Api, wanted: int, resource: str) -> str:
+def _check_gpus(api: ApiServer, wanted: int, resource: str) -> str:
     "Whether any node is large enough"
     try:
         nodes = api.items("/api/v1/nodes")
@@ -285,7 +272,7 @@ def _check_gpus(api: Api, wanted: int, resource: str) -> str:
     return f"{wanted} of {sum(have.values())} {resource}"
 
 
-def _check_manifest(api: Api, manifest: dict[str, Any]) -> str:
+def _check_manifest(api: ApiServer, manifest: dict[str, Any]) -> str:
     "Whether the API server would accept the Job"
     path = JOBS.format(manifest["metadata"]["namespace"])
     try:
@@ -309,7 +296,7 @@ class Submission:
     changes: list[Any] = field(default_factory=list)  # from the config that one develops with
     standing: Standing | None = None  # of the name; none where it was given none
     local: bool = False
-    api: Api | None = None  # none: a job on this machine, or no cluster
+    api: ApiServer | None = None  # none: a job on this machine, or no cluster
 
     def __repr__(self):
         where = "on this machine" if self.local else f"to the namespace {self.config.compute.namespace}"
@@ -331,6 +318,7 @@ def prepare(
 ) -> Submission:
     "Bundle, manifest and checks of a job; nothing is sent, and all findings are there at once"
     from gpuml.base.config import Diff, diff
+    from gpuml.cluster.api import Api
     from gpuml.training.tracking import git_commit, versions
 
     path = Path(path)
@@ -480,7 +468,7 @@ def _send(planned: Submission, again: bool, name: str | None) -> Job:
         ]
         if active and not again and (not name or name in {j["metadata"]["name"] for j in active}):
             newest = max(active, key=lambda j: j["metadata"]["creationTimestamp"])
-            return handle(
+            return cluster_job(
                 newest,
                 api,
                 planned.config.data.endpoint,
@@ -492,7 +480,7 @@ def _send(planned: Submission, again: bool, name: str | None) -> Job:
             )
         run, note = (planned.standing.run, planned.standing.note) if name else ("", "")
         if name and planned.standing.done:
-            return replace(handle(manifest, api, planned.config.data.endpoint, note), done_before=True)
+            return replace(cluster_job(manifest, api, planned.config.data.endpoint, note), done_before=True)
         if ended := [j for j in there if j["metadata"]["name"] == run]:
             return _go_on(
                 planned, ended[0], storage, note or "made anew: the job of this name had ended without a result"
@@ -502,10 +490,10 @@ def _send(planned: Submission, again: bool, name: str | None) -> Job:
             storage.remove(f"{planned.config.output.rstrip('/')}/{run}/cancelled.json")
         bundle.put(planned.bundle, planned.config.output, storage)
         found, new = _make(api, manifest)
-    return handle(found, api, planned.config.data.endpoint, note if new else "it had been made already")
+    return cluster_job(found, api, planned.config.data.endpoint, note if new else "it had been made already")
 
 
-def _make(api: Api, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _make(api: ApiServer, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     "The Job, and whether it is new: the same may be there already; raises `ClusterError` where another one has its name"
     path, meta = JOBS.format(manifest["metadata"]["namespace"]), manifest["metadata"]
     try:
@@ -543,7 +531,7 @@ def _go_on(planned: Submission, ended: dict[str, Any], storage: Storage, note: s
         found, _ = _make(api, manifest)
     except Answer as e:
         raise ClusterError(f"{e}; once that is mended, the same with --name {meta['name']} goes on") from None
-    return handle(found, api, planned.config.data.endpoint, note)
+    return cluster_job(found, api, planned.config.data.endpoint, note)
 
 
 def _rename(manifest: dict[str, Any], run: str) -> None:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ..base.errors import ClusterError
+from .answers import Answer, ApiServer
 from .objects import JOBS, PODS, JobAddress
 from ..jobs.handle import State
-
-from ..base.config import ClusterError
-from .answers import Answer, ApiServer
 
 # %% ../../nbs/cluster/36_watch.ipynb #6d973836
 STEADY = 10.0  # seconds that a watch lasts which does what it should

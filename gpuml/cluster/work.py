@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from .local import STATE_FILE, local_outcome, local_state
-from .manifest import PREFIX, verdict
 
 from ..base.storage import write_json
+from .local import STATE_FILE, local_outcome, local_state
+from .manifest import PREFIX, verdict
 from .state import Seen, cancelled, ending
 
 # %% ../../nbs/cluster/42_work.ipynb #a63c4799

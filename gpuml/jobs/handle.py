@@ -19,8 +19,9 @@ from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..base.config import GpumlError, as_html
+from ..base.errors import GpumlError
 from ..base.storage import Storage, is_s3
+from ..base.tables import Entry, Table, as_html
 
 # %% ../../nbs/jobs/80_handle.ipynb #afbbc12d
 OVER = ("succeeded", "failed", "cancelled", "released", "gone")
@@ -104,7 +105,7 @@ class StoredRun:
     @property
     def run(self) -> Any:
         "The finished run: metrics, `predict`, the model; raises `GpumlError` while there is none"
-        from gpuml.training.fit import load_run
+        from gpuml.training.results import load_run
 
         return load_run(self.place, self.endpoint)
 
@@ -204,12 +205,11 @@ def rows_as_html(
 ) -> str:
     "A job at a glance, as a cell shows it"
     (_, heading), *others = rows
-    left = "text-align:left"
-    cells = "".join(
-        f"<tr><td style='{left};opacity:.7'>{escape(name)}</td><td style='{left}'>{as_html(value)}</td></tr>"
+    cells = [
+        (Entry(name, f"<span style='opacity:.7'>{escape(name)}</span>"), Entry(value, as_html(value)))
         for name, value in others
-    )
-    return f"<div><b>{escape(heading)}</b><table>{cells}</table></div>"
+    ]
+    return f"<div><b>{escape(heading)}</b>{Table((), cells).html()}</div>"
 
 # %% ../../nbs/jobs/80_handle.ipynb #828d6b40
 def owner() -> str:

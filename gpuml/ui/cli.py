@@ -256,7 +256,7 @@ def idle(
 ) -> int:
     "`gpuml idle NAMESPACE=WARN/RELEASE …`: who holds GPUs without using them; with `--release`, warn and release"
     from gpuml.cluster import idle
-    from gpuml.cluster.jobs import Api
+    from gpuml.cluster.api import Api
 
     if arguments.every is not None and not (arguments.release and 1 <= arguments.every <= 300):
         raise ConfigError("--every: goes with --release, and is 1 to 300 seconds")

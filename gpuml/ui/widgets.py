@@ -47,7 +47,7 @@ from ..base.errors import ConfigError, Exit, GpumlError
 from ..base.secrets import redact
 from ..base.storage import fingerprint, write_json
 from ..base.tables import Entry, Table, as_html
-from ..cluster.state import SIGNS
+from ..jobs.handle import SIGNS
 from ..training.fit import SAME_LINE
 from ..training.progress import Progress
 from ..training.results import Run, load_run
@@ -785,7 +785,7 @@ def submission_html(
     told: str = "",  # what came of it, by default what would
 ) -> str:
     "The checks with ticks and reasons, and what would be sent, to unfold"
-    from gpuml.cluster.job import yaml
+    from gpuml.cluster.manifest import yaml
 
     marks = {True: ("✓", "good"), False: ("✗", "bad"), None: ("?", "note")}
     checks = "".join(

@@ -7,13 +7,14 @@ import re
 import shlex
 import subprocess
 import threading
+from dataclasses import replace
 
 import pytest
 
 from gpuml.base.config import load
 from gpuml.base.errors import GpumlError
 from gpuml.cluster import jobs as c
-from gpuml.cluster.job import Source, manifest
+from gpuml.cluster.manifest import Source, manifest
 from tests.cluster.administer import Administrator, may
 from tests.cluster.api import Api, ApiError
 from tests.cluster.cluster import job as holder
@@ -567,10 +568,11 @@ def site(team, tidy, cluster, project, s3, monkeypatch):
 
 def test_a_development_user_works_with_gpuml(site, cluster, team, monkeypatch):
     "Submits, follows, lists, cancels; and asks for exactly what the roles give, no more and no less"
-    monkeypatch.setattr(c, "WATCH_SECONDS", 3)  # the audit log has a watch when it has ended
     image = f"compute.image={IMAGE}"
     with cluster.plane.requests_of("dev-user") as asked:
-        job = site.submit(image, "train.epochs=200", of="dev")
+        job = replace(
+            site.submit(image, "train.epochs=200", of="dev"), watch_seconds=3
+        )  # the audit log has a watch when it has ended
         follower = threading.Thread(target=lambda: job.logs(follow=True))
         follower.start()
         site.why(job, "running", 60)

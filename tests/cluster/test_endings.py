@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from gpuml.base.storage import Storage
-from gpuml.cluster.job import verdict
+from gpuml.cluster.manifest import verdict
 from gpuml.cluster.submission import prepare
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase

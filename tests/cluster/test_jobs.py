@@ -81,13 +81,12 @@ def test_who_may_not(site, monkeypatch):
 
 
 def test_no_cluster_at_all(site, monkeypatch):
-    monkeypatch.setattr(c, "PATIENCE", 1.0)
     text = site.cluster.plane.kubeconfig("admin", site.namespace).read_text()
     nowhere = site.folder / "nowhere.kubeconfig"
     nowhere.write_text(text.replace(site.cluster.plane.url, "https://127.0.0.1:9"))
     monkeypatch.setenv("KUBECONFIG", str(nowhere))
     with pytest.raises(GpumlError, match="no answer from the cluster at https://127.0.0.1:9") as refused:
-        c.jobs([site.config()])
+        c.jobs([site.config()], patience=1.0)
     assert refused.value.exit_code == 69
 
 
