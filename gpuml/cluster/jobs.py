@@ -16,7 +16,8 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ClusterError, DataError
-from ..base.storage import Storage, is_s3
+from ..base.place import is_s3
+from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 from .answers import PATIENCE, ApiServer, NoServer, plainly
 from .facts import is_ours

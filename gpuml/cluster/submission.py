@@ -19,7 +19,8 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ClusterError, ConfigError, DataError, Exit, GpumlError, NotebookError
-from ..base.storage import Storage, is_s3, write_json
+from ..base.place import is_s3
+from ..base.storage import Storage, write_json
 from . import manifest as job
 from .answers import Answer, ApiServer, NotThere, plainly
 from .facts import is_ours

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..base.errors import GpumlError
-from ..base.storage import Storage, is_s3
+from ..base.place import is_s3
+from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 
 # %% ../../nbs/jobs/80_handle.ipynb #afbbc12d
