@@ -32,7 +32,7 @@ from .pod import condition
 from .remote import cluster_job, stored_job
 from .standing import Asked, Standing, standing
 from .state import free_gpus, has_failed, was_released
-from ..jobs import bundle, notebook
+from ..jobs import bundle, contract, notebook
 from ..jobs.handle import OVER, Job, owner, read_json
 from ..training.certificate import data_files
 
