@@ -72,7 +72,7 @@ export: $(if $(IN_STEP),,install)     ## notebooks → modules, README.md, confi
 	$(BIN)/ruff format -q nbs
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
-	PYTHONPATH=. $(BIN)/python -c "import json, gpuml.base.config as c; print(json.dumps(c.json_schema(), indent=1))" > config/schema.json
+	PYTHONPATH=. $(BIN)/python -c "import json, gpuml.base.loading as c; print(json.dumps(c.json_schema(), indent=1))" > config/schema.json
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#(images/#(nbs/images/#g' > README.md
 
 lab: install                          ## JupyterLab here, with gpuml and the offline encoder

@@ -193,7 +193,7 @@ def trained(train: str, home: str, cache: str, shared: str | None, updates: int,
 
     data = {"train": train, "cache": cache, "shared_cache": shared, "max_length": LENGTH}
     config = Config(data=data, model={"name": MODEL}, train={"batch_size": 32}, tracking={"uri": "http://127.0.0.1:9"})
-    config._root = Path(home)
+    config = config.at(Path(home))
     mlflow.MlflowClient(local_store(config)).search_experiments()
     spent, marks, usual = [0.0], [], training.trainer_class
 

@@ -91,7 +91,7 @@ def while_training() -> dict[str, float]:
 
 def in_training() -> tuple[float, float]:
     "Share of the training time that keeping the progress takes, and milliseconds each time"
-    from gpuml.base.config import load
+    from gpuml.base.loading import load
     from gpuml.training.fit import fit
     from gpuml.ui.widgets import FileView
 
@@ -109,7 +109,7 @@ def in_training() -> tuple[float, float]:
 
 def many_jobs(count: int = 500) -> float:
     "Seconds until the tab shows so many jobs"
-    from gpuml.base.config import load
+    from gpuml.base.loading import load
     from gpuml.cluster.local import jobs_folder
     from gpuml.cluster.manifest import Source, manifest
     from gpuml.ui import widgets

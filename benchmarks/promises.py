@@ -322,8 +322,8 @@ def train_here(
         socket.gethostname = lambda: machine
     if at is not None or count is not None:
         watch_writes(folder, at, count)
-    from gpuml.base.config import load
     from gpuml.base.errors import Preempted
+    from gpuml.base.loading import load
     from gpuml.training.fit import fit
 
     try:
@@ -502,7 +502,7 @@ def read_here(home: Path, raw: bytes) -> Exception | int:
     (home / "data").mkdir(exist_ok=True)
     (home / "data" / "a.csv").write_bytes(raw)
     config = Config(data={"train": "data", "cache": str(home / "cache")})
-    config._root = home
+    config = config.at(home)
     try:
         found = read(config)
         return len(found.train) + len(found.validation)

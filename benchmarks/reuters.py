@@ -68,7 +68,7 @@ def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
     from train import make_trainer
     from transformers import TrainerCallback, set_seed
 
-    from gpuml.base.config import load
+    from gpuml.base.loading import load
     from gpuml.data.encoder import tokenise
     from gpuml.training import model
     from gpuml.training.evaluation import logits_of

@@ -65,7 +65,7 @@ def command(arguments: list[str]) -> float:
 
 def views() -> None:
     "The share of training time that recording, drawing and logging take: on the training thread, and on the log's"
-    from gpuml.base.config import load
+    from gpuml.base.loading import load
     from gpuml.training import fit as train
     from gpuml.training import tracking
     from gpuml.ui.widgets import progress_html
@@ -96,7 +96,7 @@ def views() -> None:
         ]
         config = load("dev", [*overrides, f"output={folder}/outputs", "train.epochs=2"], start=ROOT)
         config = config.model_copy(update={"data": train.absolute(config)})
-        config._root = Path(folder)
+        config = config.at(Path(folder))
         run = train.fit(config, watch=progress_html)
         for name, seconds in spent.items():
             share = 100 * seconds / run.metrics["seconds"]

@@ -131,7 +131,7 @@ def arm(name: str, kind: str, count: int, model_name: str) -> dict:
     "Train one epoch; seconds, real tokens, the share of the peak"
     from transformers import set_seed
 
-    from gpuml.base.config import load
+    from gpuml.base.loading import load
     from gpuml.data.encoder import tokenise
     from gpuml.training import model
     from gpuml.training.fit import keeping_memory

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from gpuml.base.loading import load
 from gpuml.jobs.bundle import pack
-from gpuml.ui.cli import main
-from gpuml.base.config import load
 from gpuml.training.model import OFFLINE
+from gpuml.ui.cli import main
 
 project = Path("/work/project")
 main(["init", str(project)])

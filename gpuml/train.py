@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-_ROOMS = {"fit": "training.fit", "load_run": "training.results", "load": "base.config", "read": "data.reading"}
+_ROOMS = {"fit": "training.fit", "load_run": "training.results", "load": "base.loading", "read": "data.reading"}
 __all__ = list(_ROOMS)
 
 

@@ -84,7 +84,7 @@ def mlflow_template(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("mlflow")
     config = Config(data={"train": "a.csv"})
-    config._root = folder
+    config = config.at(folder)
     import mlflow
 
     mlflow.MlflowClient(local_store(config)).search_experiments()

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, GpumlError, Preempted
+from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
 from gpuml.cluster import local
 from gpuml.cluster.submission import prepare, submit

@@ -7,8 +7,8 @@ import tarfile
 
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import DataError, NotebookError
+from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.jobs import bundle
 from gpuml.jobs.bundle import pack, put, unpack

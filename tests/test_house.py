@@ -182,7 +182,7 @@ def test_shipped_configs_are_valid_by_the_schema():
 
 
 def test_prod_is_as_designed():
-    from gpuml.base.config import load
+    from gpuml.base.loading import load
 
     prod = load("prod", start=ROOT)
     assert (prod.data.train, prod.tracking.uri, prod.output) == (

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, Preempted
+from gpuml.base.loading import load
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from tests.conftest import OFFLINE, gpuml, runs_in

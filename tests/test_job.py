@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.base.config import load
+from gpuml.base.loading import load
 from gpuml.cluster.manifest import Source, manifest, run_id, verdict, yaml
 from tests.conftest import ROOT
 

@@ -15,7 +15,7 @@ import pytest
 import requests
 from ruamel.yaml import YAML
 
-from gpuml.base.config import load
+from gpuml.base.loading import load
 from gpuml.cluster.manifest import Source, manifest, run_id, yaml
 from tests.conftest import ROOT, free_port
 from tests.manifests import (

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import GpumlError, NotebookError
+from gpuml.base.loading import load
 from gpuml.cluster.submission import check_code, prepare, send, submit
 from gpuml.jobs.bundle import pack
 from gpuml.jobs.resolve import lacking

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from gpuml.base.config import load
+from gpuml.base.loading import load
 from gpuml.training.fit import fit
 from tests.conftest import ROOT
 from tests.manifests import find, mlflow_server, pod_of, prepared, render, started_as

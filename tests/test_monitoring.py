@@ -21,7 +21,7 @@ import requests
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
-from gpuml.base.config import load
+from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.jobs.bundle import pack, put
 from gpuml.jobs.exporter import Metrics, served

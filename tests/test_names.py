@@ -4,7 +4,7 @@ import csv
 
 import mlflow
 
-from gpuml.base.config import load
+from gpuml.base.loading import load
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from gpuml.training.tracking import _client, local_store

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, DataError, OutputError, Preempted
+from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.data import pieces as pieces_room
 from gpuml.data import preparation, reading

@@ -10,7 +10,7 @@ import time
 import pytest
 import requests
 
-from gpuml.base.config import load
+from gpuml.base.loading import load
 from gpuml.training.fit import fit
 from tests.conftest import free_port, gpuml
 

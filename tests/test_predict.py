@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import DataError, OutputError, Preempted
+from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training.fit import fit
 from gpuml.training.predict import TOGETHER

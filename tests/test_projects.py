@@ -8,8 +8,8 @@ import sys
 import psutil
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import ClusterError
+from gpuml.base.loading import load
 from gpuml.base.storage import write_json
 from gpuml.cluster import jobs as c
 from gpuml.cluster import local

@@ -371,7 +371,7 @@ def test_magic_without_a_cluster(project, monkeypatch):
 
 
 def test_good_project_is_not_refused(project):
-    from gpuml.base.config import load
+    from gpuml.base.loading import load
     from gpuml.data.reading import read
 
     assert len(read(load("dev")).train) == 20
@@ -379,8 +379,9 @@ def test_good_project_is_not_refused(project):
 
 def test_every_mutated_key_is_refused(project, capsys):
     "Every key of the config, misspelt, is refused, and the right one is named"
-    from gpuml.base.config import fields, load
     from gpuml.base.errors import ConfigError
+    from gpuml.base.keys import fields
+    from gpuml.base.loading import load
 
     for key in fields():
         wrong = key[:-1] if key[:-1] not in fields() else f"{key}s"  # labels, misspelt, may be label
@@ -391,8 +392,9 @@ def test_every_mutated_key_is_refused(project, capsys):
 
 def test_every_wrong_type_is_refused(project):
     "A section where a value belongs, at every key, with the line it stands on"
-    from gpuml.base.config import fields, load
     from gpuml.base.errors import ConfigError
+    from gpuml.base.keys import fields
+    from gpuml.base.loading import load
 
     for key in fields():
         section, _, name = key.rpartition(".")

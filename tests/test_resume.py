@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.base.config import Config, load, parse_words
+from gpuml.base.config import Config, data_moved
 from gpuml.base.errors import ConfigError, Preempted
+from gpuml.base.line import parse_words
+from gpuml.base.loading import load
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from gpuml.training.resume import continue_run
@@ -44,7 +46,7 @@ def begun(folder: Path, begin: list[str], now: str, line: list[str]) -> tuple[Co
     file.parent.mkdir()
     file.write_text(FILE)
     own = load("dev", begin, folder)
-    own = own.model_copy(update={"data": own.data_at(str)})
+    own = own.model_copy(update={"data": data_moved(own, str)})
     file.write_text(now)
     return own, load("dev", line, folder)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, NotebookError, Preempted
+from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.jobs import runner
 from gpuml.jobs.bundle import pack, put
@@ -204,9 +204,9 @@ def test_values_arrive_as_they_are(tmp_path):
 
 RAISED = {
     "code": ("1/0", 1, "cell 3 raised ZeroDivisionError: division by zero"),
-    "bad data": ("from gpuml.base.config import DataError\nraise DataError('a.csv:3: a NUL byte\\nb.csv:1: too')", 65, "a.csv:3: a NUL byte; b.csv:1: too"),
-    "of the instance": ("from gpuml.base.config import DataError\nraise DataError('not there', exit_code=66)", 66, "not there"),
-    "S3 is away": ("from gpuml.base.config import OutputError\nraise OutputError('S3 did not answer', exit_code=75)", 75, "S3 did not answer"),
+    "bad data": ("from gpuml.base.errors import DataError\nraise DataError('a.csv:3: a NUL byte\\nb.csv:1: too')", 65, "a.csv:3: a NUL byte; b.csv:1: too"),
+    "of the instance": ("from gpuml.base.errors import DataError\nraise DataError('not there', exit_code=66)", 66, "not there"),
+    "S3 is away": ("from gpuml.base.errors import OutputError\nraise OutputError('S3 did not answer', exit_code=75)", 75, "S3 did not answer"),
     "interrupted by nobody": ("raise KeyboardInterrupt", 1, "cell 3 raised KeyboardInterrupt"),
     "exit": ("import sys\nsys.exit(0)", 1, "cell 3 raised SystemExit: 0"),
     "not Python": ("x = (", 1, "cell 3 raised SyntaxError: "),

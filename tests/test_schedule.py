@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from gpuml.base.config import TrainConfig, load
+from gpuml.base.config import TrainConfig
+from gpuml.base.loading import load
 from gpuml.training.fit import fit
 from gpuml.training.model import load_classifier
 from gpuml.training.schedule import learning_rate

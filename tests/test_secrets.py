@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, NotebookError
+from gpuml.base.loading import load
 from gpuml.base.secrets import find_secret, redact, secrets
 from gpuml.jobs import bundle
 from gpuml.jobs.log import Log

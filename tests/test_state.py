@@ -6,7 +6,7 @@ kubelet.rejectPod, kubelet_pods), pkg/controller (job, podgc, tainteviction), pk
 
 import pytest
 
-from gpuml.base.config import load
+from gpuml.base.loading import load
 from gpuml.cluster.facts import job_facts
 from gpuml.cluster.manifest import Source, manifest
 from gpuml.cluster.state import Seen, explain

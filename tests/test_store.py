@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import ConfigError
+from gpuml.base.loading import load
 from gpuml.training.store import revisions
 from gpuml.training.tracking import find_store, open_run
 from tests.test_outage import Server

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import ConfigError, OutputError, Preempted
+from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gpuml.base.config import load
+from gpuml.base.loading import load
 from gpuml.training.tracking import behind, open_run, read_record, this_host
 from tests.conftest import runs_in
 from tests.models import folder_of, model_of, tokenizer_of

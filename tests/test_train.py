@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import DataError, GpumlError, ModelError, Preempted, TrainError
 from gpuml.data import reading
 from gpuml.data.encoder import tokenise

@@ -131,7 +131,7 @@ def test_a_model_with_a_memory_is_refused():
 @pytest.mark.parametrize("kind", ["xlnet", "fnet"])
 def test_a_run_pads_as_the_trial_says(kind, project, store):
     "Trained, saved, loaded again: a text is predicted the same alone and beside a long one"
-    from gpuml.base.config import load
+    from gpuml.base.loading import load
     from gpuml.training.fit import fit
     from gpuml.training.results import Run
 

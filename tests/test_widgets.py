@@ -13,9 +13,9 @@ import time
 import pytest
 from ipywidgets.widgets.widget import _instances as alive_widgets
 
-from gpuml.base import charts, config
-from gpuml.base.config import load, load_all
+from gpuml.base import charts, keys
 from gpuml.base.errors import ConfigError, GpumlError
+from gpuml.base.loading import load, load_all
 from gpuml.cluster.jobs import jobs
 from gpuml.ui import widgets
 from tests.conftest import ROOT, runs_in
@@ -78,14 +78,14 @@ def test_a_wrong_value_gives_the_sentence_of_the_line(panel, key, value):
 
 
 def test_every_field_has_an_input_with_the_configs_words(panel):
-    from gpuml.base.config import describe, fields
+    from gpuml.base.keys import describe, fields
 
     form = panel.tabs["Train"].form
     for key, info in fields().items():
         one = show(form, key.split(".")[0])[key]
         assert "`" not in one.description
         assert info.description.split("`")[0] in describe(key) and describe(key) in one.tooltip
-        assert config.parse_override(f"{key}={widgets.typed(one)}")[1] == form.fields.values[key], key
+        assert keys.parse_override(f"{key}={widgets.typed(one)}")[1] == form.fields.values[key], key
     assert form.wrong == "" and form.words == ["dev"]
 
 

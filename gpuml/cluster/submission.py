@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base.config import Config
+from ..base.config import Config, data_moved
 from ..base.errors import ClusterError, ConfigError, DataError, Exit, GpumlError, NotebookError
 from ..base.place import is_s3
 from ..base.storage import Storage, write_json
@@ -318,7 +318,7 @@ def prepare(
     again: bool = False,  # one more, where the same is there already
 ) -> Submission:
     "Bundle, manifest and checks of a job; nothing is sent, and all findings are there at once"
-    from gpuml.base.config import Diff, diff
+    from gpuml.base.keys import Diff, diff
     from gpuml.cluster.api import Api
     from gpuml.training.tracking import git_commit, versions
 
@@ -406,7 +406,7 @@ def data_here(
 
 def _for_pods(config: Config) -> Config:
     "The config as pods need it: data of the project by its path there, and the S3 server's address as they reach it"
-    data = config.data_at(lambda path: os.path.relpath(path, config.root))
+    data = data_moved(config, lambda path: os.path.relpath(path, config.root))
     there = {"cache": f"{job.WORK}/.cache/gpuml", "endpoint": config.compute.s3_endpoint or config.data.endpoint}
     return _renewed(config, data=data.model_copy(update=there))
 
@@ -425,9 +425,7 @@ def _for_here(config: Config) -> Config:
 
 def _renewed(config: Config, **changes: Any) -> Config:
     "A copy with other values, of the same name and project"
-    new = config.model_copy(update=changes)
-    new._name, new._root = config.name, config.root
-    return new
+    return config.model_copy(update=changes)
 
 # %% ../../nbs/cluster/55_submission.ipynb #f7914a37
 def submit(

@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..base.config import Config, load
+from ..base.config import Config
+from ..base.loading import load
 
 # %% ../../nbs/data/12_examples.ipynb #34f1908f
 def example_file(

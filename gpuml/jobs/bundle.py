@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base.config import Config, to_yaml
+from ..base.config import Config
 from ..base.errors import DataError, Exit, NotebookError
+from ..base.loading import to_yaml
 from ..base.secrets import find_secret, secrets
 from ..base.storage import Storage, fingerprint
 from .imports import CODE, Need, needs

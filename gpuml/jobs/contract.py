@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..base.config import parse_words
 from ..base.errors import ConfigError
+from ..base.line import parse_words
 from .notebook import Cell, assigned, read, syntax, trainings, trains
 
 # %% ../../nbs/jobs/12_contract.ipynb #aab62ca4

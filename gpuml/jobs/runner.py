@@ -28,8 +28,9 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from ..base.config import NAME, load
+from ..base.config import NAME
 from ..base.errors import ConfigError, DataError, Exit, GpumlError, Preempted
+from ..base.loading import load
 from ..base.place import is_s3
 from ..base.secrets import redact, secrets
 from ..base.storage import Storage, write_file, writing

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 
 from ..base.charts import confusion_svg, loss_curve, thinned
-from ..base.config import Config, TrainConfig, load, to_yaml
+from ..base.config import Config, TrainConfig, data_moved
 from ..base.errors import ConfigError, DataError, Exit, GpumlError, ModelError, OutputError, Preempted, TrainError
+from ..base.loading import load, to_yaml
 from ..base.place import is_s3
 from ..base.storage import Storage, as_csv, write_file, write_folder, write_json
 from ..data import reading
@@ -863,7 +864,7 @@ def _data_params(data: Data) -> dict[str, Any]:
 
 def absolute(config: Config) -> Any:
     "The data section with local paths that hold wherever the config is loaded from"
-    return config.data_at(str)
+    return data_moved(config, str)
 
 # %% ../../nbs/training/80_fit.ipynb #a997b326
 def _save_checkpoint(attempt: _Attempt) -> None:

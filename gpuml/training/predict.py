@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ..base.config import Config, load, parse_override
+from ..base.config import Config
 from ..base.errors import ConfigError, DataError, Exit, OutputError, Preempted
+from ..base.keys import parse_override
 from ..base.lock import locked
 from ..base.place import is_s3
 from ..base.storage import File, Storage, as_csv, fingerprint, write_json, writing
@@ -88,7 +89,7 @@ def _reading_config(run: Any, overrides: tuple[str, ...]) -> Config:
         if parse_override(text)[0] not in _READING:
             raise ConfigError(f"{text}: a prediction does not depend on it; what can be set: {', '.join(_READING)}")
     config = load(run.folder / "config.yaml", ["data.on_bad_row=refuse", *overrides])
-    config._root = Path.cwd()
+    config = config.at(Path.cwd())
     return config
 
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from ..base.charts import confusion_svg, loss_curve
-from ..base.config import Config, config_names, load
+from ..base.config import Config
 from ..base.errors import Exit, GpumlError
+from ..base.loading import config_names, load
 from ..base.place import is_s3
 from ..base.tables import Column, Entry, Table, as_html
 from ..data.encoder import tokenise

@@ -10,8 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..base.config import Config, Diff, diff
+from ..base.config import Config, data_moved
 from ..base.errors import ConfigError
+from ..base.keys import Diff, diff
 
 # %% ../../nbs/training/75_resume.ipynb #5f0a0005
 HERE = ("output", "data.cache", "data.shared_cache")  # places on this machine
@@ -27,7 +28,7 @@ def is_harmless(
 
 def _placed(config: Config) -> Config:
     "The config with data paths as they stand in a run's folder: they hold wherever it is loaded from"
-    return config.model_copy(update={"data": config.data_at(str)})
+    return config.model_copy(update={"data": data_moved(config, str)})
 
 
 def changes(

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..base.config import Config, flat
+from ..base.config import Config
 from ..base.errors import ConfigError, Exit
+from ..base.keys import flat
 from ..base.place import is_s3
 from ..base.storage import write_json
 from . import store

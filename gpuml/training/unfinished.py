@@ -13,8 +13,9 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
-from ..base.config import Config, load
+from ..base.config import Config
 from ..base.errors import ConfigError, Exit, GpumlError
+from ..base.loading import load
 from ..base.place import is_s3
 from ..base.storage import Storage
 from ..data import reading

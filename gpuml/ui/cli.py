@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import gpuml
-from ..base.config import Config, config_names, help_text, key_like, load, parse_override, parse_words
+from ..base.config import Config
 from ..base.errors import ConfigError, Exit, GpumlError, OutputError, Preempted, exit_help
+from ..base.keys import help_text, parse_override
+from ..base.line import key_like, parse_words
+from ..base.loading import config_names, load
 from ..jobs.sidecars import end_sidecars
 
 # %% ../../nbs/ui/30_cli.ipynb #225b040a

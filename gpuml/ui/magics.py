@@ -19,6 +19,8 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from ..base.loading import load_all
+
 # %% ../../nbs/ui/20_magics.ipynb #13989d15
 TRAIN = {"--resume": False, "--on": True, "--notebook": True}  # options, and whether they have a value
 SUBMIT = {"--name": True, "--again": False, "--local": False, "--dry-run": False, "--notebook": True}
@@ -39,7 +41,7 @@ def parse_line(
     namespace: dict[str, Any],  # the notebook's variables
 ) -> tuple[str, list[str], str | None]:
     "Config, overrides and run to resume; without a name, the notebook's variable `config`, as set in its parameters cell"
-    from gpuml.base.config import parse_words
+    from gpuml.base.line import parse_words
 
     return parse_words(words, namespace.get("config", "dev"), TRAIN)
 
@@ -118,7 +120,8 @@ def complete(
     found = _LINE.search(text)
     if not found:
         return []
-    from gpuml.base.config import choices, config_names, fields
+    from gpuml.base.keys import choices, fields
+    from gpuml.base.loading import config_names
 
     *before, word = re.split(r"\s+", found[2])
     key, equals, value = word.partition("=")
@@ -150,7 +153,8 @@ _matcher.matcher_priority = 200
 # %% ../../nbs/ui/20_magics.ipynb #7abf51ee
 def _help() -> str:
     "The help page of `%gpu_train`, with every key"
-    from gpuml.base.config import config_names, help_text
+    from gpuml.base.keys import help_text
+    from gpuml.base.loading import config_names
 
     found = ", ".join(config_names()) or "none here; `gpuml init` makes a project"
     return f"{_USAGE}\nConfigs: {found}\n\nKeys:\n{help_text()}"
@@ -204,7 +208,7 @@ class GpumlMagics(Magics):
             return None
         words, options = _take_place(words)
         name, overrides, resume = parse_line(words, self.shell.user_ns)
-        from gpuml.base.config import load
+        from gpuml.base.loading import load
 
         config = load(name, overrides)
         if options.get("--on") == "cluster" and not in_job():
@@ -227,7 +231,8 @@ class GpumlMagics(Magics):
         if {"--help", "-h"} & options.keys() or words == ["help"]:
             print(_SUBMITTING)
             return None
-        from gpuml.base.config import load, parse_words
+        from gpuml.base.line import parse_words
+        from gpuml.base.loading import load
 
         name, overrides, _ = parse_words(words, "prod")
         return _submit(self.shell, load(name, overrides), options)
@@ -237,8 +242,8 @@ class GpumlMagics(Magics):
     @line_magic
     def gpu_jobs(self, line: str) -> Any:
         "The jobs, with `--all` other projects' on this machine too, or one of them again: `job = %gpu_jobs spring-model`"
-        from gpuml.base.config import load_all
         from gpuml.base.errors import ConfigError
+        from gpuml.base.loading import load_all
         from gpuml.cluster import jobs as cluster
 
         words, options = take_options(split_line(line), {"--all": False})
@@ -287,8 +292,8 @@ _PLACES = {option: TRAIN[option] for option in ("--on", "--notebook")}
 
 def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
     "Submit the notebook that the shell belongs to"
-    from gpuml.base.config import load
     from gpuml.base.errors import ConfigError
+    from gpuml.base.loading import load
     from gpuml.cluster import submission
 
     path = this_notebook(shell.user_ns, options.get("--notebook"))
@@ -324,7 +329,6 @@ def panel(
 
 def _shipped(path: Path | None) -> Path | None:
     "The project's nbs/train.ipynb, as `gpuml submit` takes it, where the notebook here can't be submitted"
-    from gpuml.base.config import load_all
     from gpuml.base.errors import NotebookError
     from gpuml.jobs import contract
 

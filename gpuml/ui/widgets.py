@@ -28,22 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from ..base.charts import Series, chart, loss_curve
-from gpuml.base.config import (
-    Config,
-    choices,
-    config_names,
-    describe,
-    diff,
-    fields,
-    flat,
-    kind,
-    load,
-    load_all,
-    parse_override,
-    parse_words,
-    save_as,
-)
+from ..base.config import Config, data_moved
 from ..base.errors import ConfigError, Exit, GpumlError
+from ..base.keys import choices, describe, diff, fields, flat, kind, parse_override
+from ..base.line import parse_words
+from ..base.loading import config_names, load, load_all, save_as
 from ..base.secrets import redact
 from ..base.storage import fingerprint, write_json
 from ..base.tables import Entry, Table, as_html
@@ -1078,7 +1067,8 @@ def _one_way(config: Config, root: Path) -> dict[str, Any]:
     def written(path: Path) -> str:
         return os.path.relpath(path, root) if path.is_relative_to(root) else str(path)
 
-    config._root, data = root, config.data_at(written)
+    config = config.at(root)
+    data = data_moved(config, written)
     paths = {"data.cache": config.data.cache, "output": config.output}
     paths = {key: text if "://" in text else written(config.path(text)) for key, text in paths.items()}
     return {**flat(config), "data.train": data.train, "data.validation": data.validation, **paths}

@@ -3,7 +3,7 @@
 import json
 import time
 
-from gpuml.base.config import load
+from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.cluster.submission import submit
 from tests.conftest import OFFLINE, ROOT, rows

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from gpuml.base.config import load
 from gpuml.base.errors import GpumlError
+from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
 from gpuml.cluster.manifest import Source, manifest
 from tests.cluster.administer import Administrator, may

@@ -158,7 +158,7 @@ def test_no_more_victims_than_needed(site, wanted):
 FOLLOW = """\
 import sys
 from gpuml.cluster import jobs as cluster
-from gpuml.base.config import load
+from gpuml.base.loading import load
 cluster.find(sys.argv[1], [load("prod")]).logs(follow=True)
 """
 
@@ -172,7 +172,7 @@ def test_who_follows_may_die(site):
     follower.kill()
     follower.communicate()
     begun = time.monotonic()
-    code = f"from gpuml.cluster import jobs as cluster; from gpuml.base.config import load; print(cluster.find({job.run_id!r}, [load('prod')]))"
+    code = f"from gpuml.cluster import jobs as cluster; from gpuml.base.loading import load; print(cluster.find({job.run_id!r}, [load('prod')]))"
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=site.folder, capture_output=True, text=True, env=os.environ
     )

@@ -214,7 +214,7 @@ def test_submitted_once(site, held):
 
 def test_followed_from_another_process_while_the_api_server_is_away(site):
     job = site.submit("train.epochs=40")
-    code = f"from gpuml.cluster import jobs as cluster; from gpuml.base.config import load; cluster.find({job.run_id!r}, [load('prod')]).logs(follow=True)"
+    code = f"from gpuml.cluster import jobs as cluster; from gpuml.base.loading import load; cluster.find({job.run_id!r}, [load('prod')]).logs(follow=True)"
     follower = subprocess.Popen([sys.executable, "-c", code], cwd=site.folder, stdout=subprocess.PIPE, text=True)
     site.why(job, "running", 60)
     site.cluster.wait(lambda: "training" in job.logs(), 120)
