@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gpuml.base.errors import DataError, GpumlError, ModelError, Preempted, TrainError
+from gpuml.base.loading import load
 from gpuml.data import reading
 from gpuml.data.encoder import tokenise
 from gpuml.data.orders import Global

@@ -21,6 +21,7 @@ import numpy as np
 from ..base.config import Config
 from ..base.errors import ConfigError, DataError, Exit, OutputError, Preempted
 from ..base.keys import parse_override
+from ..base.loading import load
 from ..base.lock import locked
 from ..base.place import is_s3
 from ..base.storage import File, Storage, as_csv, fingerprint, write_json, writing
