@@ -16,32 +16,44 @@ from ..base.errors import Preempted
 class Beside:
     "Work beside training, which can be waited for, and ended"
 
-    def __init__(self, check: Callable[[], None], say: Callable[[str], None]):
-        self.doing, self._check, self._say = "", check, say
-        self._news, self._closed = threading.Event(), False
+    def __init__(
+        self,
+        check: Callable[[], None],  # called while waiting; may raise
+        say: Callable[[str], None],  # called with what is being waited for
+    ):
+        self.doing = ""
+        self.closed = False
+        self._check = check
+        self._say = say
+        self._news = threading.Event()
 
-    def _still_wanted(self) -> None:
+    def still_wanted(self) -> None:
         "Called by the work: ends it where nobody waits for it any more"
-        if self._closed:
+        if self.closed:
             raise Preempted("the training ended")
 
-    def _hear(self, text: str) -> None:
+    def report(self, text: str) -> None:
         "Called by the work: what it is doing"
         self.doing = text
+        self.wake()
+
+    def wake(self) -> None:
+        "Called by the work: there is something new"
         self._news.set()
 
-    def _wait(self, ready: Callable[[], Any]) -> Any:
-        "What `ready` returns, once it returns something"
-        said = ""
-        while not (found := ready()):
+    def wait_for(
+        self,
+        result: Callable[[], Any],  # returns nothing until it is there
+        check: Callable[[], None] = lambda: None,  # raises what went wrong
+    ) -> Any:
+        "The result, once it is there"
+        announced = ""
+        while not (value := result()):
             self._check()
-            self.check()
-            if said != self.doing:
-                said = self.doing
-                self._say(said)
+            check()
+            if announced != self.doing:
+                announced = self.doing
+                self._say(announced)
             self._news.wait(0.1)
             self._news.clear()
-        return found
-
-    def check(self) -> None:
-        "Raise what went wrong"
+        return value

@@ -20,7 +20,6 @@ from ..base.storage import File, Storage, fingerprint, write_folder, write_json
 from .cache import rows_folder, sweep, waiting_for
 from .csv_file import parse
 from .dataset import Data
-from .examples import example_config
 from .files import find_files, shown_name, source_files
 from .items import Problem, Reading
 from .labels import natural

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from ..base.errors import DataError
 from ..base.storage import File
 from .csv_file import parse
-from .examples import example_config
 from .files import find_files, shown_name
 from .items import Problem, Reading, Row
 from .preparation import Preparation, preparation

@@ -21,7 +21,6 @@ from ..base.lock import locked
 from ..base.storage import CHANGED, File, Storage, as_csv, write_folder, write_json
 from .cache import fetch, publish, rows_folder, sweep, tokens_folder, waiting_for
 from .csv_file import parse
-from .examples import example_config
 from .files import find_files, shown_name
 from .items import Problem, Reading, Row
 from .preparation import Preparation, preparation
