@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import random
 import signal
@@ -17,15 +18,14 @@ from gpuml.base.config import Config, DataConfig
 from gpuml.base.errors import DataError, OutputError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
-from gpuml.data import reading, writer
-from gpuml.data import sides as sides_room
-from gpuml.data.csv_file import parse
+from gpuml.data import reading
 from gpuml.data.dataset import histogram
 from gpuml.data.encoder import encoder, tokenise
 from gpuml.data.files import find_files
 from gpuml.data.items import ROW_BYTES, Problem, Reading, Row
 from gpuml.data.preparation import preparation
 from gpuml.data.reading import read
+from gpuml.data.sources import parse
 from gpuml.data.split import split
 from gpuml.data.unlabelled import read_texts
 from gpuml.data.updates import pad
@@ -525,35 +525,33 @@ CHANGES = {
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch, tokenizer):
+def kept(tmp_path, tokenizer):
     "Reads with the cache of a data set of many rows, and afresh as if they were few"
-    monkeypatch.setattr(sides_room, "MANY", 10)
     texts = some(60) + some(20)
     for name, part in (("a", texts[:50]), ("b", texts[50:])):
         rows = [(*row, f"more {i}", "xyz"[i % 3]) for i, row in enumerate(part)]
         write(tmp_path, f"data/{name}.csv", rows, "text,label,more,other")
 
     def kept(max_length: int = 8, **changes):
-        return content(read(config_in(tmp_path, **changes), tokenizer, max_length))
+        return content(read(config_in(tmp_path, **changes), tokenizer, max_length, many=10))
 
     def afresh(max_length: int = 8, **changes):
-        with monkeypatch.context() as patch:
-            patch.setattr(sides_room, "MANY", 1_000_000)
-            return content(read(config_in(tmp_path, cache=str(tmp_path / "afresh"), **changes), tokenizer, max_length))
+        return content(read(config_in(tmp_path, cache=str(tmp_path / "afresh"), **changes), tokenizer, max_length))
 
     kept.afresh, kept.folder = afresh, tmp_path / "cache" / "sides"
     return kept
 
 
 @pytest.mark.parametrize("change", [{}, *CHANGES.values()], ids=["nothing", *CHANGES])
-def test_sides_of_many_rows_are_kept(change, kept, monkeypatch):
+def test_sides_of_many_rows_are_kept(change, kept):
     "A warm run gets exactly what a cold one gets, without computing it; whatever is changed, it gets what belongs to that"
     kept()
     cold = kept(**change)
-    monkeypatch.setattr(sides_room, "deal_sides", None)
-    assert kept(**change) == cold
-    monkeypatch.undo()
-    assert cold == kept.afresh(**change)
+    assert cold == kept(**change) == kept.afresh(**change)
+    for file in kept.folder.glob("*/sides.json"):  # what is written there is taken as it is, and not worked out again
+        facts = json.loads(file.read_text())
+        file.write_text(json.dumps({**facts, "notes": [*facts["notes"], "from the cache"]}))
+    assert kept(**change) == {**cold, "notes": [*cold["notes"], "from the cache"]}
     assert any("repeat another one" in note for note in cold["notes"]) == (change != CHANGES["one file"])
     assert len(list(kept.folder.iterdir())) == (2 if change and change != CHANGES["bad rows"] else 1)
 
@@ -676,15 +674,16 @@ def test_shared_cache(tmp_path, tokenizer, s3):
     shared = s3.url("shared")
     first = read(config_in(tmp_path / "one", s3.url("a.csv"), shared_cache=shared), tokenizer, 8)
 
-    def no_tokenising(texts, **_):
-        raise AssertionError
-
     job = config_in(tmp_path / "two", s3.url("a.csv"), shared_cache=shared)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "write_missing", no_tokenising)
-        second = read(job, tokenizer, 8)
+    second = read(job, tokenizer, 8)
     assert second.fingerprint == first.fingerprint
     assert np.array_equal(*(d.train.tokens.ids(np.arange(len(d.train))) for d in (first, second)))
+    (ids,) = Storage().find(f"{shared}/tokens/*/ids")
+    Storage().put_bytes(bytes(ids.size), ids.url)  # the tokens of the shared cache are taken as they are
+    third = read(
+        job.model_copy(update={"data": job.data.model_copy(update={"cache": str(tmp_path / "third")})}), tokenizer, 8
+    )
+    assert not third.train.tokens.ids(np.arange(len(third.train))).any()
     folder = config_in(tmp_path / "one", s3.url("a.csv"), shared_cache="shared", cache=str(tmp_path / "three"))
     read(folder, tokenizer, 8)
     assert list((tmp_path / "one" / "shared" / "tokens").glob("*/tokens.json"))
@@ -793,17 +792,16 @@ def test_cache_that_cannot_be_written(tmp_path):
         read(config_in(tmp_path, cache=str(tmp_path / "file" / "cache")))
 
 
-def test_a_look_reads_the_beginning_only(tmp_path, monkeypatch):
+def test_a_look_reads_the_beginning_only(tmp_path):
     "Of large data the first part of every file; what comes later is found while it is tokenised"
     write(tmp_path, "data/a.csv", some(20_000) + [("late", "")])
     write(tmp_path, "data/b.csv", some(20_000))
     with pytest.raises(DataError, match="the label is missing"):
         reading.look(config_in(tmp_path))
-    monkeypatch.setattr(reading, "LOOK", 200_000)
-    reading.look(config_in(tmp_path))
+    reading.look(config_in(tmp_path), most=200_000)
     (tmp_path / "data" / "b.csv").write_text("text,label\nx,\n" + "y,a\n" * 30_000)
     with pytest.raises(DataError, match="data/b.csv:2: the label is missing"):
-        reading.look(config_in(tmp_path))
+        reading.look(config_in(tmp_path), most=200_000)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
@@ -821,8 +819,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 def test_prepared_by_itself(project, capsys):
     "`gpuml data`: says what is in the data, and training finds all of it tokenised"
-    import json
-
     from gpuml.ui.cli import main
 
     assert main(["data", "dev", "--json"]) == 0

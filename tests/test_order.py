@@ -161,7 +161,9 @@ def test_a_window_is_there_before_its_file_is_finished(project_of_files, monkeyp
                 assert go.wait(60), "nobody had the first window"
             check()
 
-        return reading.read(config, tokenizer, 24, check=held, say=say, feed=feed)
+        return reading.read(
+            config, tokenizer, 24, check=held, say=say, feed=feed, threads=2
+        )  # so four thousand rows are read before the first are tokenised
 
     early = Early(config, read)
     first = early.part(0, 0)

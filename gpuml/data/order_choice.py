@@ -14,11 +14,11 @@ from typing import Any
 from ..base.config import Config
 from ..base.storage import File, Storage
 from .cache import rows_folder, tokens_folder
-from .csv_file import parse
 from .files import source_files
 from .items import Problem, Reading
 from .preparation import Preparation, preparation
 from .shards import ROW, folder_facts
+from .sources import parse
 
 # %% ../../nbs/data/82_order_choice.ipynb #4233e647
 def free_space(

@@ -94,12 +94,13 @@ def preparation(
     max_length: int = 0,
     check: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda text: None,
+    threads: int | None = None,  # that tokenise, by default one for each core
 ) -> Iterator[Preparation]:
     "A `Preparation` whose threads end with the block"
     with single_threaded():
         encode = encoder(tokenizer, max_length) if tokenizer is not None else None
         key = fingerprint(CACHE_VERSION, describe_tokenizer(tokenizer), max_length) if encode else ""
-        pool = ThreadPoolExecutor(cores() if encode and encode.threads else 1, "gpuml-tokenise")
+        pool = ThreadPoolExecutor((threads or cores()) if encode and encode.threads else 1, "gpuml-tokenise")
         storage = storage or Storage(config.data.endpoint, say, check)
         try:
             yield Preparation(config, storage, encode, key, check, say, pool)

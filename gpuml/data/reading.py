@@ -18,7 +18,6 @@ from ..base.errors import DataError
 from ..base.lock import locked
 from ..base.storage import File, Storage, fingerprint, write_folder, write_json
 from .cache import rows_folder, sweep, waiting_for
-from .csv_file import parse
 from .dataset import Data
 from .files import find_files, shown_name, source_files
 from .items import Problem, Reading
@@ -27,7 +26,8 @@ from .notes import merge_notes, skip_notes
 from .preparation import Feed, Preparation, preparation
 from .rows import Rows
 from .shards import Shard, folder_facts, map_array
-from .sides import make_sides
+from .sides import MANY, make_sides
+from .sources import parse
 from .tokens import Tokens, join
 from .writer import prepare
 
@@ -87,17 +87,19 @@ def read(
     say: Callable[[str], None] = lambda text: None,  # called with what it is doing, where that takes long
     order: str | None = None,  # of the training rows, by default the config's; with `windows` they have no tokens
     feed: Feed | None = None,  # is given what is read while it is read
+    many: int = MANY,  # rows from which on the sides are kept
+    threads: int | None = None,  # that tokenise, by default one for each core
 ) -> Data:
     "The config's data, checked, tokenised and split; raises `DataError`. Without a tokenizer neither torch nor a model is needed"
     d, order = config.data, order or config.data.order
-    with preparation(config, storage, tokenizer, max_length, check, say) as job:
+    with preparation(config, storage, tokenizer, max_length, check, say, threads) as job:
         train, held = feed.files if feed else source_files(config, job.storage)
         job.total, job.feed = sum(file.size for file in train + (held or [])), feed
         train = _shards(job, train, feed.turns if feed else range(len(train)), order != "windows")
         held = None if held is None else _shards(job, held, range(len(held)))
         job.refuse()
     labels = d.labels or sorted({label for shard in train for label in shard.facts["labels"]}, key=natural)
-    rows, validation, facts = make_sides(train, held, labels, order, job)
+    rows, validation, facts = make_sides(train, held, labels, order, job, many)
     notes = (
         facts["notes"]
         + merge_notes(train + (held or []))
@@ -129,15 +131,16 @@ def look(
     storage: Storage | None = None,
     check: Callable[[], None] = lambda: None,  # called often; may raise
     say: Callable[[str], None] = lambda text: None,  # called with what it is doing, where that takes long
+    most: int = LOOK,  # bytes that are read, over all files
 ) -> bool:
     "Raise `DataError` if the data is bad, as far as a second shows it; returns whether that was all of it"
     with preparation(config, storage, check=check, say=say) as job:
         paths = {"data.train": config.data.train, "data.validation": config.data.validation}
         files = [file for key, value in paths.items() if value for file in find_files(value, config, key, job.storage)]
         job.total = sum(file.size for file in files)
-        if job.total > LOOK:
+        if job.total > most:
             for file in (f for f in files if not folder_facts(rows_folder(f, config))):  # the others were read before
-                look_at(file, job, max(65_536, min(LOOK // 8, LOOK // len(files))))
+                look_at(file, job, max(65_536, min(most // 8, most // len(files))))
             job.refuse()
             return False
     read(config, storage=storage, check=check, say=say)

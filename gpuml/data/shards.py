@@ -13,7 +13,6 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from ..base.config import DataConfig
 from ..base.errors import DataError
 from ..base.storage import File, Storage
+from .sources import source_of
 
 # %% ../../nbs/data/48_shards.ipynb #7d3b864a
 ROW = np.dtype(
@@ -85,6 +85,7 @@ def read_back(
 ) -> list[str]:
     "The texts of some rows; raises `DataError` where the file is not what it was"
     rows, found, column = shard.rows[index], [""] * len(index), shard.facts["columns"].index(data.text)
+    source = source_of(shard.file)
     order = np.argsort(rows["offset"], kind="stable")
     for group in _ranges(rows[order]):
         start = int(rows["offset"][order[group[0]]])
@@ -92,7 +93,7 @@ def read_back(
         raw = storage.read(shard.file, start, end)
         for i in order[group].tolist():
             at = int(rows["offset"][i]) - start
-            text = _field(raw[at : at + int(rows["length"][i])], shard.facts["delimiter"], column)
+            text = source.text_of(raw[at : at + int(rows["length"][i])], shard.facts["delimiter"], column)
             if text is None or text_hash(text.strip()) != rows["hash"][i].tobytes():
                 raise DataError(f"{shard.shown}:{rows['line'][i]}: the file changed since it was read; run again")
             found[i] = text
@@ -113,14 +114,6 @@ def _ranges(rows: np.ndarray) -> Iterator[np.ndarray]:
         end = offset + length
     if group:
         yield np.array(group)
-
-
-def _field(raw: bytes, delimiter: str, column: int) -> str | None:
-    "One field of a row"
-    try:
-        return next(csv.reader(StringIO(raw.decode(), newline=""), delimiter=delimiter, strict=True))[column]
-    except (UnicodeDecodeError, csv.Error, StopIteration, IndexError):
-        return None
 
 # %% ../../nbs/data/48_shards.ipynb #f6d1ddd9
 def row_at(rows: np.ndarray, byte: int) -> int:

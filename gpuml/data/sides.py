@@ -58,10 +58,10 @@ MANY = 1_000_000  # rows from which on the sides are kept
 
 
 def make_sides(
-    train: list[Shard], held: list[Shard] | None, labels: list[str], order: str, job: Preparation
+    train: list[Shard], held: list[Shard] | None, labels: list[str], order: str, job: Preparation, many: int = MANY
 ) -> tuple[Rows, Rows, dict[str, Any]]:
     "What `deal_sides` gives, of many rows from the cache"
-    if sum(len(shard.rows) for shard in train) < MANY:
+    if sum(len(shard.rows) for shard in train) < many:
         return deal_sides(train, held, labels, order, job)
     data, seed = job.config.data, job.config.train.seed
     files = [side and [(shard.folder.name, shard.shown) for shard in side] for side in (train, held)]

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from ..base.errors import DataError
 from ..base.storage import File
-from .csv_file import parse
 from .files import find_files, shown_name
 from .items import Problem, Reading, Row
 from .preparation import Preparation, preparation
+from .sources import parse
 
 # %% ../../nbs/data/68_unlabelled.ipynb #dab797b4
 class Mark(NamedTuple):

@@ -20,11 +20,11 @@ from ..base.errors import DataError
 from ..base.lock import locked
 from ..base.storage import CHANGED, File, Storage, as_csv, write_folder, write_json
 from .cache import fetch, publish, rows_folder, sweep, tokens_folder, waiting_for
-from .csv_file import parse
 from .files import find_files, shown_name
 from .items import Problem, Reading, Row
 from .preparation import Preparation, preparation
 from .shards import ROW, Shard, folder_facts, map_array, open_shard, read_back, text_hash
+from .sources import parse
 
 # %% ../../nbs/data/56_writer.ipynb #2259c2e3
 def prepare(
