@@ -60,25 +60,20 @@ def on_screen() -> tuple[float, str]:
 
 def while_training() -> dict[str, float]:
     "What the panel sends while it trains, and what drawing that costs here"
-    from gpuml.ui import widgets
+    from gpuml.ui.panel import panel
+    from gpuml.ui.panel_train import training_html
 
-    panel, sent, seconds, draw = widgets.panel(), [], [], widgets.training_html
-
-    def drawn(training):
-        begun = time.thread_time()
-        html = draw(training)
-        seconds.append(time.thread_time() - begun)
-        return html
-
-    widgets.training_html = drawn
-    tab = panel.tabs["Train"]
+    opened, sent, seconds = panel(), [], []
+    tab = opened.tabs["Train"]
     tab.form.fields.inputs["train.epochs"].value = 12
     tab.view.observe(lambda change: sent.append((time.monotonic(), len(change.new.encode()))), "value")
     tab.start.click()
     while tab.training.alive():
+        begun = time.thread_time()
+        training_html(tab.training)
+        seconds.append(time.thread_time() - begun)
         time.sleep(0.2)
-    panel.close()
-    widgets.training_html = draw
+    opened.close()
     live = [n for _, n in sent[:-1]]  # the last one is the report
     spans = [sum(1 for u, _ in sent if t <= u < t + 1) for t, _ in sent]
     return {
@@ -93,7 +88,7 @@ def in_training() -> tuple[float, float]:
     "Share of the training time that keeping the progress takes, and milliseconds each time"
     from gpuml.base.loading import load
     from gpuml.training.fit import fit
-    from gpuml.ui.widgets import FileView
+    from gpuml.ui.views import FileView
 
     view, spent = FileView(Path("progress.json").absolute()), []
 
@@ -109,10 +104,20 @@ def in_training() -> tuple[float, float]:
 
 def many_jobs(count: int = 500) -> float:
     "Seconds until the tab shows so many jobs"
+<<<<<<< HEAD
     from gpuml.base.loading import load
+=======
+    from gpuml.base.config import load
+<<<<<<< HEAD
+>>>>>>> 44d25c7 (Views, the panel and its parts have rooms of their own)
     from gpuml.cluster.local import jobs_folder
     from gpuml.cluster.manifest import Source, manifest
-    from gpuml.ui import widgets
+
+=======
+    from gpuml.cluster.manifest import Source, manifest
+    from gpuml.cluster.local import jobs_folder
+    from gpuml.ui.panel import panel
+>>>>>>> 4359771 (Views, the panel and its parts have rooms of their own)
 
     config = load("dev")
     for i in range(count):
@@ -126,15 +131,15 @@ def many_jobs(count: int = 500) -> float:
             "attempts": [{"started": "2026-11-01T10:00:00+00:00", "exit_code": 0}],
         }
         (folder / "state.json").write_text(json.dumps(state))
-    panel = widgets.panel()
-    panel.tab.selected_index = 2
-    tab = panel.tabs["Jobs"]
-    while not tab.table.value:
+    opened = panel()
+    opened.tab.selected_index = 2
+    tab = opened.tabs["Jobs"]
+    while not tab.list.table.value:
         time.sleep(0.01)
     begun = time.perf_counter()
     tab.show_list()
     seconds = time.perf_counter() - begun
-    panel.close()
+    opened.close()
     return seconds
 
 
@@ -143,13 +148,13 @@ def opened_and_closed(times: int = 100) -> tuple[int, int, float]:
     import psutil
     from ipywidgets.widgets.widget import _instances
 
-    from gpuml.ui import widgets
+    from gpuml.ui.panel import panel
 
     def once():
-        panel = widgets.panel()
+        opened = panel()
         for tab in range(4):
-            panel.tab.selected_index = tab
-        panel.close()
+            opened.tab.selected_index = tab
+        opened.close()
 
     for _ in range(10):
         once()

@@ -68,7 +68,7 @@ def views() -> None:
     from gpuml.base.loading import load
     from gpuml.training import fit as train
     from gpuml.training import tracking
-    from gpuml.ui.widgets import progress_html
+    from gpuml.ui.views import progress_html
 
     spent = defaultdict(float)
 
@@ -108,7 +108,7 @@ def views() -> None:
 def cost_of_one_update() -> None:
     "What recording one update costs on the training thread, in microseconds, view included"
     from gpuml.training.progress import Reporter
-    from gpuml.ui.widgets import progress_html
+    from gpuml.ui.views import progress_html
 
     reporter = Reporter(lambda p: progress_html(p))
     reporter.now("training", steps=20000)

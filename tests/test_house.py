@@ -206,7 +206,7 @@ def test_wheel_lays_down_a_project(tmp_path):
     subprocess.run([sys.executable, "-m", "uv", "build", "-q", "--wheel", "-o", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"gpuml/project/{name}" for name in project_files()} <= inside
+    assert {f"gpuml/project/{name}" for name in project_files()} | {"gpuml/ui/panel.css"} <= inside
 
 
 def test_init(tmp_path):

@@ -12,7 +12,8 @@ import termios
 import pytest
 
 from gpuml.training.progress import Progress
-from gpuml.ui.widgets import TerminalView, line_facts
+from gpuml.ui.terminal import TerminalView
+from gpuml.ui.words import line_facts
 
 HALF = "50 %"
 LEFT = "12:34 min left"

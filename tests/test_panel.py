@@ -17,17 +17,24 @@ from gpuml.base import charts, keys
 from gpuml.base.errors import ConfigError, GpumlError
 from gpuml.base.loading import load, load_all
 from gpuml.cluster.jobs import jobs
-from gpuml.ui import widgets
+from gpuml.ui.beside import find_training, start_training
+from gpuml.ui.comparison import compare
+from gpuml.ui.executed import notebook_html
+from gpuml.ui.panel import panel as open_panel
+from gpuml.ui.panel_fields import typed
+from gpuml.ui.panel_jobs import job_part, jobs_html
+from gpuml.ui.panel_parts import magic_line
+from gpuml.ui.views import progress_html
 from tests.conftest import ROOT, runs_in
 
 
 @pytest.fixture
 def panel(project):
     "An open panel of the small project"
-    made = widgets.panel()
+    made = open_panel()
     yield made
     made.close()
-    if (left := widgets.find_training()) and left.alive():
+    if (left := find_training()) and left.alive():
         os.kill(json.loads((left.folder / "process.json").read_text())["process"][0], signal.SIGKILL)
 
 
@@ -52,9 +59,12 @@ def test_a_change_gives_the_line_that_does_the_same(panel):
     show(form, "tracking")["tracking.log_model"].value = True
     show(form, "data")["data.train"].value = "my data"
     line = "run = %gpu_train dev train.epochs=5 train.schedule=cosine tracking.log_model=true 'data.train=my data'"
-    assert line.replace("'", "&#x27;") in form.said.value
+    assert line.replace("'", "&#x27;") in form.summary.value
     assert form.config == load("dev", form.words[1:])
-    assert "differences from dev" in form.said.value and "<td>train.epochs</td><td>2</td><td>5</td>" in form.said.value
+    assert (
+        "differences from dev" in form.summary.value
+        and "<td>train.epochs</td><td>2</td><td>5</td>" in form.summary.value
+    )
     assert "gpuml-changed" in form.fields.inputs["train.epochs"]._dom_classes
     form.fields.inputs["train.epochs"].value = 2  # what the file says is no change
     assert "train.epochs" not in " ".join(form.words)
@@ -74,7 +84,7 @@ def test_a_wrong_value_gives_the_sentence_of_the_line(panel, key, value):
         load("dev", form.words[1:])
     assert form.wrong == str(e.value) and form.wrong.startswith(f"{key}=")
     assert "gpuml-wrong" in form.fields.inputs[key]._dom_classes
-    assert panel.tabs["Train"].start.disabled and form.save.disabled
+    assert panel.tabs["Train"].start.disabled and form.saving.button.disabled
 
 
 def test_every_field_has_an_input_with_the_configs_words(panel):
@@ -85,7 +95,7 @@ def test_every_field_has_an_input_with_the_configs_words(panel):
         one = show(form, key.split(".")[0])[key]
         assert "`" not in one.description
         assert info.description.split("`")[0] in describe(key) and describe(key) in one.tooltip
-        assert keys.parse_override(f"{key}={widgets.typed(one)}")[1] == form.fields.values[key], key
+        assert keys.parse_override(f"{key}={typed(one)}")[1] == form.fields.values[key], key
     assert form.wrong == "" and form.words == ["dev"]
 
 
@@ -104,7 +114,7 @@ def test_the_line_reaches_the_magic_as_it_was_clicked(panel):
         show(form, key.split(".")[0])[key].value = text
     shell = InteractiveShell()
     shell.register_magic_function(lambda line: heard.extend(split_line(line)), "line", "gpu_train")
-    shell.run_cell(widgets.magic_line([form.magic, *form.words]))
+    shell.run_cell(magic_line([form.magic, *form.words]))
     assert heard == form.words
 
 
@@ -115,17 +125,17 @@ def test_save_as_keeps_comments(panel, project):
     form.pick()
     show(form, "train")["train.epochs"].value = 7
     show(form, "model")["model.dropout"].value = "0"
-    form.new.value = "long"
-    form.save.click()
+    form.saving.name.value = "long"
+    form.saving.button.click()
     text = (project / "config" / "long.yaml").read_text()
     assert "epochs: 7  # enough for the sample" in text and text.rstrip().endswith("# the end")
     assert form.name.value == "long" and form.words == ["long"] and load("long").train.epochs == 7
-    form.new.value = "long"
-    form.save.click()
-    assert "config/long.yaml: is there already" in form.saved.value
-    form.new.value = "../x"
-    form.save.click()
-    assert "is no name for a config" in form.saved.value and not (project / "x.yaml").exists()
+    form.saving.name.value = "long"
+    form.saving.button.click()
+    assert "config/long.yaml: is there already" in form.saving.status.value
+    form.saving.name.value = "../x"
+    form.saving.button.click()
+    assert "is no name for a config" in form.saving.status.value and not (project / "x.yaml").exists()
 
 
 def test_backticks_are_code_in_html_and_stay_in_text(panel, project):
@@ -139,21 +149,21 @@ def test_backticks_are_code_in_html_and_stay_in_text(panel, project):
     about = {"priority": "gpuml-dev", "gpus": "1", "owner": "me"}
     listed = JobList([(LocalJob("dev-1", "", None, about), State("pending", said))])
     for html in (
-        widgets.progress_html(Progress("dev-1", notes=[said])),
-        widgets.jobs_html(listed),
+        progress_html(Progress("dev-1", notes=[said])),
+        jobs_html(listed),
         listed._repr_html_(),
     ):
         assert shown in html
     assert said in repr(listed)
     (project / "config" / "dev.yaml").write_text("- a\n")
     panel.tabs["Train"].form.pick()
-    assert "such as <code>train:</code>" in panel.tabs["Train"].form.said.value
+    assert "such as <code>train:</code>" in panel.tabs["Train"].form.summary.value
 
 
 def test_a_broken_config_says_why(panel, project):
     (project / "config" / "dev.yaml").write_text("train:\n  epoch: 3\n")
     panel.tabs["Train"].form.pick()
-    assert "config/dev.yaml:2: train.epoch: unknown key; did you mean" in panel.tabs["Train"].form.said.value
+    assert "config/dev.yaml:2: train.epoch: unknown key; did you mean" in panel.tabs["Train"].form.summary.value
     assert panel.tabs["Train"].start.disabled
 
 
@@ -166,7 +176,7 @@ def test_train_stop_and_resume(panel, store):
     updates, before = [], time.monotonic()
     tab.view.observe(lambda change: updates.append(len(change.new)), "value")
     with pytest.raises(GpumlError, match="is at work here already; stop it first"):
-        widgets.start_training(["dev"])
+        start_training(["dev"])
     time.sleep(2)
     seconds = time.monotonic() - before
     assert 0 < len(updates) / seconds <= 4 and max(updates) <= 2000
@@ -204,7 +214,7 @@ def test_a_finished_training_shows_the_run_and_another_panel_finds_it(panel, sto
     name = tab.training.progress.run
     assert f"load_run(&#x27;{name}&#x27;)" in tab.view.value
     assert load_run(name).metrics["updates"] == tab.training.progress.steps
-    again = widgets.panel()  # as after a restart of the kernel: only the files are left
+    again = open_panel()  # as after a restart of the kernel: only the files are left
     assert again.tabs["Train"].view.value == tab.view.value
     static = again._repr_html_()
     assert "confusion matrix" in static and "<input" not in static and "run = %gpu_train dev" in repr(again)
@@ -226,7 +236,7 @@ def with_notebook(project, store):
     "A panel of a project with the shipped notebook and a config `prod`"
     shutil.copy(ROOT / "nbs" / "train.ipynb", project / "train.ipynb")
     (project / "config" / "prod.yaml").write_text((project / "config" / "dev.yaml").read_text())
-    made = widgets.panel(project / "train.ipynb")
+    made = open_panel(project / "train.ipynb")
     yield made
     for one, state in jobs(load_all()):
         if not state.over:
@@ -245,7 +255,7 @@ def test_production_checks_submits_and_jobs_follow(with_notebook):
     tab.local.value = True
     tab.name.value = "spring"
     show(tab.form, "train")["train.epochs"].value = 3
-    assert "job = %submit_prod prod train.epochs=3 --name=spring --local" in tab.form.said.value
+    assert "job = %submit_prod prod train.epochs=3 --name=spring --local" in tab.form.summary.value
     tab.check.click()
     wait_for(lambda: "<summary>manifest</summary>" in tab.view.value)
     assert "✓ <b>data</b>" in tab.view.value and "nothing keeps it from being submitted" in tab.view.value
@@ -253,16 +263,16 @@ def test_production_checks_submits_and_jobs_follow(with_notebook):
     tab.submit.click()
     wait_for(lambda: "job = %gpu_jobs spring" in tab.view.value)
     seen = choose(with_notebook, "Jobs")
-    wait_for(lambda: seen.names.options == ("spring",))
-    assert "state" in seen.table.value and seen.names.value is None
-    seen.names.value = "spring"
-    wait_for(lambda: "spring: " in seen.content.value)  # of its log
-    wait_for(lambda: "gpuml-succeeded" in seen.table.value, 300)
-    seen.part.value = "metrics"
-    wait_for(lambda: "aria-label='loss'" in seen.content.value)
-    seen.part.value = "notebook"
-    wait_for(lambda: "iframe" in seen.content.value and "confusion matrix" in seen.content.value)
-    assert "job = %gpu_jobs spring" in seen.facts.value
+    wait_for(lambda: seen.list.names.options == ("spring",))
+    assert "state" in seen.list.table.value and seen.list.names.value is None
+    seen.list.names.value = "spring"
+    wait_for(lambda: "spring: " in seen.opened.content.value)  # of its log
+    wait_for(lambda: "gpuml-succeeded" in seen.list.table.value, 300)
+    seen.opened.part.value = "metrics"
+    wait_for(lambda: "aria-label='loss'" in seen.opened.content.value)
+    seen.opened.part.value = "notebook"
+    wait_for(lambda: "iframe" in seen.opened.content.value and "confusion matrix" in seen.opened.content.value)
+    assert "job = %gpu_jobs spring" in seen.opened.facts.value
     static = with_notebook._repr_html_()
     assert "spring" in static and "succeeded" in static
 
@@ -308,19 +318,19 @@ def test_cancel_asks_first(with_notebook):
     tab.submit.click()
     wait_for(lambda: "%gpu_jobs" in tab.view.value)
     seen = choose(with_notebook, "Jobs")
-    seen.names.value = wait_for(lambda: seen.names.options)[0]
-    wait_for(lambda: "gpuml-running" in seen.table.value)
-    assert seen.cancel in seen.bar.children
-    seen.cancel.click()
-    assert seen.yes in seen.bar.children and seen.cancel not in seen.bar.children
-    seen.no.click()
-    assert seen.cancel in seen.bar.children and not seen.job.status.over
-    seen.cancel.click()
-    seen.yes.click()
-    wait_for(lambda: "gpuml-cancelled" in seen.table.value)
-    assert "no metrics<" in widgets.job_part(seen.job, "metrics")
-    seen.hide.click()
-    assert seen.opened.children == () and seen.names.value is None
+    seen.list.names.value = wait_for(lambda: seen.list.names.options)[0]
+    wait_for(lambda: "gpuml-running" in seen.list.table.value)
+    assert seen.opened.cancel in seen.opened.bar.children
+    seen.opened.cancel.click()
+    assert seen.opened.yes in seen.opened.bar.children and seen.opened.cancel not in seen.opened.bar.children
+    seen.opened.no.click()
+    assert seen.opened.cancel in seen.opened.bar.children and not seen.opened.job.status.over
+    seen.opened.cancel.click()
+    seen.opened.yes.click()
+    wait_for(lambda: "gpuml-cancelled" in seen.list.table.value)
+    assert "no metrics<" in job_part(seen.opened.job, "metrics")
+    seen.opened.hide.click()
+    assert seen.opened.view.children == () and seen.list.names.value is None
 
 
 def test_compare_runs(panel, store):
@@ -336,9 +346,9 @@ def test_compare_runs(panel, store):
     for title in ("training loss", "validation loss", "macro-F1"):
         assert f"aria-label='{title}'" in tab.view.value
     assert tab.view.value.count("class='line'") == 6
-    text = repr(widgets.compare(*made))
+    text = repr(compare(*made))
     assert "train.learning_rate" in text and made[0].id in text and "macro-F1" in text
-    assert widgets.compare(made[0].id).folders == [made[0].folder]
+    assert compare(made[0].id).folders == [made[0].folder]
     tab.runs.value = [made[0].folder]
     assert "choose two" in tab.view.value and "svg" not in tab.view.value
 
@@ -350,11 +360,11 @@ def test_compared_runs_keep_their_colours_and_one_path_is_one(project, store, mo
     monkeypatch.setenv("HOME", str(project))
     same = ["train.epochs=1", "data.cache=~/cache"], ["train.epochs=1", f"output={project}/outputs"]
     made = [fit(load("dev", words)) for words in same]
-    text = repr(widgets.compare(*made))
+    text = repr(compare(*made))
     assert "data.cache" not in text and "output" not in text
     metrics = made[0].folder / "metrics.jsonl"
     metrics.write_text("".join(f"{line}\n" for line in metrics.read_text().splitlines() if "validation" not in line))
-    shown = widgets.compare(*made)._repr_html_()
+    shown = compare(*made)._repr_html_()
     for title, colours in {"training loss": [0, 1], "validation loss": [1]}.items():
         svg = re.search(rf"<svg[^>]*aria-label='{title}'.*?</svg>", shown)[0]
         assert re.findall(r"class='line' fill='none' stroke='([^']*)'", svg) == [charts.COLOURS[i] for i in colours]
@@ -369,7 +379,7 @@ def test_five_hundred_jobs(project):
     about = {"priority": "gpuml-dev", "gpus": "1", "owner": "me"}
     many = JobList((LocalJob(f"dev-{i:010x}-1", "", None, about), State("pending", "needs 1 GPU")) for i in range(500))
     started = time.monotonic()
-    html = widgets.jobs_html(many)
+    html = jobs_html(many)
     assert time.monotonic() - started < 1 and html.count("<tr>") == 501 and html.count("needs 1 GPU</td>") == 500
 
 
@@ -384,7 +394,7 @@ def test_an_executed_notebook_runs_nothing(tmp_path):
         {"cell_type": "code", "source": "1 < 2", "outputs": out},
     ]
     (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
-    html = widgets.notebook_html(tmp_path / "a.ipynb")
+    html = notebook_html(tmp_path / "a.ipynb")
     assert html.count("<") == 2 and " sandbox " in html and "default-src &#x27;none&#x27;" in html.replace("&amp;", "&")
     assert "red" in html and "\x1b" not in html and "1 &amp;lt; 2" in html
 
@@ -395,7 +405,7 @@ def test_opened_and_closed_a_hundred_times(project):
 
     before = left()
     for _ in range(100):
-        made = widgets.panel()
+        made = open_panel()
         for tab in range(len(made.tabs)):
             made.tab.selected_index = tab
         show(made.tabs["Train"].form, "data")
