@@ -104,20 +104,10 @@ def in_training() -> tuple[float, float]:
 
 def many_jobs(count: int = 500) -> float:
     "Seconds until the tab shows so many jobs"
-<<<<<<< HEAD
     from gpuml.base.loading import load
-=======
-    from gpuml.base.config import load
-<<<<<<< HEAD
->>>>>>> 44d25c7 (Views, the panel and its parts have rooms of their own)
     from gpuml.cluster.local import jobs_folder
     from gpuml.cluster.manifest import Source, manifest
-
-=======
-    from gpuml.cluster.manifest import Source, manifest
-    from gpuml.cluster.local import jobs_folder
     from gpuml.ui.panel import panel
->>>>>>> 4359771 (Views, the panel and its parts have rooms of their own)
 
     config = load("dev")
     for i in range(count):
