@@ -19,8 +19,6 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from ..base.loading import load_all
-
 # %% ../../nbs/ui/65_magics.ipynb #13989d15
 TRAIN = {"--resume": False, "--on": True, "--notebook": True}  # options, and whether they have a value
 SUBMIT = {"--name": True, "--again": False, "--local": False, "--dry-run": False, "--notebook": True}
@@ -331,6 +329,7 @@ def panel(
 def _shipped(path: Path | None) -> Path | None:
     "The project's nbs/train.ipynb, as `gpuml submit` takes it, where the notebook here can't be submitted"
     from gpuml.base.errors import NotebookError
+    from gpuml.base.loading import load_all
     from gpuml.jobs import contract
 
     with suppress(NotebookError):
