@@ -20,10 +20,10 @@ from gpuml.cluster.jobs import jobs
 from gpuml.ui.beside import find_training, start_training
 from gpuml.ui.comparison import compare
 from gpuml.ui.executed import notebook_html
+from gpuml.ui.lines import magic_line
 from gpuml.ui.panel import panel as open_panel
 from gpuml.ui.panel_fields import typed
 from gpuml.ui.panel_jobs import job_part, jobs_html
-from gpuml.ui.panel_parts import magic_line
 from gpuml.ui.views import progress_html
 from tests.conftest import ROOT, runs_in
 

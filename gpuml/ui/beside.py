@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.config import Config, load
+from ..base.config import Config
 from ..base.errors import ConfigError, GpumlError
 from ..base.line import parse_words
-from ..base.loading import load_all
+from ..base.loading import load, load_all
 from ..base.storage import fingerprint, write_json
 from ..training.progress import Progress
 from .metrics import MetricsFile

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ..base.charts import chart
-from ..base.config import Config, data_moved, load
+from ..base.config import Config, data_moved
 from ..base.errors import Exit, GpumlError
 from ..base.keys import fields, flat
-from ..base.loading import load_all
+from ..base.loading import load, load_all
 from ..base.tables import Table
 from ..training.results import Run
+from .lines import value_text
 from .metrics import MetricsFile
-from .panel_parts import value_text
 
 # %% ../../nbs/ui/35_comparison.ipynb #7201d341
 def _one_way(config: Config, root: Path) -> dict[str, Any]:

@@ -9,11 +9,12 @@ __all__ = ['control', 'typed', 'Fields']
 from collections.abc import Callable
 from typing import Any
 
-from ..base.config import load
 from ..base.keys import choices, describe, fields, flat, kind, parse_override
+from ..base.loading import load
 from ..base.secrets import redact
 from ..base.tables import as_html
-from .panel_parts import close_all, value_text
+from .lines import value_text
+from .panel_parts import close_all
 
 # %% ../../nbs/ui/42_panel_fields.ipynb #8b970ecb
 def control(

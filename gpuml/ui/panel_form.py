@@ -11,13 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..base.config import Config, load
+from ..base.config import Config
 from ..base.errors import ConfigError
 from ..base.keys import diff, flat
-from ..base.loading import config_names, save_as
+from ..base.loading import config_names, load, save_as
 from ..base.tables import Table, as_html
+from .lines import magic_line, value_text
 from .panel_fields import Fields
-from .panel_parts import copyable, magic_line, show_in, trying, value_text
+from .panel_parts import copyable, show_in, trying
 
 # %% ../../nbs/ui/44_panel_form.ipynb #b07dc6b2
 def dev_config() -> Config | None:

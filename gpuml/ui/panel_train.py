@@ -11,9 +11,9 @@ from contextlib import suppress
 from html import escape
 from pathlib import Path
 
-from ..base.config import load
 from ..base.errors import GpumlError
 from ..base.line import parse_words
+from ..base.loading import load
 from ..base.tables import as_html
 from ..training.fit import SAME_LINE
 from ..training.progress import Progress
