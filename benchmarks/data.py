@@ -189,7 +189,7 @@ def trained(train: str, home: str, cache: str, shared: str | None, updates: int,
     from gpuml.base.config import Config
     from gpuml.base.errors import Preempted
     from gpuml.training import fit as training
-    from gpuml.training.tracking import local_store
+    from gpuml.training.store import local_store
 
     data = {"train": train, "cache": cache, "shared_cache": shared, "max_length": LENGTH}
     config = Config(data=data, model={"name": MODEL}, train={"batch_size": 32}, tracking={"uri": "http://127.0.0.1:9"})

@@ -153,11 +153,12 @@ class Bench:
 
     def wrong_steps(self, folder: Path) -> str:
         "What is wrong where not each step is in MLflow exactly once; `gpuml sync` may have to tell it first"
-        from gpuml.training import tracking
+
+        from gpuml.training.sync import behind, sync
 
         for place in self.begun(folder):
-            for behind in tracking.behind(place.parent):
-                tracking.sync(behind)
+            for late in behind(place.parent):
+                sync(late)
         runs = recorded(folder / "mlflow.db")
         finished = [run for run in runs if run.info.status == "FINISHED"]
         if len(finished) != 1:

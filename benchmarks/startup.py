@@ -67,7 +67,7 @@ def views() -> None:
     "The share of training time that recording, drawing and logging take: on the training thread, and on the log's"
     from gpuml.base.loading import load
     from gpuml.training import fit as train
-    from gpuml.training import tracking
+    from gpuml.training import mlflow_run, tracking
     from gpuml.ui.views import progress_html
 
     spent = defaultdict(float)
@@ -86,7 +86,9 @@ def views() -> None:
     train._save_checkpoint = timed(
         train._save_checkpoint, "training thread, of which copying for checkpoints", time.perf_counter
     )
-    tracking._client = timed(tracking._client, "log thread, once: importing and opening MLflow", time.thread_time)
+    mlflow_run.open_client = timed(
+        mlflow_run.open_client, "log thread, once: importing and opening MLflow", time.thread_time
+    )
     tracking.sync = timed(tracking.sync, "log thread, sending", time.thread_time)
     with tempfile.TemporaryDirectory() as folder:
         overrides = [

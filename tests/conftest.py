@@ -80,7 +80,7 @@ def project(tmp_path, monkeypatch) -> Path:
 def mlflow_template(tmp_path_factory) -> Path:
     "An empty MLflow store: making one takes seconds, copying it nothing"
     from gpuml.base.config import Config
-    from gpuml.training.tracking import local_store
+    from gpuml.training.store import local_store
 
     folder = tmp_path_factory.mktemp("mlflow")
     config = Config(data={"train": "a.csv"})

@@ -12,7 +12,7 @@ from gpuml.base.errors import ConfigError, OutputError
 from gpuml.base.loading import load
 from gpuml.base.storage import write_json
 from gpuml.cluster import clean
-from gpuml.training import tracking
+from gpuml.training.record import this_host
 from gpuml.training.runs import output_folder
 from tests.conftest import gpuml
 from tests.test_projects import project_at, put_job
@@ -70,7 +70,7 @@ def test_what_goes_and_what_stays(here, tmp_path):
     "Each case adds something old beside what can go"
     usual = {"dev-stopped", "dev-job", "0" * 32}
     assert names(clean.plan(survey())) == usual
-    me = [tracking.this_host(), os.getpid(), psutil.Process().create_time()]
+    me = [this_host(), os.getpid(), psutil.Process().create_time()]
     put_run(here, "dev-alive", status="RUNNING", process=me)
     put_run(here, "dev-far", status="RUNNING", process=["elsewhere", 1, 1.0])
     aged(put_job(here, "dev-busy", phase="running", process=me[1:]))

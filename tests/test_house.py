@@ -34,7 +34,7 @@ HEAVY = {
 
 
 # Rooms whose subject is a heavy package: others import them inside a function
-HEAVY_ROOMS = {"cluster.api"}
+HEAVY_ROOMS = {"cluster.api", "training.mlflow_model", "training.mlflow_run"}
 
 
 def imports(module):

@@ -6,8 +6,9 @@ import mlflow
 
 from gpuml.base.loading import load
 from gpuml.training.fit import fit
+from gpuml.training.mlflow_run import open_client
 from gpuml.training.results import load_run
-from gpuml.training.tracking import _client, local_store
+from gpuml.training.store import local_store
 from tests.conftest import CONFIG, free_port, rows
 from tests.test_interrupt import tiny  # noqa: F401
 
@@ -59,6 +60,6 @@ def test_a_store_lies_where_its_project_does(tmp_path):
     (project / "config" / "dev.yaml").write_text(CONFIG.format(cache="cache", model="m", port=1))
     before = set(tmp_path.rglob("*"))
     uri = local_store(load(project / "config" / "dev.yaml"))
-    assert [e.name for e in _client(uri).search_experiments()] == ["Default"]
+    assert [e.name for e in open_client(uri).search_experiments()] == ["Default"]
     assert set(tmp_path.rglob("*")) - before <= {project / "mlflow.db", project / "mlruns"}
     assert (project / "mlflow.db").exists()

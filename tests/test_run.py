@@ -27,8 +27,8 @@ from gpuml.jobs.contract import problems
 from gpuml.jobs.runner import execute
 from gpuml.training import unfinished
 from gpuml.training.fit import fit
+from gpuml.training.record import read_record
 from gpuml.training.results import Run
-from gpuml.training.tracking import read_record
 from tests.conftest import ROOT, gpuml, runs_in
 from tests.faults import SLOW_DOWN, Proxy
 from tests.test_interrupt import OVERRIDES, result, stop_at, tiny  # noqa: F401

@@ -11,8 +11,8 @@ import pytest
 
 from gpuml.base.errors import ConfigError
 from gpuml.base.loading import load
-from gpuml.training.store import revisions
-from gpuml.training.tracking import find_store, open_run
+from gpuml.training.store import find_store, revisions
+from gpuml.training.tracking import open_run
 from tests.test_outage import Server
 
 

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from gpuml.base.loading import load
-from gpuml.training.tracking import behind, open_run, read_record, this_host
+from gpuml.training.record import read_record, this_host
+from gpuml.training.sync import behind
+from gpuml.training.tracking import open_run
 from tests.conftest import runs_in
 from tests.models import folder_of, model_of, tokenizer_of
 
@@ -60,7 +62,7 @@ def test_latest_scores_are_those_of_the_kept_weights(store, project, kept):
     assert found.data.metrics == wanted
     history = [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "macro_f1")]
     assert history == [(step, f1) for step, _, f1 in EPOCHS] + ([(10, f1)] if kept < 3 else [])
-    model = client.get_logged_model(made.model.removeprefix("models:/"))
+    model = client.get_logged_model(made.sent.model.removeprefix("models:/"))
     assert {m.key: m.value for m in model.metrics} == {k: v for k, v in wanted.items() if k != "kept_epoch"}
 
 
@@ -72,7 +74,7 @@ def test_a_longer_training_of_the_same_run_replaces_its_scores_and_its_model(sto
     assert found.data.metrics["macro_f1"] == 0.361 and found.data.metrics["kept_epoch"] == 2
     history = [m.step for m in client.get_metric_history(found.info.run_id, "macro_f1")]
     assert history == [3, 6, 7, 9, 10]
-    assert first.model != second.model and [first.registered, second.registered] == ["1", "2"]
+    assert first.sent.model != second.sent.model and [first.sent.version, second.sent.version] == ["1", "2"]
 
 
 @pytest.mark.parametrize(("left", "output", "status"), [

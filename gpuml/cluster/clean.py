@@ -27,7 +27,7 @@ from .jobs import own_folders
 from .local import jobs_folder, local_state, works
 from .manifest import PREFIX
 from ..jobs.handle import OVER
-from ..training import tracking
+from ..training.record import read_record, this_host
 
 # %% ../../nbs/cluster/70_clean.ipynb #152768fe
 KINDS = ("runs", "jobs", "caches")
@@ -75,7 +75,7 @@ _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")  # what a write that was killed has le
 
 def _run_item(folder: Path, busy: set[str]) -> Item | None:
     "A run's folder, if it is one; none where gpuml did not make it"
-    record, facts = tracking.read_record(folder), {}
+    record, facts = read_record(folder), {}
     for name in ("outcome.json", "certificate.json"):
         with suppress(OSError, ValueError):
             facts |= json.loads((folder / name).read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def _run_item(folder: Path, busy: set[str]) -> Item | None:
     )
     kept = f"has files that gpuml did not make: {', '.join(others[:3])}" if others else ""
     if record and record.alive():
-        kept = "is at work" if record.host == tracking.this_host() else f"is at work on {record.host}, by its record"
+        kept = "is at work" if record.host == this_host() else f"is at work on {record.host}, by its record"
     if any(folder.name == run or re.fullmatch(rf"{re.escape(run)}-\d+", folder.name) for run in busy):
         kept = "its job is at work"
     return _item("runs", folder, f"run, {what}", certified=certified, kept=kept)

@@ -320,7 +320,7 @@ def prepare(
     "Bundle, manifest and checks of a job; nothing is sent, and all findings are there at once"
     from gpuml.base.keys import Diff, diff
     from gpuml.cluster.api import Api
-    from gpuml.training.tracking import git_commit, versions
+    from gpuml.training.versions import git_commit, versions
 
     path = Path(path)
     if name and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?", name):
@@ -414,7 +414,7 @@ def _for_pods(config: Config) -> Config:
 def _for_here(config: Config) -> Config:
     "The config as a process elsewhere on this machine needs it: with absolute paths, and the store that is used here"
     from gpuml.training.fit import absolute
-    from gpuml.training.tracking import find_store
+    from gpuml.training.store import find_store
 
     data = absolute(config).model_copy(update={"cache": str(config.path(config.data.cache))})
     output = config.output if is_s3(config.output) else str(config.path(config.output))

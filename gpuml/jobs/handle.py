@@ -83,7 +83,7 @@ class StoredRun:
 
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
         "(update, value) of every metric, as far as storage has them: up to the last checkpoint while it runs"
-        from gpuml.training.tracking import read_points
+        from gpuml.training.spool import read_points
 
         points: dict[str, list[tuple[int, float]]] = {}
         spool = Storage(self.endpoint).read_now(f"{self.place}/metrics.jsonl") or b""

@@ -47,14 +47,18 @@ from .evaluation import GPU, equally_long, logits_of, smaller
 from .failure import computing, naming, some
 from .folder import case_note, check_fit
 from .progress import Progress, Reporter, Watch
+from .record import STORED, read_record
 from .results import Run, load_run
 from .resume import Continuation, continue_run
 from .runs import RECORD_FILES, new_run_id, output_folder, shown, stored_at
 from .schedule import learning_rate
 from .scores import evaluate, left_out, log_softmax
 from .stop import stop_signals
+from .store import find_store
+from .sync import catch_up
 from .trial import try_model, unknown_note
 from .unfinished import NEW_RUN, check_can_go_on, is_done, job_folder, unfinished
+from .versions import git_commit, versions
 
 # %% ../../nbs/training/80_fit.ipynb #6ce0860d
 CPU = (32, 512)  # what one more micro-batch costs, and the most that one may have, in tokens for each thread
@@ -427,7 +431,7 @@ class _Attempt:
     copies: dict[str, Any] = field(default_factory=dict)  # tensors that the next checkpoint is copied into
     started: float = 0.0  # time.monotonic() when training began
     seconds: float = 0.0  # that earlier attempts trained
-    store: tuple[str, str] | None = None  # what `tracking.find_store` said
+    store: tuple[str, str] | None = None  # what `find_store` said
     tracked: tracking.TrackedRun | None = None
     free: Callable[[Path], int] = free_space
     epochs_before: int | None = None  # that the run was to have, where this attempt gives it more
@@ -530,7 +534,7 @@ def _prepare(attempt: _Attempt) -> None:
     small = config.data.order == "early" or reading.look(config, **_asides(attempt))
     report.now("model")
     place = model.locate(config)
-    attempt.store = tracking.find_store(config)
+    attempt.store = find_store(config)
     from transformers import set_seed
 
     _check(attempt)
@@ -582,7 +586,7 @@ def _load_tokenizer(config: Config, place: Path) -> Any:
 def _read(attempt: _Attempt, place: Path) -> None:
     "The data and the order of its training rows; in the order `early` the data is still being read"
     config, tokenizer, asides = attempt.config, attempt.tokenizer, _asides(attempt)
-    length, record = _max_length(config, place, tokenizer), tracking.read_record(attempt.folder)
+    length, record = _max_length(config, place, tokenizer), read_record(attempt.folder)
     attempt.max_length = length
     order, why = record and record.params.get("data.order_used"), ""  # an attempt keeps to what the first one did
     if order is None:
@@ -824,7 +828,7 @@ def _open_record(attempt: _Attempt) -> None:
         _withdraw(attempt)
     if attempt.epochs_before or not (folder / "config.yaml").exists():
         write_file(folder / "config.yaml", to_yaml(config.model_copy(update={"data": absolute(config)})))
-    tracking.catch_up(folder.parent, folder)
+    catch_up(folder.parent, folder)
     facts, bundle = _facts(attempt), attempt.work.bundle
     attempt.tracked = tracking.open_run(config, attempt.run_id, folder, facts, attempt.store, bundle)
     attempt.report.note(attempt.tracked.note)
@@ -837,7 +841,7 @@ def _withdraw(attempt: _Attempt) -> None:
     "A run that gets more epochs is whole no more, on S3 first: stopped in between, it is certified for what it had"
     if place := stored_at(attempt.config, attempt.run_id):
         _storage(attempt).remove(f"{place}/certificate.json")
-    for name in (tracking.STORED, "certificate.json"):
+    for name in (STORED, "certificate.json"):
         (attempt.folder / name).unlink(missing_ok=True)
 
 
@@ -945,7 +949,7 @@ def _store_checkpoint(attempt: _Attempt, path: Path) -> None:
 
 def _store_results(attempt: _Attempt) -> None:
     "Copy everything that a finished run leaves, certificate last, and remove checkpoints that are not needed any more"
-    if not (place := stored_at(attempt.config, attempt.run_id)) or (attempt.folder / tracking.STORED).exists():
+    if not (place := stored_at(attempt.config, attempt.run_id)) or (attempt.folder / STORED).exists():
         return
     last = ("certificate.json",)
     names = [p.name for p in sorted(attempt.folder.iterdir()) if p.name not in ("checkpoints", *last)]
@@ -958,7 +962,7 @@ def _store_results(attempt: _Attempt) -> None:
     except OutputError as e:
         how = f"the run is trained, and whole in {shown(attempt.folder)}: {_who_goes_on()} copies it"
         raise OutputError(f"{e}; {how}", exit_code=e.exit_code) from None
-    write_file(attempt.folder / tracking.STORED, "")
+    write_file(attempt.folder / STORED, "")
 
 
 def _may_go_on(config: Config) -> bool:
@@ -1145,9 +1149,9 @@ def _certificate(attempt: _Attempt) -> dict[str, Any]:
         "data_files": attempt.files,
         "bundle": attempt.work.bundle,
         "submission": attempt.work.submission,
-        "git_commit": tracking.git_commit(attempt.config.root),
+        "git_commit": git_commit(attempt.config.root),
         "image": os.environ.get("GPUML_IMAGE"),
-        "versions": tracking.versions(),
+        "versions": versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -1319,7 +1323,7 @@ def expected_epoch(
     ]
     for folder in sorted(folders, key=lambda f: f.name[-20:], reverse=True) if data.train.tokens else ():
         try:
-            record, then, metrics = tracking.read_record(folder), load(folder / "config.yaml"), Run(folder).metrics
+            record, then, metrics = read_record(folder), load(folder / "config.yaml"), Run(folder).metrics
             tokens, epochs = int(record.params["data.train_tokens"]), len(metrics["history"])
         except (GpumlError, OSError, ValueError, KeyError, AttributeError):  # of an older version, or damaged
             continue

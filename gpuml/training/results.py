@@ -25,12 +25,13 @@ from ..base.loading import config_names, load
 from ..base.place import is_s3
 from ..base.tables import Column, Entry, Table, as_html
 from ..data.encoder import tokenise
-from . import model, predict, tracking
+from . import model, predict
 from .evaluation import DAMAGED, logits_of
 from .failure import naming, some
 from .inputs import as_files, as_output, as_texts
 from .predict import PredictedFile
 from .progress import Watch
+from .record import read_record
 from .runs import fetch_run, output_folder, shown, stored_at, work_folder
 from .scores import as_text, log_softmax
 
@@ -146,7 +147,7 @@ class Run:
     @property
     def url(self) -> str:
         "The MLflow run's page"
-        record = tracking.read_record(self.folder)
+        record = read_record(self.folder)
         return record.url if record else ""
 
     @property

@@ -18,7 +18,7 @@ from ..base.config import Config
 from ..base.errors import DataError, OutputError
 from ..base.place import is_s3
 from ..base.storage import Storage, fingerprint, write_file
-from . import tracking
+from .record import STORED, read_record
 
 # %% ../../nbs/training/76_runs.ipynb #5da0cf49
 def new_run_id(
@@ -82,7 +82,7 @@ def fetch_records(config: Config, output: Path, run: str = "*") -> None:
     done = {f.url.rpartition("/")[0] for f in storage.match(root, f"{run}/certificate.json")}
     for place in found.keys() - done:
         folder = output / place.rpartition("/")[2]
-        here, there = tracking.read_record(folder), json.loads(storage.read(found[place]))
+        here, there = read_record(folder), json.loads(storage.read(found[place]))
         files = [file for name in RECORD_FILES if (file := storage.info(f"{place}/{name}"))]
         if here and (list(here.process or ()) == list(there["process"] or ()) or _is_ahead(folder, there, files)):
             continue
@@ -99,11 +99,11 @@ def _is_ahead(folder: Path, there: dict[str, Any], files: list[Any]) -> bool:
 # %% ../../nbs/training/76_runs.ipynb #d126b015
 def _drop_other(place: str, storage: Storage, folder: Path) -> None:
     "Remove this machine's copy of a finished run where another one has its name on S3 by now"
-    if (folder / tracking.STORED).exists():
+    if (folder / STORED).exists():
         with suppress(DataError):  # S3 does not answer: the copy is what can be had
             there = storage.read_now(f"{place}/certificate.json")
             if there is None:
-                (folder / tracking.STORED).unlink()
+                (folder / STORED).unlink()
             elif there != (folder / "certificate.json").read_bytes():
                 storage.remove(folder)
 
@@ -116,5 +116,5 @@ def fetch_run(place: str, endpoint: str | None, folder: Path) -> Path:
         urls = [f.url for part in ("*", "*/*") for f in storage.match(place, part)]
         for url in sorted(urls, key=lambda url: url == f"{place}/certificate.json"):
             storage.get(url, folder / url.removeprefix(f"{place}/"))
-        write_file(folder / tracking.STORED, "")
+        write_file(folder / STORED, "")
     return folder

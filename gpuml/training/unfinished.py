@@ -19,7 +19,8 @@ from ..base.loading import load
 from ..base.place import is_s3
 from ..base.storage import Storage
 from ..data import reading
-from . import certificate, checkpoint, tracking
+from . import certificate, checkpoint
+from .record import STORED, Record, read_record, this_host
 from .resume import changes, more_epochs
 from .runs import fetch_records, fetch_run, new_run_id, output_folder, shown, stored_at
 
@@ -50,13 +51,13 @@ def unfinished(
             raise ConfigError(f"--resume: no run '{run}' in {shown_output(config)}; {more}")
         if is_done(folder) and not more_epochs(load(folder / "config.yaml"), config):
             raise ConfigError(f"--resume: {run} is finished; load_run({run!r}) opens it")
-    record = tracking.read_record(folder)
-    if record.alive() and record.host != tracking.this_host() and run == "latest":
+    record = read_record(folder)
+    if record.alive() and record.host != this_host() and run == "latest":
         raise ConfigError(
             f"--resume: {folder.name} is still running on {record.host}, by its record; "
             f"if that machine is gone, `--resume {folder.name}` goes on with it here"
         )
-    if record.alive() and record.host == tracking.this_host():
+    if record.alive() and record.host == this_host():
         raise ConfigError(f"--resume: {folder.name} is still running")
     return folder
 
@@ -82,9 +83,9 @@ def is_done(folder: Path) -> bool:
     "Whether nothing is left to do: certified, stored, and MLflow knows"
     if not (folder / "certificate.json").is_file():
         return False
-    record, config = tracking.read_record(folder), load(folder / "config.yaml")
+    record, config = read_record(folder), load(folder / "config.yaml")
     told = record is None or record.status == "FINISHED" and record.complete(folder)
-    return told and (not is_s3(config.output) or (folder / tracking.STORED).exists())
+    return told and (not is_s3(config.output) or (folder / STORED).exists())
 
 # %% ../../nbs/training/77_unfinished.ipynb #f1cc635a
 def shown_output(config: Config) -> str:
@@ -104,7 +105,7 @@ def job_folder(config: Config) -> Path:
     if place := stored_at(config, run):
         fetch_records(config, folder.parent, run)
         fetch_run(place, config.data.endpoint, folder)
-    if record := tracking.read_record(folder):
+    if record := read_record(folder):
         _wait_for_end(record)
         _refuse_changes(folder, config)
         _refuse_other_work(folder, config, record)
@@ -125,7 +126,7 @@ def _refuse_changes(folder: Path, config: Config) -> None:
 _JOBS_PATHS = ("data.train", "data.validation")
 
 # %% ../../nbs/training/77_unfinished.ipynb #bddb85ad
-def _refuse_other_work(folder: Path, config: Config, record: tracking.Record) -> None:
+def _refuse_other_work(folder: Path, config: Config, record: Record) -> None:
     "Raise `ConfigError` where the run that has the job's name is of other code, or is certified with other data"
     now, then = certificate.this_work(), {}
     if (folder / "certificate.json").exists():
@@ -144,10 +145,10 @@ def _refuse_other_work(folder: Path, config: Config, record: tracking.Record) ->
         raise ConfigError(f"{folder.name} {state}: {certificate.in_words(found)}; give this job another name")
 
 # %% ../../nbs/training/77_unfinished.ipynb #035c1c79
-def _wait_for_end(record: tracking.Record) -> None:
+def _wait_for_end(record: Record) -> None:
     "Until an earlier attempt on this machine is gone: a kernel notices within a second that its job was killed"
     until = time.monotonic() + 20
-    while record.alive() and record.host == tracking.this_host():
+    while record.alive() and record.host == this_host():
         if time.monotonic() > until:
             raise GpumlError(
                 f"{record.run} is still being worked on here, by process {record.process[1]}",

@@ -99,7 +99,7 @@ class Training:
 # %% ../../nbs/ui/30_beside.ipynb #c65f6edf
 def _panel_folder(config: Config) -> Path:
     "Where this machine keeps what the project's panel started"
-    from gpuml.training.tracking import this_host
+    from gpuml.training.record import this_host
 
     return config.path(config.data.cache) / "panel" / fingerprint(this_host(), str(config.root))[:16]
 

@@ -316,18 +316,20 @@ def sync(
 ) -> int:
     "`gpuml sync [config]`: tell MLflow what it missed of this project's runs"
     config = load(arguments.config or "dev")
-    from gpuml.training import tracking
+    from gpuml.training.record import read_record
     from gpuml.training.runs import output_folder
+    from gpuml.training.sync import behind
+    from gpuml.training.sync import sync as send
 
     failed = 0
-    for folder in tracking.behind(output_folder(config)):
+    for folder in behind(output_folder(config)):
         try:
-            record = tracking.sync(folder)
+            record = send(folder)
             print(f"{folder.name}: {record.status}, {record.url}")
         except Exception as e:  # whatever MLflow's client raises
             failed += 1
             print(
-                f"{folder.name}: MLflow at {tracking.read_record(folder).uri} did not take it: {str(e)[:200]}",
+                f"{folder.name}: MLflow at {read_record(folder).uri} did not take it: {str(e)[:200]}",
                 file=sys.stderr,
             )
     return 1 if failed else 0
@@ -364,7 +366,7 @@ def ui(
     "`gpuml ui [config]`: serve the project's local MLflow store where `tracking.uri` says, and open it"
     from urllib.parse import urlsplit
 
-    from gpuml.training.tracking import answers
+    from gpuml.training.store import answers
 
     config = load(arguments.config or "dev")
     address = urlsplit(config.tracking.uri)
@@ -435,7 +437,7 @@ def _open_later(url: str, browser: bool) -> None:
     "Say the address, and open the page, as soon as it answers"
     import time
 
-    from gpuml.training.tracking import answers
+    from gpuml.training.store import answers
 
     def wait():
         for _ in range(120):

@@ -23,7 +23,7 @@ class MetricsFile:
 
     def read(self) -> Series:
         "All of them, also those that were added since"
-        from gpuml.training.tracking import read_points
+        from gpuml.training.spool import read_points
 
         with suppress(FileNotFoundError), self.path.open("rb") as f:
             f.seek(self.read_to)

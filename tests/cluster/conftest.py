@@ -95,7 +95,7 @@ def site(cluster, namespace, project, s3, monkeypatch):
 
 @pytest.fixture(scope="session")
 def mlflow(cluster, tmp_path_factory):
-    from gpuml.training.tracking import answers
+    from gpuml.training.store import answers
 
     address, folder = cluster.service("mlflow"), tmp_path_factory.mktemp("mlflow")
     database = folder / "server.db"
