@@ -57,23 +57,24 @@ postgres:                             # PostgreSQL's programs, for the tests of 
 	  || echo "no PostgreSQL: the tests of MLflow on it are left out; install it and run again"
 
 check: install                        ## format, lint, the house's rules, notebooks clean, modules, schema and README in step
-	$(BIN)/ruff format --check -q nbs tests benchmarks
-	$(BIN)/ruff check -q gpuml nbs tests benchmarks
+	$(BIN)/ruff format --check -q nbs tests benchmarks docs
+	$(BIN)/ruff check -q gpuml nbs tests benchmarks docs
 	@$(BIN)/python tests/house.py
-	@copy=$$(mktemp -d) && trap "rm -rf $$copy" EXIT && cp -r Makefile pyproject.toml README.md nbs gpuml config $$copy \
+	@copy=$$(mktemp -d) && trap "rm -rf $$copy" EXIT && cp -r Makefile pyproject.toml README.md nbs gpuml config docs $$copy \
 	  && cd $$copy && rm -rf gpuml/__pycache__ && $(MAKE) -s export BIN=$(CURDIR)/$(BIN) IN_STEP=1 && rm -rf gpuml/__pycache__ \
-	  && for part in nbs gpuml config README.md; do diff -rq -x __pycache__ -x .ipynb_checkpoints $$part $(CURDIR)/$$part \
+	  && for part in nbs gpuml config docs README.md; do diff -rq -x __pycache__ -x .ipynb_checkpoints $$part $(CURDIR)/$$part \
 	  || { echo "run 'make export' and commit what it changes"; exit 1; }; done
 
 house: install                        ## every place that breaks a rule of the house; tests/house.json counts them anew
 	@$(BIN)/python tests/house.py --all --renew
 
-export: $(if $(IN_STEP),,install)     ## notebooks → modules, README.md, config/schema.json
+export: $(if $(IN_STEP),,install)     ## notebooks → modules, README.md, config/schema.json, the rooms in docs/design.md
 	$(BIN)/ruff format -q nbs
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
 	PYTHONPATH=. $(BIN)/python -c "import json, gpuml.base.loading as c; print(json.dumps(c.json_schema(), indent=1))" > config/schema.json
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#(images/#(nbs/images/#g' > README.md
+	$(BIN)/python docs/rooms.py
 
 lab: install                          ## JupyterLab here, with gpuml and the offline encoder
 	$(BIN)/jupyter lab nbs/train.ipynb
