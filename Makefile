@@ -57,8 +57,8 @@ postgres:                             # PostgreSQL's programs, for the tests of 
 	  || echo "no PostgreSQL: the tests of MLflow on it are left out; install it and run again"
 
 check: install                        ## format, lint, the house's rules, notebooks clean, modules, schema and README in step
-	$(BIN)/ruff format --check -q nbs tests benchmarks docs
-	$(BIN)/ruff check -q gpuml nbs tests benchmarks docs
+	$(BIN)/ruff format --check -q nbs tests benchmarks docs/rooms.py
+	$(BIN)/ruff check -q gpuml nbs tests benchmarks docs/rooms.py
 	@$(BIN)/python tests/house.py
 	@copy=$$(mktemp -d) && trap "rm -rf $$copy" EXIT && cp -r Makefile pyproject.toml README.md nbs gpuml config docs $$copy \
 	  && cd $$copy && rm -rf gpuml/__pycache__ && $(MAKE) -s export BIN=$(CURDIR)/$(BIN) IN_STEP=1 && rm -rf gpuml/__pycache__ \
