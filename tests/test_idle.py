@@ -13,8 +13,12 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from gpuml.base.errors import ClusterError, ConfigError
-from gpuml.cluster.idle import Holder, Limits, _gpus, decide, limits, query
-from gpuml.cluster.state import IdleMark, Seen, explain
+from gpuml.cluster.gpus import own_gpus, pod_devices
+from gpuml.cluster.holders import Holder
+from gpuml.cluster.idle import decide
+from gpuml.cluster.marks import IdleMark
+from gpuml.cluster.state import Seen, explain
+from gpuml.cluster.usage import Limits, limits, query
 from gpuml.ui import magics
 
 
@@ -144,7 +148,7 @@ def limit_of(name: str, count: str = "1") -> dict:
 )
 def test_gpus_that_a_pod_holds(spec, gpus):
     "In any of its containers, under any name that NVIDIA's plug-in gives them"
-    assert _gpus({"spec": spec}) == gpus
+    assert own_gpus(pod_devices(spec)) == gpus
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from gpuml.base.errors import GpumlError, NotebookError
-from gpuml.base.loading import load
-from gpuml.cluster.submission import check_code, prepare, send, submit
+from gpuml.cluster.checks import check_code
+from gpuml.cluster.sending import send
+from gpuml.cluster.submission import prepare, submit
 from gpuml.jobs.bundle import pack
 from gpuml.jobs.resolve import lacking
 

@@ -21,9 +21,10 @@ from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 from .answers import PATIENCE, ApiServer, NoServer, plainly
 from .facts import is_ours
+from .gpus import Snapshot
 from .local import LocalJob, jobs_folder, local_job
 from .manifest import PREFIX
-from .objects import JOBS, PODS, events_about, events_in, gpu_holders
+from .objects import JOBS, PODS, events_about, events_in, snapshot_of
 from .projects import is_named, short_names
 from .remote import ClusterJob, cluster_job, progress_of
 from .state import Seen, explain
@@ -83,9 +84,9 @@ def cluster_jobs(
     pool: ThreadPoolExecutor,  # that reads the logs
 ) -> list[tuple[ClusterJob, State]]:
     "The jobs of a namespace with their states, newest first: five requests, and the logs of those that run"
-    seen = _see_namespace(api, config, name)
-    seen = sorted(seen, key=lambda one: one.job["metadata"]["creationTimestamp"], reverse=True)
-    jobs = [(cluster_job(one.job, api, config.data.endpoint), explain(one)) for one in seen]
+    looks = _see_namespace(api, config, name)
+    looks.sort(key=lambda look: look.job["metadata"]["creationTimestamp"], reverse=True)
+    jobs = [(cluster_job(look.job, api, config.data.endpoint), explain(look)) for look in looks]
     at_work = [(job, state) for job, state in jobs if state.phase == "running"][:100]
     for (_, state), progress in zip(at_work, pool.map(lambda pair: progress_of(*pair), at_work)):
         state.progress = progress
@@ -100,13 +101,13 @@ def _see_namespace(api: ApiServer, config: Config, name: str | None) -> list[See
         jobs = [job for job in api.items(JOBS.format(namespace), **chosen) if is_ours(job)]
         pods = api.items(PODS.format(namespace), **chosen)
         is_pending = any(p["status"].get("phase") == "Pending" for p in pods)
-        nodes, holders = gpu_holders(api, namespace) if is_pending else (None, [])
+        snapshot = snapshot_of(api, namespace) if is_pending else Snapshot()
         events = events_in(api, namespace) if is_pending else []
     by_run: dict[str, list[dict[str, Any]]] = {}
     for pod in pods:
         by_run.setdefault(pod["metadata"]["labels"].get(f"{PREFIX}/run", ""), []).append(pod)
     named = [(job, job["metadata"]["name"], by_run.get(job["metadata"]["name"], [])) for job in jobs]
-    return [Seen(job, own, events_about(events, run, own), nodes, holders) for job, run, own in named]
+    return [Seen(job, own, events_about(events, run, own), snapshot) for job, run, own in named]
 
 # %% ../../nbs/cluster/46_jobs.ipynb #ab387197
 def local_jobs(

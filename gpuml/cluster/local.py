@@ -23,12 +23,12 @@ import psutil
 
 from ..base.config import Config
 from ..base.storage import Storage, write_json
+from .ending import cancelled
 from .facts import job_facts
 from .logs import last_progress
 from .manifest import PREFIX
 from .pod import time_of
 from .projects import project_key, project_of
-from .state import cancelled
 from ..jobs.handle import OVER, Job, State, owner, read_json
 
 # %% ../../nbs/cluster/40_local.ipynb #7590dff8

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTAINER', 'WORK', 'S3_KEYS', 'PREFIX', 'slug', 'run_id', 'failure_policy', 'verdict', 'Source', 'manifest', 'yaml',
-           'grace_seconds']
+           'rename_run', 'grace_seconds']
 
 # %% ../../nbs/cluster/10_manifest.ipynb #1f0ede41
 import math
@@ -221,6 +221,21 @@ def yaml(
     writer.representer.ignore_aliases = lambda data: True
     writer.dump_all(manifests, out)
     return out.getvalue()
+
+# %% ../../nbs/cluster/10_manifest.ipynb #c52978b0
+def rename_run(
+    manifest: dict[str, Any],
+    run: str,  # run id
+) -> None:
+    "Another run id, wherever it stands"
+    before = manifest["metadata"]["name"]
+    manifest["metadata"]["name"] = run
+    for labels in (manifest["metadata"]["labels"], manifest["spec"]["template"]["metadata"]["labels"]):
+        labels.update({f"{PREFIX}/run": run, "app.kubernetes.io/instance": run})
+    place = manifest["metadata"]["annotations"][f"{PREFIX}/output"]
+    manifest["metadata"]["annotations"][f"{PREFIX}/output"] = f"{place.removesuffix(before)}{run}"
+    command = manifest["spec"]["template"]["spec"]["containers"][0]["command"]
+    command[command.index("--run") + 1] = run
 
 # %% ../../nbs/cluster/10_manifest.ipynb #e1719254
 def grace_seconds(

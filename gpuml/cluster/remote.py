@@ -16,12 +16,13 @@ from typing import Any
 from ..base.errors import OutputError
 from ..base.storage import Storage
 from .answers import ApiServer, NoServer, NotThere, plainly
+from .ending import cancelled
 from .facts import job_facts
 from .logs import follow_pods, last_progress, read_log
 from .manifest import PREFIX
-from .objects import JobAddress, events_about, events_in, gpu_holders, nodes_of
+from .objects import JobAddress, events_about, events_in, nodes_of, snapshot_of
 from .pod import time_of
-from .state import Seen, cancelled, explain
+from .state import Seen, explain
 from .watch import WATCH_SECONDS, watched, watches_of
 from ..jobs.handle import Job, State, owner, read_json
 
@@ -85,16 +86,16 @@ def look_at(
 ) -> State:
     "Phase and cause of a Job, from what the API server and storage have of it"
     pods = handle.at.pods()
-    seen = Seen(job, pods)
-    phase = explain(seen).phase
+    look = Seen(job, pods)
+    phase = explain(look).phase
     if phase in ("failed", "cancelled", "released", "waiting"):
-        seen.outcome = handle.outcome()
+        look.outcome = handle.outcome()
     if phase == "running":
-        seen.nodes = nodes_of(handle.api, pods)
+        look.snapshot = nodes_of(handle.api, pods)
     elif phase not in ("succeeded", "failed", "cancelled", "released"):
-        seen.events = events_about(events_in(handle.api, handle.namespace), handle.run_id, pods)
-        seen.nodes, seen.holders = gpu_holders(handle.api, handle.namespace)
-    state = explain(seen)
+        look.events = events_about(events_in(handle.api, handle.namespace), handle.run_id, pods)
+        look.snapshot = snapshot_of(handle.api, handle.namespace)
+    state = explain(look)
     if state.phase == "running":
         state.progress = progress_of(handle, state)
     return state

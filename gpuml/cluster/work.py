@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 
 from ..base.storage import write_json
+from .ending import cancelled, ending
 from .local import STATE_FILE, local_outcome, local_state
 from .manifest import PREFIX, verdict
-from .state import Seen, cancelled, ending
 
 # %% ../../nbs/cluster/42_work.ipynb #a63c4799
 @dataclass
@@ -85,37 +85,37 @@ def _is_over(job: Work, code: int) -> bool:
     "Whether the job is over with an attempt of this exit code: if not, the time of the next one has come"
     rule = verdict(job.manifest, code)
     job.attempts[-1]["verdict"] = rule
-    how = ending({"exitCode": code}, Seen(job.manifest, [], outcome=local_outcome(job.manifest)))
+    end = ending({"exitCode": code}, job.manifest, local_outcome(job.manifest))
     failures = sum(a.get("verdict") == "Count" for a in job.attempts)
     if rule == "Complete":
         job.end("succeeded", "")
     elif job.end_phase:
-        job.end(job.end_phase, _end_words(job, how))
+        job.end(job.end_phase, _end_words(job, end))
     elif rule == "FailJob":
-        job.end("failed", how)
+        job.end("failed", end)
     elif failures > job.manifest["spec"]["backoffLimit"]:
-        job.end("failed", f"gave up after {failures} failures; the last: {how}")
+        job.end("failed", f"gave up after {failures} failures; the last: {end}")
     else:
-        return _pause(job, how)
+        return _pause(job, end)
     return True
 
 
-def _pause(job: Work, how: str) -> bool:
+def _pause(job: Work, end: str) -> bool:
     "Wait for the next attempt; whether the job has ended in the meantime"
     pause = min(600, 2 ** (len(job.attempts) - 1))
-    job.write("waiting", f"{how}; the next attempt starts in {pause} s")
+    job.write("waiting", f"{end}; the next attempt starts in {pause} s")
     until = min(time.time() + pause, job.deadline)
     while time.time() < until and not job.end_phase:
         time.sleep(0.1)
     if job.end_phase:
-        job.end(job.end_phase, _end_words(job, f"between two attempts; {how}"))
+        job.end(job.end_phase, _end_words(job, f"between two attempts; {end}"))
     return bool(job.end_phase)
 
 
-def _end_words(job: Work, how: str) -> str:
+def _end_words(job: Work, end: str) -> str:
     "How a job ended that was to end"
     if job.end_phase == "failed":
-        return f"ended by its deadline; {how}"
+        return f"ended by its deadline; {end}"
     return cancelled(job.manifest["metadata"]["annotations"][f"{PREFIX}/output"], local_outcome(job.manifest))
 
 # %% ../../nbs/cluster/42_work.ipynb #91108760

@@ -259,12 +259,12 @@ def idle(
     arguments: argparse.Namespace,  # namespaces, prometheus, release, every
 ) -> int:
     "`gpuml idle NAMESPACE=WARN/RELEASE …`: who holds GPUs without using them; with `--release`, warn and release"
-    from gpuml.cluster import idle
+    from gpuml.cluster import idle, usage
     from gpuml.cluster.api import Api
 
     if arguments.every is not None and not (arguments.release and 1 <= arguments.every <= 300):
         raise ConfigError("--every: goes with --release, and is 1 to 300 seconds")
-    named = idle.limits(arguments.namespaces)
+    named = usage.limits(arguments.namespaces)
     api, prometheus = Api(), arguments.prometheus
     if not arguments.release:
         print(idle.look(api, prometheus, named))
