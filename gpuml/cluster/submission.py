@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .elsewhere import check_places, data_here, for_here, for_pods
-
 from ..base.config import Config
 from ..base.errors import ClusterError, ConfigError, GpumlError
 from ..base.storage import Storage
@@ -22,6 +20,7 @@ from . import manifest as job
 from .admission import answering, check_cluster
 from .answers import ApiServer
 from .checks import check_code, check_here, check_kernel
+from .elsewhere import check_places, data_here, for_here, for_pods
 from .findings import Finding, Findings
 from .jobs import own_folders
 from .local import jobs_folder
