@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gpuml.base.errors import GpumlError, NotebookError
+from gpuml.base.loading import load
 from gpuml.cluster.checks import check_code
 from gpuml.cluster.sending import send
 from gpuml.cluster.submission import prepare, submit

@@ -24,26 +24,26 @@ def check_cluster(
     manifest: dict[str, Any],
 ) -> Findings:
     "The checks that the cluster answers: permission, priority class, GPUs, and whether it accepts the manifest"
-    found, c = Findings(), config.compute
-    found.add("permission", lambda: _check_permission(api, c.namespace))
-    found.add("priority class", lambda: _check_priority(api, c.priority_class, c.namespace))
-    found.add("GPUs", lambda: _check_gpus(api, c.gpus, c.gpu_resource))
-    found.add("manifest", lambda: _check_manifest(api, manifest))
-    return found
+    findings, c = Findings(), config.compute
+    findings.add("permission", lambda: _check_permission(api, c.namespace))
+    findings.add("priority class", lambda: _check_priority(api, c.priority_class, c.namespace))
+    findings.add("GPUs", lambda: _check_gpus(api, c.gpus, c.gpu_resource))
+    findings.add("manifest", lambda: _check_manifest(api, manifest))
+    return findings
 
-
+# %% ../../nbs/cluster/53_admission.ipynb #63f9ea2a
 def answering(api: ApiServer) -> ApiServer:
     "The same, once its server has answered; raises `ClusterError` where it does not"
     with suppress(Answer):  # what it refuses is said by the checks
         api.request("GET", "/version")
     return api
 
-
+# %% ../../nbs/cluster/53_admission.ipynb #0cb792bb
 def _check_permission(api: ApiServer, namespace: str) -> str:
     "Whether this user may make and follow jobs"
-    wanted = [("batch", "jobs", "create"), ("batch", "jobs", "get"), ("", "pods", "list"), ("", "pods/log", "get")]
+    rights = [("batch", "jobs", "create"), ("batch", "jobs", "get"), ("", "pods", "list"), ("", "pods/log", "get")]
     lacking = []
-    for group, resource, verb in wanted:
+    for group, resource, verb in rights:
         name, _, part = resource.partition("/")
         attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": name, "subresource": part}
         review = {
@@ -52,8 +52,8 @@ def _check_permission(api: ApiServer, namespace: str) -> str:
             "spec": {"resourceAttributes": attributes},
         }
         with plainly("permission"):
-            told = json.loads(api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review))
-        if not told["status"].get("allowed"):
+            answer = json.loads(api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review))
+        if not answer["status"].get("allowed"):
             lacking.append(f"{verb} {resource}")
     if lacking:
         raise ClusterError(
@@ -62,12 +62,12 @@ def _check_permission(api: ApiServer, namespace: str) -> str:
         )
     return f"may make jobs in {namespace}"
 
-
+# %% ../../nbs/cluster/53_admission.ipynb #59be2429
 def _check_priority(api: ApiServer, name: str, namespace: str) -> str:
     "Whether the class exists, and no quota keeps it out of the namespace"
     try:
-        found = api.get(f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}")
-        if found is None:
+        priority = api.get(f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}")
+        if priority is None:
             raise ClusterError(
                 f"the cluster has no PriorityClass {name}; an administrator makes it, or compute.priority_class names another"
             )
@@ -79,9 +79,9 @@ def _check_priority(api: ApiServer, name: str, namespace: str) -> str:
                 )
     except Answer as e:
         raise Unknown(f"{name}: {e}") from None
-    return f"{name} ({found['value']:,})"
+    return f"{name} ({priority['value']:,})"
 
-
+# %% ../../nbs/cluster/53_admission.ipynb #38ef6368
 def _keeps_out(quota: dict[str, Any], name: str) -> bool:
     "Whether a quota allows no pod of a class"
     scopes = quota["spec"].get("scopeSelector", {}).get("matchExpressions", [])
@@ -90,20 +90,20 @@ def _keeps_out(quota: dict[str, Any], name: str) -> bool:
     return ours and quota["spec"].get("hard", {}).get("pods") == "0"
 
 
-def _check_gpus(api: ApiServer, wanted: int, resource: str) -> str:
+def _check_gpus(api: ApiServer, count: int, resource: str) -> str:
     "Whether any node is large enough"
     try:
         nodes = api.items("/api/v1/nodes")
     except Answer as e:
-        raise Unknown(f"{wanted} of {resource}: {e}") from None
+        raise Unknown(f"{count} of {resource}: {e}") from None
     have = {name: count for name, (_, count) in take_snapshot(nodes).free(resource).items()}
     most = max(have, key=have.get, default="")
-    if wanted > have.get(most, 0):
+    if count > have.get(most, 0):
         largest = f"the largest node, {most}, has {have[most]}" if most else f"no node has any {resource}"
-        raise ClusterError(f"compute.gpus: {wanted} never fit: {largest}")
-    return f"{wanted} of {sum(have.values())} {resource}"
+        raise ClusterError(f"compute.gpus: {count} never fit: {largest}")
+    return f"{count} of {sum(have.values())} {resource}"
 
-
+# %% ../../nbs/cluster/53_admission.ipynb #f790ee5e
 def _check_manifest(api: ApiServer, manifest: dict[str, Any]) -> str:
     "Whether the API server would accept the Job"
     path = JOBS.format(manifest["metadata"]["namespace"])

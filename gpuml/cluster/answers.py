@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'PAUSES', 'Answer', 'NoAnswer', 'check_answer', 'read_object', 'Patience', 'NotThere', 'ApiServer',
-           'NoServer', 'plainly']
+           'NoServer', 'NoCluster', 'plainly']
 
 # %% ../../nbs/cluster/25_answers.ipynb #19dbf5ec
 import json
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from html import unescape
 from typing import Any, Protocol
 
-from ..base.errors import ClusterError
+from ..base.errors import ClusterError, Exit
 
 # %% ../../nbs/cluster/25_answers.ipynb #9e63a0b2
 class Answer(Exception):
@@ -148,6 +148,14 @@ class NoServer:
 
     stream = delete = request
 
+# %% ../../nbs/cluster/25_answers.ipynb #2838767b
+class NoCluster(ClusterError):
+    "There is no cluster to talk to"
+
+    def __init__(self, problem: str):
+        super().__init__(f"no cluster: {problem}")
+        self.problem = problem
+
 # %% ../../nbs/cluster/25_answers.ipynb #4027a4a9
 @contextmanager
 def plainly(
@@ -161,8 +169,9 @@ def plainly(
         if e.status == 401:
             login = f"`{context}`" if context else "the current context"
             raise ClusterError(
-                f"{subject}: the cluster does not accept your login ({login} of the kubeconfig); log in again", 77
+                f"{subject}: the cluster does not accept your login ({login} of the kubeconfig); log in again",
+                Exit.NOT_PERMITTED,
             ) from None
         if e.status == 403:
-            raise ClusterError(f"{subject}: not permitted: {e}", 77) from None
+            raise ClusterError(f"{subject}: not permitted: {e}", Exit.NOT_PERMITTED) from None
         raise ClusterError(f"{subject}: {e}") from None

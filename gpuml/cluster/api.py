@@ -21,7 +21,7 @@ from kubernetes import client, config
 from urllib3.exceptions import HTTPError
 
 from ..base.errors import ClusterError
-from .answers import PATIENCE, Answer, NoAnswer, NotThere, Patience, check_answer, read_object
+from .answers import PATIENCE, Answer, NoAnswer, NoCluster, NotThere, Patience, check_answer, read_object
 
 # %% ../../nbs/cluster/28_api.ipynb #82a3388e
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def connect(
         try:
             config.load_incluster_config(client_configuration=settings)
         except config.ConfigException:
-            raise ClusterError(f"no cluster: {problem}") from None
+            raise NoCluster(problem) from None
     settings.retries = False
     return Connection(settings, client.ApiClient(settings).rest_client.pool_manager)
 
-
+# %% ../../nbs/cluster/28_api.ipynb #9572a235
 def _kubeconfig_problem(e: Exception, named: str | None) -> str:
     "Why there is no cluster to talk to, by what the library says of the kubeconfig"
     if "No configuration found" in str(e):
@@ -126,7 +126,7 @@ class Sender:
 
     def send(self, request: Request) -> Any:
         "The answer; raises `Answer`, and `ClusterError` where there is none"
-        begun = time.monotonic()
+        start = time.monotonic()
         limit = Patience(self._patience)
         while True:
             login = self._connection.login()
@@ -137,7 +137,7 @@ class Sender:
                 if status == 401 and self._renew(login):
                     continue
                 wish = None if isinstance(e, HTTPError) else e.retry_after
-                pause = limit.pause(time.monotonic() - begun, wish)
+                pause = limit.pause(time.monotonic() - start, wish)
                 if pause is None or not limit.again(status):
                     raise failure(e, self.server) from None
             except OSError as e:

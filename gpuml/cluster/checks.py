@@ -21,12 +21,12 @@ def check_here(
     path: Path,  # the notebook
 ) -> Findings:
     "The checks that need no cluster: notebook, data, output, tracking"
-    found = Findings()
-    found.add("notebook", lambda: _check_notebook(path, config))
-    found.add("data", lambda: _check_data(config))
-    found.add("output", lambda: _check_output(config))
-    found.add("tracking", lambda: _check_tracking(config))
-    return found
+    findings = Findings()
+    findings.add("notebook", lambda: _check_notebook(path, config))
+    findings.add("data", lambda: _check_data(config))
+    findings.add("output", lambda: _check_output(config))
+    findings.add("tracking", lambda: _check_tracking(config))
+    return findings
 
 
 def _check_notebook(path: Path, config: Config) -> str:
@@ -36,7 +36,7 @@ def _check_notebook(path: Path, config: Config) -> str:
     notebook.check_parameters(path, {"config": config.name})
     return "; ".join([str(path), *contract.notes(path)])
 
-
+# %% ../../nbs/cluster/52_checks.ipynb #56bf2774
 def _check_data(config: Config) -> str:
     "Whether the files are there, and their first rows are right"
     from gpuml.data.files import find_files
@@ -53,7 +53,7 @@ def _check_data(config: Config) -> str:
         job.refuse()
     return f"{count:,} file{'s' * (count != 1)}, {size / 1e6:,.1f} MB; the first rows are right"
 
-
+# %% ../../nbs/cluster/52_checks.ipynb #1eff146d
 def _check_output(config: Config) -> str:
     "Whether it can be written"
     trial = (

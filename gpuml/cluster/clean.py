@@ -39,7 +39,7 @@ class Item:
 
     kind: str  # one of `KINDS`
     path: Path
-    what: str  # as a person reads it
+    label: str  # as a person reads it
     size: int  # bytes
     used: float  # time.time() when it was last written or read
     certified: bool = False  # a finished run, which is removed only where it is named
@@ -50,8 +50,8 @@ class Item:
         "Of the run or job; of something in a cache, the file's"
         return self.path.name
 
-
-def _item(kind: str, path: Path, what: str, **more: object) -> Item:
+# %% ../../nbs/cluster/70_clean.ipynb #d820de2f
+def _item(kind: str, path: Path, label: str, **facts: object) -> Item:
     "An item with its size and its last use: of data that is made again, also when it was read"
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not p.is_symlink()]
     stats = []
@@ -59,9 +59,9 @@ def _item(kind: str, path: Path, what: str, **more: object) -> Item:
         with suppress(FileNotFoundError):  # what is at work replaces its files
             stats.append(file.stat())
     if not stats:
-        return Item(kind, path, what, 0, path.stat().st_mtime, **more)
+        return Item(kind, path, label, 0, path.stat().st_mtime, **facts)
     size, used = sum(s.st_size for s in stats), max(max(s.st_mtime, s.st_atime * (kind == "caches")) for s in stats)
-    return Item(kind, path, what, size, used, **more)
+    return Item(kind, path, label, size, used, **facts)
 
 # %% ../../nbs/cluster/70_clean.ipynb #f8a4f70c
 RUN_FILES = (
@@ -83,26 +83,26 @@ def _run_item(folder: Path, busy: set[str]) -> Item | None:
         return None
     others = [p.name for p in sorted(folder.iterdir()) if p.name not in RUN_FILES and not _ASIDE.fullmatch(p.name)]
     certified = (folder / "certificate.json").is_file()
-    what = (
+    label = (
         "certified"
         if certified
         else f"not finished: {(record and record.reason) or facts.get('reason') or 'interrupted'}"
     )
-    kept = f"has files that gpuml did not make: {', '.join(others[:3])}" if others else ""
+    reason = f"has files that gpuml did not make: {', '.join(others[:3])}" if others else ""
     if record and record.alive():
-        kept = "is at work" if record.host == this_host() else f"is at work on {record.host}, by its record"
+        reason = "is at work" if record.host == tracking.this_host() else f"is at work on {record.host}, by its record"
     if any(folder.name == run or re.fullmatch(rf"{re.escape(run)}-\d+", folder.name) for run in busy):
-        kept = "its job is at work"
-    return _item("runs", folder, f"run, {what}", certified=certified, kept=kept)
+        reason = "its job is at work"
+    return _item("runs", folder, f"run, {label}", certified=certified, kept=reason)
 
-
+# %% ../../nbs/cluster/70_clean.ipynb #3db32c73
 def runs(
     folder: Path,  # that has a folder for each run
     busy: set[str] = frozenset(),  # jobs at work
 ) -> list[Item]:
     "The runs that lie in a folder, and nothing else that does"
-    there = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    return [item for one in there if (item := _run_item(one, busy))]
+    folders = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    return [item for path in folders if (item := _run_item(path, busy))]
 
 # %% ../../nbs/cluster/70_clean.ipynb #e59a5924
 def _job_items(configs: list[Config]) -> list[Item]:
@@ -115,9 +115,9 @@ def _job_items(configs: list[Config]) -> list[Item]:
             for path in sorted(folder.iterdir())
             if path.name not in JOB_FILES and not _ASIDE.fullmatch(path.name)
         ]
-        kept = f"has files that gpuml did not make: {', '.join(foreign[:3])}" if foreign else ""
-        kept = "is at work" if _at_work(folder) else kept
-        items.append(_item("jobs", folder, f"record of a job, {local_state(folder)['phase']}", kept=kept))
+        reason = f"has files that gpuml did not make: {', '.join(foreign[:3])}" if foreign else ""
+        reason = "is at work" if _at_work(folder) else reason
+        items.append(_item("jobs", folder, f"record of a job, {local_state(folder)['phase']}", kept=reason))
     return items
 
 
@@ -126,7 +126,7 @@ def _at_work(folder: Path) -> bool:
     state = local_state(folder)
     return state["phase"] not in OVER and works(state)
 
-
+# %% ../../nbs/cluster/70_clean.ipynb #fbc5a35f
 def _records(configs: list[Config]) -> list[Path]:
     "The job.json of all jobs on this machine, whichever project's"
     roots = {jobs_folder(config).parent for config in configs}
@@ -136,12 +136,12 @@ def _records(configs: list[Config]) -> list[Path]:
 def _bundles(config: Config, records: list[Path]) -> list[Item]:
     "What jobs executed, where no job of any project on this machine needs it to go on"
     needed = set()
-    for made in records:
-        if local_state(made.parent)["phase"] not in OVER:
+    for record in records:
+        if local_state(record.parent)["phase"] not in OVER:
             with suppress(OSError, ValueError, KeyError):
-                needed.add(Path(json.loads(made.read_text())["metadata"]["annotations"][f"{PREFIX}/bundle"]).name)
-    there = sorted((config.path(config.output) / ".bundles").glob("*.tar.gz"))
-    named = [p for p in there if re.fullmatch(r"[0-9a-f]{16}\.tar\.gz", p.name) and p.name not in needed]
+                needed.add(Path(json.loads(record.read_text())["metadata"]["annotations"][f"{PREFIX}/bundle"]).name)
+    archives = sorted((config.path(config.output) / ".bundles").glob("*.tar.gz"))
+    named = [p for p in archives if re.fullmatch(r"[0-9a-f]{16}\.tar\.gz", p.name) and p.name not in needed]
     return [_item("jobs", p, "bundle of a job") for p in named]
 
 # %% ../../nbs/cluster/70_clean.ipynb #c01e85ad
@@ -155,13 +155,13 @@ _PARTS = {  # of a cache: the file in each folder that only gpuml writes, and wh
 
 def _caches(cache: Path, in_use: set[Path]) -> Iterator[Item]:
     "What is made again where it is missing: prepared data and begun predictions, of all projects on this machine"
-    for part, (mark, what) in _PARTS.items():
+    for part, (mark, label) in _PARTS.items():
         for folder in sorted((cache / part).glob("*")):
             if re.fullmatch(r"[0-9a-f]{32}", folder.name) and (folder / mark).is_file() and not folder.is_symlink():
-                kept = "is in use" if any(path.is_relative_to(folder) for path in in_use) else ""
-                yield _item("caches", folder, what, kept=kept)
+                reason = "is in use" if any(path.is_relative_to(folder) for path in in_use) else ""
+                yield _item("caches", folder, label, kept=reason)
 
-
+# %% ../../nbs/cluster/70_clean.ipynb #24cbf838
 def runs_folder(
     config: Config,
 ) -> Path:
@@ -170,19 +170,19 @@ def runs_folder(
         return config.path(config.data.cache) / "runs" / fingerprint(config.output.rstrip("/"))[:16]
     return config.path(config.output)
 
-
+# %% ../../nbs/cluster/70_clean.ipynb #4dda613b
 def files_in_use(
     below: Path,
 ) -> set[Path]:
     "Files below a folder that a process of this machine has open or mapped, as far as this user may see"
     import psutil
 
-    found = set()
+    paths_in_use = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             paths = [m.path for m in process.memory_maps()] + [f.path for f in process.open_files()]
-            found |= {Path(p) for p in paths if p.startswith(f"{below}{os.sep}")}
-    return found
+            paths_in_use |= {Path(p) for p in paths if p.startswith(f"{below}{os.sep}")}
+    return paths_in_use
 
 # %% ../../nbs/cluster/70_clean.ipynb #e6e7fc2b
 def survey(
@@ -225,7 +225,7 @@ class Plan:
         return sum(item.size for item in self.items)
 
     def __repr__(self):
-        rows = [(_shown(item), size_text(item.size), _days(item.used), item.what) for item in _largest(self.items)]
+        rows = [(_shown(item), size_text(item.size), _days(item.used), item.label) for item in _largest(self.items)]
         lines = [Table(("", "size", "last used", "what"), rows).text()] if self.items else []
         rest = len(self.items) - len(rows)
         lines += [f"… and {rest:,} more"] if rest else []
@@ -236,7 +236,7 @@ class Plan:
             lines += [f"{runs_stay}, {size}: such a run goes where it is named ({self.certified[0].name})"]
         return "\n".join([*lines, f"{len(self.items):,} to remove, {size_text(self.size)}"])
 
-
+# %% ../../nbs/cluster/70_clean.ipynb #beb1174e
 def _largest(items: list[Item], most: int = 30) -> list[Item]:
     "Runs and jobs one by one, and of the caches the largest"
     return sorted(items, key=lambda item: (KINDS.index(item.kind), -item.size))[:most]
@@ -245,7 +245,7 @@ def _largest(items: list[Item], most: int = 30) -> list[Item]:
 def _shown(item: Item) -> str:
     return item.name if item.kind != "caches" else f"{item.path.parent.name}/{item.name[:12]}"
 
-
+# %% ../../nbs/cluster/70_clean.ipynb #e921d32f
 def size_text(
     size: int,  # bytes
 ) -> str:
@@ -265,11 +265,11 @@ def age(
     text: str,  # 30d, 12h, 0
 ) -> float:
     "Seconds; raises `ConfigError`"
-    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)(d|h|)", text)):
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)(d|h|)", text)):
         raise ConfigError(f"--older {text}: must be days or hours, such as 30d or 12h")
-    return float(found[1]) * (3600 if found[2] == "h" else 86_400)
+    return float(match[1]) * (3600 if match[2] == "h" else 86_400)
 
-
+# %% ../../nbs/cluster/70_clean.ipynb #9bba7090
 def plan(
     items: list[Item],
     words: Iterable[str] = (),  # kinds, and names of runs and jobs; none: all kinds
@@ -295,14 +295,14 @@ def _is_named(item: Item, name: str) -> bool:
 
 # %% ../../nbs/cluster/70_clean.ipynb #c110ba39
 def both(
-    shown: Plan,
+    earlier: Plan,
     now: Plan,
 ) -> Plan:
     "Of what was shown, what is still to go"
     paths = {item.path for item in now.items}
-    return replace(shown, items=[item for item in shown.items if item.path in paths])
+    return replace(earlier, items=[item for item in earlier.items if item.path in paths])
 
-
+# %% ../../nbs/cluster/70_clean.ipynb #21c2609d
 _GONE = ".gpuml-removed-"  # what is being removed has this name first: a whole thing is there, or nothing
 
 
@@ -323,7 +323,7 @@ def remove(
         say(f"removed {_shown(item)}, {size_text(item.size)}")
     return freed
 
-
+# %% ../../nbs/cluster/70_clean.ipynb #db43f3e1
 def finish(
     folders: Iterable[Path],  # `places`
 ) -> int:

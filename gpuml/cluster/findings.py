@@ -16,12 +16,12 @@ from ..base.errors import DataError, GpumlError
 class Finding:
     "One check: what was looked at, and what was found"
 
-    what: str
+    subject: str
     good: bool | None  # none: can't be checked from here
     text: str = ""
     exit_code: int = 0
 
-
+# %% ../../nbs/cluster/51_findings.ipynb #d49578e2
 class Findings(list):
     "The checks of a submission; shows itself as a list with ticks"
 
@@ -30,19 +30,19 @@ class Findings(list):
         "What keeps the job from being sent"
         return [f for f in self if f.good is False]
 
-    def add(self, what: str, check: Callable[[], str | None]) -> None:
+    def add(self, subject: str, check: Callable[[], str | None]) -> None:
         "One more check: a function that returns a remark, or raises `GpumlError`"
         try:
-            self.append(Finding(what, True, check() or ""))
+            self.append(Finding(subject, True, check() or ""))
         except Unknown as e:
-            self.append(Finding(what, None, str(e)))
+            self.append(Finding(subject, None, str(e)))
         except GpumlError as e:
-            self.append(Finding(what, False, str(e), e.exit_code))
+            self.append(Finding(subject, False, str(e), e.exit_code))
 
     def __repr__(self):
         marks = {True: "✓", False: "✗", None: "?"}
-        return "\n".join(f"{marks[f.good]} {f.what}" + (f": {f.text}" if f.text else "") for f in self)
+        return "\n".join(f"{marks[f.good]} {f.subject}" + (f": {f.text}" if f.text else "") for f in self)
 
-
+# %% ../../nbs/cluster/51_findings.ipynb #8112192b
 class Unknown(Exception):
     "It can't be checked from here"

@@ -32,7 +32,7 @@ class Holder:
     uid: str = ""
     age: float = 0.0  # seconds since its newest pod was bound to a node
 
-
+# %% ../../nbs/cluster/60_holders.ipynb #f64d759b
 OWNER_PATHS = {
     "Job": "/apis/batch/v1/namespaces/{}/jobs/{}",
     "StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets/{}",
@@ -60,16 +60,16 @@ def holders(
         if own_gpus(claim.devices) and claim.node and not claim.is_ending:
             owners.setdefault(_owner(pod), []).append(pod)
     marks = (api.get(MARKS_PATH.format(namespace)) or {}).get("data") or {}
-    found = []
+    listed = []
     for (kind, name, uid), pods in owners.items():
         idle = [_idle(pod, points.get(pod["metadata"]["name"], []), at, step) for pod in pods]
         least = None if None in idle else min(idle)  # as idle as the busiest
         age, gpus = min(at - _bound(pod) for pod in pods), sum(own_gpus(pod_devices(pod["spec"])) for pod in pods)
         mark, started = _mark_of(api, namespace, kind, name, marks)
-        found.append(Holder(namespace, kind, name, gpus, least, mark, started, uid, age))
-    return found
+        listed.append(Holder(namespace, kind, name, gpus, least, mark, started, uid, age))
+    return listed
 
-
+# %% ../../nbs/cluster/60_holders.ipynb #948fa493
 def _owner(pod: dict[str, Any]) -> tuple[str, str, str]:
     "Kind, name and uid of what made it"
     meta = pod["metadata"]
@@ -90,16 +90,16 @@ def _idle(pod: dict[str, Any], points: list[tuple[float, float]], now: float, st
     since = idle_since([point for point in points if point[0] >= _bound(pod)], now, step)
     return None if since is None else now - since
 
-
+# %% ../../nbs/cluster/60_holders.ipynb #ddee63c9
 def _mark_of(api: ApiServer, namespace: str, kind: str, name: str, marks: dict[str, str]) -> tuple[IdleMark, str]:
     "What was said of it, and when a Job started"
     if kind == "Job":
-        made = api.get(OWNER_PATHS[kind].format(namespace, name)) or {"metadata": {}}
-        return _readable(idle_mark(made["metadata"])), made.get("status", {}).get("startTime") or ""
+        job = api.get(OWNER_PATHS[kind].format(namespace, name)) or {"metadata": {}}
+        return _readable(idle_mark(job["metadata"])), job.get("status", {}).get("startTime") or ""
     mark = read_mark(marks.get(name, ""))
     return (IdleMark() if mark.released else mark), ""  # what was released before this pod
 
-
+# %% ../../nbs/cluster/60_holders.ipynb #629ef326
 def read_mark(text: str) -> IdleMark:
     "As it stands in the ConfigMap; empty where it can't be read"
     try:

@@ -41,10 +41,10 @@ def decide(
         return "warn"  # also where the limits have changed
     if not ends:
         return ""
-    left = (time_of(mark.until) - now).total_seconds()
-    if not 0 <= 60 * (limit.release - limit.warn) - left <= holder.idle:
+    seconds_left = (time_of(mark.until) - now).total_seconds()
+    if not 0 <= 60 * (limit.release - limit.warn) - seconds_left <= holder.idle:
         return "warn"  # the warning is none of ours, or its GPU was used since then
-    return "release" if left <= 0 else ""
+    return "release" if seconds_left <= 0 else ""
 
 # %% ../../nbs/cluster/64_idle.ipynb #1293b70b
 def act(
@@ -64,16 +64,16 @@ def act(
         mark = IdleMark(mark.since, mark.until, _moment(now.timestamp()))
     else:
         return ""
-    said = "it uses its GPU again" if step == "withdraw" else mark_sentence(holder.kind, mark)
+    sentence = "it uses its GPU again" if step == "withdraw" else mark_sentence(holder.kind, mark)
     _note(api, holder, mark, now)
     if step == "release" and holder.kind == "StatefulSet":
         path = OWNER_PATHS["StatefulSet"].format(holder.namespace, holder.name)
         _patch(api, f"{path}/scale", {"metadata": {"uid": holder.uid}, "spec": {"replicas": 0}})
     reason = {"warn": "GPUIdle", "withdraw": "GPUUsed", "release": "GPUReleased"}[step]
-    _event(api, holder, reason, said, now)
-    return f"{holder.namespace}/{holder.name}: {said}"
+    _event(api, holder, reason, sentence, now)
+    return f"{holder.namespace}/{holder.name}: {sentence}"
 
-
+# %% ../../nbs/cluster/64_idle.ipynb #64954099
 def mark_sentence(
     kind: str,  # Job, StatefulSet or another one
     mark: IdleMark,
@@ -98,8 +98,8 @@ def _note(api: ApiServer, holder: Holder, mark: IdleMark, now: datetime) -> None
         notes = idle_notes(mark)
         change: dict[str, Any] = {"metadata": {"uid": holder.uid, "annotations": notes}}  # no other of the same name
         if mark.released:
-            begun = time_of(holder.started) or now
-            change["spec"] = {"activeDeadlineSeconds": max(1, int((now - begun).total_seconds()))}
+            start = time_of(holder.started) or now
+            change["spec"] = {"activeDeadlineSeconds": max(1, int((now - start).total_seconds()))}
         _patch(api, OWNER_PATHS["Job"].format(holder.namespace, holder.name), change)
     else:
         text = json.dumps(asdict(mark)) if mark.since else None
@@ -109,17 +109,17 @@ def _note(api: ApiServer, holder: Holder, mark: IdleMark, now: datetime) -> None
 def _patch(api: ApiServer, path: str, change: dict[str, Any]) -> None:
     api.request("PATCH", path, change, content_type="application/merge-patch+json")
 
-
-def _event(api: ApiServer, holder: Holder, reason: str, said: str, now: datetime) -> None:
+# %% ../../nbs/cluster/64_idle.ipynb #cdf38dd0
+def _event(api: ApiServer, holder: Holder, reason: str, sentence: str, now: datetime) -> None:
     "For `kubectl describe` and who collects events"
     path, at = f"/api/v1/namespaces/{holder.namespace}/events", _moment(now.timestamp())
     version = {"Job": "batch/v1", "StatefulSet": "apps/v1"}[holder.kind]
-    about = {"apiVersion": version, "kind": holder.kind, "namespace": holder.namespace, "name": holder.name}
+    subject = {"apiVersion": version, "kind": holder.kind, "namespace": holder.namespace, "name": holder.name}
     event = {
         "metadata": {"generateName": f"{holder.name}."},
-        "involvedObject": about,
+        "involvedObject": subject,
         "reason": reason,
-        "message": said,
+        "message": sentence,
     }
     event |= {"type": "Normal" if reason == "GPUUsed" else "Warning", "count": 1, "source": {"component": "gpuml-idle"}}
     api.request("POST", path, event | {"firstTimestamp": at, "lastTimestamp": at})
@@ -137,7 +137,7 @@ class Idle(list):
             rows.append((h.namespace, f"{h.kind} {h.name}", str(h.gpus), idle, mark_sentence(h.kind, h.mark)))
         return Table(("namespace", "held by", "GPUs", "without use", ""), rows).text()
 
-
+# %% ../../nbs/cluster/64_idle.ipynb #b13efc73
 def _each(named: dict[str, Limits], do: Callable[[str, Limits], None]) -> None:
     "Do it for each namespace, whatever becomes of the others; raises `ClusterError` with all that went wrong"
     failed, code = [], None
@@ -152,7 +152,7 @@ def _each(named: dict[str, Limits], do: Callable[[str, Limits], None]) -> None:
     if failed:
         raise ClusterError("; ".join(dict.fromkeys(failed)), code)
 
-
+# %% ../../nbs/cluster/64_idle.ipynb #1ad674b9
 def look(
     api: ApiServer,
     prometheus: str,  # address
@@ -160,11 +160,11 @@ def look(
     step: float = STEP,  # seconds
 ) -> Idle:
     "Who holds GPUs there, and for how long without use; raises `ClusterError`"
-    found = Idle()
-    _each(named, lambda space, limit: found.extend(holders(api, prometheus, space, limit, datetime.now(UTC), step)))
-    return found
+    idle = Idle()
+    _each(named, lambda space, limit: idle.extend(holders(api, prometheus, space, limit, datetime.now(UTC), step)))
+    return idle
 
-
+# %% ../../nbs/cluster/64_idle.ipynb #d8d6297d
 def release(
     api: ApiServer,
     prometheus: str,  # address
@@ -174,18 +174,18 @@ def release(
 ) -> None:
     "Warn, withdraw and release, once; raises `ClusterError` where that can't be done for all"
 
-    def there(namespace, limit):
-        found = holders(api, prometheus, namespace, limit, datetime.now(UTC), step)
-        for holder in found:
+    def in_namespace(namespace, limit):
+        listed = holders(api, prometheus, namespace, limit, datetime.now(UTC), step)
+        for holder in listed:
             if done := act(api, holder, limit, datetime.now(UTC)):
                 say(done)
-        if unknown := sum(h.idle is None and h.age > 10 * step for h in found):
-            why = f"Prometheus does not say how busy GPUs are of {unknown} of the {len(found)} that hold some"
-            raise ClusterError(f"{namespace}: {why}; they are left alone")
+        if unknown := sum(h.idle is None and h.age > 10 * step for h in listed):
+            reason = f"Prometheus does not say how busy GPUs are of {unknown} of the {len(listed)} that hold some"
+            raise ClusterError(f"{namespace}: {reason}; they are left alone")
 
-    _each(named, there)
+    _each(named, in_namespace)
 
-
+# %% ../../nbs/cluster/64_idle.ipynb #9142ef6e
 def keep_releasing(
     api: ApiServer,
     prometheus: str,  # address

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
-from ..base.errors import ClusterError, DataError
+from ..base.errors import ClusterError, DataError, Exit
 from ..base.place import is_s3
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
@@ -59,7 +59,7 @@ class JobList(list):
     def _repr_html_(self):
         return f"{self.table().html()}<div>{escape(self.note)}</div>"
 
-
+# %% ../../nbs/cluster/46_jobs.ipynb #d1370fef
 def _row(job: Job, state: State, now: datetime) -> tuple[str, ...]:
     facts = job.about
     age = age_text((now - state.started).total_seconds()) if state.started else ""
@@ -92,7 +92,7 @@ def cluster_jobs(
         state.progress = progress
     return jobs
 
-
+# %% ../../nbs/cluster/46_jobs.ipynb #df347528
 def _see_namespace(api: ApiServer, config: Config, name: str | None) -> list[Seen]:
     "What the API server has of each job in the config's namespace"
     namespace = config.compute.namespace
@@ -124,7 +124,7 @@ def local_jobs(
         job.elsewhere = names[Path(job.about["project"])]
     return ours, others
 
-
+# %% ../../nbs/cluster/46_jobs.ipynb #251ba70e
 def job_files(
     configs: list[Config],
 ) -> list[Path]:
@@ -132,7 +132,7 @@ def job_files(
     roots = {jobs_folder(config).parent for config in configs}  # jobs once had no folder for the project in it
     return [path for root in roots for pattern in ("*/job.json", "*/*/job.json") for path in sorted(root.glob(pattern))]
 
-
+# %% ../../nbs/cluster/46_jobs.ipynb #06170400
 def own_folders(
     config: Config,
 ) -> dict[str, Path]:
@@ -168,7 +168,7 @@ def jobs(
     listed.elsewhere = 0 if everyone else len(others)
     return listed
 
-
+# %% ../../nbs/cluster/46_jobs.ipynb #fe7caa04
 def _visible_jobs(
     context: str | None, configs: Iterable[Config], name: str | None, pool: ThreadPoolExecutor, patience: float
 ) -> list[tuple[ClusterJob, State]]:
@@ -182,7 +182,7 @@ def _visible_jobs(
         try:
             listed.append(cluster_jobs(api, config, name, pool))
         except ClusterError as e:
-            if e.exit_code != 77:
+            if e.exit_code != Exit.NOT_PERMITTED:
                 raise
             refusals.append(e)  # such as production's, for who only develops
     if not listed:
@@ -205,12 +205,14 @@ def find(
     if meant := [(job, state) for job, state in listed if _is_meant(job, owner)]:
         return _only(meant)
     if others := [job.address for job, _ in listed if job.address != job.run_id]:
-        raise ClusterError(f"no job {name} of this project; of another: {', '.join(others)}{away}", 66)
+        raise ClusterError(f"no job {name} of this project; of another: {', '.join(others)}{away}", Exit.NOT_FOUND)
     if stored := _find_stored(name, configs, not away):
         return stored
-    raise ClusterError(f"no job {name}: not on the cluster, not on this machine, and no output of it{away}", 66)
+    raise ClusterError(
+        f"no job {name}: not on the cluster, not on this machine, and no output of it{away}", Exit.NOT_FOUND
+    )
 
-
+# %% ../../nbs/cluster/46_jobs.ipynb #a78e2707
 def _find_stored(name: str, configs: list[Config], answers: bool) -> Job | None:
     "A job that only storage has; `answers`: whether the cluster does"
     for config in configs:
@@ -243,7 +245,7 @@ def _only(listed: list[tuple[Job, State]]) -> Job:
     candidates = [job for job, state in listed if not state.over] or [job for job, _ in listed]
     if len(candidates) > 1:
         names = " or ".join(f"{_group(job)}/{job.run_id}" for job in candidates)
-        raise ClusterError(f"{len(candidates)} jobs have the name {candidates[0].run_id}: say {names}", 78)
+        raise ClusterError(f"{len(candidates)} jobs have the name {candidates[0].run_id}: say {names}", Exit.BAD_CONFIG)
     return candidates[0]
 
 

@@ -70,12 +70,12 @@ def pieces_of_lines(
     "Lines with their line breaks, of what comes in any blocks"
     rest, held = [], 0
     for block in blocks:
-        first, newline, more = block.partition(b"\n")
+        first, newline, following = block.partition(b"\n")
         rest.append(first + newline)
         held += len(rest[-1])
         if newline or held >= longest:
             yield b"".join(rest)
-            *lines, last = more.split(b"\n")
+            *lines, last = following.split(b"\n")
             yield from (line + b"\n" for line in lines)
             rest, held = [last] if last else [], len(last)
     if rest:
@@ -129,11 +129,11 @@ def follow_pods(
     out: Callable[[str], None],
 ) -> None:
     "Print the logs of all attempts until the job is over; what it waits for in between, in brackets"
-    shown = State("")
+    printed = State("")
     positions: dict[str, Position] = {}  # by pod
     for state in states:
-        if str(state) != str(shown) and not state.phase == shown.phase == "running":
-            shown = state
+        if str(state) != str(printed) and not state.phase == printed.phase == "running":
+            printed = state
             out(f"[{job.run} {state}]\n")
         if state.pod and state.phase in ("running", "stopping", "succeeded", "failed"):
             print_log(job, state.pod, positions.setdefault(state.pod, Position()), out)

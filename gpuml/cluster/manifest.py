@@ -80,7 +80,7 @@ class Source:
     commit: str | None = None  # of git
     submission: str = ""  # a mark of this Job: its pods know their own certificate by it
 
-
+# %% ../../nbs/cluster/10_manifest.ipynb #82bfc816
 def manifest(
     config: Config,  # resolved
     run: str,  # run id
@@ -101,19 +101,19 @@ def manifest(
         "template": {"metadata": _scraped(labels, c.metrics_port), "spec": _pod(config, run, source, c.grace or grace)},
     }
     queue = {"kueue.x-k8s.io/queue-name": c.queue} if c.queue else {}
-    about = {
+    facts = {
         "notebook": source.notebook,
         "output": f"{config.output.rstrip('/')}/{run}",
         "tracking": config.tracking.uri,
     }
-    about |= {"owner": source.owner, "bundle": source.address} | ({"commit": source.commit} if source.commit else {})
+    facts |= {"owner": source.owner, "bundle": source.address} | ({"commit": source.commit} if source.commit else {})
     if labels[f"{PREFIX}/config"] != config.name:  # a label is short
-        about["config"] = config.name
-    notes = {f"{PREFIX}/{name}": text for name, text in about.items()}
+        facts["config"] = config.name
+    notes = {f"{PREFIX}/{name}": text for name, text in facts.items()}
     metadata = {"name": run, "namespace": c.namespace, "labels": labels | queue, "annotations": notes}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
-
+# %% ../../nbs/cluster/10_manifest.ipynb #bd291b7e
 def _scraped(labels: dict[str, str], port: int | None) -> dict[str, Any]:
     "The pod's labels, where Prometheus finds its metrics, and what is asked of sidecars that a cluster injects"
     metrics = {"prometheus.io/scrape": "true", "prometheus.io/port": str(port)} if port else {}
@@ -157,20 +157,20 @@ def _pod(config: Config, run: str, source: Source, grace: int) -> dict[str, Any]
         pod["imagePullSecrets"] = [{"name": name} for name in c.image_pull_secrets]
     return pod
 
-
+# %% ../../nbs/cluster/10_manifest.ipynb #17401beb
 def _toleration(text: str) -> dict[str, str]:
     "`KEY`, `KEY:EFFECT` or `KEY=VALUE:EFFECT` as Kubernetes has it"
     taint, _, effect = text.partition(":")
     key, equals, value = taint.partition("=")
-    how = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}
-    return {"key": key} | how | ({"effect": effect} if effect else {})
+    match = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}
+    return {"key": key} | match | ({"effect": effect} if effect else {})
 
 # %% ../../nbs/cluster/10_manifest.ipynb #7d32c909
 def _container(config: Config, run: str, source: Source) -> dict[str, Any]:
     "The one container, whose command is `gpuml run`"
     c = config.compute
     gpus = {c.gpu_resource: c.gpus} if c.gpus else {}
-    kept = {"memory": c.memory, "ephemeral-storage": c.disk}
+    amounts = {"memory": c.memory, "ephemeral-storage": c.disk}
     mounts = {"work": WORK, "tmp": "/tmp", "shm": "/dev/shm"}
     keys = [{"name": "s3-keys", "mountPath": S3_KEYS, "readOnly": True}] if c.s3_secret else []
     ports = [{"name": "metrics", "containerPort": c.metrics_port}] if c.metrics_port else []
@@ -181,7 +181,7 @@ def _container(config: Config, run: str, source: Source) -> dict[str, Any]:
         "workingDir": WORK,
         "env": _environment(config, source),
         **({"ports": ports} if ports else {}),
-        "resources": {"requests": {"cpu": c.cpu} | kept | gpus, "limits": kept | gpus},
+        "resources": {"requests": {"cpu": c.cpu} | amounts | gpus, "limits": amounts | gpus},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -191,7 +191,7 @@ def _container(config: Config, run: str, source: Source) -> dict[str, Any]:
         "volumeMounts": [{"name": name, "mountPath": path} for name, path in mounts.items()] + keys,
     }
 
-
+# %% ../../nbs/cluster/10_manifest.ipynb #71b93f60
 def _environment(config: Config, source: Source) -> list[dict[str, Any]]:
     "Plain variables, and S3 keys from the Secret"
     c = config.compute

@@ -54,7 +54,7 @@ def _states(pod: dict[str, Any], part: str = "containerStatuses") -> dict[str, d
     "The state of each container by its name: `waiting`, `running` or `terminated`"
     return {status["name"]: status.get("state") or {} for status in pod.get("status", {}).get(part) or []}
 
-
+# %% ../../nbs/cluster/15_pod.ipynb #e2dc85bb
 def training_state(
     pod: dict[str, Any],
 ) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _beside(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
     name = training_container(pod.get("spec", {})).get("name", CONTAINER)
     return {other: state for other, state in _states(pod).items() if other != name}
 
-
+# %% ../../nbs/cluster/15_pod.ipynb #1ee8500c
 def runs_on(
     pod: dict[str, Any],
 ) -> list[str]:
@@ -75,7 +75,7 @@ def runs_on(
     ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed") or "terminated" not in training_state(pod)
     return [] if ended else [name for name, state in _beside(pod).items() if "running" in state]
 
-
+# %% ../../nbs/cluster/15_pod.ipynb #97f17715
 def failed_beside(
     pod: dict[str, Any],
 ) -> str:
@@ -107,13 +107,13 @@ def held_by_sidecars(
     "That containers hold the GPU of a pod whose training has ended, and what to do; empty where none does"
     if not (names := runs_on(pod)):
         return ""
-    one = len(names) == 1
+    single = len(names) == 1
     subject = (
         f"its container {names[0]} runs on and holds"
-        if one
+        if single
         else f"its containers {' and '.join(names)} run on and hold"
     )
-    lacks = f", and there is no next attempt while {'it does' if one else 'they do'}" if waits else ""
+    lacks = f", and there is no next attempt while {'it does' if single else 'they do'}" if waits else ""
     return f"{subject} the GPU{lacks}; `gpuml cancel {run}` frees it; for good, {remedy(names[0])}"
 
 # %% ../../nbs/cluster/15_pod.ipynb #ecf05557
@@ -150,11 +150,11 @@ def outside_cause(
         return _evicted(words["node"], message)
     if resource := re.fullmatch(r"OutOf(.+)", reason):
         return f"{words['node']} had not enough {resource[1]} left for it"
-    if known := _REASONS.get(reason) or _DISRUPTIONS.get(disrupted.get("reason", "")):
-        return known.format(**words)
+    if sentence := _REASONS.get(reason) or _DISRUPTIONS.get(disrupted.get("reason", "")):
+        return sentence.format(**words)
     return f"{reason or disrupted.get('reason')}: {message or words['node']}" if reason or disrupted else ""
 
-
+# %% ../../nbs/cluster/15_pod.ipynb #82093f95
 _DISKS = {"work": "compute.disk", "tmp": "compute.disk", "shm": "compute.shared_memory"}  # volumes of a job's pod
 
 
@@ -246,12 +246,12 @@ def pending_cause(
     if reason in _TROUBLE:
         return f"{node} can't start it yet: {_line(message)}; it tries again, and if it stays so, {_ADMINISTRATOR}"
     since = condition(pod, "PodScheduled").get("lastTransitionTime") or pod["status"].get("startTime")
-    begun = f" since {clock(since)}" if since else ""
+    since_words = f" since {clock(since)}" if since else ""
     if reason == "Pulling":
-        return f"{node} pulls the image {training_container(pod['spec']).get('image', '')}{begun}"
-    return f"{pod['metadata']['name']} starts on {node.removeprefix('node ')}{begun}"
+        return f"{node} pulls the image {training_container(pod['spec']).get('image', '')}{since_words}"
+    return f"{pod['metadata']['name']} starts on {node.removeprefix('node ')}{since_words}"
 
-
+# %% ../../nbs/cluster/15_pod.ipynb #d6854e76
 def _init_cause(name: str, state: dict[str, Any], pod: dict[str, Any]) -> str:
     "What an init container that somebody injected holds the training up with; empty where it does not"
     native = any(
@@ -264,7 +264,7 @@ def _init_cause(name: str, state: dict[str, Any], pod: dict[str, Any]) -> str:
         return f"waits for its init container {name}: {verb}: {words}; an administrator mends what injects it"
     return "" if native or "running" not in state else f"its init container {name} has not ended yet"
 
-
+# %% ../../nbs/cluster/15_pod.ipynb #316d2d53
 def config_error(
     message: str,  # of the kubelet
 ) -> str:

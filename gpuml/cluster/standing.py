@@ -36,29 +36,29 @@ class Asked:
 
 # %% ../../nbs/cluster/50_standing.ipynb #75fba2df
 def standing(
-    asked: Asked,
+    request: Asked,
     output: str,  # where runs go
     storage: Storage,
     taken: Callable[[str], bool],  # whether a job has this name
 ) -> Standing:
     "What submitting under the name finds and does; raises `ConfigError` where the name is that of other work"
-    found = earlier(storage, f"{output}/{asked.name}")
-    if asked.again and (found or taken(asked.name)):
-        run = _another(asked.name, output, storage, taken)
-        return Standing(run, note=f"{asked.name} is there already; this is {run}")
-    if found is None:
-        return Standing(asked.name)
-    then = found.certificate
-    if wrong := differences(then, asked.bundle, asked.files()) if then else _begun_with(found, asked.bundle):
-        raise ConfigError(_refusal(asked.name, found, in_words(wrong)))
-    return Standing(asked.name, bool(then) and found.done, _note(asked.name, found))
+    stored = earlier(storage, f"{output}/{request.name}")
+    if request.again and (stored or taken(request.name)):
+        run = _another(request.name, output, storage, taken)
+        return Standing(run, note=f"{request.name} is there already; this is {run}")
+    if stored is None:
+        return Standing(request.name)
+    then = stored.certificate
+    if wrong := differences(then, request.bundle, request.files()) if then else _begun_with(stored, request.bundle):
+        raise ConfigError(_refusal(request.name, stored, in_words(wrong)))
+    return Standing(request.name, bool(then) and stored.done, _note(request.name, stored))
 
 
-def _begun_with(found: Earlier, bundle: str) -> list[Any]:
+def _begun_with(stored: Earlier, bundle: str) -> list[Any]:
     "In what an unfinished run was begun otherwise, as far as its record says so"
-    return code_differs(found.bundle, bundle) if found.bundle else []
+    return code_differs(stored.bundle, bundle) if stored.bundle else []
 
-
+# %% ../../nbs/cluster/50_standing.ipynb #c2d8dee4
 def _another(name: str, output: str, storage: Storage, taken: Callable[[str], bool]) -> str:
     "The first name made of this one that neither a job nor an output has"
     for number in count(1):
@@ -69,20 +69,20 @@ def _another(name: str, output: str, storage: Storage, taken: Callable[[str], bo
             return run
 
 
-def _refusal(name: str, found: Earlier, wrong: str) -> str:
+def _refusal(name: str, stored: Earlier, wrong: str) -> str:
     "Why the name can't be taken"
-    state = f"trained and certified {found.finished}".strip() if found.certificate else "begun, and not finished"
+    state = f"trained and certified {stored.finished}".strip() if stored.certificate else "begun, and not finished"
     return (
         f"--name {name}: is there already, with other code or another config or data ({wrong}); it was {state}. "
         "Take another name, or --again, which makes one of this name"
     )
 
-
-def _note(name: str, found: Earlier) -> str:
+# %% ../../nbs/cluster/50_standing.ipynb #97355020
+def _note(name: str, stored: Earlier) -> str:
     "What is said where the name has the same work"
-    if not found.certificate:
+    if not stored.certificate:
         return "goes on where an earlier job of this name came to"
-    if found.done:
-        same = f"was trained and certified {found.finished} with the same code, config and data"
+    if stored.done:
+        same = f"was trained and certified {stored.finished} with the same code, config and data"
         return f"nothing is trained: {name} {same}; --again trains it once more, under another name"
     return "its training is certified already, and not done again; the notebook is executed once more"

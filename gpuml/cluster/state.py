@@ -74,9 +74,9 @@ def explain(
     pods = sorted(look.pods, key=lambda p: p["metadata"]["creationTimestamp"])
     ended = next((end for pod in reversed(pods) if (end := end_of(pod))), {})
     done = _done(look.job, pods)
-    phase, why = _conclude(look, pods, ended, done)
+    phase, cause = _conclude(look, pods, ended, done)
     attempts = max(len(pods), status.get("failed", 0) + status.get("succeeded", 0) + status.get("active", 0))
-    state = State(phase, why, max(attempts, outcome.get("attempt", 0)), started=time_of(status.get("startTime")))
+    state = State(phase, cause, max(attempts, outcome.get("attempt", 0)), started=time_of(status.get("startTime")))
     state.pod = pods[-1]["metadata"]["name"] if pods else ""
     state.exit_code = 0 if done else ended.get("exitCode") if ended else outcome.get("exit_code")
     state.finished = time_of(status.get("completionTime") or done.get("lastTransitionTime") or done.get("finishedAt"))
@@ -84,7 +84,7 @@ def explain(
         state.finished = time_of(has_failed(look.job).get("lastTransitionTime"))
     return state
 
-
+# %% ../../nbs/cluster/22_state.ipynb #52da0b82
 def _conclude(look: Seen, pods: list[dict[str, Any]], ended: dict[str, Any], done: dict[str, Any]) -> tuple[str, str]:
     "Phase and cause"
     pod = pods[-1] if pods else None
@@ -100,8 +100,8 @@ def _conclude(look: Seen, pods: list[dict[str, Any]], ended: dict[str, Any], don
         words = ending(ended, look.job, look.outcome)
         return "stopping", f"{words}; {held_by_sidecars(pod, look.name, waits=True)}"
     if pod and not end_of(pod):
-        phase, why = _of_pod(pod, look)
-        return phase, why or idle_mark(look.job["metadata"]).sentence()
+        phase, cause = _of_pod(pod, look)
+        return phase, cause or idle_mark(look.job["metadata"]).sentence()
     return _without_pod(look, pod, ended)
 
 # %% ../../nbs/cluster/22_state.ipynb #b8da549d
@@ -128,13 +128,13 @@ def _of_failed(
     look: Seen, pods: list[dict[str, Any]], ended: dict[str, Any], failed: dict[str, Any]
 ) -> tuple[str, str]:
     "Phase and cause of a job that has failed for good, or was released"
-    why = _failed(failed, ended, look)
+    cause = _failed(failed, ended, look)
     if was_released(look.job):
         mark = idle_mark(look.job["metadata"]).sentence()
         return ("stopping", f"saves a checkpoint; {mark}") if _saves(pods) else ("released", mark)
     if _saves(pods) and failed["type"] == "FailureTarget":
-        return "stopping", f"saves a checkpoint; {why}"
-    return "failed", why
+        return "stopping", f"saves a checkpoint; {cause}"
+    return "failed", cause
 
 
 def _of_deleted(look: Seen, pods: list[dict[str, Any]]) -> tuple[str, str]:

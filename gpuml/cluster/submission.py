@@ -18,7 +18,7 @@ from ..base.errors import ClusterError, ConfigError, GpumlError
 from ..base.storage import Storage
 from . import manifest as job
 from .admission import answering, check_cluster
-from .answers import ApiServer
+from .answers import ApiServer, NoCluster
 from .checks import check_code, check_here, check_kernel
 from .elsewhere import check_places, data_here, for_here, for_pods
 from .findings import Finding, Findings
@@ -46,9 +46,9 @@ class Submission:
     api: ApiServer | None = None  # none: a job on this machine, or no cluster
 
     def __repr__(self):
-        where = "on this machine" if self.local else f"to the namespace {self.config.compute.namespace}"
+        target = "on this machine" if self.local else f"to the namespace {self.config.compute.namespace}"
         parts = [
-            f"{self.manifest['metadata']['name']} would be submitted {where}:",
+            f"{self.manifest['metadata']['name']} would be submitted {target}:",
             str(self.findings),
             str(self.bundle),
         ]
@@ -65,13 +65,42 @@ def prepare(
 ) -> Submission:
     "Bundle, manifest and checks of a job; nothing is sent, and all findings are there at once"
     from gpuml.base.keys import Diff, diff
-    from gpuml.cluster.api import Api
-    from gpuml.training.versions import git_commit, versions
 
     path = Path(path)
     if name and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?", name):
         raise ConfigError(f"--name {name}: must be lower-case letters, digits and '-', at most 52")
     config = for_here(config) if local else config
+    packed, manifest = _pack(config, path, name, local)
+    findings = check_here(config, path)
+    findings += [*check_code(packed, not local), *check_kernel(path)]
+    api = None if local else _ask_cluster(config, manifest, findings)
+    changes = diff(before, config) if before else Diff()
+    planned = Submission(config, packed, manifest, findings, changes, None, local, api)
+    if name:
+        request = Asked(name, packed.name, lambda: data_files(config), again)
+        findings.add("name", lambda: _check_name(planned, request))
+    return planned
+
+# %% ../../nbs/cluster/55_submission.ipynb #57efe2f0
+def _ask_cluster(config: Config, manifest: dict[str, Any], findings: Findings) -> ApiServer | None:
+    "Add what the cluster says of the job; its API server, where it answers"
+    from gpuml.cluster.api import Api
+
+    findings.add("for the cluster", lambda: check_places(config))
+    try:
+        api = answering(Api(config.compute.context))
+        findings += check_cluster(api, config, manifest)
+        return api
+    except ClusterError as e:
+        problem = e.problem if isinstance(e, NoCluster) else str(e)
+        findings.insert(0, Finding("cluster", False, f"{problem}; --local runs it on this machine", e.exit_code))
+        return None
+
+# %% ../../nbs/cluster/55_submission.ipynb #3856a241
+def _pack(config: Config, path: Path, name: str | None, local: bool) -> tuple[bundle.Bundle, dict[str, Any]]:
+    "The bundle of a job, and its manifest"
+    from gpuml.training.tracking import git_commit, versions
+
     sent = config if local else for_pods(config)
     commit = git_commit(config.root)
     facts = {"git": {"commit": commit}, "versions": versions()}
@@ -80,30 +109,17 @@ def prepare(
     source = job.Source(packed.name, _address(config, packed), packed.notebook, owner(), commit, mark)
     manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, _grace(config))
     if local:
-        here = {"project": str(config.root.resolve())} | (
-            {"endpoint": config.data.endpoint} if config.data.endpoint else {}
-        )
-        manifest["metadata"]["annotations"] |= {f"{PREFIX}/{key}": text for key, text in here.items()}
-    findings, api = check_here(config, path), None
-    findings += [*check_code(packed, not local), *check_kernel(path)]
-    if not local:
-        findings.add("for the cluster", lambda: check_places(config))
-        try:
-            api = answering(Api(config.compute.context))
-            findings += check_cluster(api, config, manifest)
-        except ClusterError as e:
-            text = f"{str(e).removeprefix('no cluster: ')}; --local runs it on this machine"
-            findings.insert(0, Finding("cluster", False, text, e.exit_code))
-    planned = Submission(
-        config, packed, manifest, findings, diff(before, config) if before else Diff(), None, local, api
-    )
-    if name:
-        asked = Asked(name, packed.name, lambda: data_files(config), again)
-        findings.add("name", lambda: _check_name(planned, asked))
-    return planned
+        manifest["metadata"]["annotations"] |= _local_notes(config)
+    return packed, manifest
 
 
-def _check_name(planned: Submission, asked: Asked) -> str:
+def _local_notes(config: Config) -> dict[str, str]:
+    "What a job on this machine says of itself besides"
+    notes = {"project": str(config.root.resolve()), "endpoint": config.data.endpoint}
+    return {f"{PREFIX}/{name}": text for name, text in notes.items() if text}
+
+# %% ../../nbs/cluster/55_submission.ipynb #246c7386
+def _check_name(planned: Submission, request: Asked) -> str:
     "What the name has already; raises `ConfigError` where that is other work"
     config, jobs = planned.config, JOBS.format(planned.config.compute.namespace)
 
@@ -112,8 +128,8 @@ def _check_name(planned: Submission, asked: Asked) -> str:
             return (jobs_folder(config) / run).exists() or run in own_folders(config)
         return planned.api is not None and planned.api.get(f"{jobs}/{run}") is not None
 
-    planned.standing = standing(asked, config.output.rstrip("/"), Storage(config.data.endpoint), taken)
-    if planned.standing.run != asked.name:
+    planned.standing = standing(request, config.output.rstrip("/"), Storage(config.data.endpoint), taken)
+    if planned.standing.run != request.name:
         rename_run(planned.manifest, planned.standing.run)
     return planned.standing.note
 

@@ -33,24 +33,24 @@ class Limits:
         "Minutes for which it has to be known whether they were used"
         return self.warn if self.release == math.inf else self.release
 
-
+# %% ../../nbs/cluster/58_usage.ipynb #5a602375
 def limits(
     words: Iterable[str],  # such as gpuml-dev=30/60
 ) -> dict[str, Limits]:
     "Namespace → limits, from NAMESPACE=WARN/RELEASE or NAMESPACE=WARN; raises `ConfigError`"
-    found = {}
+    named = {}
     for word in words:
         namespace, _, times = word.partition("=")
         if not re.fullmatch(NAME, namespace) or not re.fullmatch(r"\d+(\.\d+)?(/\d+(\.\d+)?)?", times):
             raise ConfigError(f"{word}: is not NAMESPACE=WARN/RELEASE in minutes, such as gpuml-dev=30/60")
-        if namespace in found:
+        if namespace in named:
             raise ConfigError(f"{word}: {namespace} is there twice")
-        found[namespace] = Limits(*map(float, times.split("/")))
-        if not 0 < found[namespace].warn < found[namespace].release:
+        named[namespace] = Limits(*map(float, times.split("/")))
+        if not 0 < named[namespace].warn < named[namespace].release:
             raise ConfigError(f"{word}: the first number must be more than 0, and the second one more than the first")
-        if found[namespace].longest > 7 * 1440:
+        if named[namespace].longest > 7 * 1440:
             raise ConfigError(f"{word}: at most 10080 minutes, a week")
-    return found
+    return named
 
 # %% ../../nbs/cluster/58_usage.ipynb #6462ee76
 BUSY = 0.02  # share of the time: what a GPU that only holds a model shows is less
@@ -66,21 +66,23 @@ def query(
 ) -> dict[str, list[tuple[float, float]]]:
     "Pod → (Unix time, share of the time that its busiest GPU worked, 0 to 1); raises `ClusterError`"
     busiest = f'max_over_time(gpuml:gpu:utilization{{namespace="{namespace}"}}[{2 * step:.0f}s])'
-    asked = {"query": f"max by (pod) ({busiest})", "start": start, "end": end, "step": step}
+    parameters = {"query": f"max by (pod) ({busiest})", "start": start, "end": end, "step": step}
     try:
-        with urllib.request.urlopen(f"{prometheus.rstrip('/')}/api/v1/query_range?{urlencode(asked)}", timeout=30) as f:
-            told, there = json.load(f)["data"]["result"], parsedate_to_datetime(f.headers["Date"]).timestamp()
-        found = {s["metric"]["pod"]: [(float(at), float(value)) for at, value in s["values"]] for s in told}
+        with urllib.request.urlopen(
+            f"{prometheus.rstrip('/')}/api/v1/query_range?{urlencode(parameters)}", timeout=30
+        ) as f:
+            series, clock_there = json.load(f)["data"]["result"], parsedate_to_datetime(f.headers["Date"]).timestamp()
+        points = {s["metric"]["pod"]: [(float(at), float(value)) for at, value in s["values"]] for s in series}
     except urllib.error.HTTPError as e:
         raise ClusterError(f"Prometheus at {prometheus}: {e.code}: {e.read(500).decode(errors='replace')}") from None
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
-        why = getattr(e, "reason", e)
-        raise ClusterError(f"no answer from Prometheus at {prometheus}: {why or type(e).__name__}") from None
-    if abs(there - end) > 60:
+        reason = getattr(e, "reason", e)
+        raise ClusterError(f"no answer from Prometheus at {prometheus}: {reason or type(e).__name__}") from None
+    if abs(clock_there - end) > 60:
         raise ClusterError(
-            f"the clock here and the one of Prometheus at {prometheus} are {abs(there - end):.0f} s apart"
+            f"the clock here and the one of Prometheus at {prometheus} are {abs(clock_there - end):.0f} s apart"
         )
-    return found
+    return points
 
 # %% ../../nbs/cluster/58_usage.ipynb #9ca645a0
 def idle_since(

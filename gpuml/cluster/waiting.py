@@ -71,7 +71,7 @@ def _free_words(free: dict[str, tuple[int, int]]) -> str:
         return f"none of {sum(size for _, size in free.values())} is free"
     return ", ".join(parts[:3] + ["the others none"] * (len(free) > len(parts[:3])))
 
-
+# %% ../../nbs/cluster/21_waiting.ipynb #39bef2c9
 _KINDS = {"gpuml-prod": "production", "gpuml-dev": "development"}  # of jobs, by their priority class
 
 

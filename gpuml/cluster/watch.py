@@ -58,13 +58,13 @@ class Watch:
         rhythm = Rhythm()
         query = {"watch": "1", "timeoutSeconds": f"{self.seconds:g}", **self.selector}
         while not over.is_set():
-            begun = time.monotonic()
+            start = time.monotonic()
             with suppress(Answer, ClusterError, OSError):
                 for _ in self.server.stream(self.path, self.seconds + 15, **query):
                     changed.set()
                     if over.is_set():
                         return
-            over.wait(rhythm.pause(time.monotonic() - begun))
+            over.wait(rhythm.pause(time.monotonic() - start))
 
 # %% ../../nbs/cluster/36_watch.ipynb #4b15e8c7
 def watches_of(
@@ -75,7 +75,7 @@ def watches_of(
     selectors = {JOBS: {"fieldSelector": f"metadata.name={job.run}"}, PODS: {"labelSelector": job.of_run}}
     return [Watch(job.server, path.format(job.namespace), chosen, seconds) for path, chosen in selectors.items()]
 
-
+# %% ../../nbs/cluster/36_watch.ipynb #37b1d1d0
 def watched(
     watches: list[Watch],
     look: Callable[[], State],
@@ -94,7 +94,7 @@ def watched(
     finally:
         over.set()
 
-
+# %% ../../nbs/cluster/36_watch.ipynb #1374f871
 def _look_again(look: Callable[[], State]) -> State:
     "The state; that the cluster is waited for where it does not answer"
     try:

@@ -45,16 +45,16 @@ class Work:
         "Those so far"
         return self.state["attempts"]
 
-    def write(self, phase: str, why: str = "", **changes: Any) -> None:
+    def write(self, phase: str, reason: str = "", **changes: Any) -> None:
         "Write how it stands, where any kernel finds it"
-        self.state |= {"phase": phase, "why": why, **changes}
+        self.state |= {"phase": phase, "why": reason, **changes}
         write_json(self.folder / STATE_FILE, self.state)
 
-    def end(self, phase: str, why: str) -> None:
+    def end(self, phase: str, reason: str) -> None:
         "Write how it ended"
-        self.write(phase, why, finished=_now())
+        self.write(phase, reason, finished=_now())
 
-
+# %% ../../nbs/cluster/42_work.ipynb #1df199bd
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -99,7 +99,7 @@ def _is_over(job: Work, code: int) -> bool:
         return _pause(job, end)
     return True
 
-
+# %% ../../nbs/cluster/42_work.ipynb #0baae308
 def _pause(job: Work, end: str) -> bool:
     "Wait for the next attempt; whether the job has ended in the meantime"
     pause = min(600, 2 ** (len(job.attempts) - 1))
@@ -137,7 +137,7 @@ def _attempt(job: Work) -> int:
     job.attempts[-1]["exit_code"] = code
     return code
 
-
+# %% ../../nbs/cluster/42_work.ipynb #de971f14
 def _start(job: Work, container: dict[str, Any]) -> subprocess.Popen:
     "Start the command with the container's environment"
     plain = {e["name"]: e["value"] for e in container["env"] if "value" in e and e["name"] not in ("HOME", "TMPDIR")}

@@ -19,7 +19,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..base.errors import GpumlError
+from ..base.errors import Exit, GpumlError
 from ..base.place import is_s3
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
@@ -98,7 +98,7 @@ class StoredRun:
         storage = Storage(self.endpoint)
         executed = storage.read_now(f"{self.place}/notebook.ipynb") if is_s3(self.place) else None
         if executed is None:
-            raise GpumlError(f"{self.run_id}: nothing of its notebook has been executed yet", exit_code=66)
+            raise GpumlError(f"{self.run_id}: nothing of its notebook has been executed yet", exit_code=Exit.NOT_FOUND)
         copy = Path(f"~/.cache/gpuml/notebooks/{self.run_id}.ipynb").expanduser()
         storage.put_bytes(executed, copy)
         return copy
