@@ -99,13 +99,13 @@ class ProductionTab(FormTab):
 
     def plan(self, send: bool = False) -> None:
         "What the checks say; and submit it, if nothing is wrong"
-        from gpuml.cluster import submission
+        from gpuml.cluster import sending, submission
 
         config, local, name = self.form.config, self.local.value, self.name.value.strip() or None
         planned = submission.prepare(config, self.notebook, name, local, dev_config())
         if not send or planned.findings.bad:
             show_in(self.view, submission_html(planned, "not submitted" if send else ""))
             return
-        job = submission.send(planned, name)
+        job = sending.send(planned, name)
         show_in(self.view, sent_html(job))
         self.sent()
