@@ -10,7 +10,8 @@ from gpuml.base.errors import ConfigError, GpumlError, Preempted
 from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
 from gpuml.cluster import local
-from gpuml.cluster.submission import prepare, submit
+from gpuml.cluster.sending import submit
+from gpuml.cluster.submission import prepare
 from gpuml.training import unfinished
 from gpuml.training.fit import fit
 from tests.conftest import ROOT, gpuml

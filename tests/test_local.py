@@ -15,7 +15,7 @@ import pytest
 from gpuml.base.errors import GpumlError
 from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
-from gpuml.cluster.submission import submit
+from gpuml.cluster.sending import submit
 from tests.conftest import ROOT, gpuml, runs_in
 
 
@@ -150,7 +150,7 @@ def test_a_reader_that_leaves(shipped, project):
 def test_it_outlives_who_started_it(shipped, project):
     code = """
 import os
-from gpuml.cluster.submission import submit
+from gpuml.cluster.sending import submit
 from gpuml.base.loading import load
 print(submit(load("dev", ["train.epochs=1"]), "nbs/train.ipynb", local=True).run_id, flush=True)
 os.kill(os.getpid(), 9)

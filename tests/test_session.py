@@ -183,7 +183,7 @@ def lab(tmp_path):
         server.wait(20)
 
 
-FINDINGS = "__import__('gpuml.cluster.submission', fromlist=['_']).check_kernel(__import__('gpuml.ui.magics', fromlist=['_']).this_notebook(globals()))"
+FINDINGS = "__import__('gpuml.cluster.checks', fromlist=['_']).check_kernel(__import__('gpuml.ui.magics', fromlist=['_']).this_notebook(globals()))"
 PATH = "__import__('gpuml.ui.magics', fromlist=['_']).this_notebook(globals()).name"
 
 

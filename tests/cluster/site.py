@@ -5,7 +5,7 @@ import time
 
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
-from gpuml.cluster.submission import submit
+from gpuml.cluster.sending import submit
 from tests.conftest import OFFLINE, ROOT, rows
 from tests.s3 import KEY, SECRET
 
