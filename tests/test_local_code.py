@@ -16,8 +16,7 @@ import pytest
 from gpuml.base.errors import GpumlError, NotebookError
 from gpuml.base.loading import load
 from gpuml.cluster.checks import check_code
-from gpuml.cluster.sending import send
-from gpuml.cluster.sending import submit
+from gpuml.cluster.sending import send, submit
 from gpuml.cluster.submission import prepare
 from gpuml.jobs.bundle import pack
 from gpuml.jobs.resolve import lacking

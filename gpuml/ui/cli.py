@@ -155,14 +155,14 @@ def submit(
         raise ConfigError(f"unknown option {extra[0]}; known: {known}{key_like(extra[0], arguments.words)}")
     name, overrides, _ = parse_words(arguments.words, "prod")
     config = load(name, overrides)
-    from gpuml.cluster import submission
+    from gpuml.cluster import sending
 
     path, before = _notebook(config, arguments.notebook), load("dev") if "dev" in config_names() else None
     if arguments.dry_run:
         planned = submission.prepare(config, path, arguments.name, arguments.local, before, arguments.again)
         print(planned)
         return planned.findings.bad[0].exit_code if planned.findings.bad else 0
-    job = submission.submit(config, path, arguments.name, arguments.again, arguments.local, before)
+    job = sending.submit(config, path, arguments.name, arguments.again, arguments.local, before)
     print(job)
     return _follow(job) if arguments.wait and not job.done_before else 0
 

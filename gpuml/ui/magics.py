@@ -293,7 +293,7 @@ def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
     "Submit the notebook that the shell belongs to"
     from gpuml.base.errors import ConfigError
     from gpuml.base.loading import load
-    from gpuml.cluster import submission
+    from gpuml.cluster import sending
 
     path = this_notebook(shell.user_ns, options.get("--notebook"))
     if "--notebook" not in options:
@@ -305,7 +305,7 @@ def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
     local, again, name = "--local" in options, "--again" in options, options.get("--name")
     if "--dry-run" in options:
         return submission.prepare(config, path, name, local, before, again)
-    return submission.submit(config, path, name, again, local, before)
+    return sending.submit(config, path, name, again, local, before)
 
 # %% ../../nbs/ui/65_magics.ipynb #77ee716f
 def panel(

@@ -25,7 +25,7 @@ def findings_html(
 ) -> str:
     "Checks with ticks and reasons"
     lines = (
-        f"<li class='gpuml-{_MARKS[f.good][1]}'>{_MARKS[f.good][0]} <b>{escape(f.what)}</b> {as_html(f.text)}</li>"
+        f"<li class='gpuml-{_MARKS[f.good][1]}'>{_MARKS[f.good][0]} <b>{escape(f.subject)}</b> {as_html(f.text)}</li>"
         for f in findings
     )
     return f"<ul class='gpuml-checks'>{''.join(lines)}</ul>"
