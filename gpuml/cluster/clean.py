@@ -27,7 +27,7 @@ from .jobs import own_folders
 from .local import jobs_folder, local_state, works
 from .manifest import PREFIX
 from ..jobs.handle import OVER
-from ..training.record import read_record, this_host
+from ..training.record import read_record
 
 # %% ../../nbs/cluster/70_clean.ipynb #152768fe
 KINDS = ("runs", "jobs", "caches")

@@ -55,7 +55,7 @@ def _renewed(config: Config, **changes: Any) -> Config:
 def for_here(config: Config) -> Config:
     "The config as a process elsewhere on this machine needs it: with absolute paths, and the store that is used here"
     from gpuml.training.fit import absolute
-    from gpuml.training.tracking import find_store
+    from gpuml.training.store import find_store
 
     data = absolute(config).model_copy(update={"cache": str(config.path(config.data.cache))})
     output = config.output if is_s3(config.output) else str(config.path(config.output))

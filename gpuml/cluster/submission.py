@@ -99,7 +99,7 @@ def _ask_cluster(config: Config, manifest: dict[str, Any], findings: Findings) -
 # %% ../../nbs/cluster/55_submission.ipynb #3856a241
 def _pack(config: Config, path: Path, name: str | None, local: bool) -> tuple[bundle.Bundle, dict[str, Any]]:
     "The bundle of a job, and its manifest"
-    from gpuml.training.tracking import git_commit, versions
+    from gpuml.training.versions import git_commit, versions
 
     sent = config if local else for_pods(config)
     commit = git_commit(config.root)

@@ -155,7 +155,7 @@ def submit(
         raise ConfigError(f"unknown option {extra[0]}; known: {known}{key_like(extra[0], arguments.words)}")
     name, overrides, _ = parse_words(arguments.words, "prod")
     config = load(name, overrides)
-    from gpuml.cluster import sending
+    from gpuml.cluster import sending, submission
 
     path, before = _notebook(config, arguments.notebook), load("dev") if "dev" in config_names() else None
     if arguments.dry_run:

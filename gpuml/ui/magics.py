@@ -293,7 +293,7 @@ def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
     "Submit the notebook that the shell belongs to"
     from gpuml.base.errors import ConfigError
     from gpuml.base.loading import load
-    from gpuml.cluster import sending
+    from gpuml.cluster import sending, submission
 
     path = this_notebook(shell.user_ns, options.get("--notebook"))
     if "--notebook" not in options:
