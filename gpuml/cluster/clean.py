@@ -27,7 +27,7 @@ from .jobs import own_folders
 from .local import jobs_folder, local_state, works
 from .manifest import PREFIX
 from ..jobs.handle import OVER
-from ..training.record import read_record
+from ..training.record import read_record, this_host
 
 # %% ../../nbs/cluster/70_clean.ipynb #152768fe
 KINDS = ("runs", "jobs", "caches")
@@ -90,7 +90,7 @@ def _run_item(folder: Path, busy: set[str]) -> Item | None:
     )
     reason = f"has files that gpuml did not make: {', '.join(others[:3])}" if others else ""
     if record and record.alive():
-        reason = "is at work" if record.host == tracking.this_host() else f"is at work on {record.host}, by its record"
+        reason = "is at work" if record.host == this_host() else f"is at work on {record.host}, by its record"
     if any(folder.name == run or re.fullmatch(rf"{re.escape(run)}-\d+", folder.name) for run in busy):
         reason = "its job is at work"
     return _item("runs", folder, f"run, {label}", certified=certified, kept=reason)
