@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE      # where it is set, every import compiles a
 # pip's own folder of wheels, if it is set up with one, is passed on to uv
 FIND_LINKS = $$(echo "$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" | tr -s ' \n' ',')
 
-.PHONY: install demo test test-all nbdev_test pytest servers check house export lab pictures clean chromium prometheus postgres
+.PHONY: install demo test test-all nbdev_test lessons pytest say-test servers check house export lab pictures clean chromium prometheus postgres
 
 install: .venv/.installed
 
@@ -23,15 +23,21 @@ demo: install                         ## train the sample on the offline encoder
 	$(BIN)/gpuml submit dev $(OFFLINE) train.epochs=1 --local --wait
 	@echo "Next: make lab, or source .venv/bin/activate and gpuml ui"
 
-test: demo check nbdev_test pytest    ## the demo, then every check that needs no building
+test: say-test demo check nbdev_test pytest    ## the demo, then every check that needs no building; about 20 minutes on 2 cores
 
-test-all: servers test                ## that, and the tests on a real Kubernetes control plane
+test-all: servers test                ## that, and the tests on a real Kubernetes control plane; twice that
+
+say-test:
+	@echo "On 2 cores this takes about 20 minutes, and with the tests on a cluster, where its servers are built, twice that"
 
 servers:                              # its programs, in a cache; the first time takes about 10 minutes
 	tests/cluster/build.sh
 
-nbdev_test: install                   ## the lessons in the notebooks; train.ipynb runs in pytest, in a real kernel
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/nbdev-test --n-workers 2 --timing --skip-file-glob train.ipynb
+nbdev_test: install                   ## the lessons on the pages, and whether they show what is stored; a minute or two
+	OMP_NUM_THREADS=1 $(BIN)/python tests/lessons.py
+
+lessons: install                      ## the same, and stores what they show in the notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python tests/lessons.py --store; code=$$?; $(BIN)/nbdev-clean; exit $$code
 
 pytest: install chromium prometheus postgres
 	$(BIN)/python -m pytest --ignore tests/cluster

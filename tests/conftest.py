@@ -105,6 +105,31 @@ def runs_in(store: Path) -> list:
     return client.search_runs([e.experiment_id for e in client.search_experiments()])
 
 
+# Files that take longest, longest first: the others fill up what is left of the workers' time
+SLOW = [
+    "local",
+    "run",
+    "lab",
+    "storage",
+    "interrupt",
+    "train",
+    "stored",
+    "order",
+    "outage",
+    "dataset",
+    "widgets",
+    "k8s",
+    "mlflow",
+]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "The longest files first; inside a file the order stays"
+    ranks = {f"test_{name}": rank for rank, name in enumerate(SLOW)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(SLOW)))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     "Fixtures learn whether their test failed"
