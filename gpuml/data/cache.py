@@ -32,23 +32,23 @@ def tokens_folder(rows: Path, job: Preparation) -> Path:
     return rows.parents[1] / "tokens" / fingerprint(rows.name, job.tokens_key)[:32]
 
 # %% ../../nbs/data/54_cache.ipynb #5482c786
-def waiting_for(job: Preparation, shown: str) -> Callable[[], None]:
+def waiting_for(job: Preparation, name: str) -> Callable[[], None]:
     "What to do while another process works on the file: say so once, and look whether to stop"
-    said = []
+    announced = []
 
     def wait():
         job.check()
-        if not said:
-            job.say(f"{shown}: another process is preparing it; waiting")
-            said.append(True)
+        if not announced:
+            job.say(f"{name}: another process is preparing it; waiting")
+            announced.append(True)
 
     return wait
 
 # %% ../../nbs/data/54_cache.ipynb #4ea61f36
 def sweep(folder: Path) -> None:
     "Remove what processes that were killed had begun to write"
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for unfinished in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 # %% ../../nbs/data/54_cache.ipynb #c56d6a99
 def _shared(folder: Path, job: Preparation) -> str:
@@ -61,7 +61,8 @@ def fetch(folder: Path, job: Preparation) -> bool:
     "Copy the folder from the shared cache, if it is there; says whether it was"
     if job.config.data.shared_cache is None:
         return False
-    last, source = f"{folder.parent.name}.json", _shared(folder, job)
+    last = f"{folder.parent.name}.json"
+    source = _shared(folder, job)
     try:
         if job.storage.info(f"{source}/{last}") is None:
             return False
@@ -79,7 +80,8 @@ def publish(folder: Path, job: Preparation) -> None:
     "Copy the folder to the shared cache, what says that it is whole last"
     if job.config.data.shared_cache is None:
         return
-    last, target = f"{folder.parent.name}.json", _shared(folder, job)
+    last = f"{folder.parent.name}.json"
+    target = _shared(folder, job)
     try:
         for name in [*json.loads((folder / last).read_text())["sizes"], last]:
             job.storage.put(folder / name, f"{target}/{name}")

@@ -26,7 +26,7 @@ UNCHECKED = "; what stands behind it was not checked"
 def nul_byte(reading: Reading, line: bytes) -> str:
     "The complaint about a line with a NUL byte"
     if not reading.end and (encoding := unmarked_encoding(line)):
-        return f"a NUL byte; the encoding is likely {encoding}: save it as UTF-8 ({iconv(encoding, reading.shown)})"
+        return f"a NUL byte; the encoding is likely {encoding}: save it as UTF-8 ({iconv(encoding, reading.name)})"
     return "a NUL byte; the file is damaged or not text"
 
 # %% ../../nbs/data/34_complaints.ipynb #891b51ed
@@ -38,10 +38,10 @@ def row_too_long(reading: Reading, storage: Storage) -> tuple[int, str]:
     return open_quote(reading, storage), f"a quote that opens here is not closed within {most}{UNCHECKED}"
 
 # %% ../../nbs/data/34_complaints.ipynb #09c8f701
-def not_csv(kind: Format, shown: str) -> str:
+def not_csv(kind: Format, name: str) -> str:
     "The complaint about a file that is something else"
     if kind.encoding:
-        return f"the encoding is {kind.encoding}; {kind.remedy} ({iconv(kind.encoding, shown)})"
+        return f"the encoding is {kind.encoding}; {kind.remedy} ({iconv(kind.encoding, name)})"
     return "; ".join(filter(None, (f"not CSV: this is {kind.name}", kind.remedy)))
 
 # %% ../../nbs/data/34_complaints.ipynb #ea3fefc3
@@ -56,8 +56,8 @@ def not_utf8(reading: Reading, at: int, storage: Storage) -> str:
     thin = len(re.findall(rb"[\x80-\xff]", window)) < 24 and _western(window)
     name = "cp1252" if thin or "cp1252" in names or not names else names[0]
     line = _line_at(window, at - max(0, at - 4096)).decode(name, errors="replace")
-    said = f'read as {name} it says "{line}"'
-    return f"not UTF-8; the encoding is likely {name}: {said} ({iconv(name, reading.shown)})"
+    sample = f'read as {name} it says "{line}"'
+    return f"not UTF-8; the encoding is likely {name}: {sample} ({iconv(name, reading.name)})"
 
 
 def _western(text: bytes) -> bool:
@@ -77,18 +77,18 @@ def _line_at(text: bytes, at: int) -> bytes:
     return text[max(start, at - 40) : min(end, at + 40)]
 
 
-def iconv(encoding: str, shown: str) -> str:
-    path = PurePosixPath(shown)
-    name = path.name if "://" in shown else shown
-    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > {shlex.quote(f'{path.stem}-utf8.csv')}"
+def iconv(encoding: str, name: str) -> str:
+    path = PurePosixPath(name)
+    file_name = path.name if "://" in name else name
+    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(file_name)} > {shlex.quote(f'{path.stem}-utf8.csv')}"
 
 # %% ../../nbs/data/34_complaints.ipynb #6d76e704
-def missing_columns(columns: list[str], data: DataConfig, wanted: tuple[str, ...]) -> str:
+def missing_columns(columns: list[str], data: DataConfig, keys: tuple[str, ...]) -> str:
     "The complaint about a header without the columns that the config names"
-    missing = {key: getattr(data, key) for key in wanted if getattr(data, key) not in columns}
+    missing = {key: getattr(data, key) for key in keys if getattr(data, key) not in columns}
     hints = [_column_hint(key, column, columns) for key, column in missing.items()]
-    what = " and ".join(f"no column '{c}'" for c in missing.values()) or "broken quoting in the header"
-    return f"{what}; the columns are: {', '.join(columns)[:200]}; {'; '.join(hints)}".removesuffix("; ")
+    absent = " and ".join(f"no column '{c}'" for c in missing.values()) or "broken quoting in the header"
+    return f"{absent}; the columns are: {', '.join(columns)[:200]}; {'; '.join(hints)}".removesuffix("; ")
 
 
 def _column_hint(key: str, column: str, columns: list[str]) -> str:
@@ -102,7 +102,7 @@ def _column_hint(key: str, column: str, columns: list[str]) -> str:
 
 # %% ../../nbs/data/34_complaints.ipynb #6cf5221e
 def row_complaint(
-    row: list[str], text: int, label: int | None, width: int, delimiter: str, known: dict[str, Any]
+    row: list[str], text: int, label: int | None, width: int, delimiter: str, labels: dict[str, Any]
 ) -> str:
     "What is wrong with a row, if anything"
     if len(row) != width:
@@ -117,13 +117,13 @@ def row_complaint(
         return "the label is missing"
     if "\n" in name or "\r" in name:
         return f"the label has a line break in it: {name[:60]!r}; is a quote missing?"
-    return _unknown(name, tuple(known)) if known and name not in known else ""
+    return _unknown(name, tuple(labels)) if labels and name not in labels else ""
 
 
 @lru_cache(maxsize=1024)  # a wrong label seldom comes alone
-def _unknown(name: str, known: tuple[str, ...]) -> str:
+def _unknown(name: str, labels: tuple[str, ...]) -> str:
     "The complaint about a label that is not in the config's list"
-    label, hint = did_you_mean(name, known)
+    label, hint = did_you_mean(name, labels)
     return f"the label {label} is not in data.labels{hint}"
 
 # %% ../../nbs/data/34_complaints.ipynb #bb038373

@@ -20,27 +20,33 @@ from .lines import decoded_lines
 DELIMITERS = {",": ",", ";": ";", "|": "|", "tab": "\t"}
 
 # %% ../../nbs/data/38_csv_file.ipynb #7af52669
-def _header(lines: Iterator[str], reading: Reading, data: DataConfig, wanted: tuple[str, ...]) -> None:
+def _header(lines: Iterator[str], reading: Reading, data: DataConfig, keys: tuple[str, ...]) -> None:
     "Find delimiter and columns in the first line that is not blank, or in a few where a column's name has line breaks"
     start = next((line for line in lines if line.strip("\ufeff \t\r\n")), None)
     if start is None:
         raise Broken(None, "the file is empty")
-    header, at = [start.removeprefix("\ufeff")], reading.line
-    known = [*DELIMITERS.values()] if data.delimiter == "auto" else [DELIMITERS[data.delimiter]]
+    header = [start.removeprefix("\ufeff")]
+    at = reading.line
+    delimiters = [*DELIMITERS.values()] if data.delimiter == "auto" else [DELIMITERS[data.delimiter]]
     while True:
-        names = {d: _split(header, d) for d in known}
+        names = {d: _split(header, d) for d in delimiters}
         for delimiter, columns in names.items():
-            if columns and all(getattr(data, key) in columns for key in wanted):
-                for column in (getattr(data, key) for key in wanted):
+            if columns and all(getattr(data, key) in columns for key in keys):
+                for column in (getattr(data, key) for key in keys):
                     if columns.count(column) > 1:
                         raise Broken(at, f"the column '{column}' stands twice in the header")
-                reading.delimiter, reading.columns = delimiter, tuple(columns)
+                reading.delimiter = delimiter
+                reading.columns = tuple(columns)
                 return
-        if all(columns is not None for columns in names.values()) or len(header) == 20 or not (more := next(lines, "")):
+        if (
+            all(columns is not None for columns in names.values())
+            or len(header) == 20
+            or not (continuation := next(lines, ""))
+        ):
             raise Broken(
-                at, missing_columns(max((_split(header[:1], d, strict=False) for d in known), key=len), data, wanted)
+                at, missing_columns(max((_split(header[:1], d, strict=False) for d in delimiters), key=len), data, keys)
             )
-        header.append(more)
+        header.append(continuation)
 
 
 def _split(header: list[str], delimiter: str, strict: bool = True) -> list[str] | None:

@@ -45,25 +45,26 @@ class Data:
     def skipped(self) -> Iterator[tuple[str, int, str]]:
         "File, line and reason of every row that was left out"
         for shard in {s.file.url: s for s in self.train.shards + self.validation.shards}.values():
-            yield from ((shard.shown, line, reason) for line, reason in shard.skipped())
+            yield from ((shard.name, line, reason) for line, reason in shard.skipped())
 
     def facts(self) -> dict[str, Any]:
         "All that is known of it, as JSON: files, rows, classes, tokens, notes"
-        files = sorted({s.shown for s in self.train.shards + self.validation.shards})
+        files = sorted({s.name for s in self.train.shards + self.validation.shards})
         rows = {"train": len(self.train), "validation": len(self.validation), "skipped": self.skips}
         train, validation = (np.bincount(r.classes, minlength=len(self.labels)) for r in (self.train, self.validation))
         counts = zip(self.labels, train.tolist(), validation.tolist())
         classes = {label: {"train": t, "validation": v} for label, t, v in counts}
-        found = {"files": files, "rows": rows, "classes": classes, "tokens": None, "notes": self.notes}
+        facts = {"files": files, "rows": rows, "classes": classes, "tokens": None, "notes": self.notes}
         if self.max_length:
             lengths = self.train.tokens.lengths
             cut = int((lengths >= self.max_length).sum())
             sums = {"train": int(lengths.sum()), "validation": int(self.validation.tokens.lengths.sum())}
-            found["tokens"] = {**sums, "max_length": self.max_length, "cut": cut, "lengths": histogram(lengths)}
-        return {**found, "fingerprint": self.fingerprint}
+            facts["tokens"] = {**sums, "max_length": self.max_length, "cut": cut, "lengths": histogram(lengths)}
+        return {**facts, "fingerprint": self.fingerprint}
 
     def __repr__(self):
-        width, sums = max(map(len, [*self.labels, "label"])), (len(self.train), len(self.validation))
+        width = max(map(len, [*self.labels, "label"]))
+        sums = (len(self.train), len(self.validation))
         lines = [
             f"{l:<{width}}  {t:>8,}  {t / sums[0]:>6.1%}  {v:>10,}  {v / sums[1]:>6.1%}" for l, t, v, _ in self.rows()
         ]

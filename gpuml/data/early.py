@@ -44,9 +44,9 @@ class Arrivals:
 # %% ../../nbs/data/78_early.ipynb #d30cdeda
 def early_note(config: Config, windows: int) -> str:
     "What the order means, for the run's record"
-    how = f"in {windows:,} windows of up to {LARGEST >> 20} MB of the shuffled files"
+    windows_text = f"in {windows:,} windows of up to {LARGEST >> 20} MB of the shuffled files"
     split = "" if config.data.validation else "; the split is by hash alone, so that small classes may be uneven"
-    return f"data.order=early: the first epoch is shuffled {how}, not over all rows; later ones are{split}"
+    return f"data.order=early: the first epoch is shuffled {windows_text}, not over all rows; later ones are{split}"
 
 
 def early_facts(config: Config, files: list[File]) -> dict[str, str]:

@@ -35,18 +35,20 @@ def encoder(
         ids = tokenizer(texts, split_special_tokens=as_text, **options)["input_ids"]
         return without_special(ids, tokenizer) if as_text and hasattr(tokenizer, "all_special_ids") else ids
 
-    dtype, rows = np.uint16 if _largest_id(tokenizer) < 65_536 else np.uint32, plain
+    dtype = np.uint16 if _largest_id(tokenizer) < 65_536 else np.uint32
+    rows = plain
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
         fast = _backend(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), tokenizer, max_length)
         if fast(list(_PROBE)) == plain(list(_PROBE), as_text=False):
             rows = _backend(literal_tokenizer(tokenizer), tokenizer, max_length)
 
     def encode(texts):
-        found = rows(texts)
-        lengths = np.fromiter(map(len, found), np.int32, len(found))
-        return np.fromiter(chain.from_iterable(found), dtype, int(lengths.sum())), lengths
+        token_ids = rows(texts)
+        lengths = np.fromiter(map(len, token_ids), np.int32, len(token_ids))
+        return np.fromiter(chain.from_iterable(token_ids), dtype, int(lengths.sum())), lengths
 
-    encode.dtype, encode.threads = dtype, rows is not plain
+    encode.dtype = dtype
+    encode.threads = rows is not plain
     return encode
 
 
@@ -90,12 +92,12 @@ def single_threaded() -> Iterator[None]:
 # %% ../../nbs/data/46_encoder.ipynb #34928511
 def describe_tokenizer(tokenizer: Any) -> str:
     "All that a tokenizer's output depends on, but for what each call sets anew"
-    more = f"{getattr(tokenizer, 'truncation_side', '')} special tokens are text"
+    options = f"{getattr(tokenizer, 'truncation_side', '')} special tokens are text"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return f"{type(tokenizer)} {more} {sorted(tokenizer.get_vocab().items())}"
+        return f"{type(tokenizer)} {options} {sorted(tokenizer.get_vocab().items())}"
     tree = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
-    return f"{json.dumps(tree)} {more}"
+    return f"{json.dumps(tree)} {options}"
 
 # %% ../../nbs/data/46_encoder.ipynb #14ca9742
 def cores() -> int:

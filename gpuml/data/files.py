@@ -24,15 +24,16 @@ def find_files(
     storage: Storage | None = None,
 ) -> list[File]:
     "The CSV files that a config's value means, sorted; raises `DataError` (66) where there is none"
-    storage, found = storage or Storage(config.data.endpoint), {}
+    storage = storage or Storage(config.data.endpoint)
+    files_by_url = {}
     for text in [paths] if isinstance(paths, str) else paths:
         files = storage.find(text if is_s3(text) else config.path(text), tuple(SOURCES))
         if not files:
             raise DataError(f"{key}: {_nothing(text, config)}", exit_code=Exit.NOT_FOUND)
-        found |= {file.url: file for file in files}
-    for url in found:
+        files_by_url |= {file.url: file for file in files}
+    for url in files_by_url:
         _check_name(url, key)
-    return list(found.values())
+    return list(files_by_url.values())
 
 
 def _check_name(url: str, key: str) -> None:
@@ -40,8 +41,8 @@ def _check_name(url: str, key: str) -> None:
     try:
         url.encode()
     except UnicodeEncodeError:
-        shown = url.encode(errors="backslashreplace").decode()
-        raise DataError(f"{key}: {shown}: the file's name is not UTF-8; rename it") from None
+        readable = url.encode(errors="backslashreplace").decode()
+        raise DataError(f"{key}: {readable}: the file's name is not UTF-8; rename it") from None
 
 
 def _nothing(text: str, config: Config) -> str:
@@ -55,8 +56,8 @@ def _nothing(text: str, config: Config) -> str:
         return f"{text} ({path}) is neither a file nor a folder"
     if glob.has_magic(text):
         return f"no file matches {text} ({path})"
-    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = get_close_matches(path.name, there, n=1)
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = get_close_matches(path.name, siblings, n=1)
     hint = f"; did you mean {Path(text).with_name(close[0])}?" if close else ""
     return f"no such file or folder: {text} ({path}){hint}"
 

@@ -30,9 +30,9 @@ class Problem:
     reason: str
     rest: bool = False  # behind it nothing can be read
 
-    def at(self, shown: str) -> str:
+    def at(self, file_name: str) -> str:
         "`file:line: reason`"
-        return f"{shown}{f':{self.line}' if self.line else ''}: {self.reason}"
+        return f"{file_name}{f':{self.line}' if self.line else ''}: {self.reason}"
 
 # %% ../../nbs/data/32_items.ipynb #8b8ea5e9
 ROW_BYTES = 16 * 2**20  # the longest row; a quote that is never closed is noticed here, not at the end of the file
@@ -47,7 +47,7 @@ class Reading:
     "A CSV file that is being read, and how far"
 
     file: File
-    shown: str  # the file's name in messages
+    name: str  # the file's name in messages
     longest: int = ROW_BYTES  # bytes of a row
     end: int = 0  # bytes read
     line: int = 0  # lines read

@@ -33,8 +33,8 @@ _NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.(\d*?)0*)?")
 
 def _visible(label: str) -> str:
     "Without zero-width characters, soft hyphens and the like"
-    kept = (c for c in label if unicodedata.category(c) not in ("Cf", "Cc") and not "\ufe00" <= c <= "\ufe0f")
-    return "".join(kept)
+    characters = (c for c in label if unicodedata.category(c) not in ("Cf", "Cc") and not "\ufe00" <= c <= "\ufe0f")
+    return "".join(characters)
 
 
 def _number(label: str) -> str:
@@ -63,8 +63,8 @@ def look_of(
     label: str,
 ) -> str:
     "What a person sees of a label: equal for labels that look alike"
-    for way in ("Unicode form", *_WAYS, "Unicode form"):
-        label = _WAYS[way](label)
+    for name in ("Unicode form", *_WAYS, "Unicode form"):
+        label = _WAYS[name](label)
     return label
 
 # %% ../../nbs/data/20_labels.ipynb #075b16df
@@ -94,7 +94,7 @@ def alike(
 
 def _difference(group: list[str]) -> str:
     "The one way in which all labels of a group differ"
-    return next((name for name, way in _WAYS.items() if len({way(label) for label in group}) == 1), "")
+    return next((name for name, change in _WAYS.items() if len({change(label) for label in group}) == 1), "")
 
 # %% ../../nbs/data/20_labels.ipynb #10302cb7
 def alike_notes(
@@ -102,13 +102,14 @@ def alike_notes(
     most: int = 10,  # groups, and labels of a group, that are named
 ) -> list[str]:
     "A sentence for each group of labels that look alike, with the rows of each label"
-    groups, notes = alike(rows), []
-    for way, group in groups[:most]:
-        names = group[:most] if way == "case" else tell_apart(group[:most])
+    groups = alike(rows)
+    notes = []
+    for difference, group in groups[:most]:
+        names = group[:most] if difference == "case" else tell_apart(group[:most])
         counts = [f"{rows[label]:,}" for label in group[:most]]
         rest = f"; and {len(group) - most:,} labels like these" if len(group) > most else ""
-        what = f"labels that differ only in {way}" if way else "labels that look alike"
-        notes.append(f"{what}: {', '.join(names)} ({', '.join(counts[:-1])} and {counts[-1]} training rows{rest})")
+        kind = f"labels that differ only in {difference}" if difference else "labels that look alike"
+        notes.append(f"{kind}: {', '.join(names)} ({', '.join(counts[:-1])} and {counts[-1]} training rows{rest})")
     if len(groups) > most:
         notes.append(f"{len(groups) - most:,} more groups of labels that look alike")
     return notes
@@ -123,26 +124,27 @@ def odd_notes(
     quoted = [label for label in labels if len(label) > 1 and label[0] in _QUOTES and label[-1] in _QUOTES]
     hidden = [label for label in labels if re.search("[\x00-\x1f\x7f\u00ad\u200b\u2060\ufeff]", label)]
     cases = {"quotes around them; a blank before a quote in the file keeps it": quoted, "invisible characters": hidden}
-    return [f"labels with {what}: {', '.join(tell_apart(some[:most]))}" for what, some in cases.items() if some]
+    return [f"labels with {oddity}: {', '.join(tell_apart(odd[:most]))}" for oddity, odd in cases.items() if odd]
 
 # %% ../../nbs/data/20_labels.ipynb #b0a22952
 def nearest(
     name: str,
-    known: Iterable[str],
+    names: Iterable[str],
 ) -> str | None:
     "The known name that looks like this one, or nearly; none where none does"
-    known = list(known)
-    same = next((other for other in known if look_of(other) == look_of(name)), None)
-    return same or next(iter(get_close_matches(name, known, n=1)), None)
+    names = list(names)
+    same = next((other for other in names if look_of(other) == look_of(name)), None)
+    return same or next(iter(get_close_matches(name, names, n=1)), None)
 
 
 def did_you_mean(
     name: str,
-    known: Iterable[str],
+    names: Iterable[str],
 ) -> tuple[str, str]:
     "The name in quotes, cut at 60 characters, and the end of a sentence with the known one that was perhaps meant"
-    other, cut = nearest(name, known), name[:60]
+    other = nearest(name, names)
+    cut = name[:60]
     if other is None:
         return f"'{cut}'", ""
-    shown, meant = tell_apart([cut, other]) if look_of(other) == look_of(name) else (f"'{cut}'", f"'{other}'")
-    return shown, f"; did you mean {meant}?"
+    quoted, meant = tell_apart([cut, other]) if look_of(other) == look_of(name) else (f"'{cut}'", f"'{other}'")
+    return quoted, f"; did you mean {meant}?"

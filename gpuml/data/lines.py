@@ -51,6 +51,6 @@ def _check_start(blocks: Iterator[bytes], reading: Reading) -> Iterator[bytes]:
         if len(head) >= HEAD:
             break
     if kind := recognise(head[:HEAD]):
-        raise Broken(None, not_csv(kind, reading.shown))
+        raise Broken(None, not_csv(kind, reading.name))
     yield head
     yield from blocks

@@ -19,8 +19,8 @@ def check_labels(rows: Rows, validation: Rows | None) -> None:
     "Raise where the labels can't be trained or evaluated"
     labels = rows.names
     if len(labels) < 2:
-        where = rows.where(0)
-        raise DataError(f"{where}: one class only: every row has the label '{labels[0]}'; two are needed")
+        place = rows.where(0)
+        raise DataError(f"{place}: one class only: every row has the label '{labels[0]}'; two are needed")
     if len(labels) > 1000 and len(labels) > len(rows) / 2:
         raise DataError(f"{len(labels):,} labels in {len(rows):,} rows: is data.label the right column?")
     unknown = [i for i, label in enumerate(validation.names) if label not in set(labels)] if validation else []
@@ -36,41 +36,44 @@ def label_notes(train: Rows) -> list[str]:
     "Labels that look like typos, and classes with one example"
     counts = np.bincount(train.classes, minlength=len(train.names))
     notes = alike_notes(dict(zip(train.names, counts.tolist()))) + odd_notes(train.names)
-    for count, what in ((0, "no training row has the label"), (1, "one training example only")):
-        if some := [train.names[i] for i in np.flatnonzero(counts == count)]:
-            notes.append(f"{what}: {', '.join(some[:10])}")
+    for count, problem in ((0, "no training row has the label"), (1, "one training example only")):
+        if few := [train.names[i] for i in np.flatnonzero(counts == count)]:
+            notes.append(f"{problem}: {', '.join(few[:10])}")
     return notes
 
 # %% ../../nbs/data/60_notes.ipynb #ddaa7d08
 def duplicate_notes(train: Rows, validation: Rows) -> list[str]:
     "Duplicates inside the training data and across the two, counted, with the first place of each"
-    notes, hashes, held = [], train.hashes(), validation.hashes()
+    notes = []
+    hashes = train.hashes()
+    held = validation.hashes()
     ordered = np.sort(hashes)
     rows, which = find_among(hashes, np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
     order = np.argsort(which, kind="stable")
     rows, which = rows[order], which[order]  # text by text, and each in order
     first = np.append(True, which[1:] != which[:-1])[: len(rows)]
-    again, original = rows[~first], rows[first][np.cumsum(first) - 1][~first]
+    again = rows[~first]
+    original = rows[first][np.cumsum(first) - 1][~first]
     same = train.classes[again] == train.classes[original]
-    for some, what in ((same, "repeat another one"), (~same, "repeat another one with a different label")):
-        if some.any():
-            i = int(np.argmin(np.where(some, again, len(hashes))))
-            where = f"{train.where(again[i])} = {train.where(original[i])}"
-            notes.append(f"{some.sum():,} training rows {what} (the first: {where})")
+    for chosen, relation in ((same, "repeat another one"), (~same, "repeat another one with a different label")):
+        if chosen.any():
+            i = int(np.argmin(np.where(chosen, again, len(hashes))))
+            place = f"{train.where(again[i])} = {train.where(original[i])}"
+            notes.append(f"{chosen.sum():,} training rows {relation} (the first: {place})")
     queries = np.sort(held)
     shared = np.unique(queries[find_among(queries, ordered)[0]])
     if len(shared):
         both = find_among(held, shared)[0]
-        where = f"{validation.where(both[0])} = {train.where(int(np.argmax(hashes == held[both[0]])))}"
+        place = f"{validation.where(both[0])} = {train.where(int(np.argmax(hashes == held[both[0]])))}"
         notes.append(
-            f"{len(both):,} validation rows stand in training too (the first: {where}); scores will be too good"
+            f"{len(both):,} validation rows stand in training too (the first: {place}); scores will be too good"
         )
     return notes
 
 # %% ../../nbs/data/60_notes.ipynb #39b4aca4
 def merge_notes(shards: list[Shard]) -> list[str]:
     "Texts that have probably swallowed rows"
-    places = [f"{shard.shown}:{line}" for shard in shards for line in shard.facts.get("merged", ())]
+    places = [f"{shard.name}:{line}" for shard in shards for line in shard.facts.get("merged", ())]
     if not places:
         return []
     return [f"texts with lines in them that look like rows: {', '.join(places[:10])}; is a quote there not doubled?"]
@@ -78,10 +81,10 @@ def merge_notes(shards: list[Shard]) -> list[str]:
 # %% ../../nbs/data/60_notes.ipynb #73122c16
 def skip_notes(shards: list[Shard]) -> list[str]:
     "How many rows were left out"
-    some = [shard for shard in shards if shard.facts["skipped"]]
-    if not some:
+    incomplete = [shard for shard in shards if shard.facts["skipped"]]
+    if not incomplete:
         return []
-    line, reason = next(some[0].skipped())
-    count = sum(shard.facts["skipped"] for shard in some)
+    line, reason = next(incomplete[0].skipped())
+    count = sum(shard.facts["skipped"] for shard in incomplete)
     rows = f"{count:,} malformed rows were" if count > 1 else "1 malformed row was"
-    return [f"{rows} skipped (the first: {some[0].shown}:{line}: {reason})"]
+    return [f"{rows} skipped (the first: {incomplete[0].name}:{line}: {reason})"]

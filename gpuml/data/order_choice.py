@@ -37,24 +37,27 @@ def choose_order(
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[str, str]:
     "The config's order; or `windows`, and why, where the cache's disk is too small for what is not prepared yet"
-    asked, storage = config.data.order, Storage(config.data.endpoint, say, check)
+    order = config.data.order
+    storage = Storage(config.data.endpoint, say, check)
     train, held = source_files(config, storage)
-    files, room = train + (held or []), free(config.path(config.data.cache))
-    if asked == "windows" or 16 * sum(file.size for file in files) < room:
-        return asked, ""
+    files = train + (held or [])
+    room = free(config.path(config.data.cache))
+    if order == "windows" or 16 * sum(file.size for file in files) < room:
+        return order, ""
     with preparation(config, storage, tokenizer, max_length, check, say) as job:
         missing = [file for file in files if not folder_facts(tokens_folder(rows_folder(file, config), job))]
         largest = max(missing, key=lambda file: file.size, default=None)
         need = 1.25 * sum(file.size for file in missing) * _bytes_kept(largest, job) if largest else 0
     if need <= room:
-        return asked, ""
-    why = f"{room / 1e9:.1f} GB are free for data.cache, and the tokens may take {need / 1e9:.1f} GB"
-    return "windows", f"data.order=windows is used in place of {asked}: {why}"
+        return order, ""
+    reason = f"{room / 1e9:.1f} GB are free for data.cache, and the tokens may take {need / 1e9:.1f} GB"
+    return "windows", f"data.order=windows is used in place of {order}: {reason}"
 
 # %% ../../nbs/data/82_order_choice.ipynb #3e405a52
 def _bytes_kept(file: File, job: Preparation) -> float:
     "Bytes that a file's rows and tokens take on the disk for each of its own, by its first rows"
-    rows, read = [], 1
+    rows = []
+    read = 1
     for item in parse(Reading(file, ""), job.config.data, job.storage, block=2**18):
         if isinstance(item, Problem) or len(rows) == 1000:
             break

@@ -41,7 +41,10 @@ class Global:
     "All rows in one part"
 
     rows: Rows  # whose tokens and classes are trained on
-    name, note, doing, facts = "global", "", "", {}
+    name = "global"
+    note = ""
+    doing = ""
+    facts = {}
 
     def sizes(self, epoch: int) -> list[int]:
         return [1]

@@ -47,7 +47,7 @@ class Preparation:
     notes: list[str] = field(default_factory=list)  # what a person should know, and does not stop anything
     total: int = 0  # bytes of all files
     done: int = 0  # bytes of the files that are finished
-    told: float = field(default_factory=time.monotonic)  # when `say` was last called with how far it is
+    last_said: float = field(default_factory=time.monotonic)  # when `say` was last called with how far it is
     feed: "Feed | None" = None  # is given the shards, also while they are being made
 
     @property
@@ -55,35 +55,35 @@ class Preparation:
         "Whether bad rows are left out"
         return self.config.data.on_bad_row == "skip"
 
-    def complain(self, problem: Problem, shown: str) -> None:
+    def complain(self, problem: Problem, file_name: str) -> None:
         "One more reason to refuse the data"
         self.bad += 1
         if len(self.problems) < 10:
-            more = "; data.on_bad_row=skip leaves out rows, not files" if problem.rest and self.skip else ""
-            self.problems.append(problem.at(shown) + more)
+            hint = "; data.on_bad_row=skip leaves out rows, not files" if problem.rest and self.skip else ""
+            self.problems.append(problem.at(file_name) + hint)
 
-    def tell(self, end: int, what: str = "prepared") -> None:
+    def tell(self, end: int, verb: str = "prepared") -> None:
         "Say every two seconds how far it is: at which byte of a file"
         self.check()
-        if time.monotonic() - self.told >= 2:
+        if time.monotonic() - self.last_said >= 2:
             unit, name = (1e9, "GB") if self.total > 1e10 else (1e6, "MB")
-            self.told = time.monotonic()
-            self.say(f"{(self.done + end) / unit:,.0f} of {self.total / unit:,.0f} {name} {what}")
+            self.last_said = time.monotonic()
+            self.say(f"{(self.done + end) / unit:,.0f} of {self.total / unit:,.0f} {name} {verb}")
 
     def tell_rows(self, done: int, of: int) -> None:
         "The same, where rows are read again"
         self.check()
-        if time.monotonic() - self.told >= 2:
-            self.told = time.monotonic()
+        if time.monotonic() - self.last_said >= 2:
+            self.last_said = time.monotonic()
             self.say(f"{done:,} of {of:,} validation rows prepared")
 
     def refuse(self) -> None:
         "Raise `DataError` if there is a reason to"
         if self.bad:
-            more = f"\n… and {self.bad - 10:,} more rows like these" if self.bad > 10 else ""
+            ending = f"\n… and {self.bad - 10:,} more rows like these" if self.bad > 10 else ""
             if self.feed:
-                more += "\nreading stopped there; `gpuml data` checks everything"
-            raise DataError("\n".join(self.problems) + more)
+                ending += "\nreading stopped there; `gpuml data` checks everything"
+            raise DataError("\n".join(self.problems) + ending)
 
 # %% ../../nbs/data/52_preparation.ipynb #04a7c5a4
 @contextmanager

@@ -94,7 +94,8 @@ def read(
     d, order = config.data, order or config.data.order
     with preparation(config, storage, tokenizer, max_length, check, say, threads) as job:
         train, held = feed.files if feed else source_files(config, job.storage)
-        job.total, job.feed = sum(file.size for file in train + (held or [])), feed
+        job.total = sum(file.size for file in train + (held or []))
+        job.feed = feed
         train = _shards(job, train, feed.turns if feed else range(len(train)), order != "windows")
         held = None if held is None else _shards(job, held, range(len(held)))
         job.refuse()
@@ -114,13 +115,13 @@ def read(
 # %% ../../nbs/data/66_reading.ipynb #6a979a7c
 def _shards(job: Preparation, files: list[File], turns: Iterable[int], tokenised: bool = True) -> list[Shard]:
     "The good files' shards, made in turns; what is wrong with the others, `job` knows"
-    found = {}
+    shards = {}
     for i in turns:
-        found[i] = prepare(files[i], job, tokenised)
+        shards[i] = prepare(files[i], job, tokenised)
         job.done += files[i].size
         if job.feed:
             job.refuse()
-    return [found[i] for i in sorted(found) if found[i]]
+    return [shards[i] for i in sorted(shards) if shards[i]]
 
 # %% ../../nbs/data/66_reading.ipynb #c7adc98e
 LOOK = 64 * 2**20  # bytes that are read before the model is loaded, over all files
@@ -155,4 +156,4 @@ def look_at(file: File, job: Preparation, most: int) -> None:
         if reading.end > most:
             return
         if isinstance(item, Problem) and (item.rest or not job.skip):
-            job.complain(item, reading.shown)
+            job.complain(item, reading.name)

@@ -45,15 +45,15 @@ class Rows:
     def places(self, rows: np.ndarray | slice | None = None) -> list[tuple[str, int]]:
         "File and line of some rows, or of all"
         shards, index = (a.tolist() for a in self._places(rows))
-        return [(self.shards[s].shown, int(self.shards[s].rows["line"][i])) for s, i in zip(shards, index)]
+        return [(self.shards[s].name, int(self.shards[s].rows["line"][i])) for s, i in zip(shards, index)]
 
     def texts(self, rows: np.ndarray | slice | None = None) -> list[str]:
         "The texts of some rows, or of all, read back from the files; raises `DataError` where one changed"
         shards, index = self._places(rows)
-        found = np.empty(len(index), object)
+        texts = np.empty(len(index), object)
         for s in np.unique(shards).tolist():
-            found[shards == s] = read_back(self.shards[s], index[shards == s], self.config.data, self.storage)
-        return found.tolist()
+            texts[shards == s] = read_back(self.shards[s], index[shards == s], self.config.data, self.storage)
+        return texts.tolist()
 
     @property
     def labels(self) -> list[str]:

@@ -39,7 +39,7 @@ class Shard:
     "The rows of one file"
 
     file: File
-    shown: str  # its name in messages
+    name: str  # its name in messages
     rows: np.ndarray  # `ROW` [rows]
     facts: dict[str, Any]  # labels, delimiter, columns, counts
     folder: Path
@@ -51,9 +51,9 @@ class Shard:
             yield from ((int(line), reason) for line, reason in csv.reader(f))
 
 # %% ../../nbs/data/48_shards.ipynb #4a97a5ff
-def open_shard(file: File, shown: str, folder: Path, tokens: Path | None) -> Shard:
+def open_shard(file: File, name: str, folder: Path, tokens: Path | None) -> Shard:
     "Map what `prepare` wrote"
-    shard = Shard(file, shown, map_array(folder / "rows", ROW), folder_facts(folder), folder)
+    shard = Shard(file, name, map_array(folder / "rows", ROW), folder_facts(folder), folder)
     if tokens:
         ids = map_array(tokens / "ids", np.dtype(folder_facts(tokens)["dtype"]))
         shard.tokens = ids, map_array(tokens / "lengths", np.dtype("<i4"))
@@ -84,7 +84,9 @@ def read_back(
     storage: Storage,
 ) -> list[str]:
     "The texts of some rows; raises `DataError` where the file is not what it was"
-    rows, found, column = shard.rows[index], [""] * len(index), shard.facts["columns"].index(data.text)
+    rows = shard.rows[index]
+    texts = [""] * len(index)
+    column = shard.facts["columns"].index(data.text)
     source = source_of(shard.file)
     order = np.argsort(rows["offset"], kind="stable")
     for group in _ranges(rows[order]):
@@ -95,9 +97,9 @@ def read_back(
             at = int(rows["offset"][i]) - start
             text = source.text_of(raw[at : at + int(rows["length"][i])], shard.facts["delimiter"], column)
             if text is None or text_hash(text.strip()) != rows["hash"][i].tobytes():
-                raise DataError(f"{shard.shown}:{rows['line'][i]}: the file changed since it was read; run again")
-            found[i] = text
-    return found
+                raise DataError(f"{shard.name}:{rows['line'][i]}: the file changed since it was read; run again")
+            texts[i] = text
+    return texts
 
 # %% ../../nbs/data/48_shards.ipynb #5dd381c2
 def _ranges(rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -128,7 +130,8 @@ def reaches(shard: Shard, byte: int) -> bool:
 
 def shard_part(shard: Shard, start: int, end: int) -> Shard:
     "The rows of a shard that start in a range of its file"
-    first, last = row_at(shard.rows, start), row_at(shard.rows, end)
+    first = row_at(shard.rows, start)
+    last = row_at(shard.rows, end)
     ids, lengths = shard.tokens
     at, size = (int(part.sum(dtype=np.int64)) for part in (lengths[:first], lengths[first:last]))
     return replace(shard, rows=shard.rows[first:last], tokens=(ids[at : at + size], lengths[first:last]))

@@ -34,10 +34,12 @@ def deal_sides(
     validation = held and all_rows(held, labels + sorted(unknown, key=natural), job.config, job.storage)
     check_labels(rows, validation)
     if validation is None:
-        share, seed, hashes = job.config.data.validation_fraction, job.config.train.seed, rows.hashes()
+        share = job.config.data.validation_fraction
+        seed = job.config.train.seed
+        hashes = rows.hashes()
         early = order == "early"  # a row's side is asked for before the others are known
-        where = split_by_hash(hashes, share, seed) if early else split(hashes, rows.classes, share, seed)
-        rows, validation = rows.take(np.flatnonzero(~where)), rows.take(np.flatnonzero(where))
+        held_back = split_by_hash(hashes, share, seed) if early else split(hashes, rows.classes, share, seed)
+        rows, validation = rows.take(np.flatnonzero(~held_back)), rows.take(np.flatnonzero(held_back))
     if not len(validation):
         raise DataError(f"{rows.where(0)}: {len(rows)} rows are too few to split off validation data")
     notes = label_notes(rows) + duplicate_notes(rows, validation)
@@ -63,8 +65,9 @@ def make_sides(
     "What `deal_sides` gives, of many rows from the cache"
     if sum(len(shard.rows) for shard in train) < many:
         return deal_sides(train, held, labels, order, job)
-    data, seed = job.config.data, job.config.train.seed
-    files = [side and [(shard.folder.name, shard.shown) for shard in side] for side in (train, held)]
+    data = job.config.data
+    seed = job.config.train.seed
+    files = [side and [(shard.folder.name, shard.name) for shard in side] for side in (train, held)]
     key = fingerprint(CACHE_VERSION, __version__, files, labels, order, data.validation_fraction, seed, job.tokens_key)
     folder = job.config.path(data.cache) / "sides" / key[:32]
     if not folder_facts(folder):
@@ -96,5 +99,5 @@ def _map_side(folder: Path, name: str, shards: list[Shard], labels: list[str], j
         map_array(folder / f"{name}-{part}", np.dtype("<i8"))
         for part in ("at", "classes", *(("starts", "lengths") if shards[0].tokens else ()))
     )
-    found = Tokens([shard.tokens[0] for shard in shards], *tokens) if tokens else None
-    return Rows(shards, at, classes, labels, job.config, job.storage, found)
+    joined = Tokens([shard.tokens[0] for shard in shards], *tokens) if tokens else None
+    return Rows(shards, at, classes, labels, job.config, job.storage, joined)

@@ -17,7 +17,8 @@ def literal(
     tree: dict[str, Any],  # a Rust tokenizer's definition, as `Tokenizer.to_str` gives it
 ) -> dict[str, Any]:
     "The same tokenizer with special tokens that no text can spell"
-    model, special = tree["model"], {token["content"] for token in tree["added_tokens"] if token["special"]}
+    model = tree["model"]
+    special = {token["content"] for token in tree["added_tokens"] if token["special"]}
     if model["type"] == "BPE":  # it finds what merges make, and they make no special tokens
         special = special if model.get("ignore_merges") else set()
     names = {token: f"{_UNSPELLABLE}{token}" for token in special}
@@ -49,13 +50,15 @@ def without_special(
     tokenizer: Any,
 ) -> list[list[int]]:
     "The ids with the unknown token in the place of special ones inside a text"
-    special, unknown = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}, tokenizer.unk_token_id
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    unknown = tokenizer.unk_token_id
     around = tokenizer("a")["input_ids"]
     inside = [i for i, token in enumerate(around) if token not in special]
     if unknown is None or not inside:
         return rows
-    first, behind = inside[0], len(around) - 1 - inside[-1]
+    first = inside[0]
+    trailing = len(around) - 1 - inside[-1]
     return [
-        [unknown if token in special and first <= i < len(row) - behind else token for i, token in enumerate(row)]
+        [unknown if token in special and first <= i < len(row) - trailing else token for i, token in enumerate(row)]
         for row in rows
     ]

@@ -18,11 +18,12 @@ def split(
     "Which rows are held back for validation, bool [rows]; of every class at least one text stays in training"
     mixed = _mix(hashes ^ _mix(np.array([seed], np.uint64)))
     held = mixed < np.uint64(fraction * 2**64)
-    rows, chosen = np.bincount(classes), np.bincount(classes, held)
+    rows = np.bincount(classes)
+    chosen = np.bincount(classes, held)
     few = (rows * min(fraction, 1 - fraction) < 100) | (chosen == 0) | (chosen == rows)
-    here = np.flatnonzero(few[classes])
-    held[here] = _smallest(mixed[here], classes[here], fraction)
-    texts = np.unique(mixed[here])  # one with several labels may have got both sides: it stays in training
+    small = np.flatnonzero(few[classes])
+    held[small] = _smallest(mixed[small], classes[small], fraction)
+    texts = np.unique(mixed[small])  # one with several labels may have got both sides: it stays in training
     same, which = find_among(mixed, texts)
     sides = np.zeros((2, len(texts)), bool)
     sides[held[same].astype(int), which] = True
@@ -42,7 +43,8 @@ def split_by_hash(
 def _smallest(numbers: np.ndarray, classes: np.ndarray, fraction: float) -> np.ndarray:
     "Which rows have one of their class's smallest numbers: of its different numbers the fraction, one at least, not all"
     order = np.lexsort((numbers, classes))
-    c, n = classes[order], numbers[order]
+    c = classes[order]
+    n = numbers[order]
     first = np.append(True, c[1:] != c[:-1])[: len(c)]  # of its class
     count = np.cumsum(first | np.append(True, n[1:] != n[:-1])[: len(c)])
     rank = count - count[first][np.cumsum(first) - 1]

@@ -34,7 +34,8 @@ class Tokens:
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         "The ids of these texts, one behind the other"
-        starts, parts = self.starts[rows], self.parts
+        starts = self.starts[rows]
+        parts = self.parts
         part = np.searchsorted(self._begins, starts, "right") - 1
         starts = starts - self._begins[part]
         places = zip(part.tolist(), starts.tolist(), (starts + self.lengths[rows]).tolist())

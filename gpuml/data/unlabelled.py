@@ -36,10 +36,12 @@ def read_texts(
     for i in range(mark.file if mark else 0, len(files)):
         reading = Reading(files[i], shown_name(files[i], job.config))
         if mark and mark.file == i:
-            reading.end, reading.line, reading.delimiter = mark.end, mark.line, mark.delimiter
+            reading.end = mark.end
+            reading.line = mark.line
+            reading.delimiter = mark.delimiter
             reading.columns = mark.columns
         for item in parse(reading, job.config.data, job.storage, labelled=False):
-            yield item, reading.shown, Mark(i, reading.end, reading.line, reading.delimiter, reading.columns)
+            yield item, reading.name, Mark(i, reading.end, reading.line, reading.delimiter, reading.columns)
         job.done += files[i].size
 
 # %% ../../nbs/data/68_unlabelled.ipynb #121da5bf
@@ -49,17 +51,19 @@ def survey(
 ) -> tuple[int, int, str]:
     "Good rows, malformed ones, and what is wrong with the first of them; raises `DataError` where they are not to be skipped"
     rows = skipped = 0
-    first, job.total, job.done = "", sum(file.size for file in files), 0
-    for item, shown, mark in read_texts(files, job):
+    first = ""
+    job.total = sum(file.size for file in files)
+    job.done = 0
+    for item, file_name, mark in read_texts(files, job):
         if isinstance(item, Row):
             rows += 1
             if rows % 1000:
                 continue
         elif job.skip and not item.rest:
             skipped += 1
-            first = first or item.at(shown)
+            first = first or item.at(file_name)
         else:
-            job.complain(item, shown)
+            job.complain(item, file_name)
         job.tell(mark.end, "checked")
     job.refuse()
     if not rows:

@@ -34,7 +34,8 @@ class Plan:
 
     def update(self, i: int) -> list[np.ndarray]:
         "The micro-batches of update `i`: arrays of example indices"
-        start, end = i * self.batch_size, min((i + 1) * self.batch_size, len(self.order))
+        start = i * self.batch_size
+        end = min((i + 1) * self.batch_size, len(self.order))
         if (part := start // self._part) not in self._done:
             self._work_out(part * self._part, min((part + 1) * self._part, len(self.order)))
             self._done.add(part)
@@ -46,10 +47,10 @@ class Plan:
         for low, high in ((start, whole), (whole, end)):
             if low < high:
                 grid = self.order[low:high].reshape(-1, min(self.batch_size, high - low))
-                found = self.lengths[grid].astype(np.int64)
-                by_length = np.sort((-found << 32) | np.arange(grid.shape[1]), axis=1) & 0xFFFFFFFF
-                grid[:], found = (np.take_along_axis(a, by_length, 1) for a in (grid, found))
-                self.cuts[low:high] = _cut(found, self.overhead, self.max_tokens).ravel()
+                sorted_lengths = self.lengths[grid].astype(np.int64)
+                by_length = np.sort((-sorted_lengths << 32) | np.arange(grid.shape[1]), axis=1) & 0xFFFFFFFF
+                grid[:], sorted_lengths = (np.take_along_axis(a, by_length, 1) for a in (grid, sorted_lengths))
+                self.cuts[low:high] = _cut(sorted_lengths, self.overhead, self.max_tokens).ravel()
 
 # %% ../../nbs/data/70_updates.ipynb #549b12cf
 def plan_epoch(
@@ -71,10 +72,12 @@ def _cut(lengths: np.ndarray, overhead: int, max_tokens: int) -> np.ndarray:
     "True where a micro-batch starts, bool [updates, examples]; `lengths` falls inside each update"
     count, size = lengths.shape
     bounds = [*range(0, size, -(-size // 32)), size]  # where a micro-batch may start or end
-    longest, slots = np.ascontiguousarray(lengths[:, bounds[:-1]].T), len(bounds) - 1
+    longest = np.ascontiguousarray(lengths[:, bounds[:-1]].T)
+    slots = len(bounds) - 1
     small = 64 * size * (int(lengths.max(initial=1)) + overhead) < 2**31
     longest = longest.astype(np.int32 if small else np.int64)
-    never, tight = np.iinfo(longest.dtype).max, size * int(longest.max(initial=0)) > max_tokens
+    never = np.iinfo(longest.dtype).max
+    tight = size * int(longest.max(initial=0)) > max_tokens
     best = np.zeros((slots + 1, count), longest.dtype)  # 64 · cost + start of the last micro-batch, up to each bound
     before = np.empty_like(longest)  # the same, with a micro-batch from each bound on, less what its end adds
     for end in range(1, slots + 1):
@@ -86,7 +89,9 @@ def _cut(lengths: np.ndarray, overhead: int, max_tokens: int) -> np.ndarray:
             if tight and start < last:
                 cost[(bounds[end] - bounds[start]) * longest[start] > max_tokens] = never
             np.minimum(best[end], cost, out=best[end])
-    cuts, rows, at = np.zeros((count, size), bool), np.arange(count), np.full(count, slots)
+    cuts = np.zeros((count, size), bool)
+    rows = np.arange(count)
+    at = np.full(count, slots)
     while len(rows):
         at = best[at, rows] & 63
         cuts[rows, np.take(bounds, at)] = True
@@ -100,14 +105,15 @@ def halve(
     max_tokens: int,  # that a micro-batch may have; one example always may
 ) -> list[np.ndarray]:
     "The micro-batches, those that are too large cut in halves until none is"
-    found, left = [], list(micro_batches)
-    while left:
-        rows = left.pop(0)
+    small = []
+    waiting = list(micro_batches)
+    while waiting:
+        rows = waiting.pop(0)
         if len(rows) > 1 and size(rows) > max_tokens:
-            left[:0] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+            waiting[:0] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
         else:
-            found.append(rows)
-    return found
+            small.append(rows)
+    return small
 
 # %% ../../nbs/data/70_updates.ipynb #ce458d3d
 def pad(

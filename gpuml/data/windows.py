@@ -62,8 +62,8 @@ class WindowLoader:
 # %% ../../nbs/data/80_windows.ipynb #29d680b7
 def windows_note(count: int) -> str:
     "What the order means, for the run's record"
-    how = f"in {count:,} windows of up to {LARGEST >> 20} MB of shuffled pieces"
-    return f"data.order=windows: each epoch is shuffled {how} of the files, not over all rows"
+    windows_text = f"in {count:,} windows of up to {LARGEST >> 20} MB of shuffled pieces"
+    return f"data.order=windows: each epoch is shuffled {windows_text} of the files, not over all rows"
 
 # %% ../../nbs/data/80_windows.ipynb #7ba3ffce
 class Windows:

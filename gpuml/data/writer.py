@@ -33,29 +33,31 @@ def prepare(
     tokenised: bool = True,  # without, only the rows are looked at
 ) -> Shard | None:
     "The file's shard, made where it is not there yet; none where the file is refused, which `job` then knows"
-    shown, rows = shown_name(file, job.config), rows_folder(file, job.config)
+    name = shown_name(file, job.config)
+    rows = rows_folder(file, job.config)
     tokens = tokens_folder(rows, job) if job.encode and tokenised else None
-    wanted = [folder for folder in (rows, tokens) if folder]
-    if not all(folder_facts(folder) for folder in wanted):
-        with locked(rows.parents[1] / "locks" / rows.name, waiting_for(job, shown)):
-            missing = [folder for folder in wanted if not folder_facts(folder) and not fetch(folder, job)]
-            if missing and not write_missing(file, shown, job, *(f if f in missing else None for f in (rows, tokens))):
+    folders = [folder for folder in (rows, tokens) if folder]
+    if not all(folder_facts(folder) for folder in folders):
+        with locked(rows.parents[1] / "locks" / rows.name, waiting_for(job, name)):
+            missing = [folder for folder in folders if not folder_facts(folder) and not fetch(folder, job)]
+            if missing and not write_missing(file, name, job, *(f if f in missing else None for f in (rows, tokens))):
                 return None
             for folder in missing:
                 publish(folder, job)
-    shard = open_shard(file, shown, rows, tokens)
+    shard = open_shard(file, name, rows, tokens)
     if shard.facts["skipped"] and not job.skip:
         for line, reason in shard.skipped():
-            job.complain(Problem(line, reason), shown)
+            job.complain(Problem(line, reason), name)
         return None
     if job.feed:
         job.feed.put(shard, whole=True)
     return shard
 
 # %% ../../nbs/data/56_writer.ipynb #65007b30
-def write_missing(file: File, shown: str, job: Preparation, rows: Path | None, tokens: Path | None) -> bool:
+def write_missing(file: File, name: str, job: Preparation, rows: Path | None, tokens: Path | None) -> bool:
     "Read the file once and write what is missing; says whether it is good"
-    reading, before = Reading(file, shown), job.bad
+    reading = Reading(file, name)
+    before = job.bad
     try:
         with ExitStack() as stack:
             out = _open(stack, rows, tokens)
@@ -63,7 +65,7 @@ def write_missing(file: File, shown: str, job: Preparation, rows: Path | None, t
             if job.bad > before:
                 raise _Refused
             if job.storage.info(file.url) != file:
-                raise DataError(f"{shown}: {CHANGED}")
+                raise DataError(f"{name}: {CHANGED}")
             _seal(out, facts)
     except _Refused:
         return False
@@ -84,7 +86,10 @@ def _seal(out: dict[str, Any], facts: dict[str, Any]) -> None:
 # %% ../../nbs/data/56_writer.ipynb #2bbeb6e9
 def _stream(reading: Reading, job: Preparation, out: dict[str, Any]) -> dict[str, Any]:
     "Write rows and tokens as they come; returns what is true of all of them"
-    facts, labels, before, waiting = {"rows": 0, "skipped": 0, "padded": 0, "merged": []}, {}, job.bad, deque()
+    facts = {"rows": 0, "skipped": 0, "padded": 0, "merged": []}
+    labels = {}
+    before = job.bad
+    waiting = deque()
 
     def keep(done):
         for name, array in zip(("ids", "lengths"), done.result()):
@@ -102,7 +107,7 @@ def _stream(reading: Reading, job: Preparation, out: dict[str, Any]) -> dict[str
         facts["merged"] += merged_lines(batch, labels, reading, job.config.data)[: 10 - len(facts["merged"])]
         facts |= {"rows": facts["rows"] + len(batch), "padded": (facts["padded"] + padded) % 2**64}
         if len(labels) > max(100_000, facts["rows"] / 2):
-            raise DataError(f"{reading.shown}: {len(labels):,} labels so far: is data.label the right column?")
+            raise DataError(f"{reading.name}: {len(labels):,} labels so far: is data.label the right column?")
         if "rows" in out:
             out["rows"].write(index.tobytes())
         if "ids" in out:
@@ -110,7 +115,7 @@ def _stream(reading: Reading, job: Preparation, out: dict[str, Any]) -> dict[str
             if len(waiting) > 2 * job.pool._max_workers:
                 keep(waiting.popleft())
     if not facts["rows"] and job.bad == before:
-        job.complain(Problem(1, "no good row is left" if facts["skipped"] else "a header and no rows"), reading.shown)
+        job.complain(Problem(1, "no good row is left" if facts["skipped"] else "a header and no rows"), reading.name)
     for done in waiting if job.bad == before else ():
         job.check()
         keep(done)
@@ -136,7 +141,7 @@ def _so_far(reading: Reading, job: Preparation, out: dict[str, Any], labels: lis
     ids = _written(out["ids"], np.dtype(job.encode.dtype))
     rows = _written(out["rows"], ROW) if "rows" in out else map_array(folder / "rows", ROW)
     facts = {"labels": labels, "delimiter": reading.delimiter, "columns": [*reading.columns]}
-    return Shard(reading.file, reading.shown, rows[: len(lengths)], facts, folder, (ids, lengths))
+    return Shard(reading.file, reading.name, rows[: len(lengths)], facts, folder, (ids, lengths))
 
 
 def _written(file: Any, dtype: np.dtype) -> np.ndarray:
@@ -148,7 +153,8 @@ def _written(file: Any, dtype: np.dtype) -> np.ndarray:
 # %% ../../nbs/data/56_writer.ipynb #be08b5ce
 def _batches(reading: Reading, job: Preparation, skipped: Any, facts: dict[str, Any]) -> Iterator[list[Row]]:
     "Good rows, up to 1,000 or half a million characters at a time; the others are noted or complained about"
-    batch, size = [], 0
+    batch = []
+    size = 0
     block = 2 * 2**20 if job.feed else 8 * 2**20  # whoever waits for the first rows gets them sooner
     for item in parse(reading, job.config.data, job.storage, block):
         if isinstance(item, Row):
@@ -156,9 +162,10 @@ def _batches(reading: Reading, job: Preparation, skipped: Any, facts: dict[str, 
             size += len(item.text)
             if len(batch) == 1000 or size > 500_000:
                 yield batch
-                batch, size = [], 0
+                batch = []
+                size = 0
         elif not job.skip or item.rest:
-            job.complain(item, reading.shown)
+            job.complain(item, reading.name)
         else:
             facts["skipped"] += 1
             if skipped:
@@ -169,7 +176,8 @@ def _batches(reading: Reading, job: Preparation, skipped: Any, facts: dict[str, 
 # %% ../../nbs/data/56_writer.ipynb #68bea121
 def _index(batch: list[Row], labels: dict[str, int]) -> tuple[np.ndarray, int]:
     "What is kept of the rows, and a sum over the texts that have white space around them, which the hashes leave out"
-    index, stripped = np.empty(len(batch), ROW), [row.text.strip() for row in batch]
+    index = np.empty(len(batch), ROW)
+    stripped = [row.text.strip() for row in batch]
     index["hash"] = np.frombuffer(b"".join(map(text_hash, stripped)), "<u8")
     for name in ("offset", "length", "line"):
         index[name] = [getattr(row, name) for row in batch]
@@ -180,8 +188,10 @@ def _index(batch: list[Row], labels: dict[str, int]) -> tuple[np.ndarray, int]:
 # %% ../../nbs/data/56_writer.ipynb #f4db7234
 def merged_lines(batch: list[Row], labels: Iterable[str], reading: Reading, data: DataConfig) -> list[int]:
     "Lines of the rows whose text has lines in it that are rows themselves, by their fields and label"
-    columns, delimiter = reading.columns, reading.delimiter
-    label, last = columns.index(data.label), len(columns) - 1
+    columns = reading.columns
+    delimiter = reading.delimiter
+    label = columns.index(data.label)
+    last = len(columns) - 1
 
     def like_row(line):
         return line.count(delimiter) == last and line.split(delimiter)[label].strip() in labels
