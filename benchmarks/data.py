@@ -180,22 +180,24 @@ def preparation(megabytes: int, repeats: int) -> None:
         print(f"             ratio {b['seconds'] / a['seconds']:.2f}, in CPU time {b['cpu'] / a['cpu']:.2f}")
 
 
-def trained(train: str, home: str, cache: str, shared: str | None, updates: int, resume: str | None) -> dict:
+def trained(train: str, home: str, cache: str, shared: str | None, count: int, resume: str | None) -> dict:
     "Some updates in the project `home`: seconds to the first, the share of the others that went by waiting, peak memory"
     import mlflow
     import sklearn.metrics  # noqa: F401  the clock starts when everything is imported
-    from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments  # noqa: F401
+    from transformers import AutoModelForSequenceClassification  # noqa: F401
 
     from gpuml.base.config import Config
     from gpuml.base.errors import Preempted
     from gpuml.training import fit as training
+    from gpuml.training import loop
+    from gpuml.training.feed import Feed
     from gpuml.training.store import local_store
 
     data = {"train": train, "cache": cache, "shared_cache": shared, "max_length": LENGTH}
     config = Config(data=data, model={"name": MODEL}, train={"batch_size": 32}, tracking={"uri": "http://127.0.0.1:9"})
     config = config.at(Path(home))
     mlflow.MlflowClient(local_store(config)).search_experiments()
-    spent, marks, usual = [0.0], [], training.trainer_class
+    spent, marks, usual = [0.0], [], Feed.updates
 
     def timed(function):
         def call(*arguments):
@@ -207,17 +209,17 @@ def trained(train: str, home: str, cache: str, shared: str | None, updates: int,
 
         return call
 
-    def trainer_class():
-        class Timed(usual()):
-            def get_batch_samples(self, *arguments):
-                marks.append((time.perf_counter(), spent[0]))
-                if len(marks) > updates:
-                    os.kill(os.getpid(), signal.SIGTERM)  # stops after this update, with a checkpoint
-                return timed(super().get_batch_samples)(*arguments)
+    def updates(feed, limits):
+        following = usual(feed, limits)
+        while True:
+            marks.append((time.perf_counter(), spent[0]))
+            if len(marks) > count:
+                os.kill(os.getpid(), signal.SIGTERM)  # stops after this update, with a checkpoint
+            if (update := timed(next)(following, None)) is None:
+                return
+            yield update
 
-        return Timed
-
-    training.trainer_class, training.pad = trainer_class, timed(training.pad)
+    Feed.updates, loop.pad = updates, timed(loop.pad)
     started, cpu = time.perf_counter(), time.process_time()
     cpu_first = []
     try:
@@ -231,7 +233,7 @@ def trained(train: str, home: str, cache: str, shared: str | None, updates: int,
         "first": marks[1][0] - started,
         "cpu": cpu_first[0] - cpu,
         "share": (after - before) / (ended - begun),
-        "rate": 32 * updates / (ended - begun),
+        "rate": 32 * count / (ended - begun),
         "gb": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20,
     }
 
@@ -241,7 +243,7 @@ def delivered(train: str, cache: str) -> dict:
     from gpuml.base.config import Config
     from gpuml.data import reading
     from gpuml.data.updates import pad, plan_epoch
-    from gpuml.training.evaluation import GPU
+    from gpuml.training.hardware import GPU
 
     data = reading.read(Config(data={"train": train, "cache": cache}), tokenizer(), LENGTH)
     plan, count, cpu = plan_epoch(data.train.tokens.lengths, 32, 0, 0, *GPU), 0, time.process_time()

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from contextlib import nullcontext
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -65,14 +64,13 @@ TARGET = 0.975
 def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
     "(epoch, seconds of training, test accuracy) of an arm of train.py, up to the target"
     import numpy as np
-    from train import make_trainer
+    from train import make_trainer, train_gpuml
     from transformers import TrainerCallback, set_seed
 
     from gpuml.base.loading import load
     from gpuml.data.encoder import tokenise
     from gpuml.training import model
     from gpuml.training.evaluation import logits_of
-    from gpuml.training.fit import keeping_memory
 
     parts, found, clock = fetch(), [], {}
     labels = sorted({label for _, label in parts["train"]})
@@ -80,31 +78,39 @@ def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
     tokenizer = model.load_tokenizer(folder)
     tokens = {part: tokenise([text for text, _ in rows], tokenizer, 128) for part, rows in parts.items()}
     classes = {part: np.array([labels.index(label) for _, label in rows]) for part, rows in parts.items()}
-    recipe = {"default": dict(), "gpuml:8": dict(num_train_epochs=2, learning_rate=1e-4, warmup_steps=40)}[name]
     set_seed(seed)
     classifier = model.load_classifier(folder, labels, 0.0 if name.startswith("gpuml") else None)
+
+    def look(step: int, steps: int, epochs: int) -> bool:
+        "After an update: every quarter of an epoch, stop the clock and classify; whether the target is reached"
+        quarter = steps // (4 * epochs)
+        if step % quarter and step < steps or step < 4 * quarter:
+            return False
+        clock["spent"] += time.perf_counter() - clock["started"]
+        right = logits_of(classifier, tokens["test"], tokenizer.pad_token_id).argmax(1) == classes["test"]
+        found.append((round(step / quarter) / 4, clock["spent"], float(right.mean())))
+        print(f"  {name} seed {seed}: epoch {found[-1][0]}, {found[-1][1]:.0f} s, {found[-1][2]:.4f}", file=sys.stderr)
+        clock["started"] = time.perf_counter()
+        return found[-1][2] >= TARGET
 
     class Look(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             clock.update(started=time.perf_counter(), spent=0.0)
 
         def on_step_end(self, args, state, control, **kwargs):
-            quarter = state.max_steps // (4 * int(args.num_train_epochs))
-            if state.global_step % quarter and state.global_step < state.max_steps or state.global_step < 4 * quarter:
-                return
-            clock["spent"] += time.perf_counter() - clock["started"]
-            right = logits_of(classifier, tokens["test"], tokenizer.pad_token_id).argmax(1) == classes["test"]
-            found.append((round(state.global_step / quarter) / 4, clock["spent"], float(right.mean())))
-            print(
-                f"  {name} seed {seed}: epoch {found[-1][0]}, {found[-1][1]:.0f} s, {found[-1][2]:.4f}", file=sys.stderr
-            )
-            control.should_training_stop |= found[-1][2] >= TARGET
-            clock["started"] = time.perf_counter()
+            control.should_training_stop |= look(state.global_step, state.max_steps, int(args.num_train_epochs))
 
+    common = classifier, tokenizer, tokens["train"], classes["train"].tolist(), seed
     with model.quiet():
-        trainer = make_trainer(name, classifier, tokenizer, tokens["train"], classes["train"].tolist(), seed, **recipe)
-        trainer.add_callback(Look())
-        with keeping_memory() if name.startswith("gpuml") else nullcontext():  # as `fit` does
+        if name.startswith("gpuml"):
+            epochs, size = 2, int(name.partition(":")[2])
+            steps = epochs * -(-len(classes["train"]) // size)
+            clock.update(started=time.perf_counter(), spent=0.0)
+            recipe = dict(epochs=epochs, learning_rate=1e-4, warmup=40 / steps)
+            train_gpuml(*common, size, lambda step: look(step.update.number, steps, epochs), **recipe)
+        else:
+            trainer = make_trainer(name, *common)
+            trainer.add_callback(Look())
             trainer.train()
     return found
 

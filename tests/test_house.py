@@ -34,7 +34,15 @@ HEAVY = {
 
 
 # Rooms whose subject is a heavy package: others import them inside a function
-HEAVY_ROOMS = {"cluster.api", "training.mlflow_model", "training.mlflow_run"}
+HEAVY_ROOMS = {
+    "cluster.api",
+    "training.hardware",
+    "training.learner",
+    "training.loop",
+    "training.mlflow_model",
+    "training.mlflow_run",
+    "training.world",
+}
 
 
 def imports(module):

@@ -22,7 +22,7 @@ from tests.conftest import OFFLINE, gpuml, runs_in
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["gpuml.training.fit", "torch", "transformers.trainer", "mlflow", "sklearn.metrics", "tests.conftest"]
+    ["gpuml.training.fit", "torch", "gpuml.training.loop", "mlflow", "sklearn.metrics", "tests.conftest"]
 )
 OVERRIDES = ["train.epochs=3", "train.checkpoint_updates=2"]  # 9 updates
 

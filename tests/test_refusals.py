@@ -272,7 +272,7 @@ def test_data_does_not_resume(project, capsys):
 @pytest.fixture(scope="module")
 def imported():
     "torch and transformers, whose first import on a cold machine takes as long as the disk does"
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer  # noqa: F401
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
 
 
 @pytest.mark.parametrize("name", MODELS)

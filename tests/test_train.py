@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -9,14 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from gpuml.base.config import TrainConfig
 from gpuml.base.errors import DataError, GpumlError, ModelError, Preempted, TrainError
 from gpuml.base.loading import load
 from gpuml.data import reading
 from gpuml.data.encoder import tokenise
-from gpuml.data.orders import Global
 from gpuml.data.updates import pad, plan_epoch
 from gpuml.training import fit as train
 from gpuml.training.evaluation import logits_of
+from gpuml.training.feed import Update
 from gpuml.training.fit import fit
 from gpuml.training.model import load_classifier, load_tokenizer, locate, save
 from gpuml.training.results import Run, load_run
@@ -35,39 +38,19 @@ def encoder(project):
 
 def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max_tokens=2**40):
     "Loss, gradient norm and weights after one update of 16 examples in the given micro-batches"
-    from transformers import TrainingArguments, set_seed
-
-    from gpuml.training.fit import _Updates, trainer_class
+    from gpuml.training.learner import Learner
+    from gpuml.training.loop import seed_all, take
 
     folder, tokenizer, tokens = encoder
-    set_seed(0)
+    seed_all(0)
     classifier = load_classifier(folder, ["a", "b"], dropout=0.0)
     prepare(classifier)
-
-    class Once(_Updates):
-        def __iter__(self):
-            yield {"micro_batches": cuts}
-
+    config = TrainConfig(epochs=1, learning_rate=1e-3, schedule="constant", warmup=0.0, weight_decay=0.0)
+    learner = Learner(config, classifier.train(), 0, packed=packed, max_tokens=max_tokens)
     rows = SimpleNamespace(tokens=tokens, classes=np.arange(16) % 2)
-    updates = Once(Global(rows), 16, 0)
-    updates.packed, updates.max_tokens = packed, max_tokens
-
-    arguments = TrainingArguments(
-        output_dir="unused", num_train_epochs=1, learning_rate=1e-3, lr_scheduler_type="constant", report_to="none",
-        save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, max_grad_norm=1.0,
-    )  # fmt: skip
-    trainer = trainer_class()(
-        classifier,
-        arguments,
-        updates=updates,
-        pad_id=0,
-    )
-    trainer.train()
-    return (
-        trainer.loss,
-        trainer.grad_norm,
-        np.concatenate([p.detach().numpy().ravel() for p in classifier.parameters()]),
-    )
+    step = take(learner, Update(1, 0.0, 1.0, rows, cuts))
+    weights = np.concatenate([p.detach().numpy().ravel() for p in classifier.parameters()])
+    return step.loss, step.grad_norm, weights
 
 
 @pytest.mark.parametrize("size", [8, 4, 3, 1])
@@ -101,12 +84,13 @@ def test_without_padding_an_update_is_the_same(encoder, max_tokens):
 def test_update_is_torchs_own(encoder):
     "The loss and the gradient norm of an update are those of one padded batch in plain torch"
     import torch
-    from transformers import set_seed
+
+    from gpuml.training.loop import seed_all
 
     folder, tokenizer, tokens = encoder
     rows = np.argsort(-tokens.lengths, kind="stable")
     loss, norm, _ = one_update(encoder, np.split(rows, [5, 11]))
-    set_seed(0)
+    seed_all(0)
     classifier = load_classifier(folder, ["a", "b"], dropout=0.0).train()
     ids, mask = map(torch.from_numpy, pad(tokens, np.arange(16), 0))
     expected = torch.nn.functional.cross_entropy(classifier(ids, mask).logits, torch.arange(16) % 2)
@@ -411,3 +395,14 @@ def test_command_trains(project):
     assert isinstance(load_run(folder), Run)
     assert "1 of 3" not in done.stderr and "Traceback" not in done.stderr
     assert "no MLflow server at" in done.stderr
+
+
+def test_training_needs_no_accelerate(project):
+    code = (
+        "import sys; sys.modules['accelerate'] = None\n"
+        "from gpuml.base.loading import load\nfrom gpuml.training.fit import fit\n"
+        "import transformers.utils; assert not transformers.utils.is_accelerate_available()\n"
+        "print(fit(load('dev', ['train.epochs=1'])).metrics['updates'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == ["3"], done.stderr

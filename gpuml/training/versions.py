@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # %% ../../nbs/training/36_versions.ipynb #e78ff6a5
-_PACKAGES = ("gpuml", "torch", "transformers", "tokenizers", "accelerate", "numpy", "mlflow")
+_PACKAGES = ("gpuml", "torch", "transformers", "tokenizers", "numpy", "mlflow")
 
 
 def versions(
