@@ -10,9 +10,8 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from ..base.config import Config
+from ..base.config import Config, data_moved
 from ..base.errors import ConfigError, DataError
 from ..base.place import is_s3
 from .manifest import WORK
@@ -40,16 +39,9 @@ def data_here(
 # %% ../../nbs/cluster/48_elsewhere.ipynb #1c215f42
 def for_pods(config: Config) -> Config:
     "The config as pods need it: data of the project by its path there, and the S3 server's address as they reach it"
-    data = config.data_at(lambda path: os.path.relpath(path, config.root))
+    data = data_moved(config, lambda path: os.path.relpath(path, config.root))
     settings = {"cache": f"{WORK}/.cache/gpuml", "endpoint": config.compute.s3_endpoint or config.data.endpoint}
-    return _renewed(config, data=data.model_copy(update=settings))
-
-
-def _renewed(config: Config, **changes: Any) -> Config:
-    "A copy with other values, of the same name and project"
-    new = config.model_copy(update=changes)
-    new._name, new._root = config.name, config.root
-    return new
+    return config.model_copy(update={"data": data.model_copy(update=settings)})
 
 # %% ../../nbs/cluster/48_elsewhere.ipynb #b3e151d0
 def for_here(config: Config) -> Config:
@@ -59,9 +51,8 @@ def for_here(config: Config) -> Config:
 
     data = absolute(config).model_copy(update={"cache": str(config.path(config.data.cache))})
     output = config.output if is_s3(config.output) else str(config.path(config.output))
-    return _renewed(
-        config, data=data, output=output, tracking=config.tracking.model_copy(update={"uri": find_store(config)[0]})
-    )
+    tracking = config.tracking.model_copy(update={"uri": find_store(config)[0]})
+    return config.model_copy(update={"data": data, "output": output, "tracking": tracking})
 
 # %% ../../nbs/cluster/48_elsewhere.ipynb #05afdd58
 def check_places(config: Config) -> str:
