@@ -38,6 +38,7 @@ class Sender:
         self.spool = spool
         self.error: Exception | None = None  # the latest
         self._failing = False  # since the last attempt
+        self._client: Any = None  # MLflow's
         self._answered = time.monotonic()
         self._busy = True  # this machine imports MLflow, or writes a store of its own: no server is waited for
         self._wake, self._ended, self._done = (threading.Event() for _ in range(3))
@@ -45,11 +46,10 @@ class Sender:
 
     def _work(self) -> None:
         "Send what is new until the run has ended and all of it is sent"
-        client = None
         while True:
             has_ended = self._ended.is_set()
             try:
-                client = self._send(client)
+                self._send()
             except Exception as e:  # whatever MLflow's client raises: training goes on
                 self._note(e)
             if has_ended and not self._failing:
@@ -58,19 +58,18 @@ class Sender:
             self._wake.clear()
         self._done.set()
 
-    def _send(self, client: Any) -> Any:
-        "Bring MLflow up to date; returns its client"
+    def _send(self) -> None:
+        "Bring MLflow up to date"
         self.spool.flush()
-        if client is None:
+        if self._client is None:  # opened once: that is no answer of a server
             from gpuml.training.mlflow_run import open_client
 
-            client = open_client(self.record.uri)
+            self._client = open_client(self.record.uri)
             self._answered = time.monotonic()
             self._busy = self.record.uri.startswith("sqlite")
-        sync(self.folder, self.record, client)
+        sync(self.folder, self.record, self._client)
         self._answered = time.monotonic()
         self._failing = False
-        return client
 
     def _note(self, error: Exception) -> None:
         self.error = error
