@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -310,9 +311,12 @@ def test_sigterm_while_importing(store):
     import subprocess
     import sys
 
-    for delay in (0.5, 1.5, 3.0):
+    for delay in (0.0, 0.5, 1.5, 3.0):  # from the moment when the command listens; before it, there is nothing to lose
         command = [sys.executable, "-m", "gpuml.ui.cli", "train", "dev"]
         process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
+        status = Path(f"/proc/{process.pid}/status")
+        while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> (signal.SIGTERM - 1) & 1:
+            time.sleep(0.01)
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1]

@@ -432,8 +432,8 @@ CAN_UNSHARE = subprocess.run([*PID_1, "true"], capture_output=True).returncode =
 WAITING = """\
 import time
 print("pid", os.getpid() if (os := __import__("os")) else 0)
-print("waiting", flush=True)
 try:
+    print("waiting", flush=True)
     time.sleep(120)
 except KeyboardInterrupt:
     print("arrived", time.time())
