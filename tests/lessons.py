@@ -51,7 +51,7 @@ def shown(outputs: list[dict]) -> list[dict]:
 def executed(path: Path) -> dict[str, list[dict]]:
     "Run a page as nbdev-test does; the outputs of its cells, by the cells' ids, of all that a reader sees"
     page = NBProcessor(path, rm_directives=False, process=True).nb
-    to_run = {cell.id for cell in nb_test_cells(path, get_config().tst_flags)}
+    to_run = {cell.id for cell in nb_test_cells(path, get_config().tst_flags.split())}
     shell = CaptureShell(path, profile=False)
     with working_directory(path.parent):
         shell.run_all(page, exc_stop=True, preproc=lambda cell: cell.id not in to_run, cell_timeout=600)
