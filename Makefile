@@ -33,10 +33,10 @@ say-test:
 servers:                              # its programs, in a cache; the first time takes about 10 minutes
 	tests/cluster/build.sh
 
-nbdev_test: install                   ## the lessons on the pages, and whether they show what is stored; a minute or two
-	OMP_NUM_THREADS=1 $(BIN)/python tests/lessons.py
+nbdev_test: install                   ## the lessons on the pages; train.ipynb runs in pytest, in a real kernel
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/nbdev-test --n-workers 2 --timing --skip-file-glob train.ipynb
 
-lessons: install                      ## the same, and stores what they show in the notebooks
+lessons: install                      ## runs them too, and stores what they show in the notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/lessons.py --store; code=$$?; $(BIN)/nbdev-clean; exit $$code
 
 pytest: install chromium prometheus postgres

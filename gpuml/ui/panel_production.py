@@ -21,7 +21,7 @@ _MARKS = {True: ("✓", "good"), False: ("✗", "bad"), None: ("?", "note")}
 
 
 def findings_html(
-    findings: Any,  # of checks: each with `good`, `what`, `text`
+    findings: Any,  # of checks: each with `good`, `subject`, `text`
 ) -> str:
     "Checks with ticks and reasons"
     lines = (
