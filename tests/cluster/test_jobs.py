@@ -28,7 +28,7 @@ def test_a_job_from_submit_to_run(site):
     ((listed, listed_state),) = c.jobs([site.config()])
     assert (listed.run_id, listed_state.phase) == (job.run_id, "succeeded")
     site.cluster.admin.delete("jobs", site.namespace, job.run_id, propagationPolicy="Background")
-    site.cluster.wait(lambda: job.api.get(job._path) is None)
+    site.cluster.wait(lambda: job.api.get(job.at.path) is None)
     again = c.find(job.run_id, [site.config()])
     assert again.status.phase == "succeeded" and again.place == job.place and "training" in again.logs()
     second = site.submit()
