@@ -91,7 +91,9 @@ def alive(site, job) -> list[str]:
 def shown_as_finished(site, job, database) -> list[str]:
     "Where the job, of which much is left to do, is shown as done"
     found, store = [], sqlite3.connect(database)
-    if (made := job.api.get(job.at.path)) and any(x["type"] == "Complete" for x in made["status"].get("conditions", [])):
+    if (made := job.api.get(job.at.path)) and any(
+        x["type"] == "Complete" for x in made["status"].get("conditions", [])
+    ):
         found.append("Job")
     statuses = [s for (s,) in store.execute("select status from runs where name = ?", (job.run_id,))]
     if len(statuses) > 1 or "FINISHED" in statuses:
