@@ -115,7 +115,11 @@ def test_the_administrator_s_own_commands(tmp_path):
     try:
         plane.start()
         first = run("apply", "-k", overlay)
-        assert first.returncode == 0 and "statefulset.apps/postgres created" in first.stdout, first.stderr
+        assert "statefulset.apps/postgres created" in first.stdout, first.stderr
+        if first.returncode:  # a namespace's own account came between two requests: the page says, apply again
+            errors = [line for line in first.stderr.splitlines() if line.startswith("Error")]
+            assert errors and all('serviceaccounts "default" already exists' in line for line in errors), first.stderr
+            assert run("apply", "-k", overlay).returncode == 0
         again = run("apply", "-k", overlay)
         changed = [line for line in again.stdout.splitlines() if not line.endswith(" unchanged")]
         assert changed == [f"statefulset.apps/{name} configured" for name in ("jupyter", "postgres")]  # diff says no
