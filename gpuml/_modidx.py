@@ -119,6 +119,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'gpuml.base.secrets': { 'gpuml.base.secrets.find_secret': ('base/secrets.html#find_secret', 'gpuml/base/secrets.py'),
                                     'gpuml.base.secrets.redact': ('base/secrets.html#redact', 'gpuml/base/secrets.py'),
                                     'gpuml.base.secrets.secrets': ('base/secrets.html#secrets', 'gpuml/base/secrets.py')},
+            'gpuml.base.signals': {'gpuml.base.signals.stops_heard': ('base/signals.html#stops_heard', 'gpuml/base/signals.py')},
             'gpuml.base.storage': { 'gpuml.base.storage.File': ('base/storage.html#file', 'gpuml/base/storage.py'),
                                     'gpuml.base.storage.Refused': ('base/storage.html#refused', 'gpuml/base/storage.py'),
                                     'gpuml.base.storage.S3': ('base/storage.html#s3', 'gpuml/base/storage.py'),

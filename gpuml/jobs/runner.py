@@ -33,6 +33,7 @@ from ..base.errors import ConfigError, DataError, Exit, GpumlError, Preempted
 from ..base.loading import load
 from ..base.place import is_s3
 from ..base.secrets import redact, secrets
+from ..base.signals import stops_heard
 from ..base.storage import Storage, write_file, writing
 from .exporter import Metrics, served
 from .kernel import LAST_ERROR, start_kernel
@@ -477,16 +478,11 @@ def _passing_on(attempt: _Attempt) -> Iterator[None]:
         while not attempt.over.wait(2.0):
             attempt.tell_kernel()
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     threading.Thread(target=again, name="gpuml-signal", daemon=True).start()
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        with stops_heard(pass_on):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         attempt.over.set()
         told.set()
 

@@ -7,10 +7,11 @@ __all__ = ['stop_signals']
 
 # %% ../../nbs/training/64_stop.ipynb #d1efb283
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from ..base.signals import stops_heard
 
 # %% ../../nbs/training/64_stop.ipynb #37e95b2b
 @contextmanager
@@ -22,12 +23,5 @@ def stop_signals(attempt: Any) -> Iterator[None]:
             raise KeyboardInterrupt
         attempt.asked = signal.Signals(number).name
 
-    if threading.current_thread() is not threading.main_thread():
+    with stops_heard(note):
         yield
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
