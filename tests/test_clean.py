@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from gpuml.base.errors import ConfigError, OutputError
+from gpuml.base.files import write_json
 from gpuml.base.loading import load
-from gpuml.base.storage import write_json
 from gpuml.cluster import clean
 from gpuml.training.record import this_host
 from gpuml.training.runs import output_folder

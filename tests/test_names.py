@@ -9,7 +9,7 @@ from gpuml.training.fit import fit
 from gpuml.training.mlflow_run import open_client
 from gpuml.training.results import load_run
 from gpuml.training.store import local_store
-from tests.conftest import CONFIG, free_port, rows
+from tests.conftest import CONFIG, free_port, gpuml, rows
 from tests.test_interrupt import tiny  # noqa: F401
 
 ODD = 'tickets [old] a?b%20c#d it\'s "f" $HOME {g} :x'
@@ -63,3 +63,8 @@ def test_a_store_lies_where_its_project_does(tmp_path):
     assert [e.name for e in open_client(uri).search_experiments()] == ["Default"]
     assert set(tmp_path.rglob("*")) - before <= {project / "mlflow.db", project / "mlruns"}
     assert (project / "mlflow.db").exists()
+
+
+def test_the_line_that_init_prints_works_in_a_folder_with_spaces(tmp_path):
+    done = gpuml("init", "my project", cwd=tmp_path)
+    assert done.returncode == 0 and "cd 'my project' && gpuml train" in done.stdout

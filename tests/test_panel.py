@@ -103,7 +103,7 @@ def test_the_line_reaches_the_magic_as_it_was_clicked(panel):
     "Through IPython's own expansion of $name and {expression}, and the magic's splitting"
     from IPython.core.interactiveshell import InteractiveShell
 
-    from gpuml.ui.magics import split_line
+    from gpuml.ui.line_words import split_line
 
     form, heard = panel.tabs["Train"].form, []
     for key, text in {

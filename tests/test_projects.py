@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from gpuml.base.errors import ClusterError
+from gpuml.base.files import write_json
 from gpuml.base.loading import load
-from gpuml.base.storage import write_json
 from gpuml.cluster import jobs as c
 from gpuml.cluster import local
 from gpuml.cluster import manifest as job

@@ -141,7 +141,7 @@ def test_a_run_without_its_checkpoint_stays_whole(store):  # noqa: F811
 
 
 def test_words_are_read_once():
-    from gpuml.ui.magics import _take_place
+    from gpuml.ui.line_words import take_place
 
     run = "dev-20261103-093000-beef"
     lines = {
@@ -151,7 +151,7 @@ def test_words_are_read_once():
         "prod --notebook a.ipynb --resume": (["prod", [], "latest"], {"--notebook": "a.ipynb"}),
     }
     for line, (expected, places) in lines.items():
-        words, options = _take_place(line.split())
+        words, options = take_place(line.split())
         assert (list(parse_words(words)), options) == (expected, places), line
     with pytest.raises(ConfigError, match="--on: needs a value"):
-        _take_place(["--on"])
+        take_place(["--on"])

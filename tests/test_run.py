@@ -21,7 +21,6 @@ import pytest
 from gpuml.base.errors import ConfigError, NotebookError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
-from gpuml.jobs import runner
 from gpuml.jobs.bundle import pack, put
 from gpuml.jobs.contract import problems
 from gpuml.jobs.runner import execute
@@ -59,7 +58,8 @@ def executed(place):
 
 
 def outcome(place):
-    return json.loads((Path(place) / "outcome.json").read_text())
+    newest = max((Path(place) / "attempts").glob("*.json"), key=lambda file: int(file.stem))
+    return json.loads(newest.read_text())
 
 
 @pytest.fixture
@@ -577,7 +577,7 @@ def test_everything_is_on_s3(here, s3, tmp_path):
     for attempt, (cell, code) in enumerate([("1/0", 1), ("1", 0)], 1):
         ended = here(cell, place=place)
         assert (ended.exit_code, ended.attempt) == (code, attempt)
-        for name in ("notebook.ipynb", "outcome.json"):
+        for name in ("notebook.ipynb", f"attempts/{attempt}.json"):
             Storage().get(f"{place}/{name}", tmp_path / "copy" / name)
         states, _, note = executed(tmp_path / "copy")
         assert states[-1] == ("completed" if code == 0 else "failed") and f"attempt {attempt} " in note
@@ -586,13 +586,13 @@ def test_everything_is_on_s3(here, s3, tmp_path):
     assert len(logs) == 2 and "ZeroDivisionError" in logs[0] and logs[1].endswith("job-1: all cells are done\n")
 
 
-def test_notebooks_that_s3_does_not_take_cost_nothing(here, s3, monkeypatch, capfd):
-    monkeypatch.setattr(runner, "PATIENCE", 2.0)
+def test_notebooks_that_s3_does_not_take_cost_nothing(here, s3, capfd):
     with Proxy(s3.endpoint, lambda request: SLOW_DOWN if ".ipynb" in request.path else None) as proxy:
-        ended = here("print('all the same')", place=s3.url("runs/job-1"), endpoint=proxy.endpoint)
+        ended = here("print('all the same')", place=s3.url("runs/job-1"), endpoint=proxy.endpoint, patience=2.0)
     assert ended.exit_code == 0 and proxy.faults
     there = {f.url.rpartition("/")[2] for f in Storage().find(s3.url("runs/job-1/*"))}
-    assert there == {"outcome.json"} and len(Storage().find(s3.url("runs/job-1/logs/"))) == 1
+    assert there == set() and len(Storage().find(s3.url("runs/job-1/attempts/"))) == 1
+    assert len(Storage().find(s3.url("runs/job-1/logs/"))) == 1
     said = re.search(r"note: notebook.ipynb is not where it belongs, but in (\S+): .*503", capfd.readouterr().out)
     assert executed(said[1])[0][-1] == "completed"
     shutil.rmtree(said[1])

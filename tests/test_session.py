@@ -183,8 +183,8 @@ def lab(tmp_path):
         server.wait(20)
 
 
-FINDINGS = "__import__('gpuml.cluster.checks', fromlist=['_']).check_kernel(__import__('gpuml.ui.magics', fromlist=['_']).this_notebook(globals()))"
-PATH = "__import__('gpuml.ui.magics', fromlist=['_']).this_notebook(globals()).name"
+FINDINGS = "__import__('gpuml.cluster.checks', fromlist=['_']).check_kernel(__import__('gpuml.ui.here', fromlist=['_']).this_notebook(globals()))"
+PATH = "__import__('gpuml.ui.here', fromlist=['_']).this_notebook(globals()).name"
 
 
 def test_in_a_real_kernel(lab):

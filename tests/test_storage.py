@@ -27,8 +27,12 @@ from dataclasses import replace
 import pytest
 
 from gpuml.base.errors import ConfigError, DataError, OutputError, Preempted
+from gpuml.base.files import as_csv
 from gpuml.base.place import is_s3
-from gpuml.base.storage import PART, Storage, _bucket, _s3_list, as_csv
+from gpuml.base.s3_errors import bucket_and_key
+from gpuml.base.s3_read import list_objects
+from gpuml.base.s3_write import PART
+from gpuml.base.storage import Storage
 from tests.conftest import ROOT, free_port
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error
 from tests.s3 import KEY, READER, READER_SECRET, SECRET, keys_in_environment
@@ -247,7 +251,7 @@ def test_more_objects_than_a_page(s3):
     names = [s3.url(f"many/{i:02}.csv") for i in range(25)]
     for name in names:
         storage.put_bytes(b"x", name)
-    listed = _s3_list(storage.s3, s3.url("many"), _bucket(s3.url("many/"))[1], limit=10)
+    listed = list_objects(storage.s3, s3.url("many"), bucket_and_key(s3.url("many/"))[1], limit=10)
     assert [f.url for f in listed] == names == [f.url for f in storage.find(s3.url("many"))]
 
 
@@ -379,7 +383,7 @@ def test_a_reader_may_not_write(s3, monkeypatch):
     assert Storage(s3.endpoint).info(s3.url("a"))
 
 
-def test_no_such_bucket(s3):
+def test_no_suchbucket_and_key(s3):
     with pytest.raises(DataError, match="there is no bucket 'nobody-has-it'"):
         Storage().find("s3://nobody-has-it/data")
     with pytest.raises(OutputError, match="a whole bucket is not removed"):
@@ -598,7 +602,8 @@ def test_waiting_ends_at_once(way, s3, proxy, content):
 
 CHILD = """
 import os, resource, sys
-from gpuml.base.storage import PART, Storage
+from gpuml.base.s3_write import PART
+from gpuml.base.storage import Storage
 storage = Storage()
 storage.find(sys.argv[1])
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024

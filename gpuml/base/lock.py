@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .storage import writing
+from .files import writing
 
 # %% ../../nbs/base/45_lock.ipynb #fcd78f28
 class Busy(Exception):

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import ConfigError
+from ..base.files import fingerprint, writing
 from ..base.place import is_s3
-from ..base.storage import fingerprint, writing
 from ..base.tables import Table
 from .jobs import own_folders
 from .local import jobs_folder, local_state, works
@@ -66,7 +66,7 @@ def _item(kind: str, path: Path, label: str, **facts: object) -> Item:
 # %% ../../nbs/cluster/70_clean.ipynb #f8a4f70c
 RUN_FILES = (
     "config.yaml", "tracking.json", "metrics.jsonl", "metrics.json", "predictions.csv", "skipped.csv", "loss.svg", "confusion.svg",
-    "certificate.json", "checkpoints", "model", "notebook.ipynb", "logs", "attempts", "outcome.json", "cancelled.json",
+    "certificate.json", "checkpoints", "model", "notebook.ipynb", "logs", "attempts", "cancelled.json",
     "progress.json", ".stored",
 )  # fmt: skip
 JOB_FILES = ("job.json", "state.json", "log.txt", "worker.txt", "lock")
@@ -76,9 +76,10 @@ _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")  # what a write that was killed has le
 def _run_item(folder: Path, busy: set[str]) -> Item | None:
     "A run's folder, if it is one; none where gpuml did not make it"
     record, facts = read_record(folder), {}
-    for name in ("outcome.json", "certificate.json"):
+    newest = sorted((folder / "attempts").glob("*.json"), key=lambda file: (len(file.name), file.name))[-1:]
+    for file in (*newest, folder / "certificate.json"):
         with suppress(OSError, ValueError):
-            facts |= json.loads((folder / name).read_text(encoding="utf-8"))
+            facts |= json.loads(file.read_text(encoding="utf-8"))
     if folder.is_symlink() or (record.run if record else facts.get("run")) != folder.name:
         return None
     others = [p.name for p in sorted(folder.iterdir()) if p.name not in RUN_FILES and not _ASIDE.fullmatch(p.name)]

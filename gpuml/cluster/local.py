@@ -22,14 +22,16 @@ from typing import Any
 import psutil
 
 from ..base.config import Config
-from ..base.storage import Storage, write_json
+from ..base.files import write_json
+from ..base.storage import Storage
 from .ending import cancelled
 from .facts import job_facts
 from .logs import last_progress
 from .manifest import PREFIX
 from .pod import time_of
 from .projects import project_key, project_of
-from ..jobs.handle import OVER, Job, State, owner, read_json
+from ..jobs.handle import OVER, Job, State, owner
+from ..training import attempts
 
 # %% ../../nbs/cluster/40_local.ipynb #7590dff8
 STATE_FILE = "state.json"
@@ -203,4 +205,4 @@ def local_outcome(
 ) -> dict[str, Any] | None:
     "What the last attempt of a job on this machine has written into storage"
     notes = manifest["metadata"]["annotations"]
-    return read_json(Storage(notes.get(f"{PREFIX}/endpoint")), f"{notes[f'{PREFIX}/output']}/outcome.json")
+    return attempts.outcome(Storage(notes.get(f"{PREFIX}/endpoint")), notes[f"{PREFIX}/output"])

@@ -200,12 +200,15 @@ def _environment(config: Config, source: Source) -> list[dict[str, Any]]:
     plain |= {FOLDER: S3_KEYS} if c.s3_secret else {}
     plain |= {"GPUML_METRICS_PORT": str(c.metrics_port)} if c.metrics_port else {}
     plain |= {SUBMISSION: source.submission} if source.submission else {}
+    plain |= {"GPUML_OWNER": source.owner or None, "GPUML_PRIORITY_CLASS": c.priority_class, "GPUML_GPUS": str(c.gpus)}
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if c.s3_secret else ()
     secret = [{"name": k, "valueFrom": {"secretKeyRef": {"name": c.s3_secret, "key": k}}} for k in keys]
     if c.s3_secret:  # temporary keys have one
         token = {"name": c.s3_secret, "key": "AWS_SESSION_TOKEN", "optional": True}
         secret.append({"name": "AWS_SESSION_TOKEN", "valueFrom": {"secretKeyRef": token}})
-    return [{"name": k, "value": v} for k, v in (plain | c.env).items() if v is not None] + secret
+    fields = {"GPUML_NAMESPACE": "metadata.namespace", "GPUML_NODE": "spec.nodeName"}
+    pod = [{"name": k, "valueFrom": {"fieldRef": {"fieldPath": path}}} for k, path in fields.items()]
+    return [{"name": k, "value": v} for k, v in (plain | c.env).items() if v is not None] + pod + secret
 
 # %% ../../nbs/cluster/10_manifest.ipynb #4d6681a8
 def yaml(

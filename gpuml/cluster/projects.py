@@ -9,7 +9,7 @@ __all__ = ['project_key', 'short_names', 'is_named', 'project_of']
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..base.storage import fingerprint
+from ..base.files import fingerprint
 from .manifest import PREFIX, slug
 
 # %% ../../nbs/cluster/30_projects.ipynb #45ba8aa4

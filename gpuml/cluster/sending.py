@@ -17,7 +17,8 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ClusterError, GpumlError
-from ..base.storage import Storage, write_json
+from ..base.files import write_json
+from ..base.storage import Storage
 from . import manifest as job
 from .answers import Answer, ApiServer, NotThere, plainly
 from .facts import is_ours

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from ..base.storage import write_json
+from ..base.files import write_json
 from .ending import cancelled, ending
 from .local import STATE_FILE, local_outcome, local_state
 from .manifest import PREFIX, verdict

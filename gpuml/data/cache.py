@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import DataError, OutputError
+from ..base.files import fingerprint, write_folder
+from ..base.local import File
 from ..base.place import is_s3
-from ..base.storage import File, fingerprint, write_folder
 from .preparation import Preparation
 from .shards import CACHE_VERSION, folder_facts
 

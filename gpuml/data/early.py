@@ -14,7 +14,9 @@ from itertools import chain
 import numpy as np
 
 from ..base.config import Config
-from ..base.storage import File, Storage, fingerprint
+from ..base.files import fingerprint
+from ..base.local import File
+from ..base.storage import Storage
 from .beside import Beside
 from .dataset import Data
 from .files import shown_name, source_files

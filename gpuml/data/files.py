@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import DataError, Exit
+from ..base.local import File
 from ..base.place import is_s3
-from ..base.storage import File, Storage
+from ..base.storage import Storage
 from .sources import SOURCES
 
 # %% ../../nbs/data/42_files.ipynb #182f1706

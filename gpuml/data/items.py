@@ -9,7 +9,7 @@ __all__ = ['ROW_BYTES', 'Row', 'Problem', 'Broken', 'Reading']
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..base.storage import File
+from ..base.local import File
 
 # %% ../../nbs/data/32_items.ipynb #1a105b24
 class Row(NamedTuple):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
-from ..base.storage import File, Storage
+from ..base.local import File
+from ..base.storage import Storage
 from .cache import rows_folder, tokens_folder
 from .files import source_files
 from .items import Problem, Reading

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 from ..base.config import Config
 from ..base.errors import DataError
-from ..base.storage import File, Storage, fingerprint
+from ..base.files import fingerprint
+from ..base.local import File
+from ..base.storage import Storage
 from .encoder import cores, describe_tokenizer, encoder, single_threaded
 from .items import Problem
 from .shards import CACHE_VERSION, Shard

@@ -15,8 +15,10 @@ import numpy as np
 
 from ..base.config import Config
 from ..base.errors import DataError
+from ..base.files import fingerprint, write_folder, write_json
+from ..base.local import File
 from ..base.lock import locked
-from ..base.storage import File, Storage, fingerprint, write_folder, write_json
+from ..base.storage import Storage
 from .cache import rows_folder, sweep, waiting_for
 from .dataset import Data
 from .files import find_files, shown_name, source_files

@@ -20,7 +20,8 @@ import numpy as np
 
 from ..base.config import DataConfig
 from ..base.errors import DataError
-from ..base.storage import File, Storage
+from ..base.local import File
+from ..base.storage import Storage
 from .sources import source_of
 
 # %% ../../nbs/data/48_shards.ipynb #7d3b864a

@@ -13,8 +13,8 @@ import numpy as np
 
 from .. import __version__
 from ..base.errors import DataError
+from ..base.files import fingerprint, write_folder, write_json
 from ..base.lock import locked
-from ..base.storage import fingerprint, write_folder, write_json
 from .cache import sweep, waiting_for
 from .labels import natural
 from .notes import check_labels, duplicate_notes, label_notes

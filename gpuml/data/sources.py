@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from ..base.config import DataConfig
-from ..base.storage import File, Storage
+from ..base.local import File
+from ..base.storage import Storage
 from .csv_file import csv_field, parse_csv
 from .items import Problem, Reading, Row
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..base.errors import DataError
-from ..base.storage import File
+from ..base.local import File
 from .files import find_files, shown_name
 from .items import Problem, Reading, Row
 from .preparation import Preparation, preparation

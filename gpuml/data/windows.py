@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..base.config import Config
-from ..base.storage import Storage, fingerprint
+from ..base.files import fingerprint
+from ..base.storage import Storage
 from .beside import Beside
 from .dataset import Data
 from .pieces import LARGEST, Piece, cut_windows, piece_spans, window_bytes, window_rows

@@ -17,8 +17,10 @@ import numpy as np
 
 from ..base.config import DataConfig
 from ..base.errors import DataError
+from ..base.files import as_csv, write_folder, write_json
+from ..base.local import CHANGED, File
 from ..base.lock import locked
-from ..base.storage import CHANGED, File, Storage, as_csv, write_folder, write_json
+from ..base.storage import Storage
 from .cache import fetch, publish, rows_folder, sweep, tokens_folder, waiting_for
 from .files import find_files, shown_name
 from .items import Problem, Reading, Row

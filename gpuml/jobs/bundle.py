@@ -20,9 +20,10 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import DataError, Exit, NotebookError
+from ..base.files import fingerprint
 from ..base.loading import to_yaml
 from ..base.secrets import find_secret, secrets
-from ..base.storage import Storage, fingerprint
+from ..base.storage import Storage
 from .imports import CODE, Need, needs
 from .modules import Search, inside
 from .travel import Tree

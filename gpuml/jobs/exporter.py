@@ -42,6 +42,11 @@ class Metrics:
         if view.get("run"):
             self._views[view["run"]] = view
 
+    def updates(self) -> int | None:
+        "Return how many updates the run that was seen last has done; none where no training was seen"
+        counts = [view["numbers"]["updates"] for view in self._views.values() if "updates" in view.get("numbers", {})]
+        return counts[-1] if counts else None
+
     def collect(self) -> Iterator[Any]:
         "Yield Prometheus' metric families, as they are now"
         from prometheus_client.core import GaugeMetricFamily

@@ -23,6 +23,7 @@ from ..base.errors import Exit, GpumlError
 from ..base.place import is_s3
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
+from ..training import attempts
 
 # %% ../../nbs/jobs/80_handle.ipynb #afbbc12d
 OVER = ("succeeded", "failed", "cancelled", "released", "gone")
@@ -112,7 +113,7 @@ class StoredRun:
 
     def outcome(self) -> dict[str, Any] | None:
         "What the last attempt that ended has written into storage"
-        return read_json(Storage(self.endpoint), f"{self.place}/outcome.json")
+        return attempts.outcome(Storage(self.endpoint), self.place)
 
 # %% ../../nbs/jobs/80_handle.ipynb #e58af02b
 class Executor(Protocol):

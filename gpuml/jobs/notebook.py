@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Exit, NotebookError
-from ..base.storage import fingerprint
+from ..base.files import fingerprint
 
 # %% ../../nbs/jobs/10_notebook.ipynb #d9eecb3c
 LEFT_OUT = {"dev-only", "skip-execution"}  # tags of cells that a job leaves out

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
+from ..base.files import fingerprint
 from ..base.place import is_s3
-from ..base.storage import Storage, fingerprint
+from ..base.storage import Storage
+from .attempts import newest
 
 # %% ../../nbs/training/50_certificate.ipynb #7a3e4bf8
 BUNDLE, SUBMISSION = "GPUML_BUNDLE", "GPUML_SUBMISSION"  # in a job's environment
@@ -136,14 +138,14 @@ def earlier(
     place: str,  # the run's output folder, here or on S3
 ) -> Earlier | None:
     "What an earlier job of this name has left; none where nothing is there; raises `DataError` where that can't be read"
-    certificate, record, outcome = (
-        json.loads(storage.read_now(f"{place}/{name}.json") or b"null")
-        for name in ("certificate", "tracking", "outcome")
+    certificate, record = (
+        json.loads(storage.read_now(f"{place}/{name}.json") or b"null") for name in ("certificate", "tracking")
     )
     if not (certificate or record):
         return None
     bundle = (certificate or {}).get("bundle") or ((record or {}).get("tags") or {}).get("gpuml.bundle")
-    return Earlier(certificate, bundle, bool(outcome) and outcome["exit_code"] == 0)
+    attempt = newest(storage, place)
+    return Earlier(certificate, bundle, attempt is not None and attempt.exit_code == 0)
 
 # %% ../../nbs/training/50_certificate.ipynb #c802d233
 def in_words(

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import OutputError
-from ..base.storage import Storage, write_folder, writing
+from ..base.files import write_folder, writing
+from ..base.storage import Storage
 from .folder import as_readable_as_new
 
 # %% ../../nbs/training/45_checkpoint.ipynb #087b2518

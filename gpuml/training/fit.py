@@ -28,9 +28,10 @@ import numpy as np
 from ..base.charts import confusion_svg, loss_curve, thinned
 from ..base.config import Config, data_moved
 from ..base.errors import ConfigError, DataError, Exit, GpumlError, ModelError, OutputError, Preempted, TrainError
+from ..base.files import as_csv, write_file, write_folder, write_json
 from ..base.loading import load, to_yaml
 from ..base.place import is_s3
-from ..base.storage import Storage, as_csv, write_file, write_folder, write_json
+from ..base.storage import Storage
 from ..data import reading
 from ..data.dataset import Data
 from ..data.early import Early

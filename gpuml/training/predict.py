@@ -20,11 +20,13 @@ import numpy as np
 
 from ..base.config import Config
 from ..base.errors import ConfigError, DataError, Exit, OutputError, Preempted
+from ..base.files import as_csv, fingerprint, write_json, writing
 from ..base.keys import parse_override
 from ..base.loading import load
+from ..base.local import File
 from ..base.lock import locked
 from ..base.place import is_s3
-from ..base.storage import File, Storage, as_csv, fingerprint, write_json, writing
+from ..base.storage import Storage
 from ..data.files import find_files, shown_name
 from ..data.items import Row
 from ..data.preparation import Preparation, preparation

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..base.files import write_json
 from ..base.place import is_s3
-from ..base.storage import write_json
 
 # %% ../../nbs/training/37_record.ipynb #460926a9
 STORED = ".stored"  # beside a certificate: all of the run is on S3

@@ -16,8 +16,9 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import DataError, OutputError
+from ..base.files import fingerprint, write_file
 from ..base.place import is_s3
-from ..base.storage import Storage, fingerprint, write_file
+from ..base.storage import Storage
 from .record import STORED, read_record
 
 # %% ../../nbs/training/76_runs.ipynb #5da0cf49

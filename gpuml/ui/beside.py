@@ -18,9 +18,9 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ConfigError, GpumlError
+from ..base.files import fingerprint, write_json
 from ..base.line import parse_words
 from ..base.loading import load, load_all
-from ..base.storage import fingerprint, write_json
 from ..training.progress import Progress
 from .metrics import MetricsFile
 from .views import FileView
