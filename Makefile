@@ -33,11 +33,11 @@ say-test:
 servers:                              # its programs, in a cache; the first time takes about 10 minutes
 	tests/cluster/build.sh
 
-nbdev_test: install                   ## the lessons on the pages; train.ipynb runs in pytest, in a real kernel
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/nbdev-test --n-workers 2 --timing --skip-file-glob train.ipynb
+nbdev_test: install                   ## the lessons on the pages, and whether they show what is stored; train.ipynb runs in pytest
+	OMP_NUM_THREADS=1 $(BIN)/python tests/lessons.py
 
 lessons: install                      ## runs them too, and stores what they show in the notebooks
-	OMP_NUM_THREADS=1 $(BIN)/python tests/lessons.py --store; code=$$?; $(BIN)/nbdev-clean; exit $$code
+	OMP_NUM_THREADS=1 $(BIN)/python tests/lessons.py --store
 
 pytest: install chromium prometheus postgres
 	$(BIN)/python -m pytest --ignore tests/cluster
@@ -67,7 +67,7 @@ check: install                        ## format, lint, the house's rules, notebo
 	$(BIN)/ruff check -q gpuml nbs tests benchmarks docs/rooms.py
 	@$(BIN)/python tests/house.py
 	@copy=$$(mktemp -d) && trap "rm -rf $$copy" EXIT && cp -r Makefile pyproject.toml README.md nbs gpuml config docs $$copy \
-	  && cd $$copy && rm -rf gpuml/__pycache__ && $(MAKE) -s export BIN=$(CURDIR)/$(BIN) IN_STEP=1 && rm -rf gpuml/__pycache__ \
+	  && mkdir $$copy/tests && cp tests/lessons.py $$copy/tests && cd $$copy && rm -rf gpuml/__pycache__ && $(MAKE) -s export BIN=$(CURDIR)/$(BIN) IN_STEP=1 && rm -rf gpuml/__pycache__ \
 	  && for part in nbs gpuml config docs README.md; do diff -rq -x __pycache__ -x .ipynb_checkpoints $$part $(CURDIR)/$$part \
 	  || { echo "run 'make export' and commit what it changes"; exit 1; }; done
 
@@ -77,6 +77,7 @@ house: install                        ## every place that breaks a rule of the h
 export: $(if $(IN_STEP),,install)     ## notebooks → modules, README.md, config/schema.json, the rooms in docs/design.md
 	$(BIN)/ruff format -q nbs
 	$(BIN)/nbdev-clean
+	$(BIN)/python tests/lessons.py --tidy
 	$(BIN)/nbdev-export
 	PYTHONPATH=. $(BIN)/python -c "import json, gpuml.base.loading as c; print(json.dumps(c.json_schema(), indent=1))" > config/schema.json
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#(images/#(nbs/images/#g' > README.md
