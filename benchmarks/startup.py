@@ -65,6 +65,7 @@ def command(arguments: list[str]) -> float:
 
 def views() -> None:
     "The share of training time that recording, drawing and logging take: on the training thread, and on the log's"
+    from gpuml.base.config import data_moved
     from gpuml.base.loading import load
     from gpuml.training import fit as train
     from gpuml.training import mlflow_run, tracking
@@ -97,7 +98,7 @@ def views() -> None:
             "tracking.log_model=false",
         ]
         config = load("dev", [*overrides, f"output={folder}/outputs", "train.epochs=2"], start=ROOT)
-        config = config.model_copy(update={"data": train.absolute(config)})
+        config = config.model_copy(update={"data": data_moved(config, str)})
         config = config.at(Path(folder))
         run = train.fit(config, watch=progress_html)
         for name, seconds in spent.items():

@@ -47,6 +47,7 @@ HEAVY_ROOMS = {
     "training.loop",
     "training.mlflow_model",
     "training.mlflow_run",
+    "training.tune",
     "training.world",
 }
 

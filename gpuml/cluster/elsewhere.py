@@ -46,10 +46,10 @@ def for_pods(config: Config) -> Config:
 # %% ../../nbs/cluster/48_elsewhere.ipynb #b3e151d0
 def for_here(config: Config) -> Config:
     "The config as a process elsewhere on this machine needs it: with absolute paths, and the store that is used here"
-    from gpuml.training.fit import absolute
+    from gpuml.base.config import data_moved
     from gpuml.training.store import find_store
 
-    data = absolute(config).model_copy(update={"cache": str(config.path(config.data.cache))})
+    data = data_moved(config, str).model_copy(update={"cache": str(config.path(config.data.cache))})
     output = config.output if is_s3(config.output) else str(config.path(config.output))
     tracking = config.tracking.model_copy(update={"uri": find_store(config)[0]})
     return config.model_copy(update={"data": data, "output": output, "tracking": tracking})

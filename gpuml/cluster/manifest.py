@@ -17,7 +17,7 @@ from ..base.config import Config
 from ..base.credentials import FOLDER
 from ..base.errors import codes_with
 from ..jobs.sidecars import NATIVE
-from ..training.certificate import SUBMISSION
+from ..training.own_job import SUBMISSION
 
 # %% ../../nbs/cluster/10_manifest.ipynb #9c5e274c
 def slug(

@@ -35,7 +35,7 @@ from .mirror import Mirror
 from .notebook import check_parameters
 from .signals import Stop, passing_on
 from ..training.attempts import Attempt, content, newest_checkpoint, surroundings
-from ..training.certificate import BUNDLE
+from ..training.own_job import BUNDLE, RUN
 
 # %% ../../nbs/jobs/29_runner.ipynb #432a40e3
 @dataclass
@@ -191,7 +191,7 @@ def execute(
     "Execute a notebook as a job does; raises `GpumlError` where it can't even begin"
     check_parameters(notebook, values)
     search = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "GPUML_RUN": run, BUNDLE: bundle, "PYTHONPATH": os.pathsep.join(search)}
+    environment = {**os.environ, RUN: run, BUNDLE: bundle, "PYTHONPATH": os.pathsep.join(search)}
     work = begin(Path(notebook), run, place, endpoint)
     with passing_on(work.stop), served(work.metrics, os.environ.get("GPUML_METRICS_PORT", ""), work.log):
         try:

@@ -7,7 +7,6 @@ __all__ = ['NEW_RUN', 'unfinished', 'check_can_go_on', 'is_done', 'shown_output'
 
 # %% ../../nbs/training/77_unfinished.ipynb #ddb57a38
 import json
-import os
 import time
 from collections import Counter
 from datetime import datetime
@@ -20,6 +19,7 @@ from ..base.place import is_s3
 from ..base.storage import Storage
 from ..data import reading
 from . import certificate, checkpoint
+from .own_job import OwnJob
 from .record import STORED, Record, read_record, this_host
 from .resume import changes, more_epochs
 from .runs import fetch_records, fetch_run, new_run_id, output_folder, shown, stored_at
@@ -96,11 +96,10 @@ def shown_output(config: Config) -> str:
 _fits: Counter[str] = Counter()  # of this process, by the job's run id
 
 
-def job_folder(config: Config) -> Path:
+def job_folder(config: Config, job: OwnJob) -> Path:
     "The folder of the job's run, with what earlier attempts left: RUN for the first training in it, then RUN-2, RUN-3"
-    job = os.environ["GPUML_RUN"]
-    _fits[job] += 1
-    run = job if _fits[job] == 1 else f"{job}-{_fits[job]}"
+    _fits[job.run] += 1
+    run = job.run if _fits[job.run] == 1 else f"{job.run}-{_fits[job.run]}"
     folder = output_folder(config) / run
     if place := stored_at(config, run):
         fetch_records(config, folder.parent, run)
@@ -108,7 +107,7 @@ def job_folder(config: Config) -> Path:
     if record := read_record(folder):
         _wait_for_end(record)
         _refuse_changes(folder, config)
-        _refuse_other_work(folder, config, record)
+        _refuse_other_work(folder, config, record, job)
     return folder
 
 # %% ../../nbs/training/77_unfinished.ipynb #f0392a31
@@ -126,17 +125,17 @@ def _refuse_changes(folder: Path, config: Config) -> None:
 _JOBS_PATHS = ("data.train", "data.validation")
 
 # %% ../../nbs/training/77_unfinished.ipynb #bddb85ad
-def _refuse_other_work(folder: Path, config: Config, record: Record) -> None:
+def _refuse_other_work(folder: Path, config: Config, record: Record, job: OwnJob) -> None:
     "Raise `ConfigError` where the run that has the job's name is of other code, or is certified with other data"
-    now, then = certificate.this_work(), {}
+    then = {}
     if (folder / "certificate.json").exists():
         then = json.loads((folder / "certificate.json").read_text())
-    if then.get("submission") and then["submission"] == now.submission:  # this very job's, whatever the data is by now
+    if then.get("submission") and then["submission"] == job.submission:  # this very job's, whatever the data is by now
         return
-    begun = then.get("bundle") if then else record.tags.get("gpuml.bundle", now.bundle)
-    found = certificate.code_differs(begun, now.bundle)
+    begun = then.get("bundle") if then else record.tags.get("gpuml.bundle", job.bundle)
+    found = certificate.code_differs(begun, job.bundle)
     if then and not found:
-        found = certificate.differences(then, now.bundle, certificate.data_files(config))
+        found = certificate.differences(then, job.bundle, certificate.data_files(config))
         order = record.params.get("data.order_used")
         if found and reading.read(config, order=order).fingerprint == then["data_fingerprint"]:
             found = []  # written anew, and the same

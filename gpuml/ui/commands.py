@@ -89,7 +89,8 @@ def data(
     if resume:
         raise ConfigError("--resume: goes with gpuml train; gpuml data goes on by itself where it was stopped")
     config = load(name, overrides)
-    from gpuml.training.fit import expected_epoch, prepare_data
+    from gpuml.training.expected import expected_epoch
+    from gpuml.training.model_data import prepare_data
     from gpuml.ui.terminal import TerminalView
     from gpuml.ui.words import duration
 

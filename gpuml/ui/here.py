@@ -11,10 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..training.own_job import own_job
+
 # %% ../../nbs/ui/62_here.ipynb #bba44ed8
 def in_job() -> bool:
     "Whether this kernel belongs to a job"
-    return bool(os.environ.get("GPUML_RUN"))
+    return bool(own_job().run)
 
 # %% ../../nbs/ui/62_here.ipynb #e7042430
 def this_notebook(

@@ -6,13 +6,13 @@
 __all__ = ['style', 'plain_text', 'Panel', 'panel']
 
 # %% ../../nbs/ui/54_panel.ipynb #13798d13
-import os
 import re
 from functools import cache
 from html import unescape
 from importlib.resources import files
 from pathlib import Path
 
+from ..training.own_job import own_job
 from .panel_compare import CompareTab
 from .panel_jobs import JobsTab
 from .panel_parts import Threads, close_all, without_inputs
@@ -86,7 +86,7 @@ class Panel:
         from IPython.display import display
 
         self._output = display(self._bundle(), raw=True, display_id=True)
-        if hasattr(get_ipython(), "kernel") and not os.environ.get("GPUML_RUN"):
+        if hasattr(get_ipython(), "kernel") and not own_job().run:
             display({**self.widget._repr_mimebundle_(), "text/plain": ""}, raw=True)
 
     def _bundle(self) -> dict[str, str]:
