@@ -25,6 +25,19 @@ def _whole_lines(blocks: Iterable[bytes], longest: int) -> Iterator[bytes]:
             rest = rest[cut:] if cut else b""
     yield rest
 
+# %% ../../nbs/data/36_lines.ipynb #fb27393b
+def _check_start(blocks: Iterator[bytes], reading: Reading) -> Iterator[bytes]:
+    "The blocks, once the first bytes are not those of something else"
+    head = b""
+    for block in blocks:
+        head += block
+        if len(head) >= HEAD:
+            break
+    if kind := recognise(head[:HEAD]):
+        raise Broken(None, not_csv(kind, reading.name))
+    yield head
+    yield from blocks
+
 # %% ../../nbs/data/36_lines.ipynb #d9a8cda4
 def decoded_lines(reading: Reading, blocks: Iterable[bytes], storage: Storage) -> Iterator[str]:
     "The decoded lines of a file with their line ends; raises `Broken` at what is not UTF-8 text"
@@ -41,16 +54,3 @@ def decoded_lines(reading: Reading, blocks: Iterable[bytes], storage: Storage) -
                 raise Broken(reading.line, not_utf8(reading, reading.end + e.start, storage)) from None
             reading.end += len(raw)
             yield text
-
-# %% ../../nbs/data/36_lines.ipynb #fb27393b
-def _check_start(blocks: Iterator[bytes], reading: Reading) -> Iterator[bytes]:
-    "The blocks, once the first bytes are not those of something else"
-    head = b""
-    for block in blocks:
-        head += block
-        if len(head) >= HEAD:
-            break
-    if kind := recognise(head[:HEAD]):
-        raise Broken(None, not_csv(kind, reading.name))
-    yield head
-    yield from blocks

@@ -77,6 +77,22 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
         return np.empty(0, dtype)
     return np.memmap(path, dtype, "r").view(np.ndarray)
 
+# %% ../../nbs/data/48_shards.ipynb #5dd381c2
+def _ranges(rows: np.ndarray) -> Iterator[np.ndarray]:
+    "Groups of rows, in file order, that are near enough to be read at once: gaps to 64 kB, together to 8 MB"
+    group: list[int] = []
+    start = end = 0
+    for i, (offset, length) in enumerate(zip(rows["offset"].tolist(), rows["length"].tolist())):
+        if group and (offset - end > 65_536 or offset + length - start > 8 * 2**20):
+            yield np.array(group)
+            group = []
+        if not group:
+            start = offset
+        group.append(i)
+        end = offset + length
+    if group:
+        yield np.array(group)
+
 # %% ../../nbs/data/48_shards.ipynb #83399349
 def read_back(
     shard: Shard,
@@ -101,22 +117,6 @@ def read_back(
                 raise DataError(f"{shard.name}:{rows['line'][i]}: the file changed since it was read; run again")
             texts[i] = text
     return texts
-
-# %% ../../nbs/data/48_shards.ipynb #5dd381c2
-def _ranges(rows: np.ndarray) -> Iterator[np.ndarray]:
-    "Groups of rows, in file order, that are near enough to be read at once: gaps to 64 kB, together to 8 MB"
-    group: list[int] = []
-    start = end = 0
-    for i, (offset, length) in enumerate(zip(rows["offset"].tolist(), rows["length"].tolist())):
-        if group and (offset - end > 65_536 or offset + length - start > 8 * 2**20):
-            yield np.array(group)
-            group = []
-        if not group:
-            start = offset
-        group.append(i)
-        end = offset + length
-    if group:
-        yield np.array(group)
 
 # %% ../../nbs/data/48_shards.ipynb #f6d1ddd9
 def row_at(rows: np.ndarray, byte: int) -> int:
