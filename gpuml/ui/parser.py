@@ -163,7 +163,7 @@ def _tidying(command: Callable) -> None:
     sub.add_argument("--every", type=float, metavar="SECONDS", help="again and again")
 
 # %% ../../nbs/ui/78_parser.ipynb #2e4c0530
-_RUN = """what an attempt leaves in the run's output folder: notebook.ipynb, executed; logs/; outcome.json
+_RUN = """what an attempt leaves in the run's output folder: notebook.ipynb, executed; logs/; attempts/N.json
 
 With GPUML_METRICS_PORT in the environment, GET /metrics there says how far training is, for Prometheus.
 
