@@ -9,9 +9,6 @@ __all__ = ['STATE_FILE', 'FOLLOW_SECONDS', 'jobs_folder', 'local_state', 'works'
 # %% ../../nbs/cluster/40_local.ipynb #010e8c1d
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from ..base import process
 from ..base.config import Config
 from ..base.files import write_json
 from ..base.storage import Storage
@@ -58,14 +54,7 @@ def works(
     job_state: dict[str, Any],  # by `local_state`
 ) -> bool:
     "Whether the process is alive; one that is just starting counts"
-    if "process" not in job_state:
-        return True
-    pid, created = job_state["process"]
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    return "process" not in job_state or process.is_alive(*job_state["process"])
 
 # %% ../../nbs/cluster/40_local.ipynb #53e13315
 def start_local(
@@ -73,15 +62,7 @@ def start_local(
 ) -> None:
     "Start the process that works on the job, in a session of its own"
     code = "import sys; from gpuml.cluster.work import work; work(sys.argv[1])"
-    with open(folder / "worker.txt", "ab") as log:
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(folder)],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    process.start_apart(code, folder, folder / "worker.txt", folder)
 
 # %% ../../nbs/cluster/40_local.ipynb #27d13d79
 FOLLOW_SECONDS = 0.25  # between two looks at what has no watch: this machine's processes
@@ -169,7 +150,7 @@ def end_process(
     if "process" not in job_state or not works(job_state):
         write_json(folder / STATE_FILE, job_state | {"phase": "cancelled", "why": end})
         return
-    os.kill(job_state["process"][0], signal.SIGTERM)
+    process.ask_to_end(*job_state["process"])
     for _ in range(50):
         if local_state(folder)["phase"] != job_state["phase"]:
             return

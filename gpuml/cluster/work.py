@@ -6,21 +6,21 @@
 __all__ = ['Work', 'work']
 
 # %% ../../nbs/cluster/42_work.ipynb #9af89fda
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from ..base.files import write_json
+from ..base.lock import Busy, locked
+from ..base.process import identity
 from .ending import cancelled, ending
 from .local import STATE_FILE, local_outcome, local_state
 from .manifest import PREFIX, verdict
@@ -63,22 +63,21 @@ def work(
     folder: str | Path,  # of the job
 ) -> None:
     "Work on a job until it is over; of several processes one does"
-    folder = Path(folder)
-    with open(folder / "lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return  # somebody works on it
-        job = Work(folder, json.loads((folder / "job.json").read_text()), local_state(folder))
-        job.state.setdefault("began", time.time())
-        job.state["process"] = [os.getpid(), psutil.Process().create_time()]
+    with suppress(Busy), locked(Path(folder) / "lock"):
+        _work_on(Path(folder))
 
-        def end(*_):
-            job.end_phase = job.end_phase or "cancelled"
 
-        signal.signal(signal.SIGTERM, end)
-        while not _is_over(job, _attempt(job)):
-            pass
+def _work_on(folder: Path) -> None:
+    job = Work(folder, json.loads((folder / "job.json").read_text()), local_state(folder))
+    job.state.setdefault("began", time.time())
+    job.state["process"] = list(identity())
+
+    def end(*_):
+        job.end_phase = job.end_phase or "cancelled"
+
+    signal.signal(signal.SIGTERM, end)
+    while not _is_over(job, _attempt(job)):
+        pass
 
 # %% ../../nbs/cluster/42_work.ipynb #23750cc4
 def _is_over(job: Work, code: int) -> bool:

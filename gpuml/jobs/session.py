@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, Request, build_opener
 
+from ..base import process
+
 # %% ../../nbs/jobs/50_session.ipynb #e79f502f
 @dataclass(frozen=True)
 class Executed:
@@ -51,7 +53,7 @@ def begin(
     "Note what runs from now on; of what ran before, when is not known: as early as the kernel"
     if id(shell) in _histories:
         return _histories[id(shell)][1]
-    started = _kernel_start()
+    _, started = process.identity()
     sources = list(shell.history_manager.input_hist_raw)[1:]
     history = History([Executed(number, source, started) for number, source in enumerate(sources, 1) if source.strip()])
 
@@ -61,12 +63,6 @@ def begin(
     shell.events.register("pre_run_cell", note)
     _histories[id(shell)] = shell, history, note
     return history
-
-
-def _kernel_start() -> float:
-    import psutil
-
-    return psutil.Process().create_time()
 
 
 def end(
@@ -152,7 +148,8 @@ def server_notebooks(
     for file in sorted(connection.parent.glob("jpserver-*.json"), key=os.path.getmtime, reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError):
             server = json.loads(file.read_text())
-            os.kill(server["pid"], 0)
+            if not process.is_alive(server["pid"]):
+                continue
             sessions = _ask(f"{server['url']}api/sessions", server.get("token") or token)
             ours = [session for session in sessions if session["kernel"]["id"] == kernel]
             paths = [

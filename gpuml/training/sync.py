@@ -6,16 +6,14 @@
 __all__ = ['sync', 'behind', 'catch_up']
 
 # %% ../../nbs/training/42_sync.ipynb #f29596b8
-import fcntl
 import logging
-import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from .record import RECORD, Record, as_json, is_whole, read_record, write_record
+from ..base.lock import locked
+from .record import LOCK, RECORD, Record, as_json, is_whole, read_record, write_record
 
 # %% ../../nbs/training/42_sync.ipynb #389b716c
 def sync(
@@ -40,18 +38,9 @@ def sync(
     return record
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> AbstractContextManager:
     "One process at a time inside the block: `gpuml sync` may be called beside a kernel that is still open"
-    if not folder.exists():
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    return locked(folder / LOCK, wait=lambda: None) if folder.exists() else nullcontext()
 
 # %% ../../nbs/training/42_sync.ipynb #536f3d20
 def _send(client: Any, record: Record, folder: Path) -> None:

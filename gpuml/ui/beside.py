@@ -7,8 +7,6 @@ __all__ = ['train_beside', 'Training', 'find_training', 'start_training']
 
 # %% ../../nbs/ui/30_beside.ipynb #66239dc5
 import json
-import os
-import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..base import process
 from ..base.config import Config
 from ..base.errors import ConfigError, GpumlError
 from ..base.files import fingerprint, write_json
@@ -81,20 +80,15 @@ class Training:
 
     def alive(self) -> bool:
         "Whether its process is at work"
-        import psutil
-
         if self.process:
             return self.process.poll() is None
-        with suppress(psutil.Error, ValueError):
-            pid, created = self._read("process.json").get("process", (0, 0))
-            return pid > 0 and abs(psutil.Process(pid).create_time() - created) < 2
-        return False
+        return process.is_alive(*self._read("process.json").get("process", (0, 0.0)))
 
     def stop(self) -> None:
         "Ask it to save a checkpoint and end"
         self.stopping = True
         if self.alive():
-            os.kill(self._read("process.json")["process"][0], signal.SIGTERM)
+            process.ask_to_end(*self._read("process.json")["process"])
 
 # %% ../../nbs/ui/30_beside.ipynb #c65f6edf
 def _panel_folder(config: Config) -> Path:
@@ -114,8 +108,6 @@ def start_training(
     words: list[str],  # what would stand behind `%gpu_train`
 ) -> Training:
     "Train in a process of its own; raises `GpumlError` where the line is wrong, or a training is at work"
-    import psutil
-
     name, overrides, _ = parse_words(words)
     load(name, overrides)
     if (earlier := find_training()) and earlier.alive():
@@ -125,13 +117,6 @@ def start_training(
         (folder / file).unlink(missing_ok=True)
     write_json(folder / "asked.json", {"words": words})
     code = "import sys; from gpuml.ui.beside import train_beside; train_beside(sys.argv[1])"
-    with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    write_json(folder / "process.json", {"process": [process.pid, psutil.Process(process.pid).create_time()]})
-    return Training(folder, process)
+    started = process.start_apart(code, folder, folder / "log.txt")
+    write_json(folder / "process.json", {"process": process.identity(started.pid)})
+    return Training(folder, started)
