@@ -445,18 +445,18 @@ def damage(bench: Bench, tally: Tally, rng: random.Random, times: int) -> None:
 def outage(bench: Bench) -> None:
     "Seconds of training with an MLflow server and without, one after the other"
     from gpuml.training.results import load_run
-    from tests.test_outage import Server
+    from tests.tracking import Gate, tracking_server
 
     (bench.home / "server").mkdir()
-    shutil.copy(bench.home / "empty.db", bench.home / "server" / "server.db")
-    server, seconds = Server(bench.home / "server"), {"up": [], "away": []}
-    server.start()
-    for _ in range(4):
-        for state, uri in (("up", server.uri), ("away", "http://127.0.0.2:9")):
-            folder = bench.project()
-            bench.attempt(folder, more=[f"tracking.uri={uri}", "train.epochs=30"])
-            seconds[state].append(load_run(bench.begun(folder)[0]).metrics["seconds"])
-    server.stop()
+    seconds = {"up": [], "away": []}
+    with tracking_server(bench.home / "server", bench.home / "empty.db") as port:
+        gate = Gate(port)
+        gate.open()
+        for _ in range(4):
+            for state, uri in (("up", gate.uri), ("away", "http://127.0.0.2:9")):
+                folder = bench.project()
+                bench.attempt(folder, more=[f"tracking.uri={uri}", "train.epochs=30"])
+                seconds[state].append(load_run(bench.begun(folder)[0]).metrics["seconds"])
     ratios = [b / a for a, b in zip(seconds["up"], seconds["away"], strict=True)]
     up, away = (statistics.median(seconds[state]) for state in ("up", "away"))
     print(

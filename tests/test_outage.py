@@ -1,145 +1,156 @@
-"A real MLflow server that is down, comes, goes and hangs: training does not notice, and nothing is lost or doubled"
+"A real MLflow server that is down, comes, goes, hangs and refuses: training does not notice, and nothing is lost or doubled"
 
 import os
-import socket
 import subprocess
 import sys
-import threading
 import time
 
+import mlflow
 import pytest
 import requests
 
+from gpuml.base.errors import ConfigError
 from gpuml.base.loading import load
 from gpuml.training.fit import fit
-from tests.conftest import free_port, gpuml
+from gpuml.training.store import find_store
+from gpuml.training.tracking import open_run
+from gpuml.ui.cli import main
+from tests.conftest import OFFLINE, free_port
+from tests.test_interrupt import tiny  # noqa: F401
+from tests.tracking import Gate, tracking_server
 
-HOST = "127.0.0.2"  # this machine, but not by a name that gpuml takes for a server that nobody started
 
-
-class Server:
-    "An MLflow tracking server that can be started and stopped"
-
-    def __init__(self, folder, host=HOST, allowed="*"):
-        self.folder, self.port, self.process = folder, free_port(), None
-        self.host, self.allowed = host, allowed
-        self.uri = f"http://{host}:{self.port}"
-
-    def start(self):
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--backend-store-uri",
-            f"sqlite:///{self.folder}/server.db",
-        ]
-        command += [
-            "--artifacts-destination",
-            str(self.folder / "artifacts"),
-            "--host",
-            self.host,
-            "--port",
-            str(self.port),
-        ]
-        command += ["--workers", "1", "--allowed-hosts", self.allowed]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with open(self.folder / "server.log", "ab") as log:
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        for _ in range(240):
-            try:
-                if requests.get(f"{self.uri}/health", timeout=1).ok:
-                    return
-            except requests.RequestException:
-                time.sleep(0.25)
-        raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
-
-    def stop(self):
-        if self.process:
-            os.killpg(self.process.pid, 15)
-            self.process.wait(30)
-            self.process = None
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, mlflow_template):
+    "The port of a real server"
+    with tracking_server(tmp_path_factory.mktemp("server"), mlflow_template) as port:
+        yield port
 
 
 @pytest.fixture
-def server(tmp_path, mlflow_template):
-    import shutil
-
-    (tmp_path / "server").mkdir()
-    shutil.copy(mlflow_template, tmp_path / "server" / "server.db")
-    server = Server(tmp_path / "server")
-    yield server
-    server.stop()
+def gate(server):
+    "What stands before it; shut at first"
+    gate = Gate(server)
+    yield gate
+    gate.shut()
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    "Clients give up quickly, as they do in `_client`, whatever ran before in this process"
+    "Clients give up quickly, whatever ran before in this process"
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
-def check(server, run, updates):
-    "Every point is there once, with the status"
-    import mlflow
+@pytest.fixture
+def config(project, tiny, gate, request):  # noqa: F811
+    "A function of the number of epochs: a config of this test's experiment, behind the gate"
+    dev = project / "config" / "dev.yaml"
+    dev.write_text(dev.read_text().replace(OFFLINE, str(tiny)))
 
-    client = mlflow.MlflowClient(server.uri)
-    (recorded,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
+    def make(epochs):
+        words = [f"tracking.uri={gate.uri}", f"tracking.experiment={request.node.name}", f"train.epochs={epochs}"]
+        return load("dev", words)
+
+    return make
+
+
+def losses(server, experiment):
+    "What the server has of its only run: the run, and the steps"
+    client = mlflow.MlflowClient(f"http://127.0.0.1:{server}")
+    known = client.get_experiment_by_name(experiment)
+    (recorded,) = client.search_runs([known.experiment_id]) if known else [None]
+    return recorded, [m.step for m in client.get_metric_history(recorded.info.run_id, "loss")] if recorded else []
+
+
+def check(server, config, run, updates):
+    "Every point is there once, with the status"
+    recorded, steps = losses(server, config.tracking.experiment)
     assert recorded.info.status == "FINISHED" and recorded.info.run_name == run.id
-    history = client.get_metric_history(recorded.info.run_id, "loss")
-    assert [m.step for m in history] == list(range(1, updates + 1))
+    assert steps == list(range(1, updates + 1))
+    client = mlflow.MlflowClient(f"http://127.0.0.1:{server}")
     assert {a.path for a in client.list_artifacts(recorded.info.run_id)} >= {"config.yaml", "certificate.json"}
 
 
-def config(server, epochs):
-    return load("dev", [f"tracking.uri={server.uri}", f"train.epochs={epochs}"])
-
-
-def test_down_all_the_time(project, server):
+def test_down_all_the_time(config, server, gate, capsys):
     started = time.monotonic()
-    run = fit(config(server, 3))
+    run = fit(config(3))
     assert time.monotonic() - started < 60
     assert any("no answer from MLflow" in note for note in run.metrics["notes"])
-    failed = gpuml("sync", "dev", cwd=project)
-    assert failed.returncode == 1 and "did not take it" in failed.stderr and "Traceback" not in failed.stderr
-    server.start()
-    assert gpuml("sync", "dev", cwd=project).returncode == 0
-    check(server, run, 9)
-    assert gpuml("sync", "dev", cwd=project).stdout == ""  # nothing is left to tell
+    capsys.readouterr()
+    assert main(["sync", "dev"]) == 1
+    said = capsys.readouterr().err
+    assert "did not take it" in said and "Traceback" not in said
+    gate.open()
+    assert main(["sync", "dev"]) == 0
+    check(server, config(3), run, 9)
+    capsys.readouterr()
+    assert main(["sync", "dev"]) == 0 and capsys.readouterr().out == ""  # nothing is left to tell
 
 
-def test_comes_and_goes_while_training(project, server):
+def test_comes_and_goes_while_training(config, server, gate):
     "Up at the start, gone in the middle, back before the end"
-    server.start()
+    wanted = config(50)
+    gate.open()
+    moments = {50: lambda: wait_and_shut(gate, server, wanted), 100: lambda: wait_and_open(gate)}
 
-    def interfere():
-        time.sleep(3)
-        server.stop()
-        time.sleep(3)
-        server.start()
+    def interfere(progress):
+        for step in [step for step in moments if progress.step >= step]:
+            moments.pop(step)()
 
-    thread = threading.Thread(target=interfere)
-    run = fit(config(server, 50), watch=lambda p: p.step and (thread.ident or thread.start()))
-    thread.join()
-    if gpuml("sync", "dev", cwd=project).returncode:
-        raise AssertionError("the server is back")
-    check(server, run, 150)
+    run = fit(wanted, watch=interfere)
+    assert not moments
+    assert main(["sync", "dev"]) == 0, "the server is back"
+    check(server, wanted, run, 150)
 
 
-def test_hangs_all_the_time(project, server):
+def wait_and_shut(gate, server, config):
+    "Once the server has had the first points"
+    end = time.monotonic() + 60
+    while not losses(server, config.tracking.experiment)[1]:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    gate.shut()
+
+
+def wait_and_open(gate):
+    "Once some points could not be sent: that is tried every second"
+    time.sleep(3)
+    gate.open()
+
+
+def test_hangs_all_the_time(config, server, gate):
     "A server that takes connections and never answers"
-    with socket.socket() as hung:
-        hung.bind((HOST, server.port))
-        hung.listen(64)
-        started = time.monotonic()
-        run = fit(config(server, 3))
-        assert time.monotonic() - started < 60
-    server.start()
-    assert gpuml("sync", "dev", cwd=project).returncode == 0
-    check(server, run, 9)
+    gate.be_silent()
+    started = time.monotonic()
+    run = fit(config(3))
+    assert time.monotonic() - started < 60
+    gate.shut()
+    gate.open()
+    assert main(["sync", "dev"]) == 0
+    check(server, config(3), run, 9)
 
 
-def test_ui_shows_the_projects_runs(project, store):
+def test_refuses_a_name_and_a_deleted_experiment(project, server):
+    "A name that the server was not told, and a deleted experiment; while a run is recorded too"
+    uri = f"http://127.0.0.1:{server}"
+    good = load("dev", [f"tracking.uri={uri}"])
+    assert find_store(good) == (uri, "")
+    other = load("dev", [f"tracking.uri=http://localhost:{server}"])
+    with pytest.raises(
+        ConfigError, match=rf"refuses the name localhost:{server}: start it with `mlflow server --allowed-hosts"
+    ):
+        find_store(other)
+    client = mlflow.MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("test"))
+    with pytest.raises(ConfigError, match="'test' was deleted in MLflow: `MLFLOW_TRACKING_URI=http"):
+        find_store(good)
+    run = open_run(good, "a", project / "a", store=(uri, ""))
+    run.log({"loss": 0.5}, 1)
+    assert run.close("FINISHED", hurry=lambda: True).startswith("MLflow refuses what was recorded (ConfigError: ")
+
+
+def test_ui_shows_the_projects_runs(config, project, store):
     "`gpuml ui` serves the local store, says where, and ends with its servers when it is stopped"
     run = fit(load("dev", ["train.epochs=1"]))
     port = free_port()

@@ -424,32 +424,3 @@ print(*(set(sys.modules) & {"torch", "transformers", "mlflow", "kubernetes", "pa
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-def test_a_notebook_with_a_panel_runs_where_there_is_no_browser(project, store):
-    "nbconvert and papermill: the panel is there as it stands, in HTML and in text, and nothing warns of widgets"
-    made = [
-        {"cell_type": "code", "id": f"c{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
-        for i, source in enumerate(["%load_ext gpuml", "%gpu_train dev train.epochs=1", "%gpuml"])
-    ]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-    (project / "n.ipynb").write_text(
-        json.dumps({"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
-    )
-    for command in (
-        "jupyter nbconvert --to notebook --execute n.ipynb --output out.ipynb",
-        "papermill n.ipynb out.ipynb",
-    ):
-        program, *arguments = command.split()
-        done = subprocess.run([f"{sys.prefix}/bin/{program}", *arguments], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0 and "widget" not in done.stderr.lower(), done.stderr
-        *_, trained, opened = json.loads((project / "out.ipynb").read_text())["cells"]
-        assert "confusion matrix" in json.dumps(trained["outputs"]) and "widget" not in json.dumps(trained["outputs"])
-        static = opened["outputs"][0]["data"]
-        assert "run = %gpu_train dev" in "".join(static["text/html"])
-        assert "run = %gpu_train dev" in "".join(static["text/plain"])
-    shown = subprocess.run(
-        [f"{sys.prefix}/bin/jupyter", "nbconvert", "--to", "html", "out.ipynb"], capture_output=True, text=True
-    )
-    assert shown.returncode == 0 and "widget" not in shown.stderr.lower(), shown.stderr
-    assert "run = %gpu_train dev" in (project / "out.html").read_text()

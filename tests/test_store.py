@@ -12,8 +12,6 @@ import pytest
 from gpuml.base.errors import ConfigError
 from gpuml.base.loading import load
 from gpuml.training.store import find_store, revisions
-from gpuml.training.tracking import open_run
-from tests.test_outage import Server
 
 
 def change(statement):
@@ -154,32 +152,3 @@ def test_credentials_are_shown_to_the_server(project, web, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
     assert ask(f"http://127.0.0.2:{web(200, '{}', 'application/json')}").good
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    "A real MLflow server that knows one host name only"
-    made = Server(tmp_path_factory.mktemp("server"), host="127.0.0.1", allowed="127.0.0.1:*")
-    made.start()
-    yield made
-    made.stop()
-
-
-def test_real_server(project, server):
-    "It refuses a name that it was not told, and a deleted experiment; while a run is recorded too"
-    import mlflow
-
-    good = load("dev", [f"tracking.uri={server.uri}"])
-    assert find_store(good) == (server.uri, "")
-    other = load("dev", [f"tracking.uri=http://localhost:{server.port}"])
-    with pytest.raises(
-        ConfigError, match=rf"refuses the name localhost:{server.port}: start it with `mlflow server --allowed-hosts"
-    ):
-        find_store(other)
-    client = mlflow.MlflowClient(server.uri)
-    client.delete_experiment(client.create_experiment("test"))
-    with pytest.raises(ConfigError, match="'test' was deleted in MLflow: `MLFLOW_TRACKING_URI=http"):
-        find_store(good)
-    run = open_run(good, "a", project / "a", store=(server.uri, ""))
-    run.log({"loss": 0.5}, 1)
-    assert run.close("FINISHED", hurry=lambda: True).startswith("MLflow refuses what was recorded (ConfigError: ")
