@@ -64,7 +64,8 @@ def generate(folder: Path, megabytes: float, files: int = 4) -> int:
 
 def tokenizer():
     from gpuml.base.config import Config
-    from gpuml.training.model import load_tokenizer, locate
+    from gpuml.training.model import load_tokenizer
+    from gpuml.training.origin import locate
 
     return load_tokenizer(locate(Config(data={"train": "x"}, model={"name": MODEL})))
 

@@ -69,12 +69,12 @@ def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
 
     from gpuml.base.loading import load
     from gpuml.data.encoder import tokenise
-    from gpuml.training import model
+    from gpuml.training import model, origin
     from gpuml.training.evaluation import logits_of
 
     parts, found, clock = fetch(), [], {}
     labels = sorted({label for _, label in parts["train"]})
-    folder = model.locate(load(HERE / "reuters.yaml"))
+    folder = origin.locate(load(HERE / "reuters.yaml"))
     tokenizer = model.load_tokenizer(folder)
     tokens = {part: tokenise([text for text, _ in rows], tokenizer, 128) for part, rows in parts.items()}
     classes = {part: np.array([labels.index(label) for _, label in rows]) for part, rows in parts.items()}

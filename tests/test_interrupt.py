@@ -41,8 +41,9 @@ def make_tiny(folder):
     from transformers import BertConfig, BertForSequenceClassification, set_seed
 
     from gpuml.training import model
+    from gpuml.training.package import in_package
 
-    tokenizer = model.load_tokenizer(model._in_package(OFFLINE))
+    tokenizer = model.load_tokenizer(in_package(OFFLINE))
     set_seed(0)
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     model.save(BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes)), tokenizer, folder)

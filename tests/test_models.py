@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gpuml.base.errors import ModelError
-from gpuml.training import model
-from gpuml.training.folder import case_note, check_fit
+from gpuml.training import folder, model
 from gpuml.training.head import class_tensors
 from gpuml.training.model import load_classifier
+from gpuml.training.vocabulary import case_note, check_fit
 from tests.models import ARCHITECTURES, config_of, folder_of, model_of, tokenizer_of
 
 # ---- what lies in a folder
@@ -162,7 +162,7 @@ def test_a_file_that_is_something_else(case, tmp_path):
     folder_of(tmp_path, model_of("bert"))
     (tmp_path / name).write_text(content)
     with pytest.raises(ModelError) as e:
-        model.check_folder(tmp_path, "./mine")
+        folder.check_folder(tmp_path, "./mine")
     assert str(e.value).startswith("model.name: ./mine: ") and f"{tmp_path / name} {message}" in str(e.value)
 
 

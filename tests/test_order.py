@@ -24,7 +24,8 @@ from gpuml.data.orders import Global
 from gpuml.data.pieces import cut_windows
 from gpuml.data.windows import Windows
 from gpuml.training.fit import fit
-from gpuml.training.model import load_classifier, locate
+from gpuml.training.model import load_classifier
+from gpuml.training.origin import locate
 from tests.conftest import rows
 from tests.faults import SLOW_DOWN, Proxy
 from tests.test_interrupt import CONTEXT, recorded, result, stop_at, store, tiny  # noqa: F401
@@ -104,7 +105,8 @@ def test_windows_have_every_byte_once(seed, scatter, small):
 
 
 def tokenizer_of(project):
-    from gpuml.training.model import load_tokenizer, locate
+    from gpuml.training.model import load_tokenizer
+    from gpuml.training.origin import locate
 
     return load_tokenizer(locate(load("dev")))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpuml.training import model
+from gpuml.training import attention, forward, packing
 
 SIZES = dict(vocab_size=99, pad_token_id=0, num_labels=3)
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -39,7 +39,7 @@ def logits_and_gradients(classifier, ids, mask, packed):
     import torch
 
     classifier.zero_grad()
-    out = model.logits(classifier, ids, mask, packed)
+    out = forward.logits(classifier, ids, mask, packed)
     (out * torch.arange(1, 4)).sum().backward()
     grads = [p.grad.ravel() for _, p in sorted(classifier.named_parameters()) if p.grad is not None]
     return out.detach().numpy(), np.concatenate(grads)
@@ -50,7 +50,7 @@ def test_packed_is_padded_without_the_padding(kind):
     classifier = classifier_of(kind)
     ids, mask = batch(classifier.config.pad_token_id)
     expected = logits_and_gradients(classifier, ids, mask, packed=False)
-    assert model.use_packed(classifier, ids, mask) == ""
+    assert packing.use_packed(classifier, ids, mask) == ""
     for found, wanted in zip(logits_and_gradients(classifier, ids, mask, packed=True), expected, strict=True):
         assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
     again = logits_and_gradients(classifier, ids, mask, packed=False)  # padded batches still work, for evaluation
@@ -63,13 +63,13 @@ def test_what_does_not_take_it_is_left_as_it_was(kind):
     classifier = classifier_of(kind)
     ids, mask = batch()
     before = classifier.config._attn_implementation
-    expected = model.logits(classifier, ids, mask).detach().numpy()
-    assert model.use_packed(classifier, ids, mask) != ""
+    expected = forward.logits(classifier, ids, mask).detach().numpy()
+    assert packing.use_packed(classifier, ids, mask) != ""
     assert classifier.config._attn_implementation == before
-    assert np.array_equal(model.logits(classifier, ids, mask).detach().numpy(), expected)
+    assert np.array_equal(forward.logits(classifier, ids, mask).detach().numpy(), expected)
 
 
-def test_attention_across_texts_is_noticed(monkeypatch):
+def test_attention_across_texts_is_noticed():
     "Attention that ignores where texts start, as sdpa does with positions that start anew: differences of a millionth"
     import torch
 
@@ -77,24 +77,27 @@ def test_attention_across_texts_is_noticed(monkeypatch):
         parts = (x.transpose(0, 1)[None] for x in (query, key, value))
         return torch.nn.functional.scaled_dot_product_attention(*parts, scale=scale)[0].transpose(0, 1)
 
-    monkeypatch.setattr(model, "_attend", across)
     ids, mask = batch()
-    assert model.use_packed(classifier_of("distilbert"), ids, mask, tolerance=1e9) == "texts attend to their neighbours"
-    assert "differ" in model.use_packed(classifier_of("distilbert"), ids, mask, tolerance=1e-5)
+    loose, strict = (packing.use_packed(classifier_of("distilbert"), ids, mask, t, across) for t in (1e9, 1e-5))
+    assert loose == "texts attend to their neighbours" and "differ" in strict
 
 
-def test_dropout_in_attention_is_drawn(monkeypatch):
+def test_dropout_in_attention_is_drawn():
     "In training the attention's dropout is the model's own: 0.1 in DistilBERT"
-    seen, attend = [], model._attend
-    monkeypatch.setattr(model, "_attend", lambda *a: seen.append(a[5]) or attend(*a))
+    drawn = []
+
+    def recorded(*arguments):
+        drawn.append(arguments[5])
+        return attention.attend(*arguments)
+
     classifier = classifier_of("distilbert")
-    assert model.use_packed(classifier, *batch()) == "" and set(seen) == {0.0}
-    model.logits(classifier.train(), *batch(), packed=True)
-    assert seen[-1] == 0.1
+    assert packing.use_packed(classifier, *batch(), attend=recorded) == "" and set(drawn) == {0.0}
+    forward.logits(classifier.train(), *batch(), packed=True)
+    assert drawn[-1] == 0.1
 
 
 def test_saved_model_does_not_ask_for_it(tmp_path):
     classifier = classifier_of("bert")
-    model.use_packed(classifier, *batch())
+    packing.use_packed(classifier, *batch())
     classifier.save_pretrained(tmp_path)
-    assert model.PACKED not in (tmp_path / "config.json").read_text()
+    assert attention.PACKED not in (tmp_path / "config.json").read_text()

@@ -21,7 +21,8 @@ from gpuml.training import fit as train
 from gpuml.training.evaluation import logits_of
 from gpuml.training.feed import Update
 from gpuml.training.fit import fit
-from gpuml.training.model import load_classifier, load_tokenizer, locate, save
+from gpuml.training.model import load_classifier, load_tokenizer, save
+from gpuml.training.origin import locate
 from gpuml.training.results import Run, load_run
 from tests.conftest import gpuml, runs_in
 
@@ -66,7 +67,7 @@ def test_how_an_update_is_split_does_not_change_it(encoder, size):
 @pytest.mark.parametrize("max_tokens", [2**40, 100])
 def test_without_padding_an_update_is_the_same(encoder, max_tokens):
     "One row of all texts, as on a GPU, and rows of at most 100 tokens: padded or not, it is the same update"
-    from gpuml.training.model import use_packed
+    from gpuml.training.packing import use_packed
 
     seen, rows = [], np.argsort(-encoder[2].lengths, kind="stable")
 

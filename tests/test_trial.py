@@ -9,9 +9,9 @@ import pytest
 from gpuml.base.errors import ModelError
 from gpuml.data.tokens import join
 from gpuml.data.updates import pad
-from gpuml.training import model
+from gpuml.training import model, padding
 from gpuml.training.evaluation import equally_long, logits_of
-from gpuml.training.model import EQUAL
+from gpuml.training.padding import EQUAL
 from gpuml.training.trial import made_up, try_model
 from tests.models import ARCHITECTURES, folder_of, model_of, tokenizer_of
 
@@ -54,13 +54,13 @@ def test_predictions_do_not_depend_on_neighbours(kind):
     "Alone and in one call, in any order; afterwards the folder's own config says how"
     tokenizer = tokenizer_of(side="left")
     classifier = classifier_for(kind, tokenizer)
-    model.keep_padding(classifier, tokenizer, try_model(classifier, tokenizer, "./mine", 40).padding)
+    padding.keep_padding(classifier, tokenizer, try_model(classifier, tokenizer, "./mine", 40).padding)
     tokens = made_up(tokenizer, [5, 40, 11, 5, 23])
     together = logits_of(classifier, tokens, 1)
     for i in range(5):
         alone = logits_of(classifier, tokens.take(np.array([i])), 1)
         assert np.abs(alone - together[i]).max() <= 1e-4 * np.abs(together[1] - together[0]).max()
-    assert model.padding(classifier) == {"xlnet": "left", "llama": "left", "fnet": EQUAL}.get(kind, "right")
+    assert padding.side_of(classifier) == {"xlnet": "left", "llama": "left", "fnet": EQUAL}.get(kind, "right")
     assert tokenizer.padding_side == ("right" if kind in ("gpt2", "bert") else "left")
 
 

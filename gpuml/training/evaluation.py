@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.tokens import Tokens
 from ..data.updates import pad
-from . import model
+from . import forward, padding
 from .failure import BatchError, NotFinite, computing
 
 # %% ../../nbs/training/68_evaluation.ipynb #55a96f9e
@@ -44,18 +44,18 @@ def logits_of(
     order = np.argsort(-tokens.lengths, kind="stable")
     most = GPU.most if classifier.device.type == "cuda" else EVALUATION_TOKENS
     found, training = np.empty((len(tokens), classifier.config.num_labels), np.float32), classifier.training
-    side = model.padding(classifier)
+    side = padding.side_of(classifier)
     classifier.eval()
     with torch.inference_mode():
         while len(order):
             check()
             batch = order[: max(1, most // int(tokens.lengths[order[0]]))]
-            if side == model.EQUAL:
+            if side == padding.EQUAL:
                 batch = equally_long(batch, tokens.lengths)[0]
             try:
                 padded = pad(tokens, batch, pad_id, side=side)
                 with computing(batch):
-                    found[batch] = model.logits(classifier, *padded).cpu().numpy()
+                    found[batch] = forward.logits(classifier, *padded).cpu().numpy()
             except torch.OutOfMemoryError:
                 lengths = tokens.lengths[batch]
                 most = smaller(lengths, len(batch) * int(lengths.max()))

@@ -37,7 +37,7 @@ from ..data.order_choice import choose_order, free_space
 from ..data.orders import Global
 from ..data.rows import Rows
 from ..data.windows import Windows
-from . import certificate, checkpoint, model, tracking
+from . import certificate, checkpoint, model, origin, padding, tracking
 from .best import Best
 from .evaluation import logits_of
 from .failure import REMEDY, naming
@@ -188,7 +188,7 @@ def _prepare(attempt: _Attempt) -> None:
         attempt.files = certificate.data_files(config, _storage(attempt))
     small = config.data.order == "early" or reading.look(config, **_asides(attempt))
     report.now("model")
-    place = model.locate(config)
+    place = origin.locate(config)
     attempt.store = find_store(config)
     from gpuml.training import hardware, loop
 
@@ -335,7 +335,7 @@ def _try(attempt: _Attempt) -> None:
     if longest is None:  # not all of the data is there yet; on a CPU, an index out of range does no lasting harm
         longest = attempt.max_length if classifier.device.type == "cuda" else min(attempt.max_length, TRIAL_TOKENS)
     verdict = try_model(classifier, tokenizer, config.model.name, longest)
-    model.keep_padding(classifier, tokenizer, verdict.padding)
+    padding.keep_padding(classifier, tokenizer, verdict.padding)
     attempt.report.note(verdict.note)
 
 
@@ -367,7 +367,7 @@ def _ready(attempt: _Attempt) -> None:
     if learner.world.device.type == "cuda":
         with model.quiet(), naming(lambda bad: f"in a trial (training rows {places(rows, bad)})"):
             problem = tune.tune(learner, rows)
-    if problem and attempt.precision != "fp32" and model.padding(learner.classifier) != model.EQUAL:
+    if problem and attempt.precision != "fp32" and padding.side_of(learner.classifier) != padding.EQUAL:
         attempt.report.note(f"texts are padded on this GPU: {problem}")
     if attempt.found and learner.packed == attempt.found.state["packed"]:  # another GPU may need other micro-batches
         learner.max_tokens = attempt.found.state["max_tokens"]

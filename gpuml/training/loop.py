@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..base.errors import TrainError
 from ..data.updates import halve, pad
-from . import model
+from . import forward, padding
 from .evaluation import equally_long
 from .failure import REMEDY, computing, naming
 from .feed import Update
@@ -97,7 +97,7 @@ def cut(learner: Learner, update: Update) -> list[np.ndarray]:
     "The micro-batches in parts that fit into memory; of equally long texts, where the model needs that"
     lengths = update.lengths
     parts = halve(update.micro_batches, lambda rows: learner.size(lengths[rows]), learner.max_tokens)
-    if model.padding(learner.classifier) != model.EQUAL:
+    if padding.side_of(learner.classifier) != padding.EQUAL:
         return parts
     sorted_parts = [rows[np.argsort(-lengths[rows], kind="stable")] for rows in parts]
     return [same for rows in sorted_parts for same in equally_long(rows, lengths)]
@@ -107,11 +107,11 @@ def backward(learner: Learner, update: Update, number: int, rows: np.ndarray, co
     "Add the gradients of one part of the update; returns its part of the loss, nothing where the part doesn't count"
     classifier, source = learner.classifier, update.source
     seed_draws(learner.config.seed, update.number, number)
-    ids, mask = pad(source.tokens, rows, learner.pad_id, side=model.padding(classifier))
+    ids, mask = pad(source.tokens, rows, learner.pad_id, side=padding.side_of(classifier))
     targets = torch.from_numpy(source.classes[rows]).to(learner.world.device)
     with computing(rows):
         with learner.autocast():
-            logits = model.logits(classifier, ids, mask, learner.packed)
+            logits = forward.logits(classifier, ids, mask, learner.packed)
         loss = cross_entropy(logits, targets, reduction="sum") * counts / len(update.rows)
         learner.scaler.scale(loss).backward()
     return loss.detach()

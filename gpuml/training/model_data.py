@@ -17,12 +17,12 @@ from ..data import reading
 from ..data.dataset import Data
 from ..data.early import Early
 from ..data.order_choice import choose_order
-from . import model
+from . import model, origin
 from .feed import refuse_tokenless
-from .folder import case_note, check_fit
 from .progress import Reporter, Watch
 from .stop import stop_signals
 from .trial import unknown_note
+from .vocabulary import case_note, check_fit
 
 # %% ../../nbs/training/74_model_data.ipynb #845a3130
 def fitting_tokenizer(config: Config, place: Path) -> Any:
@@ -86,7 +86,7 @@ def prepare_data(
             report.now("data", run=config.name)
             reading.look(config, **asides)
             report.now("model")
-            place = model.locate(config)
+            place = origin.locate(config)
             tokenizer = fitting_tokenizer(config, place)
             report.now("data")
             order, note = choose_order(config, tokenizer, longest_text(config, place, tokenizer), **asides)

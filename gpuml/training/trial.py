@@ -16,8 +16,11 @@ import numpy as np
 from ..base.errors import ModelError
 from ..data.tokens import Tokens, join
 from ..data.updates import pad
-from .folder import SHORTEST, possible_ids
-from .model import EQUAL, logits, quiet
+from .forward import logits
+from .model import quiet
+from .padding import EQUAL
+from .positions import SHORTEST
+from .vocabulary import possible_ids
 
 # %% ../../nbs/training/30_trial.ipynb #1d791cd2
 def made_up(
@@ -56,39 +59,6 @@ def unknown_note(
         return ""
     word = tokenizer.convert_ids_to_tokens(unknown)
     return f"{found:.0%} of the tokens of the training texts are unknown to the tokenizer ({word}): was it made for this language?"
-
-# %% ../../nbs/training/30_trial.ipynb #6cf525a3
-def _checked() -> Any:
-    "A context in which an index out of range raises `IndexError` before the operator runs; a function, because torch is heavy"
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    aten = torch.ops.aten
-    along = {aten.gather, aten.index_select, aten.scatter, aten.scatter_, aten.scatter_add, aten.index_add}
-
-    class Checked(TorchDispatchMode):
-        "Looks at the indices of look-ups"
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            operator = func.overloadpacket
-            if operator is aten.embedding:
-                _within(args[1], args[0].shape[0], 0)
-            elif operator in along and args[0].dim():
-                _within(args[2], args[0].shape[args[1]], 0)
-            elif operator is aten.index:
-                for size, index in zip(args[0].shape, args[1], strict=False):
-                    if index is not None and index.dtype == torch.int64:
-                        _within(index, size, -size)
-            return func(*args, **kwargs or {})
-
-    return Checked()
-
-
-def _within(index: Any, rows: int, least: int) -> None:
-    "Raise `IndexError` where an index is smaller than `least`, or not smaller than `rows`"
-    if index.numel() and not least <= int(index.min()) <= int(index.max()) < rows:
-        low, high = int(index.min()), int(index.max())
-        raise IndexError(f"row {low if low < least else high} of a table of {rows}")
 
 # %% ../../nbs/training/30_trial.ipynb #c42429ac
 @contextmanager
@@ -133,7 +103,7 @@ def _fails(classifier: Any, tokenizer: Any, length: int) -> str:
         return f"{type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')[:200]}"
     return ""
 
-
+# %% ../../nbs/training/30_trial.ipynb #ad29aa71
 def longest_taken(
     fails: Callable[[int], str],  # what goes wrong with a length, or nothing
     length: int,  # one that fails
@@ -169,7 +139,7 @@ def _moved(first: Any, second: Any, apart: float) -> float:
     "How far logits moved, as a share of the distance between two texts' logits"
     return ((first - second).norm() / max(apart, 1e-9)).item()
 
-
+# %% ../../nbs/training/30_trial.ipynb #1911e91d
 def padding_that_is_right(
     classifier: Any,
     tokenizer: Any,
@@ -199,7 +169,7 @@ def padding_that_is_right(
                 raise ModelError(_never_same(classifier, name))
     return side
 
-
+# %% ../../nbs/training/30_trial.ipynb #6d97c6c2
 def _never_same(classifier: Any, name: str) -> str:
     "The message for a model that says something else of the same text each time"
     kind = classifier.config.model_type
@@ -215,7 +185,7 @@ class Verdict(NamedTuple):
     padding: str  # right, left, or `EQUAL`
     note: str = ""
 
-
+# %% ../../nbs/training/30_trial.ipynb #7db67bbb
 def _check_training(classifier: Any, tokenizer: Any, lengths: list[int], name: str) -> None:
     "Raise `ModelError` where the model can't be trained with texts of these lengths"
     import torch
@@ -233,7 +203,7 @@ def _check_training(classifier: Any, tokenizer: Any, lengths: list[int], name: s
             f"model.name: {name}: this {kind} model can't be trained with a text of {length} tokens ({problem}); take another model"
         ) from None
 
-
+# %% ../../nbs/training/30_trial.ipynb #c20b1270
 def _once(classifier: Any, tokenizer: Any, length: int) -> Any:
     "Logits of a text of this length, the same text each time"
     import torch
@@ -241,7 +211,7 @@ def _once(classifier: Any, tokenizer: Any, length: int) -> Any:
     with torch.no_grad():
         return _forward(classifier, tokenizer, made_up(tokenizer, [length]))
 
-
+# %% ../../nbs/training/30_trial.ipynb #b9aff1ff
 def try_model(
     classifier: Any,  # transformers' model, on the device that trains it
     tokenizer: Any,
@@ -249,10 +219,12 @@ def try_model(
     longest: int,  # tokens of the longest text that it will get
 ) -> Verdict:
     "Try the model with texts as they come; raises `ModelError` where it does not take them"
+    from gpuml.training.bounds import Checked
+
     shortest = len(tokenizer("a")["input_ids"])
     long = max(min(longest, 48), shortest)
     short = max(shortest, long // 4)
-    with quiet(), _untouched(classifier), _checked():
+    with quiet(), _untouched(classifier), Checked():
         classifier.eval()
         _check_lengths(classifier, tokenizer, sorted({longest, long}, reverse=True), name)
         before = _once(classifier, tokenizer, longest)

@@ -11,7 +11,7 @@ import torch
 
 from ..data.rows import Rows
 from ..data.updates import pad
-from . import hardware, loop, model
+from . import hardware, loop, packing, padding
 from .feed import Update
 from .learner import Learner
 
@@ -32,15 +32,15 @@ def tokens_by_trial(learner: Learner, update: Update) -> int:
 # %% ../../nbs/training/73_tune.ipynb #5b22e649
 def _pack(learner: Learner, rows: Rows, longest_first: np.ndarray) -> str:
     "Let the model take rows without padding; returns why it can't"
-    side = model.padding(learner.classifier)
-    if side == model.EQUAL:
+    side = padding.side_of(learner.classifier)
+    if side == padding.EQUAL:
         return "batches of equal length have no padding to leave out"
     if learner.dtype is None:
         return "it needs a GPU with bf16 or fp16"
     few = longest_first[:: max(1, len(longest_first) // 4)][:4]
     few_padded = pad(rows.tokens, few, learner.pad_id, side=side)
     with learner.autocast():
-        return model.use_packed(learner.classifier, *few_padded)
+        return packing.use_packed(learner.classifier, *few_padded)
 
 
 def tune(learner: Learner, rows: Rows) -> str:

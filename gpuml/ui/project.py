@@ -43,7 +43,7 @@ def init(
             f"{folder / present[0]} is there already; gpuml init overwrites nothing, take an empty folder"
         )
     from gpuml.base.files import write_file
-    from gpuml.training.model import OFFLINE
+    from gpuml.training.package import OFFLINE
 
     for name, source in files.items():
         if source:
