@@ -89,7 +89,7 @@ def test_what_goes_and_what_stays(here, tmp_path):
     aged(put_job(other, "its-job")), put_run(other, "its-run")
     planned = clean.plan(survey())
     assert names(planned) == usual
-    kept = {item.name: item.kept for item in planned.left}
+    kept = {item.name: item.obstacle for item in planned.left_alone}
     assert kept == {
         "dev-alive": "is at work",
         "dev-far": "is at work on elsewhere, by its record",
@@ -133,7 +133,7 @@ def test_data_that_is_in_use_stays(here, tmp_path):
     with open(put_rows(tmp_path / "cache", "1" * 32) / "rows.json"):
         aged(tmp_path / "cache" / "rows" / ("1" * 32))
         planned = clean.plan(survey(), ["caches"])
-        assert names(planned) == {"0" * 32} and [item.kept for item in planned.left] == ["is in use"]
+        assert names(planned) == {"0" * 32} and [item.obstacle for item in planned.left_alone] == ["is in use"]
 
 
 def test_age_kinds_and_names(here):

@@ -93,8 +93,11 @@ def check_code(
             Finding("code", False if lack.certain else None, str(lack), lack.certain and NotebookError.exit_code)
         )
     if not lacks:
-        top, tree, count = packed.code.search.top, packed.code.tree, len(packed.code.files)
-        odd = [f"{path.relative_to(top)} {reason.text}, and stays here" for path, reason in tree.odd.items()]
+        count = len(packed.code.files)
+        top = packed.code.search.top
+        odd = [
+            f"{path.relative_to(top)} {reason.text}, and stays here" for path, reason in packed.code.tree.odd.items()
+        ]
         findings.append(
             Finding("code", True, "; ".join([f"{count} file{'s' * (count != 1)} beside the notebook", *odd]))
         )

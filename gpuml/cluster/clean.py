@@ -44,7 +44,7 @@ class Item:
     size: int  # bytes
     used: float  # time.time() when it was last written or read
     certified: bool = False  # a finished run, which is removed only where it is named
-    kept: str = ""  # why it can't be removed now
+    obstacle: str = ""  # why it can't be removed now
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ def _run_item(folder: Path, busy: set[str]) -> Item | None:
         reason = "is at work" if record.host == this_host() else f"is at work on {record.host}, by its record"
     if any(folder.name == run or re.fullmatch(rf"{re.escape(run)}-\d+", folder.name) for run in busy):
         reason = "its job is at work"
-    return _item("runs", folder, f"run, {label}", certified=certified, kept=reason)
+    return _item("runs", folder, f"run, {label}", certified=certified, obstacle=reason)
 
 # %% ../../nbs/cluster/70_clean.ipynb #3db32c73
 def runs(
@@ -119,7 +119,7 @@ def _job_items(configs: list[Config]) -> list[Item]:
         ]
         reason = f"has files that gpuml did not make: {', '.join(foreign[:3])}" if foreign else ""
         reason = "is at work" if _at_work(folder) else reason
-        items.append(_item("jobs", folder, f"record of a job, {local_state(folder)['phase']}", kept=reason))
+        items.append(_item("jobs", folder, f"record of a job, {local_state(folder)['phase']}", obstacle=reason))
     return items
 
 
@@ -161,7 +161,7 @@ def _caches(cache: Path, in_use: set[Path]) -> Iterator[Item]:
         for folder in sorted((cache / part).glob("*")):
             if re.fullmatch(r"[0-9a-f]{32}", folder.name) and (folder / mark).is_file() and not folder.is_symlink():
                 reason = "is in use" if any(path.is_relative_to(folder) for path in in_use) else ""
-                yield _item("caches", folder, label, kept=reason)
+                yield _item("caches", folder, label, obstacle=reason)
 
 # %% ../../nbs/cluster/70_clean.ipynb #24cbf838
 def runs_folder(
@@ -204,7 +204,7 @@ class Plan:
     "What would be removed, and what is left alone although it was meant; shows itself as a table"
 
     items: list[Item]
-    left: list[Item]
+    left_alone: list[Item]
     certified: list[Item]  # old as well, and not named
 
     @property
@@ -217,7 +217,7 @@ class Plan:
         lines = [Table(("", "size", "last used", "what"), rows).text()] if self.items else []
         rest = len(self.items) - len(rows)
         lines += [f"… and {rest:,} more"] if rest else []
-        lines += [f"left alone: {_shown(item)}: {item.kept}" for item in self.left]
+        lines += [f"left alone: {_shown(item)}: {item.obstacle}" for item in self.left_alone]
         if count := len(self.certified):
             size = size_text(sum(item.size for item in self.certified))
             runs_stay = f"{count:,} certified run{'s stay' if count > 1 else ' stays'}"
@@ -275,7 +275,7 @@ def plan(
     aged = [item for item in items if item.kind in kinds and now - item.used >= older and item not in named]
     meant = named + [item for item in aged if not item.certified]
     certified = [item for item in aged if item.certified]
-    return Plan([item for item in meant if not item.kept], [item for item in meant if item.kept], certified)
+    return Plan([item for item in meant if not item.obstacle], [item for item in meant if item.obstacle], certified)
 
 
 def _is_named(item: Item, name: str) -> bool:

@@ -61,7 +61,7 @@ class JobList(list):
 
 # %% ../../nbs/cluster/46_jobs.ipynb #d1370fef
 def _row(job: Job, state: State, now: datetime) -> tuple[str, ...]:
-    facts = job.about
+    facts = job.facts
     age = age_text((now - state.started).total_seconds()) if state.started else ""
     at_work = (facts["priority"], facts["gpus"], state.progress, age)
     return (job.address, state.phase, *at_work, facts["owner"], state.why)
@@ -119,9 +119,9 @@ def local_jobs(
     listed = [local_job(path.parent) for path in newest if name in (None, path.parent.name)]
     ours = [job for job in listed if _is_own(job, configs)]
     others = [job for job in listed if not _is_own(job, configs)]
-    names = short_names({Path(job.about["project"]) for job in others} | {c.root.resolve() for c in configs})
+    names = short_names({Path(job.facts["project"]) for job in others} | {c.root.resolve() for c in configs})
     for job in others:
-        job.elsewhere = names[Path(job.about["project"])]
+        job.elsewhere = names[Path(job.facts["project"])]
     return ours, others
 
 # %% ../../nbs/cluster/46_jobs.ipynb #251ba70e
@@ -145,7 +145,7 @@ def _is_own(job: LocalJob, configs: list[Config]) -> bool:
     if job.folder.parent in {jobs_folder(config) for config in configs}:
         return True
     outputs = {Path(config.output if is_s3(config.output) else config.path(config.output)) for config in configs}
-    return Path(job.about["project"]) in {c.root.resolve() for c in configs} or Path(job.place).parent in outputs
+    return Path(job.facts["project"]) in {c.root.resolve() for c in configs} or Path(job.place).parent in outputs
 
 # %% ../../nbs/cluster/46_jobs.ipynb #f10c96e2
 def jobs(
@@ -236,7 +236,7 @@ def _is_meant(job: Job, owner: str) -> bool:
     if not owner:
         return job.address == job.run_id
     if isinstance(job, LocalJob):
-        return is_named(Path(job.about["project"]), owner)
+        return is_named(Path(job.facts["project"]), owner)
     return job.namespace == owner
 
 
@@ -251,4 +251,4 @@ def _only(listed: list[tuple[Job, State]]) -> Job:
 
 def _group(job: Job) -> str:
     "What tells a job from others of its name: its project, or its namespace"
-    return job.about["project"] if isinstance(job, LocalJob) else job.namespace
+    return job.facts["project"] if isinstance(job, LocalJob) else job.namespace

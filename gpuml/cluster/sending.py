@@ -134,7 +134,9 @@ def _released(jobs: list[dict[str, Any]], name: str | None) -> dict[str, Any] | 
 # %% ../../nbs/cluster/57_sending.ipynb #32968dc8
 def _go_on(planned: Submission, ended: dict[str, Any], note: str) -> Job:
     "Make the Job of a run anew, under its name; the training goes on from its checkpoint"
-    meta, manifest, api = ended["metadata"], planned.manifest, planned.api
+    meta = ended["metadata"]
+    manifest = planned.manifest
+    api = planned.api
     path = f"{JOBS.format(meta['namespace'])}/{meta['name']}"
     rename_run(manifest, meta["name"])
     bundle.put(planned.bundle, planned.config.output, Storage(planned.config.data.endpoint))

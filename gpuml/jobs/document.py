@@ -35,16 +35,16 @@ class Document:
     cell: int | None = None  # the cell that is running, or is the next one
     cells: int = 0  # how many it has
     end: str = ""  # how the attempt ended
-    kept: Kept = field(default_factory=Kept)
+    all_outputs: Kept = field(default_factory=Kept)
     outputs: dict[int, Outputs] = field(default_factory=dict)  # by the place of their cell, from 0
 
     def begin_cell(self, place: int) -> None:
         "Keep the outputs of a cell that is about to run"
-        self.outputs[place] = self.kept.begin()
+        self.outputs[place] = self.all_outputs.begin()
 
     def take(self, place: int, message: dict[str, Any]) -> None:
         "Keep what a message of the kernel adds to the outputs of a cell, or changes"
-        self.kept.take(self.outputs[place], message)
+        self.all_outputs.take(self.outputs[place], message)
 
     def content(self) -> bytes:
         "Return it as a file; with line breaks when it is done, which takes ten times as long"
@@ -67,7 +67,10 @@ class Document:
     def _with_outputs(self, place: int, cell: dict[str, Any]) -> dict[str, Any]:
         if place not in self.outputs:
             return cell
-        return {**cell, "outputs": self.kept.rendered(self.outputs[place], lambda text: redact(text, self.hidden))}
+        return {
+            **cell,
+            "outputs": self.all_outputs.rendered(self.outputs[place], lambda text: redact(text, self.hidden)),
+        }
 
 # %% ../../nbs/jobs/26_document.ipynb #d4f24719
 def untouched(

@@ -132,7 +132,7 @@ class Executor(Protocol):
 class Job(StoredRun, Executor):
     "A run that something else executes: its state, logs, metrics, notebook; shows itself in a cell"
 
-    about: dict[str, str] = field(default_factory=dict)  # by `job_facts`
+    facts: dict[str, str] = field(default_factory=dict)  # by `job_facts`
     note: str = ""  # what submitting had to say
     done_before: bool = field(default=False, kw_only=True)  # submitting found it done: nothing is trained
 
@@ -194,10 +194,10 @@ def job_rows(
     state: State,
 ) -> list[tuple[str, str]]:
     "A job at a glance: a heading, then name and value"
-    facts = [(name, job.about.get(name, "")) for name in ("config", "notebook", "owner", "priority", "gpus")]
+    facts = [(name, job.facts.get(name, "")) for name in ("config", "notebook", "owner", "priority", "gpus")]
     rows = [("", state.why), ("progress", state.progress), *facts]
     rows += [("attempts", str(state.attempts)), ("output", job.place)]
-    rows += [("MLflow", job.about.get("tracking", "")), ("", job.note)]
+    rows += [("MLflow", job.facts.get("tracking", "")), ("", job.note)]
     heading = ("", f"{SIGNS[state.phase]} {job.address} · {state.phase}")
     return [heading, *((name, value) for name, value in rows if value)]
 

@@ -82,8 +82,8 @@ def _written(value: Any, redact: Callable[[str], str]) -> Any:
     if isinstance(value, Bounded):
         return value.shown(redact)
     if isinstance(value, dict):
-        return {key: _written(one, redact) for key, one in value.items()}
-    return [_written(one, redact) for one in value] if isinstance(value, list) else value
+        return {key: _written(part, redact) for key, part in value.items()}
+    return [_written(part, redact) for part in value] if isinstance(value, list) else value
 
 # %% ../../nbs/jobs/16_outputs.ipynb #50a2d987
 class Entries:

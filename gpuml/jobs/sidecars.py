@@ -50,7 +50,7 @@ def remedy(
     name: str,  # of a container that runs on
 ) -> str:
     "What makes a sidecar end with the training from now on"
-    return next((known.remedy for known in SIDECARS if known.name == name), REMEDY)
+    return next((sidecar.remedy for sidecar in SIDECARS if sidecar.name == name), REMEDY)
 
 # %% ../../nbs/jobs/65_sidecars.ipynb #89f58e92
 def end_sidecars(

@@ -54,8 +54,8 @@ def submit(
 ) -> int:
     "`gpuml submit [config] [key=value …]`: the notebook as a job on the cluster, or as a process on this machine"
     if extra := [w for w in arguments.words if w.startswith("-")]:
-        known = "--notebook, --name, --again, --local, --dry-run, --wait"
-        raise ConfigError(f"unknown option {extra[0]}; known: {known}{key_like(extra[0], arguments.words)}")
+        options = "--notebook, --name, --again, --local, --dry-run, --wait"
+        raise ConfigError(f"unknown option {extra[0]}; known: {options}{key_like(extra[0], arguments.words)}")
     name, overrides, _ = parse_words(arguments.words, "prod")
     config = load(name, overrides)
     from gpuml.cluster import sending, submission

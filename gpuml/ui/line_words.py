@@ -39,7 +39,7 @@ def parse_line(
 # %% ../../nbs/ui/60_line_words.ipynb #2b4b88bb
 def take_options(
     words: list[str],
-    known: dict[str, bool],  # whether the option has a value
+    grammar: dict[str, bool],  # whether the option has a value
 ) -> tuple[list[str], dict[str, Any]]:
     "The other words, and the options: `True`, or the value; raises `ConfigError`"
     from gpuml.base.errors import ConfigError
@@ -51,9 +51,9 @@ def take_options(
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
             rest.append(word)
-        elif name not in known or (equals and not known[name]):
-            raise ConfigError(f"unknown option {word}; known: {', '.join(known)}")
-        elif not known[name]:
+        elif name not in grammar or (equals and not grammar[name]):
+            raise ConfigError(f"unknown option {word}; known: {', '.join(grammar)}")
+        elif not grammar[name]:
             options[name] = True
         elif not equals and not ahead:
             raise ConfigError(f"{name}: needs a value, such as {name} spring-model")

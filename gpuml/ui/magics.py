@@ -165,7 +165,9 @@ def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
         before = load(shell.user_ns.get("config", "dev"))
     except ConfigError:
         before = None
-    local, again, name = "--local" in options, "--again" in options, options.get("--name")
+    local = "--local" in options
+    again = "--again" in options
+    name = options.get("--name")
     if "--dry-run" in options:
         return submission.prepare(config, path, name, local, before, again)
     return sending.submit(config, path, name, again, local, before)

@@ -63,7 +63,9 @@ class ProductionTab(FormTab):
     def __init__(self, threads: Threads, notebook: Path | None, named: bool, sent: Callable[[], None] = lambda: None):
         import ipywidgets as w
 
-        self.threads, self.notebook, self.sent = threads, notebook, sent
+        self.threads = threads
+        self.notebook = notebook
+        self.sent = sent
         path = os.path.relpath(notebook) if notebook else ""
         self.named = [f"--notebook={path}"] * named
         self.form, self.view = Form("prod", "job = %submit_prod"), w.HTML()
@@ -101,8 +103,8 @@ class ProductionTab(FormTab):
         "What the checks say; and submit it, if nothing is wrong"
         from gpuml.cluster import sending, submission
 
-        config, local, name = self.form.config, self.local.value, self.name.value.strip() or None
-        planned = submission.prepare(config, self.notebook, name, local, dev_config())
+        name = self.name.value.strip() or None
+        planned = submission.prepare(self.form.config, self.notebook, name, self.local.value, dev_config())
         if not send or planned.findings.bad:
             show_in(self.view, submission_html(planned, "not submitted" if send else ""))
             return
