@@ -188,7 +188,7 @@ def test_train_stop_and_resume(panel, store):
     assert "stopping" not in tab.view.value
     (run,) = runs_in(store)
     assert run.info.status == "KILLED"
-    stopped = tab.training.progress.step
+    stopped = tab.training.headway.update
     show(tab.form, "train")["train.epochs"].value = 300
     tab.resume.click()
     wait_for(lambda: "was started with another config" in tab.view.value)
@@ -197,7 +197,7 @@ def test_train_stop_and_resume(panel, store):
     tab.form.pick()  # as after the kernel was restarted: the form has what the file says
     assert not tab.form.overrides
     tab.resume.click()
-    wait_for(lambda: tab.training.progress.step > stopped)
+    wait_for(lambda: tab.training.headway.update > stopped)
     assert tab.training.words[-1] == "--resume"
     tab.stop.click()
     wait_for(lambda: not tab.training.alive())
@@ -211,9 +211,9 @@ def test_a_finished_training_shows_the_run_and_another_panel_finds_it(panel, sto
     tab.start.click()
     wait_for(lambda: "confusion matrix" in tab.view.value)
     assert "validation loss" in tab.view.value
-    name = tab.training.progress.run
+    name = tab.training.headway.run
     assert f"load_run(&#x27;{name}&#x27;)" in tab.view.value
-    assert load_run(name).metrics["updates"] == tab.training.progress.steps
+    assert load_run(name).metrics["updates"] == tab.training.headway.updates
     again = open_panel()  # as after a restart of the kernel: only the files are left
     assert again.tabs["Train"].view.value == tab.view.value
     static = again._repr_html_()

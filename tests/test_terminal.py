@@ -12,8 +12,8 @@ import termios
 import pytest
 
 from gpuml.training.progress import Progress
+from gpuml.training.words import line_facts
 from gpuml.ui.terminal import TerminalView
-from gpuml.ui.words import line_facts
 
 HALF = "50 %"
 LEFT = "12:34 min left"
@@ -59,14 +59,14 @@ def test_bar_percent_and_time_left_stand_on_every_width(monkeypatch, columns):
 
 
 def test_more_room_shows_more():
-    shown = [len(line_facts(halfway(), columns)) for columns in (16, 40, 60, 80, 120, 1000)]
+    shown = [len(line_facts(halfway().headway(), columns)) for columns in (16, 40, 60, 80, 120, 1000)]
     assert shown == sorted(shown) and shown[0] == 2 and shown[-1] == 8
-    assert line_facts(Progress("dev-1", "data"), 20) == ["reading data"]
+    assert line_facts(Progress("dev-1", "data").headway(), 20) == ["reading data"]
 
 
 def test_what_is_waited_for_is_cut_and_no_markup(monkeypatch):
     waiting = {"phase": "data", "doing": WAITING, "steps": 0, "step": 0, "losses": [], "evaluations": []}
-    assert line_facts(halfway(**waiting), 40)[1] == WAITING[:24] + "…"
+    assert line_facts(halfway(**waiting).headway(), 40)[1] == WAITING[:24] + "…"
     assert WAITING in drawn(monkeypatch, 80, halfway(**waiting))[-1]
 
 

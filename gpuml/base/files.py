@@ -34,6 +34,7 @@ def writing(
 def write_file(
     path: Path | str,  # its folder is made where it is missing
     data: bytes | str | Iterable[bytes],  # text is written as UTF-8
+    durable: bool = True,  # it is on the disk when this returns, which takes a while
 ) -> Path:
     "Write a file that is complete or absent; raises `OutputError`"
     path = Path(path)
@@ -45,8 +46,9 @@ def write_file(
             with open(aside, "wb") as f:
                 for block in blocks:
                     f.write(block)
-                f.flush()
-                os.fsync(f.fileno())
+                if durable:
+                    f.flush()
+                    os.fsync(f.fileno())
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)

@@ -221,6 +221,7 @@ class Writer:
     folder: Path  # the run's checkpoints
     updates: int = 50  # at most so many updates between two checkpoints
     copy: Callable[[Path], None] = lambda path: None  # puts a checkpoint into storage, beside training
+    written: Callable[[int], None] = lambda step: None  # hears of each checkpoint that is on the disk, beside training
     problem: str = ""  # why the last one is on this machine only
     cost: float = 0.0  # seconds that training waited for the last one
     longest: float = 0.0  # seconds until the slowest one was written and copied
@@ -257,6 +258,7 @@ class Writer:
         begun = time.monotonic()
         try:
             path = save(self.folder, step, tensors, state)
+            self.written(step)
             prune(self.folder)
             self._copy(path)
             self.longest = max(self.longest, time.monotonic() - begun)

@@ -66,6 +66,9 @@ def _note_skipped(attempt: "_Attempt") -> None:
     if skipped:
         attempt.report.note(f"{skipped:,} of {done:,} updates changed nothing: their gradients were too large for fp16")
 
+# %% ../../nbs/training/95_fit.ipynb #224ddb85
+SAME_LINE = "the same line with `--resume`"  # what goes on with a run, as a line of %gpu_train calls it
+
 # %% ../../nbs/training/95_fit.ipynb #b7632f7d
 @dataclass
 class _Attempt:
@@ -86,6 +89,7 @@ class _Attempt:
     store: tuple[str, str] | None = None  # what `find_store` said
     tracked: tracking.TrackedRun | None = None
     free: Callable[[Path], int] = free_space
+    same_line: str = SAME_LINE  # what goes on with it, as its user calls it
     epochs_before: int | None = None  # that the run was to have, where this attempt gives it more
     job: OwnJob = OwnJob()  # which one this process works for
     files: list[list[Any]] | None = None  # a job's data, as it was listed before it was read
@@ -109,7 +113,7 @@ class _Attempt:
         if self.order:
             self.order.close()
 
-
+# %% ../../nbs/training/95_fit.ipynb #d72d9c40
 def _begin(config: Config, watch: Watch | None, resume: str | None, free: Callable[[Path], int]) -> _Attempt:
     "An attempt at a new run, at the one to resume, or at the job's"
     going_on = Continuation(config)
@@ -132,6 +136,7 @@ def _begin(config: Config, watch: Watch | None, resume: str | None, free: Callab
     attempt.report.note(*going_on.notes)
     attempt.job = job
     writer.copy = lambda path: _store_checkpoint(attempt, path)
+    writer.written = attempt.report.checkpointed
     return attempt
 
 # %% ../../nbs/training/95_fit.ipynb #23d9fbd8
@@ -152,12 +157,9 @@ def _check(attempt: _Attempt) -> None:
     raise Preempted(f"stopped at update {p.step} of {p.steps}{how}{where}")
 
 
-SAME_LINE = "the same line with `--resume`"
-
-
 def _who_goes_on(attempt: _Attempt) -> str:
     "What continues a run: its user does, or in a job the next attempt"
-    return "the next attempt" if attempt.job.run else SAME_LINE
+    return "the next attempt" if attempt.job.run else attempt.same_line
 
 
 def _at_once(attempt: _Attempt) -> Preempted:
@@ -380,6 +382,7 @@ def _open_record(attempt: _Attempt) -> None:
         _withdraw(attempt)
     if attempt.epochs_before or not (folder / "config.yaml").exists():
         write_file(folder / "config.yaml", to_yaml(config.model_copy(update={"data": data_moved(config, str)})))
+    attempt.report.keep(folder / "progress.json")
     catch_up(folder.parent, folder)
     facts, bundle = _facts(attempt), attempt.job.bundle
     attempt.tracked = tracking.open_run(config, attempt.run_id, folder, facts, attempt.store, bundle)
@@ -494,7 +497,7 @@ def _store_results(attempt: _Attempt) -> None:
     if not (place := stored_at(attempt.config, attempt.run_id)) or (attempt.folder / STORED).exists():
         return
     last = ("certificate.json",)
-    names = [p.name for p in sorted(attempt.folder.iterdir()) if p.name not in ("checkpoints", *last)]
+    names = [p.name for p in sorted(attempt.folder.iterdir()) if p.name not in ("checkpoints", "progress.json", *last)]
     try:
         _store(attempt, [n for n in names if not n.startswith(".")] + [*last])
         if _may_go_on(attempt.config):
@@ -523,6 +526,7 @@ def _recall(attempt: _Attempt) -> None:
         attempt.best.score, attempt.best.epoch, attempt.best.scores = best["score"], best["epoch"], best["scores"]
         attempt.best.state, attempt.best.logits = _under(tensors, "best."), tensors["best_logits"].numpy()
     attempt.saved = (p.step, len(p.evaluations))
+    p.checkpoint = p.step
     attempt.feed.number, attempt.feed.position = p.step, tuple(state["position"])
     p.epoch = state.get("epoch", 0.0)  # a checkpoint of before has none
     attempt.skipped = state.get("skipped", 0)  # nor this
@@ -758,11 +762,13 @@ def fit(
     resume: str
     | None = None,  # a run id, or `latest`: go on with that run and its own config; a job goes on with its own by itself
     free: Callable[[Path], int] = free_space,  # bytes that the disk of a folder can take
+    same_line: str = SAME_LINE,  # what goes on with the run once it was stopped, as its user calls it
 ) -> Run:
     "Train, evaluate, record and save; raises `GpumlError`, and `Preempted` when it is interrupted"
     # read when torch is loaded: threads that spin while they wait make two trainings on one machine crawl
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     attempt = _begin(config, watch, resume, free)
+    attempt.same_line = same_line
     if is_done(attempt.folder) and not attempt.epochs_before:  # by an earlier attempt of the job
         attempt.report.note(
             f"{attempt.run_id} is trained and certified already, with the same code, config and data: nothing is trained"

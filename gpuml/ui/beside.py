@@ -20,7 +20,7 @@ from ..base.errors import ConfigError, GpumlError
 from ..base.files import fingerprint, write_json
 from ..base.line import parse_words
 from ..base.loading import load, load_all
-from ..training.progress import Progress
+from ..training.headway import Headway, headway_in
 from .metrics import MetricsFile
 from .views import FileView
 
@@ -35,7 +35,7 @@ def train_beside(
 
     try:
         name, overrides, resume = parse_words(words)
-        fit(load(name, overrides), watch=view, resume=resume)
+        fit(load(name, overrides), watch=view, resume=resume, same_line="Resume")
     except GpumlError as e:
         view.error(str(e))
         sys.exit(e.exit_code)
@@ -72,11 +72,14 @@ class Training:
         return f"its process ended without a word; what it printed is in {self.folder / 'log.txt'}"
 
     @property
-    def progress(self) -> Progress:
+    def headway(self) -> Headway:
         "How far it is"
-        latest = self._read("progress.json")
-        latest.pop("error", None)
-        return Progress(**latest) if latest else Progress(phase="starting")
+        return headway_in(self.folder / "progress.json") or Headway(phase="starting")
+
+    @property
+    def notes(self) -> list[str]:
+        "What a person should know"
+        return self._read("progress.json").get("notes", [])
 
     def alive(self) -> bool:
         "Whether its process is at work"
@@ -111,7 +114,7 @@ def start_training(
     name, overrides, _ = parse_words(words)
     load(name, overrides)
     if (earlier := find_training()) and earlier.alive():
-        raise GpumlError(f"{earlier.progress.run or 'a training'} is at work here already; stop it first")
+        raise GpumlError(f"{earlier.headway.run or 'a training'} is at work here already; stop it first")
     folder = _panel_folder(load(name))
     for file in ("progress.json", "process.json", "log.txt"):
         (folder / file).unlink(missing_ok=True)

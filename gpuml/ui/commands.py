@@ -91,8 +91,8 @@ def data(
     config = load(name, overrides)
     from gpuml.training.expected import expected_epoch
     from gpuml.training.model_data import prepare_data
+    from gpuml.training.words import duration
     from gpuml.ui.terminal import TerminalView
-    from gpuml.ui.words import duration
 
     prepared = prepare_data(config, TerminalView())
     facts, epoch = prepared.facts(), expected_epoch(config, prepared)

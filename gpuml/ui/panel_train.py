@@ -15,27 +15,27 @@ from ..base.errors import GpumlError
 from ..base.line import parse_words
 from ..base.loading import load
 from ..base.tables import as_html
-from ..training.fit import SAME_LINE
-from ..training.progress import Progress
+from ..training.headway import Headway
 from ..training.results import load_run
+from ..training.words import facts
 from .beside import Training, find_training, start_training
 from .metrics import MetricsFile, charts
 from .panel_form import Form, FormTab
 from .panel_parts import Threads, copyable, show_in, trying
-from .words import facts
 
 # %% ../../nbs/ui/46_panel_train.ipynb #d28c8b46
 def head_html(
-    progress: Progress,
+    headway: Headway,
+    notes: list[str],  # what a person should know
 ) -> str:
-    "Run, phase, speed, time left; the bar; what a person should know"
-    p = progress
+    "Run, phase, speed, time left; the bar; the latest note"
+    p = headway
     mark = {"done": "✓", "stopped": "■", "failed": "✗"}.get(p.phase, "▶")
     words = " · ".join(facts(p))
-    bar = f"<progress value='{p.step}' max='{max(p.steps, 1)}' aria-label='updates'></progress>"
-    notes = "".join(f"<div class='gpuml-note'>{as_html(n[:120])}</div>" for n in p.notes[-1:])
+    bar = f"<progress value='{p.update}' max='{max(p.updates, 1)}' aria-label='updates'></progress>"
+    latest = "".join(f"<div class='gpuml-note'>{as_html(note[:120])}</div>" for note in notes[-1:])
     line = f"<div role='status'>{mark} <b>{escape(p.run)}</b> · {escape(words)}</div>"
-    return f"{line}{bar if p.phase != 'done' else ''}{notes}"
+    return f"{line}{bar if p.phase != 'done' else ''}{latest}"
 
 # %% ../../nbs/ui/46_panel_train.ipynb #12eed55d
 def _run_folder(words: list[str], run: str) -> Path:
@@ -50,9 +50,9 @@ def training_html(
     training: Training,
 ) -> str:
     "How a training stands, in about 2 kB: head, curves, why it ended; when it is done, the run's report"
-    p, metrics = training.progress, training.metrics
-    error = training.error.replace(SAME_LINE, "Resume")
-    parts = [] if error and p.phase == "starting" else [head_html(p)]  # it was refused
+    p, metrics = training.headway, training.metrics
+    error = training.error
+    parts = [] if error and p.phase == "starting" else [head_html(p, training.notes)]  # it was refused
     if training.stopping and not error:
         parts.append("<div class='gpuml-note' role='status'>stopping: finishes this update</div>")
     with suppress(GpumlError):  # its config was changed meanwhile

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..training.progress import Progress
-from .words import line_facts
+from ..training.words import line_facts
 
 # %% ../../nbs/ui/20_terminal.ipynb #6b62935e
 def columns_of(
@@ -57,7 +57,7 @@ class Bar:
         "Bring it up to date, as wide as the terminal is now"
         columns = columns_of(self.stream)
         bar = max(4, min(_BAR, columns // 4))
-        words = " · ".join(line_facts(progress, columns - bar - 1))
+        words = " · ".join(line_facts(progress.headway(), columns - bar - 1))
         self.console.width = columns
         self._display.columns[0].bar_width = bar
         total = progress.steps or None
@@ -80,7 +80,7 @@ class TerminalView:
             self._bar.draw(progress)
         elif progress.phase != self._phase or time.monotonic() - self._logged >= self.log_seconds:
             self._logged = time.monotonic()
-            print(f"{progress.run}: {', '.join(line_facts(progress))}", file=self.stream, flush=True)
+            print(f"{progress.run}: {', '.join(line_facts(progress.headway()))}", file=self.stream, flush=True)
         for note in progress.notes[self._notes :]:
             self._print(f"note: {note}")
         self._notes, self._phase = len(progress.notes), progress.phase
