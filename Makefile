@@ -34,10 +34,10 @@ servers:                              # its programs, in a cache; the first time
 	tests/cluster/build.sh
 
 nbdev_test: install                   ## the lessons on the pages, and whether they show what is stored; train.ipynb runs in pytest
-	OMP_NUM_THREADS=1 $(BIN)/python tests/lessons.py
+	$(BIN)/python tests/lessons.py
 
 lessons: install                      ## runs them too, and stores what they show in the notebooks
-	OMP_NUM_THREADS=1 $(BIN)/python tests/lessons.py --store
+	$(BIN)/python tests/lessons.py --store
 
 pytest: install chromium prometheus postgres
 	$(BIN)/python -m pytest --ignore tests/cluster

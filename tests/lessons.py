@@ -184,6 +184,7 @@ def outcomes(work: Callable[[Path], str], paths: list[Path], workers: int) -> It
 def prepare(paths: list[Path]) -> None:
     "What every page's process finds: the checkout, and what many pages import"
     os.environ.update(IN_TEST="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ["OMP_NUM_THREADS"] = "1"  # micro-batches on a CPU, and so what is drawn for them, are cut by its threads
     sys.path[0] = str(ROOT)
     if len(paths) > 3:
         import torch  # noqa: F401
