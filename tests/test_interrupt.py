@@ -19,6 +19,7 @@ from gpuml.base.errors import ConfigError, Preempted
 from gpuml.base.loading import load
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
+from tests import forked
 from tests.conftest import OFFLINE, gpuml, runs_in
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -290,9 +291,8 @@ def test_dead_run_is_closed_by_the_next_command(store):
 def test_command_ends_with_75_and_resumes(store):
     "The process as a scheduler sees it: SIGTERM, exit 75, the same command with --resume, exit 0"
     import subprocess
-    import sys
 
-    command = [sys.executable, "-m", "gpuml.ui.cli", "train", "dev", *OVERRIDES, "train.epochs=300"]
+    command = [forked.python(), "-m", "gpuml.ui.cli", "train", "dev", *OVERRIDES, "train.epochs=300"]
     process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if "training" in line:

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +15,7 @@ from gpuml.base.errors import GpumlError
 from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
 from gpuml.cluster.sending import submit
+from tests import forked
 from tests.conftest import ROOT, gpuml, runs_in
 
 
@@ -123,7 +123,7 @@ def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
     until(lambda: "update" in job.status.progress)
     follow = ["submit", "dev", "train.epochs=300", "--local", "--wait"], ["logs", job.run_id, "--follow"]
     for words in (*follow, ["wait", job.run_id]):
-        command = [sys.executable, "-u", "-m", "gpuml.ui.cli", *words]
+        command = [forked.python(), "-u", "-m", "gpuml.ui.cli", *words]
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         process.stdout.readline()
         time.sleep(1.5)
@@ -139,7 +139,7 @@ def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
 def test_a_reader_that_leaves(shipped, project):
     "`gpuml submit … | head -1`: no traceback, and the job is made"
     for words in (["--dry-run"], []):
-        command = [sys.executable, "-m", "gpuml.ui.cli", "submit", "dev", "train.epochs=90", "--local", *words]
+        command = [forked.python(), "-m", "gpuml.ui.cli", "submit", "dev", "train.epochs=90", "--local", *words]
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.stdout.close()
         said = process.stderr.read().decode()
@@ -155,7 +155,7 @@ from gpuml.base.loading import load
 print(submit(load("dev", ["train.epochs=1"]), "nbs/train.ipynb", local=True).run_id, flush=True)
 os.kill(os.getpid(), 9)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
+    done = subprocess.run([forked.python(), "-c", code], cwd=project, capture_output=True, text=True)
     started = time.monotonic()
     job = c.find(done.stdout.strip(), [load("dev")])
     assert time.monotonic() - started < 5

@@ -28,6 +28,7 @@ from gpuml.training import unfinished
 from gpuml.training.fit import fit
 from gpuml.training.record import read_record
 from gpuml.training.results import Run
+from tests import forked
 from tests.conftest import ROOT, gpuml, runs_in
 from tests.faults import SLOW_DOWN, Proxy
 from tests.test_interrupt import OVERRIDES, result, stop_at, tiny  # noqa: F401
@@ -310,8 +311,8 @@ def job(project, store):
 class Attempt:
     "`gpuml run` in a process of its own"
 
-    def __init__(self, project, run="job-1", prefix=(), **environment):
-        command = [*prefix, sys.executable, "-m", "gpuml.ui.cli", "run", str(project), "--run", run]
+    def __init__(self, project, run="job-1", python=(), **environment):
+        command = [*(python or [forked.python()]), "-m", "gpuml.ui.cli", "run", str(project), "--run", run]
         self.said, self.environment = "", {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment
@@ -445,7 +446,7 @@ except KeyboardInterrupt:
 def test_signal_reaches_the_cell_at_once(prefix, plain):
     if prefix and not CAN_UNSHARE:
         pytest.skip("no permission for a PID namespace of its own")
-    attempt = Attempt(plain(WAITING, "print('never')"), prefix=prefix).until("^waiting")
+    attempt = Attempt(plain(WAITING, "print('never')"), python=[*prefix, sys.executable]).until("^waiting")
     sent = time.time()
     assert attempt.stop().end() == 75
     delay = float(re.search(r"arrived (\S+)", attempt.said)[1]) - sent
@@ -517,7 +518,7 @@ def test_random_moments(plain):
     "From the first import to the last byte: 75 while cells are left, 0 when none is, and never anything else"
     project, rng = plain("import time\ntime.sleep(0.5)", "time.sleep(0.5)"), random.Random(0)
     for _ in range(6):
-        attempt = Attempt(project)
+        attempt = Attempt(project, python=[sys.executable])
         attempt.until_signals_are_caught()
         time.sleep(rng.uniform(0.0, 4.0))
         code = attempt.stop().end()
