@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import DataError, Exit
-from .place import local_path
+from .place import is_s3, local_path
 
 # %% ../../nbs/base/33_local.ipynb #ecbc9ff9
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class File:
     url: str  # local path, or s3://bucket/key
     size: int  # bytes
     version: str  # changes when the content does: the ETag on S3, time and size on local disks
+
+    @property
+    def local(self) -> Path | None:
+        "Its path on this machine; none where it is on S3"
+        return None if is_s3(self.url) else Path(self.url)
 
 # %% ../../nbs/base/33_local.ipynb #bc68516f
 @contextmanager

@@ -14,7 +14,7 @@ from .errors import ConfigError
 
 # %% ../../nbs/base/12_place.ipynb #18823b72
 def local_path(
-    text: str | Path,
+    text: str | os.PathLike,
 ) -> Path:
     "The path with `~` and `~name` put in; a name that no user has is a folder's"
     try:
@@ -24,7 +24,7 @@ def local_path(
 
 # %% ../../nbs/base/12_place.ipynb #dbea8705
 def is_s3(
-    url: str | Path,  # local path, or s3://bucket/key
+    url: str | os.PathLike,  # local path, or s3://bucket/key
 ) -> bool:
     "Whether it is on S3; raises `ConfigError` where it is neither that nor a local path"
     scheme, mark, rest = str(url).partition("://")
@@ -46,6 +46,11 @@ class Place:
     def __str__(self):
         return self.address.rstrip("/") or "/"
 
+    def __fspath__(self):
+        if self.local is None:
+            raise TypeError(f"{self} is no path of this machine")
+        return str(self.local)
+
     @property
     def name(self) -> str:
         "The last part: a run's id where this is a run's place"
@@ -56,9 +61,14 @@ class Place:
         "The place that this one lies in"
         return Place(str(self).rpartition("/")[0] or "/", self.local.parent if self.local else None)
 
+    @property
+    def is_bucket(self) -> bool:
+        "Whether it is a bucket, and names nothing in it"
+        return self.local is None and "/" not in str(self).removeprefix("s3://")
+
 # %% ../../nbs/base/12_place.ipynb #9b5f4dbc
 def place_of(
-    text: str | Path,  # as it stands in a config or on a line
+    text: str | os.PathLike,  # as it stands in a config or on a line
     root: Path | None = None,  # where a relative path starts; the current folder by default
 ) -> Place:
     "The place that a text means; raises `ConfigError` where it is neither a path nor an address at s3://"

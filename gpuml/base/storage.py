@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Source:
 
     def find(
         self,
-        url: str | Path,  # a file, a folder (what lies directly in it), or a glob below what is there by its name
+        url: str | PathLike,  # a file, a folder (what lies directly in it), or a glob below what is there by its name
         suffixes: tuple[str, ...] = (),  # of a folder's files, in lower case: (".csv", ".tsv")
     ) -> list[File]:
         "The files that a path means, sorted; empty where there is none"
@@ -68,7 +69,7 @@ class Source:
 
     def match(
         self,
-        folder: str | Path,  # taken by its name, whatever is in it
+        folder: str | PathLike,  # taken by its name, whatever is in it
         pattern: str,  # of paths below the folder: `*/metrics.json`
     ) -> list[File]:
         "The files below a folder whose path matches, sorted"
@@ -79,7 +80,7 @@ class Source:
 
         return s3_read.matching(self.s3, f"{str(folder).rstrip('/')}/", pattern)
 
-    def info(self, url: str | Path) -> File | None:
+    def info(self, url: str | PathLike) -> File | None:
         "What is known of one file; None where it is not there"
         if not is_s3(url):
             return next(iter(local.find(str(url), ())), None) if Path(url).is_file() else None
@@ -92,7 +93,7 @@ class Source:
         end = file.size if end is None else min(end, file.size)
         return b"".join(self.blocks(file, start, max(end - start, 1), ahead=1, end=end))
 
-    def read_now(self, url: str | Path) -> bytes | None:
+    def read_now(self, url: str | PathLike) -> bytes | None:
         "All of a file that may be replaced at any moment, as it is at one of them; none where it is not there"
         while file := self.info(url):
             try:
@@ -122,14 +123,14 @@ class Source:
 class Storage(Source):
     "One way to read and write: local paths and s3:// URLs"
 
-    def get(self, source: File | str | Path, local: str | Path) -> Path:
+    def get(self, source: File | str | PathLike, local: str | PathLike) -> Path:
         "Copy to a local file that is complete or absent"
         file = source if isinstance(source, File) else self.info(source)
         if file is None:
             raise DataError(f"{source}: no such file", exit_code=Exit.NOT_FOUND)
         return write_file(local, self.blocks(file))
 
-    def put(self, local: str | Path, url: str | Path) -> None:
+    def put(self, local: str | PathLike, url: str | PathLike) -> None:
         "Copy a local file to a place where it is complete or absent; raises `OutputError`"
         with reading(local), open(local, "rb") as f:
             size = os.fstat(f.fileno()).st_size
@@ -147,7 +148,7 @@ class Storage(Source):
 
             s3_write.put(self.s3, source, size, str(url))
 
-    def put_bytes(self, data: bytes, url: str | Path) -> None:
+    def put_bytes(self, data: bytes, url: str | PathLike) -> None:
         "Write bytes to a place where they are complete or absent; raises `OutputError`"
         if not is_s3(url):
             write_file(url, data)
@@ -156,7 +157,7 @@ class Storage(Source):
 
         s3_write.put(self.s3, lambda start, end: data[start:end], len(data), str(url))
 
-    def remove(self, url: str | Path) -> None:
+    def remove(self, url: str | PathLike) -> None:
         "Remove a file, or a folder with all that is below it; raises `OutputError`; nothing there is no error"
         if is_s3(url):
             from gpuml.base import s3_write
@@ -168,7 +169,7 @@ class Storage(Source):
             else:
                 Path(url).unlink(missing_ok=True)
 
-    def sweep(self, url: str | Path, older: float = 86_400.0) -> int:
+    def sweep(self, url: str | PathLike, older: float = 86_400.0) -> int:
         "Remove what uploads below `url` that were killed more than `older` seconds ago have left; returns how many"
         if not is_s3(url):
             return 0

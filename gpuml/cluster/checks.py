@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import ConfigError, NotebookError
-from ..base.place import is_s3
 from ..base.storage import Storage
 from .findings import Finding, Findings, Unknown
 from ..jobs import bundle, contract, notebook
@@ -56,12 +55,11 @@ def _check_data(config: Config) -> str:
 # %% ../../nbs/cluster/52_checks.ipynb #1eff146d
 def _check_output(config: Config) -> str:
     "Whether it can be written"
-    trial = (
-        f"{config.output.rstrip('/') if is_s3(config.output) else config.path(config.output)}/.bundles/.can-be-written"
-    )
+    place = config.output_place
+    trial = place / ".bundles" / ".can-be-written"
     storage = Storage(config.data.endpoint)
-    if is_s3(config.output):
-        storage.info(config.output.rstrip("/"))  # some servers make a missing bucket when it is written to
+    if place.local is None:
+        storage.info(place)  # some servers make a missing bucket when it is written to
     storage.put_bytes(b"", trial)
     storage.remove(trial)
     return config.output

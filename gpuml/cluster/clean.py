@@ -20,8 +20,7 @@ from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import ConfigError
-from ..base.files import fingerprint, writing
-from ..base.place import is_s3
+from ..base.files import writing
 from ..base.process import files_in_use
 from ..base.tables import Table
 from .jobs import own_folders
@@ -29,6 +28,7 @@ from .local import jobs_folder, local_state, works
 from .manifest import PREFIX
 from ..jobs.handle import OVER
 from ..training.record import read_record, this_host
+from ..training.runs import work_folder
 
 # %% ../../nbs/cluster/70_clean.ipynb #152768fe
 KINDS = ("runs", "jobs", "caches")
@@ -168,9 +168,7 @@ def runs_folder(
     config: Config,
 ) -> Path:
     "Where a project's runs lie on this machine, which `output_folder` makes: of an output on S3, its copies here"
-    if is_s3(config.output):
-        return config.path(config.data.cache) / "runs" / fingerprint(config.output.rstrip("/"))[:16]
-    return config.path(config.output)
+    return config.output_place.local or work_folder(config.path(config.data.cache), config.output)
 
 # %% ../../nbs/cluster/70_clean.ipynb #e6e7fc2b
 def survey(
@@ -182,7 +180,7 @@ def survey(
     listed = _job_items(configs)
     for config in configs:
         listed += runs(runs_folder(config), busy)
-        listed += [] if is_s3(config.output) else _bundles(config, records)
+        listed += _bundles(config, records) if config.output_place.local else []
     for cache in {config.path(config.data.cache).resolve() for config in configs}:
         listed += _caches(cache, files_in_use(cache))
     return list({item.path: item for item in listed}.values())

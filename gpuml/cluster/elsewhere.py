@@ -13,14 +13,13 @@ from pathlib import Path
 
 from ..base.config import Config, data_moved
 from ..base.errors import ConfigError, DataError
-from ..base.place import is_s3
 from .manifest import WORK
 from ..jobs import bundle
 
 # %% ../../nbs/cluster/48_elsewhere.ipynb #5cafac0d
 def paths_here(config: Config) -> list[tuple[str, str]]:
     "Key and path of data that is not on S3"
-    return [(key, text) for key, texts in config.data_paths().items() for text in texts if not is_s3(text)]
+    return [(key, text) for key, texts in config.data_paths().items() for text in texts if config.place(text).local]
 
 
 def data_here(
@@ -50,14 +49,14 @@ def for_here(config: Config) -> Config:
     from gpuml.training.store import find_store
 
     data = data_moved(config, str).model_copy(update={"cache": str(config.path(config.data.cache))})
-    output = config.output if is_s3(config.output) else str(config.path(config.output))
+    output = config.output_place.address
     tracking = config.tracking.model_copy(update={"uri": find_store(config)[0]})
     return config.model_copy(update={"data": data, "output": output, "tracking": tracking})
 
 # %% ../../nbs/cluster/48_elsewhere.ipynb #05afdd58
 def check_places(config: Config) -> str:
     "Whether a pod can reach what the config names"
-    if not is_s3(config.output):
+    if config.output_place.local:
         raise ConfigError(f"output: {config.output}: lies on this machine, where a pod can't reach it; use s3://")
     top = bundle.project_top(config)
     outside = [f"{key}: {text}" for key, text in paths_here(config) if not config.path(text).is_relative_to(top)]

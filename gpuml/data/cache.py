@@ -15,7 +15,7 @@ from ..base.config import Config
 from ..base.errors import DataError, OutputError
 from ..base.files import fingerprint, write_folder
 from ..base.local import File
-from ..base.place import is_s3
+from ..base.place import Place
 from .preparation import Preparation
 from .shards import CACHE_VERSION, folder_facts
 
@@ -52,10 +52,9 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 # %% ../../nbs/data/54_cache.ipynb #c56d6a99
-def _shared(folder: Path, job: Preparation) -> str:
+def _shared(folder: Path, job: Preparation) -> Place:
     "Where the folder lies in the shared cache"
-    shared = job.config.data.shared_cache
-    return f"{shared.rstrip('/') if is_s3(shared) else job.config.path(shared)}/{folder.parent.name}/{folder.name}"
+    return job.config.place(job.config.data.shared_cache) / folder.parent.name / folder.name
 
 
 def fetch(folder: Path, job: Preparation) -> bool:
@@ -65,12 +64,12 @@ def fetch(folder: Path, job: Preparation) -> bool:
     last = f"{folder.parent.name}.json"
     source = _shared(folder, job)
     try:
-        if job.storage.info(f"{source}/{last}") is None:
+        if job.storage.info(source / last) is None:
             return False
         with write_folder(folder) as aside:
-            job.storage.get(f"{source}/{last}", aside / last)
+            job.storage.get(source / last, aside / last)
             for name in json.loads((aside / last).read_text())["sizes"]:
-                job.storage.get(f"{source}/{name}", aside / name)
+                job.storage.get(source / name, aside / name)
         return folder_facts(folder) is not None
     except (DataError, OutputError, ValueError, KeyError) as e:
         job.notes.append(f"data.shared_cache can't be read and is not used: {e}")
@@ -85,6 +84,6 @@ def publish(folder: Path, job: Preparation) -> None:
     target = _shared(folder, job)
     try:
         for name in [*json.loads((folder / last).read_text())["sizes"], last]:
-            job.storage.put(folder / name, f"{target}/{name}")
+            job.storage.put(folder / name, target / name)
     except OutputError as e:
         job.notes.append(f"data.shared_cache can't be written: {e}")

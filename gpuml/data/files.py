@@ -13,7 +13,6 @@ from pathlib import Path
 from ..base.config import Config
 from ..base.errors import DataError, Exit
 from ..base.local import File
-from ..base.place import is_s3
 from ..base.storage import Storage
 from .sources import SOURCES
 
@@ -28,7 +27,7 @@ def find_files(
     storage = storage or Storage(config.data.endpoint)
     files_by_url = {}
     for text in [paths] if isinstance(paths, str) else paths:
-        files = storage.find(text if is_s3(text) else config.path(text), tuple(SOURCES))
+        files = storage.find(config.place(text).address, tuple(SOURCES))
         if not files:
             raise DataError(f"{key}: {_nothing(text, config)}", exit_code=Exit.NOT_FOUND)
         files_by_url |= {file.url: file for file in files}
@@ -48,9 +47,9 @@ def _check_name(url: str, key: str) -> None:
 
 def _nothing(text: str, config: Config) -> str:
     "What is wrong with a path at which there is no data"
-    if is_s3(text):
+    path = config.place(text).local
+    if path is None:
         return f"no CSV files at {text}"
-    path = config.path(text)
     if path.is_dir():
         return f"no CSV files in the folder {text} ({path})"
     if path.exists():

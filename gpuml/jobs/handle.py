@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..base.errors import Exit, GpumlError
-from ..base.place import is_s3
+from ..base.place import place_of
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 from ..training import attempts
@@ -93,11 +93,11 @@ class StoredRun:
 
     def notebook(self) -> Path:
         "The executed notebook, also while it runs: a copy on this machine; raises `GpumlError` where there is none yet"
-        source = Path(self.place) / "notebook.ipynb"
-        if not is_s3(self.place) and source.is_file():
-            return source
+        source = place_of(self.place) / "notebook.ipynb"
+        if source.local and source.local.is_file():
+            return source.local
         storage = Storage(self.endpoint)
-        executed = storage.read_now(f"{self.place}/notebook.ipynb") if is_s3(self.place) else None
+        executed = None if source.local else storage.read_now(source)
         if executed is None:
             raise GpumlError(f"{self.run_id}: nothing of its notebook has been executed yet", exit_code=Exit.NOT_FOUND)
         copy = Path(f"~/.cache/gpuml/notebooks/{self.run_id}.ipynb").expanduser()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..base.errors import Preempted
 from ..base.files import write_file
-from ..base.place import is_s3
+from ..base.place import Place, place_of
 from ..base.storage import Storage
 from ..training.attempts import numbers
 
@@ -23,7 +23,7 @@ from ..training.attempts import numbers
 class Mirror:
     "Keeps some files of a run current where its output is: what can't be written costs nothing"
 
-    place: str  # folder or s3:// prefix of the run
+    place: Place  # of the run
     folder: Path  # the same folder; for S3, one on this machine
     log: Path  # grows by itself, in `folder`
     endpoint: str | None = None
@@ -61,7 +61,7 @@ class Mirror:
 # %% ../../nbs/jobs/24_mirror.ipynb #eb44b47f
 def write_changes(mirror: Mirror, storage: Callable[[], Storage]) -> None:
     "Write what has changed; last the notebook, the largest"
-    if is_s3(mirror.place) and mirror.log.stat().st_size > mirror.copied:
+    if mirror.place.local is None and mirror.log.stat().st_size > mirror.copied:
         mirror.changed.add(f"logs/{mirror.log.name}")
     mirror.written = 0
     for name in sorted(mirror.changed | mirror.problems.keys(), key="notebook.ipynb".__eq__):
@@ -84,15 +84,15 @@ def _put(mirror: Mirror, name: str, storage: Storage) -> None:
         data = mirror.sources[name]()
         mirror.written += len(data)
         write_file(mirror.folder / target, data)
-    if is_s3(mirror.place):
+    if mirror.place.local is None:
         size = (mirror.folder / target).stat().st_size
-        storage.put(mirror.folder / target, f"{mirror.place}/{target}")
+        storage.put(mirror.folder / target, mirror.place / target)
         mirror.copied = mirror.copied if name in mirror.sources else size
 
 
 def _count(mirror: Mirror, storage: Storage) -> int:
     "The attempt's number: one more than there are logs of others, or than the last one that left word"
-    logs = [f.url for f in storage.find(f"{mirror.place}/logs/" if is_s3(mirror.place) else mirror.folder / "logs")]
+    logs = [file.url for file in storage.match(mirror.place / "logs", "*")]
     others = sum(not log.endswith(mirror.log.name) for log in logs)
     return 1 + max([others, *numbers(storage, mirror.place)])
 
@@ -104,7 +104,7 @@ def _keep_writing(mirror: Mirror) -> None:
         if mirror.closing.is_set():
             raise Preempted("the attempt ends")  # and writes once more
 
-    pause = 5.0 if is_s3(mirror.place) else 0.2
+    pause = 0.2 if mirror.place.local else 5.0
     storage = Storage(mirror.endpoint, check=check, patience=10.0)
     while not mirror.closing.is_set():
         mirror.wake.wait(pause)

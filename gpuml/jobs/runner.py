@@ -17,6 +17,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..base.config import NAME
 from ..base.errors import ConfigError, DataError, Exit, GpumlError, Preempted
 from ..base.files import writing
 from ..base.loading import load
-from ..base.place import is_s3
+from ..base.place import Place, place_of
 from ..base.secrets import redact, secrets
 from ..base.storage import Storage
 from .document import Document, now, untouched
@@ -65,13 +66,13 @@ class Work:
 def begin(
     notebook: Path,
     run: str,  # its id
-    place: str,  # folder or s3:// prefix of the run
+    place: Place,  # of the run
     endpoint: str | None,  # S3 server
 ) -> Work:
     "Open an attempt's log and the files that it keeps; raises `OutputError` where its folder can't be made"
     hidden = secrets(os.environ)
     host = socket.gethostname()
-    folder = Path(tempfile.mkdtemp(prefix="gpuml-") if is_s3(place) else place)
+    folder = place.local or Path(tempfile.mkdtemp(prefix="gpuml-"))
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{re.sub('[^A-Za-z0-9.-]', '-', host)}.txt"
     file = folder / "logs" / name
     with writing(place):
@@ -164,7 +165,7 @@ def _end_log(work: Work) -> None:
         file = name.format(attempt=files.attempt or "N")
         work.log.line(f"note: {file} is not where it belongs, but in {files.folder}: {problem}")
     work.log.close()
-    if is_s3(files.place) and not files.problems:
+    if files.place.local is None and not files.problems:
         shutil.rmtree(files.folder, ignore_errors=True)
 
 # %% ../../nbs/jobs/29_runner.ipynb #64784e22
@@ -182,7 +183,7 @@ def execute(
     notebook: Path,  # the file; it is left as it is
     values: dict[str, Any],  # of its parameters
     run: str,  # the run's id
-    place: str,  # folder or s3:// prefix of the run: gets notebook.ipynb, logs/ and attempts/
+    place: str | PathLike,  # of the run, here or at s3://: gets notebook.ipynb, logs/ and attempts/
     path: list[Path] = (),  # folders in front of the kernel's sys.path
     endpoint: str | None = None,  # S3 server
     bundle: str = "",  # the name of the one that it is from: a certificate is compared with it
@@ -192,7 +193,7 @@ def execute(
     check_parameters(notebook, values)
     search = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, RUN: run, BUNDLE: bundle, "PYTHONPATH": os.pathsep.join(search)}
-    work = begin(Path(notebook), run, place, endpoint)
+    work = begin(Path(notebook), run, place_of(place), endpoint)
     with passing_on(work.stop), served(work.metrics, os.environ.get("GPUML_METRICS_PORT", ""), work.log):
         try:
             work.log.line(f"{run}: {work.notebook.name} on {work.document.host}, {work.document.started}")
@@ -220,6 +221,5 @@ def execute_bundle(
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise DataError(f"{folder}: not an unpacked bundle: {e}", exit_code=Exit.NOT_FOUND) from None
     config = load(folder / contents.get("root", ".") / "config" / f"{name}.yaml")
-    output = config.output.rstrip("/") if is_s3(config.output) else config.path(config.output)
     rest = {"endpoint": config.data.endpoint, "bundle": contents.get("name", "")}
-    return execute(notebook, {"config": name}, run, f"{output}/{run}", search, **rest)
+    return execute(notebook, {"config": name}, run, config.output_place / run, search, **rest)

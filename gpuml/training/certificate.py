@@ -16,7 +16,6 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.files import fingerprint
-from ..base.place import is_s3
 from ..base.storage import Storage
 from .attempts import newest
 
@@ -36,7 +35,7 @@ def data_files(
     listed = [
         (key, file) for key, paths in config.data_paths().items() for file in find_files(paths, config, key, storage)
     ]
-    hashed = sum(file.size for _, file in listed if not is_s3(file.url)) <= HASHED
+    hashed = sum(file.size for _, file in listed if file.local) <= HASHED
     rows = sorted([key, *_identity(file, hashed)] for key, file in listed)
     if len(rows) <= MOST:
         return rows
@@ -48,10 +47,9 @@ def data_files(
 
 def _identity(file: Any, hashed: bool) -> tuple[str, int, str]:
     "Name, bytes and version of a file; on a disk its place may be another in each attempt, and its time after each copy"
-    if is_s3(file.url):
+    if file.local is None:
         return file.url, file.size, file.version
-    path = Path(file.url)
-    return path.name, file.size, sha256(path.read_bytes()).hexdigest()[:32] if hashed else file.version
+    return file.local.name, file.size, sha256(file.local.read_bytes()).hexdigest()[:32] if hashed else file.version
 
 # %% ../../nbs/training/50_certificate.ipynb #6d7465ff
 @dataclass(frozen=True)

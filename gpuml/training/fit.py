@@ -28,7 +28,6 @@ from ..base.config import Config, data_moved
 from ..base.errors import ConfigError, DataError, Exit, GpumlError, OutputError, Preempted, TrainError
 from ..base.files import as_csv, write_file, write_folder, write_json
 from ..base.loading import load, to_yaml
-from ..base.place import is_s3
 from ..base.storage import Storage
 from ..data import reading
 from ..data.dataset import Data
@@ -216,9 +215,10 @@ def _prepare(attempt: _Attempt) -> None:
 
 def _check_output(attempt: _Attempt) -> None:
     "A first word with the S3 server that keeps the run, if one does: a wrong bucket or key shows before data is read"
-    if is_s3(attempt.config.output):
+    place = attempt.config.output_place
+    if place.local is None:
         try:
-            _storage(attempt).info(attempt.config.output.rstrip("/"))
+            _storage(attempt).info(place)
         except DataError as e:
             raise OutputError(
                 f"output: {e}",

@@ -25,7 +25,6 @@ from ..base.keys import parse_override
 from ..base.loading import load
 from ..base.local import File
 from ..base.lock import locked
-from ..base.place import is_s3
 from ..base.storage import Storage
 from ..data.files import find_files, shown_name
 from ..data.items import Row
@@ -208,17 +207,16 @@ def _is_written(task: Task, state: State | None) -> bool:
 # %% ../../nbs/training/78_predict.ipynb #b63d1af1
 def _find_output(task: Task) -> File | None:
     "The output, if it is there; raises `OutputError` where it can't be written"
-    output = task.output
-    if not is_s3(output):
-        path = task.config.path(output)
+    output, place = task.output, task.config.place(task.output)
+    if path := place.local:
         if path.is_dir():
             raise OutputError(f"{output}: is a folder; name a file in it, such as {output.rstrip('/')}/predictions.csv")
         check_writable(path.parent, output)
         return task.storage.info(path)
-    if output.endswith("/") or "/" not in output.removeprefix("s3://"):
+    if output.endswith("/") or place.is_bucket:
         raise OutputError(f"{output}: names no object; add its name, such as {output.rstrip('/')}/predictions.csv")
     try:
-        file = task.storage.info(output)
+        file = task.storage.info(place)
     except DataError as e:
         passing = e.exit_code in (Exit.INTERRUPTED, Exit.NOT_PERMITTED)
         raise OutputError(str(e), exit_code=e.exit_code if passing else Exit.NOT_WRITTEN) from None
@@ -350,9 +348,8 @@ def _keep_chunk(task: Task, state: State, chunk: _Chunk, probabilities: np.ndarr
 def _put_output(task: Task) -> None:
     "Copy the rows to the output, and remove what was kept"
     task.report.now("saving")
-    output = task.output if is_s3(task.output) else task.config.path(task.output)
     try:
-        task.storage.put(task.folder / "rows.csv", output)
+        task.storage.put(task.folder / "rows.csv", task.config.place(task.output))
     except OutputError as e:
         raise OutputError(f"{e}; all rows are predicted: the same line writes them", exit_code=e.exit_code) from None
     shutil.rmtree(task.folder)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..base import process
 from ..base.files import write_json
-from ..base.place import is_s3
+from ..base.place import place_of
 
 # %% ../../nbs/training/37_record.ipynb #460926a9
 STORED = ".stored"  # beside a certificate: all of the run is on S3
@@ -144,5 +144,5 @@ def is_whole(
     record: Record,
 ) -> bool:
     "Whether a run is certified, and all of it is where it is kept"
-    is_kept = not is_s3(record.tags.get("gpuml.output", "")) or (folder / STORED).exists()
-    return (folder / "certificate.json").exists() and is_kept
+    is_here = place_of(record.tags.get("gpuml.output", "")).local is not None
+    return (folder / "certificate.json").exists() and (is_here or (folder / STORED).exists())

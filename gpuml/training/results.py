@@ -22,7 +22,7 @@ from ..base.charts import confusion_svg, loss_curve
 from ..base.config import Config
 from ..base.errors import Exit, GpumlError
 from ..base.loading import config_names, load
-from ..base.place import is_s3
+from ..base.place import place_of
 from ..base.tables import Column, Entry, Table, as_html
 from ..data.encoder import tokenise
 from . import model, predict
@@ -243,16 +243,16 @@ def load_run(
 ) -> Run:
     "A finished run; raises `GpumlError` where there is none"
     folder = Path(run)
-    if is_s3(run):
-        output, _, run_id = str(run).rstrip("/").rpartition("/")
-        cache = work_folder(Path("~/.cache/gpuml").expanduser(), output)
-        folder = fetch_run(f"{output}/{run_id}", endpoint, cache / run_id)
+    place = place_of(run)
+    if place.local is None:
+        cache = work_folder(Path("~/.cache/gpuml").expanduser(), str(place.parent))
+        folder = fetch_run(str(place), endpoint, cache / place.name)
     for name in config_names() if folder.name == str(run) and not folder.exists() else ():
         with suppress(GpumlError):  # of a config that has nothing to do with the run
             config = load(name)
             folder = output_folder(config) / run
-            if place := stored_at(config, str(run)):
-                fetch_run(place, config.data.endpoint, folder)
+            if stored := stored_at(config, str(run)):
+                fetch_run(stored, config.data.endpoint, folder)
             if folder.exists():
                 break
     if not (folder / "certificate.json").is_file():

@@ -17,7 +17,6 @@ from typing import Any
 from ..base.config import Config
 from ..base.errors import DataError, OutputError
 from ..base.files import fingerprint, write_file
-from ..base.place import is_s3
 from ..base.storage import Storage
 from .record import STORED, read_record
 
@@ -36,9 +35,7 @@ def output_folder(
     config: Config,
 ) -> Path:
     "The folder of this machine that gets a folder per run; raises `OutputError` where it can't be written"
-    folder = config.path(config.output)
-    if is_s3(config.output):
-        folder = work_folder(config.path(config.data.cache), config.output)
+    folder = config.output_place.local or work_folder(config.path(config.data.cache), config.output)
     check_writable(folder, f"output: {config.output}")
     return folder
 
@@ -62,7 +59,8 @@ def stored_at(
     run_id: str,
 ) -> str:
     "The run's place on S3; nothing for a run that is kept on this machine"
-    return f"{config.output.rstrip('/')}/{run_id}" if is_s3(config.output) else ""
+    place = config.output_place / run_id
+    return "" if place.local else str(place)
 
 # %% ../../nbs/training/76_runs.ipynb #41a45cc3
 def shown(
@@ -78,7 +76,7 @@ RECORD_FILES = ("config.yaml", "tracking.json", "metrics.jsonl")
 
 def fetch_records(config: Config, output: Path, run: str = "*") -> None:
     "Records of unfinished runs of this output that are newer on S3, into their folders on this machine"
-    storage, root = Storage(config.data.endpoint), config.output.rstrip("/")
+    storage, root = Storage(config.data.endpoint), config.output_place
     found = {f.url.rpartition("/")[0]: f for f in storage.match(root, f"{run}/tracking.json")}
     done = {f.url.rpartition("/")[0] for f in storage.match(root, f"{run}/certificate.json")}
     for place in found.keys() - done:

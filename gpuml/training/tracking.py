@@ -16,7 +16,6 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.keys import flat
-from ..base.place import is_s3
 from .record import SPOOL, Record, read_record, this_host, this_process, write_record
 from .spool import Spool
 from .store import find_store
@@ -207,7 +206,7 @@ def _take_over(record: Record) -> None:
 
 def _tags(config: Config, name: str, folder: Path, bundle: str) -> dict[str, str]:
     "What identifies the run in MLflow, and what it depends on besides its config"
-    output = f"{config.output.rstrip('/')}/{name}" if is_s3(config.output) else str(folder)
+    output = str(folder if config.output_place.local else config.output_place / name)
     tags = {"mlflow.runName": name, "gpuml.run": name, "gpuml.config": config.name, "gpuml.output": output}
     if bundle:
         tags["gpuml.bundle"] = bundle

@@ -15,7 +15,6 @@ from pathlib import Path
 from ..base.config import Config
 from ..base.errors import ConfigError, Exit, GpumlError
 from ..base.loading import load
-from ..base.place import is_s3
 from ..base.storage import Storage
 from ..data import reading
 from . import certificate, checkpoint
@@ -31,7 +30,7 @@ def unfinished(
 ) -> Path:
     "The folder of the run to go on with; raises `ConfigError` where there is none"
     output = output_folder(config)
-    if is_s3(config.output):
+    if config.output_place.local is None:
         fetch_records(config, output)
     if run == "latest":
         prefix = new_run_id(config.name, datetime.now(), 0)[:-20]
@@ -42,8 +41,8 @@ def unfinished(
         folder = max(folders, key=lambda f: f.name[-20:])
     else:
         folder = output / run
-        if is_s3(config.output):  # certified on a machine that was lost before MLflow knew
-            fetch_run(stored_at(config, run), config.data.endpoint, folder)
+        if place := stored_at(config, run):  # certified on a machine that was lost before MLflow knew
+            fetch_run(place, config.data.endpoint, folder)
         if not (folder / "tracking.json").is_file():
             there = sorted((f.parent for f in output.glob("*/tracking.json")), key=lambda f: f.stat().st_mtime)
             names = ", ".join([f.name for f in reversed(there) if not is_done(f)][:3])
@@ -85,12 +84,13 @@ def is_done(folder: Path) -> bool:
         return False
     record, config = read_record(folder), load(folder / "config.yaml")
     told = record is None or record.status == "FINISHED" and record.complete(folder)
-    return told and (not is_s3(config.output) or (folder / STORED).exists())
+    return told and (config.output_place.local is not None or (folder / STORED).exists())
 
 # %% ../../nbs/training/77_unfinished.ipynb #f1cc635a
 def shown_output(config: Config) -> str:
     "The place of the config's runs as a person would type it"
-    return config.output if is_s3(config.output) else shown(config.path(config.output))
+    folder = config.output_place.local
+    return shown(folder) if folder else config.output
 
 # %% ../../nbs/training/77_unfinished.ipynb #e064772c
 _fits: Counter[str] = Counter()  # of this process, by the job's run id
