@@ -16,7 +16,7 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ClusterError, DataError, Exit
-from ..base.place import is_s3
+from ..base.place import place_of
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 from .answers import PATIENCE, ApiServer, NoServer, plainly
@@ -144,8 +144,9 @@ def _is_own(job: LocalJob, configs: list[Config]) -> bool:
     "Whether a job on this machine is the configs' project's"
     if job.folder.parent in {jobs_folder(config) for config in configs}:
         return True
-    outputs = {Path(config.output if is_s3(config.output) else config.path(config.output)) for config in configs}
-    return Path(job.facts["project"]) in {c.root.resolve() for c in configs} or Path(job.place).parent in outputs
+    outputs = {str(config.output_place) for config in configs}
+    is_of_project = Path(job.facts["project"]) in {c.root.resolve() for c in configs}
+    return is_of_project or str(place_of(job.place).parent) in outputs
 
 # %% ../../nbs/cluster/46_jobs.ipynb #f10c96e2
 def jobs(
@@ -216,7 +217,7 @@ def find(
 def _find_stored(name: str, configs: list[Config], answers: bool) -> Job | None:
     "A job that only storage has; `answers`: whether the cluster does"
     for config in configs:
-        place = f"{config.output.rstrip('/') if is_s3(config.output) else config.path(config.output)}/{name}"
+        place = str(config.output_place / name)
         with suppress(DataError):
             if Storage(config.data.endpoint).match(place, "*.json"):
                 return _stored_handle(name, place, config, answers)
