@@ -21,7 +21,7 @@ def now() -> str:
     "Return the time in UTC, to the second"
     return datetime.now(UTC).isoformat(timespec="seconds")
 
-
+# %% ../../nbs/jobs/26_document.ipynb #944460a0
 @dataclass
 class Document:
     "The notebook as it is executed"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['without', 'Session', 'begin_notebook', 'begin_cell', 'end', 'pass_over', 'CellError', 'explained', 'death',
-           'count_oom_kills', 'asks_exit', 'is_exit', 'may_end', 'is_allowed', 'cell_of', 'Client', 'Cells',
-           'is_injected', 'JobEngine', 'run_notebook']
+           'count_oom_kills', 'asks_exit', 'is_exit', 'may_end', 'is_allowed', 'cell_of', 'Client', 'is_injected',
+           'Cells', 'JobEngine', 'run_notebook']
 
 # %% ../../nbs/jobs/28_engine.ipynb #8ca2f13e
 import ast
@@ -236,6 +236,13 @@ class Client(NotebookClient):
             self.saved = time.monotonic()
             session.save()
 
+# %% ../../nbs/jobs/28_engine.ipynb #082c5e58
+def is_injected(
+    cell: Any,
+) -> bool:
+    "Whether papermill put the cell in, with the parameters: it has no number of its own"
+    return "injected-parameters" in cell.metadata.tags
+
 # %% ../../nbs/jobs/28_engine.ipynb #d1171632
 class Cells:
     "The cells of a notebook, run one after the other; its methods are nbclient's hooks"
@@ -299,13 +306,6 @@ class Cells:
         except Exception as e:
             return e
         return None
-
-
-def is_injected(
-    cell: Any,
-) -> bool:
-    "Whether papermill put the cell in, with the parameters: it has no number of its own"
-    return "injected-parameters" in cell.metadata.tags
 
 # %% ../../nbs/jobs/28_engine.ipynb #aad24f5b
 class JobEngine(Engine):

@@ -54,6 +54,11 @@ class Tail:
         self._pieces.clear()
         self.length = 0
 
+# %% ../../nbs/jobs/14_screen.ipynb #d6ce569e
+def _with_gap(head: str, tail: str, count: int) -> str:
+    "The two ends of a text, and between them how much of it is left out"
+    return f"{head}\n[{count:,} characters are left out here]\n{tail}"
+
 # %% ../../nbs/jobs/14_screen.ipynb #5f0a1b06
 class Bounded:
     "Text of any length, of which the beginning and the end are kept"
@@ -108,10 +113,6 @@ class Bounded:
             return _with_gap(redact(self._head)[:half], redact(str(self._tail))[-half:], self.length - 2 * half)
         whole = redact(self._head + str(self._tail))
         return whole if len(whole) <= self.limit else _with_gap(whole[:half], whole[-half:], len(whole) - 2 * half)
-
-
-def _with_gap(head: str, tail: str, count: int) -> str:
-    return f"{head}\n[{count:,} characters are left out here]\n{tail}"
 
 # %% ../../nbs/jobs/14_screen.ipynb #5f0a1b0a
 _BACKSPACES = re.compile("(\b+)")
