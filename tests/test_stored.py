@@ -32,6 +32,7 @@ from tests.test_interrupt import (  # noqa: F401
     train_in_child,
     undisturbed,
 )  # fmt: skip
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -235,17 +236,22 @@ def test_keys_that_expire_while_training_lose_nothing(proxy, s3, undisturbed):  
 
 def test_machine_is_lost_when_all_is_on_s3_and_mlflow_does_not_know(proxy, kept, store, s3, undisturbed, monkeypatch):  # noqa: F811
     "SIGKILL when the certificate arrives: the run's id, resumed elsewhere, tells MLflow, and trains nothing"
+
+    def kill():
+        until(lambda: recorded(store))
+        os.kill(child.pid, signal.SIGKILL)
+
     overrides, started = [f"data.train={s3.url('in')}"], CONTEXT.Event()
     arguments = (str(store.parent), None, started, overrides, dict(os.environ))
     child = CONTEXT.Process(target=train_in_child, args=arguments)
 
     def plan(request):
         if request.method == "PUT" and "certificate.json" in request.path:
-            return Fault("lost", act=lambda: os.kill(child.pid, signal.SIGKILL))
+            return Fault("lost", act=kill)
 
     proxy.plan = plan
     child.start()
-    child.join(120)
+    child.join(600)
     assert child.exitcode == -signal.SIGKILL and "certificate.json" in names(kept)
     assert [run.info.status for run in recorded(store)] == ["RUNNING"]
     (run_id,) = {f.url.split("/")[-2] for f in Storage().find(f"{kept}/*/tracking.json")}
