@@ -24,7 +24,7 @@ from gpuml.base.storage import Storage
 from gpuml.jobs.bundle import pack, put
 from gpuml.jobs.contract import problems
 from gpuml.jobs.runner import execute
-from gpuml.training import unfinished
+from gpuml.training import attempts, unfinished
 from gpuml.training.fit import fit
 from gpuml.training.record import read_record
 from gpuml.training.results import Run
@@ -536,6 +536,13 @@ def test_runner_is_killed(plain):
     kernel.wait(20)
     states, outputs, note = executed(project / "outputs" / "job-1")
     assert states == ["completed", "completed", "running", "pending"] and "cell 2 of 3 was running at" in note
+    (killed,) = attempts.read(Storage(), str(project / "outputs" / "job-1"))
+    assert killed.is_open and killed.exit_code is None
+    assert Attempt(project).until("^waiting").stop().end() == 75
+    killed, second = attempts.read(Storage(), str(project / "outputs" / "job-1"))
+    assert (
+        killed.reason.startswith("ended without a word") and killed.finished == killed.alive and second.exit_code == 75
+    )
 
 
 def test_usage(tmp_path, plain):

@@ -6,17 +6,19 @@
 __all__ = ['Mirror', 'write_changes']
 
 # %% ../../nbs/jobs/24_mirror.ipynb #a8be6866
+import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..base.errors import Preempted
+from ..base.errors import GpumlError, Preempted
 from ..base.files import write_file
 from ..base.place import Place, place_of
 from ..base.storage import Storage
-from ..training.attempts import numbers
+from ..training import attempts
 
 # %% ../../nbs/jobs/24_mirror.ipynb #87c39223
 @dataclass
@@ -31,6 +33,8 @@ class Mirror:
     problems: dict[str, str] = field(default_factory=dict)  # of files that are not there, or not current
     sources: dict[str, Callable[[], bytes]] = field(default_factory=dict)  # what gives a file's content
     changed: set[str] = field(default_factory=set)
+    every: dict[str, float] = field(default_factory=dict)  # seconds after which a file is written again in any case
+    due: dict[str, float] = field(default_factory=dict)  # when it is, by `time.monotonic()`
     copied: int = 0  # bytes of the log on S3
     written: int = 0  # bytes of the other files, the last time
     wake: threading.Event = field(default_factory=threading.Event)
@@ -44,9 +48,12 @@ class Mirror:
         self,
         name: str,  # of a file; `{attempt}` in it stands for the attempt's number
         source: Callable[[], bytes],
+        every: float | None = None,  # seconds after which it is written again, as a sign of life
     ) -> None:
         "Write soon what the source gives then"
         self.sources[name] = source
+        if every:
+            self.every[name] = every
         self.changed.add(name)
         self.wake.set()
 
@@ -84,6 +91,7 @@ def _put(mirror: Mirror, name: str, storage: Storage) -> None:
         data = mirror.sources[name]()
         mirror.written += len(data)
         write_file(mirror.folder / target, data)
+        mirror.due[name] = time.monotonic() + mirror.every.get(name, math.inf)
     if mirror.place.local is None:
         size = (mirror.folder / target).stat().st_size
         storage.put(mirror.folder / target, mirror.place / target)
@@ -91,10 +99,13 @@ def _put(mirror: Mirror, name: str, storage: Storage) -> None:
 
 
 def _count(mirror: Mirror, storage: Storage) -> int:
-    "The attempt's number: one more than there are logs of others, or than the last one that left word"
+    "The attempt's number: one more than there are logs of others, or than the last one that has a file; those are closed"
     logs = [file.url for file in storage.match(mirror.place / "logs", "*")]
     others = sum(not log.endswith(mirror.log.name) for log in logs)
-    return 1 + max([others, *numbers(storage, mirror.place)])
+    number = 1 + max([others, *attempts.numbers(storage, mirror.place)])
+    with suppress(GpumlError, ValueError, TypeError):  # of a file that is damaged; the next attempt tries again
+        attempts.close_silent(storage, mirror.place, number)
+    return number
 
 # %% ../../nbs/jobs/24_mirror.ipynb #5b23c93e
 def _keep_writing(mirror: Mirror) -> None:
@@ -110,5 +121,6 @@ def _keep_writing(mirror: Mirror) -> None:
         mirror.wake.wait(pause)
         mirror.wake.clear()
         started = time.monotonic()
+        mirror.changed |= {name for name, due in list(mirror.due.items()) if due <= started}
         write_changes(mirror, lambda: storage)
         mirror.closing.wait(max(pause, 20 * (time.monotonic() - started), mirror.written / 500_000))
