@@ -8,14 +8,17 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import requires
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.conftest import ROOT, gpuml
 from tests.house import WINGS, counts, module_offenders, new_offenders, page_offenders
 
 PAGES = [p for wing in WINGS for p in sorted((ROOT / "nbs" / wing).glob("*.ipynb"))]
 MODULES = {f"{p.parent.name}.{re.sub(r'^[0-9]+_', '', p.stem)}": p for p in PAGES}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEAVY = {
     "torch",
     "transformers",
@@ -210,12 +213,29 @@ def test_prod_is_as_designed():
 
 
 def test_dependencies_have_floors_and_constraints():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    everything = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    everything = PROJECT["dependencies"] + [d for extra in PROJECT["optional-dependencies"].values() for d in extra]
     for requirement in everything:
         name = re.match(r"[A-Za-z0-9.-]+", requirement)[0].lower()
         assert name == "gpuml" or (">=" in requirement and name.replace(".", "-") in pins), requirement
+
+
+def excludes(requirements, package, version):
+    "Whether one of a package's requirements rules that version of another out"
+    parsed = [Requirement(text) for text in requirements]
+    return any(r.name == package and not r.specifier.contains(version) for r in parsed if not r.marker)
+
+
+def test_the_cap_of_kubernetes_is_still_needed():
+    "37.0.2 wants python-dateutil 3; what s3fs stands on holds it below"
+    capped = any("kubernetes" in text and "<37.0.2" in text for text in PROJECT["dependencies"])
+    holding = [name for name in ("botocore", "aiobotocore") if excludes(requires(name), "python-dateutil", "3.0.0")]
+    assert holding or not capped, (
+        "botocore and aiobotocore take python-dateutil 3 by now: the cap kubernetes<37.0.2 in pyproject.toml, and its "
+        "comment, can go"
+    )
+    assert excludes(["python-dateutil (<3.0.0,>=2.1)"], "python-dateutil", "3.0.0")
+    assert not excludes(["python-dateutil>=2.1", "urllib3<3"], "python-dateutil", "3.0.0")
 
 
 def test_wheel_lays_down_a_project(tmp_path):
