@@ -25,7 +25,16 @@ from gpuml.ui.panel import panel as open_panel
 from gpuml.ui.panel_fields import typed
 from gpuml.ui.panel_jobs import job_part, jobs_html
 from gpuml.ui.views import progress_html
-from tests.conftest import ROOT, runs_in
+from tests.conftest import OFFLINE, ROOT, runs_in
+from tests.test_interrupt import tiny  # noqa: F401
+
+
+@pytest.fixture
+def project(project, tiny):  # noqa: F811
+    "On the tiny model"
+    dev = project / "config" / "dev.yaml"
+    dev.write_text(dev.read_text().replace(OFFLINE, str(tiny)))
+    return project
 
 
 @pytest.fixture
@@ -169,7 +178,7 @@ def test_a_broken_config_says_why(panel, project):
 
 def test_train_stop_and_resume(panel, store):
     tab = panel.tabs["Train"]
-    show(tab.form, "train")["train.epochs"].value = 400
+    show(tab.form, "train")["train.epochs"].value = 4000
     tab.start.click()
     assert tab.start.disabled and not tab.stop.disabled
     wait_for(lambda: "aria-label='loss'" in tab.view.value and "left" in tab.view.value)
@@ -314,7 +323,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(with_notebook, project):
 def test_cancel_asks_first(with_notebook):
     tab = choose(with_notebook, "Production")
     tab.local.value = True
-    show(tab.form, "train")["train.epochs"].value = 400
+    show(tab.form, "train")["train.epochs"].value = 4000
     tab.submit.click()
     wait_for(lambda: "%gpu_jobs" in tab.view.value)
     seen = choose(with_notebook, "Jobs")
