@@ -10,7 +10,6 @@ import pytest
 from gpuml.base.errors import DataError, NotebookError
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
-from gpuml.jobs import bundle
 from gpuml.jobs.bundle import pack, put, unpack
 
 
@@ -36,9 +35,9 @@ def made(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q", top], check=True)
     monkeypatch.chdir(top / "ml")
 
-    def make(files=None, *imports):
+    def make(files=None, *imports, **options):
         write(top, files or {})
-        return pack(load("dev"), top / "ml" / "nbs" / "n.ipynb", imports)
+        return pack(load("dev"), top / "ml" / "nbs" / "n.ipynb", imports, **options)
 
     make.top = top
     return make
@@ -152,12 +151,11 @@ def test_secrets_stay_here(made, monkeypatch):
         made({"a.py": "token = 'tok-1234567890'"}, "a")
 
 
-def test_what_is_too_large(made, monkeypatch):
-    monkeypatch.setattr(bundle, "LIMIT", 1000)
+def test_what_is_too_large(made):
     with pytest.raises(NotebookError, match="a/big.txt: 0 MB are too much for a bundle; put it into storage"):
-        made({"a/__init__.py": "", "a/big.txt": "x" * 1001}, "a")
+        made({"a/__init__.py": "", "a/big.txt": "x" * 1001}, "a", limit=1000)
     with pytest.raises(NotebookError, match="the bundle has .* MB, .* are the limit; the largest: .*a/big.txt"):
-        made({"a/big.txt": "x" * 990}, "a")
+        made({"a/big.txt": "x" * 990}, "a", limit=1000)
 
 
 def test_notebooks_that_are_none(made, tmp_path):

@@ -295,6 +295,7 @@ _GONE = ".gpuml-removed-"  # what is being removed has this name first: a whole 
 def remove(
     planned: Plan,
     say: Callable[[str], None] = lambda text: None,  # is told each thing that is gone
+    delete: Callable[[Path], None] | None = None,  # a file or a folder; it may be interrupted in its middle
 ) -> int:
     "Remove what was planned, each thing whole; interrupted, the rest is as it was; bytes that are free now"
     freed = 0
@@ -304,7 +305,7 @@ def remove(
         aside = item.path.with_name(f"{_GONE}{uuid.uuid4().hex[:8]}")
         with writing(item.path):
             os.rename(item.path, aside)
-        _delete(aside)
+        (delete or _delete)(aside)
         freed += item.size
         say(f"removed {_shown(item)}, {size_text(item.size)}")
     return freed

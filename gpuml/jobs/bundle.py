@@ -133,6 +133,7 @@ def pack(
     imports: Iterable[str] = (),  # modules beside those that it imports
     facts: dict[str, Any] | None = None,  # git commit, versions: kept in the bundle, no part of its name
     more: Iterable[Path] = (),  # files beside the code, such as small data
+    limit: int = LIMIT,  # bytes of all files
 ) -> Bundle:
     "The bundle of a notebook; raises `NotebookError` where it is too large, or a key would leave this machine"
     top = project_top(config)
@@ -142,9 +143,9 @@ def pack(
     paths = {p.relative_to(top).as_posix(): p for p in (*code.files, *more)}
     place = notebook.absolute().relative_to(top).as_posix()
     settings = (config.root / "config" / f"{config.name}.yaml").relative_to(top).as_posix()
-    contents = {name: _content(path) for name, path in sorted(paths.items())}
+    contents = {name: _content(path, limit) for name, path in sorted(paths.items())}
     contents |= {place: without_outputs(notebook), settings: to_yaml(config).encode()}
-    _check_contents(contents)
+    _check_contents(contents, limit)
     about = {"format": _FORMAT, "notebook": place, "config": config.name, "root": _relative(config.root, top)}
     about["path"] = [_relative(f, top) for f in code.folders]
     name = fingerprint(about, *(part for n, data in sorted(contents.items()) for part in (n, data)))[:16]
@@ -156,10 +157,10 @@ def _relative(folder: Path, top: Path) -> str:
     return folder.relative_to(top).as_posix()
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, limit: int) -> bytes:
     "What travels of a file; raises `NotebookError` where it can't be read, or alone is too large"
     try:
-        if (size := path.stat().st_size) > LIMIT:
+        if (size := path.stat().st_size) > limit:
             raise NotebookError(f"{path}: {size / 1e6:,.0f} MB are too much for a bundle; put it into storage")
         return without_outputs(path) if path.suffix == ".ipynb" else path.read_bytes()
     except OSError as e:
@@ -208,13 +209,13 @@ def _archive(contents: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 # %% ../../nbs/jobs/55_bundle.ipynb #9a0d28d7
-def _check_contents(contents: dict[str, bytes]) -> None:
+def _check_contents(contents: dict[str, bytes], limit: int = LIMIT) -> None:
     "Raise `NotebookError` where the bundle is too large, or has a secret in it"
-    if (size := sum(map(len, contents.values()))) > LIMIT:
+    if (size := sum(map(len, contents.values()))) > limit:
         largest = sorted(contents, key=lambda n: -len(contents[n]))[:3]
         shown = ", ".join(f"{n} {len(contents[n]) / 1e6:,.1f} MB" for n in largest)
         raise NotebookError(
-            f"the bundle has {size / 1e6:,.0f} MB, {LIMIT / 1e6:,.0f} are the limit; the largest: {shown}"
+            f"the bundle has {size / 1e6:,.0f} MB, {limit / 1e6:,.0f} are the limit; the largest: {shown}"
         )
     for value, name in secrets(dict(os.environ)).items():
         for file, data in contents.items():
