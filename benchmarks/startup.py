@@ -67,8 +67,9 @@ def views() -> None:
     "The share of training time that recording, drawing and logging take: on the training thread, and on the log's"
     from gpuml.base.config import data_moved
     from gpuml.base.loading import load
-    from gpuml.training import fit as train
-    from gpuml.training import mlflow_run, tracking
+    from gpuml.training import epochs, mlflow_run, tracking
+    from gpuml.training.fit import fit
+    from gpuml.training.saver import Saver
     from gpuml.ui.views import progress_html
 
     spent = defaultdict(float)
@@ -83,10 +84,8 @@ def views() -> None:
 
         return wrapper
 
-    train._after_update = timed(train._after_update, "training thread", time.perf_counter)
-    train._save_checkpoint = timed(
-        train._save_checkpoint, "training thread, of which copying for checkpoints", time.perf_counter
-    )
+    epochs.after_update = timed(epochs.after_update, "training thread", time.perf_counter)
+    Saver.save = timed(Saver.save, "training thread, of which copying for checkpoints", time.perf_counter)
     mlflow_run.open_client = timed(
         mlflow_run.open_client, "log thread, once: importing and opening MLflow", time.thread_time
     )
@@ -100,7 +99,7 @@ def views() -> None:
         config = load("dev", [*overrides, f"output={folder}/outputs", "train.epochs=2"], start=ROOT)
         config = config.model_copy(update={"data": data_moved(config, str)})
         config = config.at(Path(folder))
-        run = train.fit(config, watch=progress_html)
+        run = fit(config, watch=progress_html)
         for name, seconds in spent.items():
             share = 100 * seconds / run.metrics["seconds"]
             print(

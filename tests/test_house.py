@@ -47,6 +47,7 @@ HEAVY_ROOMS = {
     "jobs.engine",
     "training.attention",
     "training.bounds",
+    "training.epochs",
     "training.hardware",
     "training.hub",
     "training.learner",
@@ -54,6 +55,10 @@ HEAVY_ROOMS = {
     "training.mlflow_model",
     "training.mlflow_run",
     "training.packing",
+    "training.result_files",
+    "training.saver",
+    "training.snapshot",
+    "training.training",
     "training.tune",
     "training.world",
 }

@@ -1,6 +1,7 @@
 "Training itself: what an update is, what is repeatable, what is recorded, what an interruption leaves"
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -17,12 +18,12 @@ from gpuml.base.loading import load
 from gpuml.data import reading
 from gpuml.data.encoder import tokenise
 from gpuml.data.updates import pad, plan_epoch
-from gpuml.training import fit as train
 from gpuml.training.evaluation import logits_of
 from gpuml.training.feed import Update
 from gpuml.training.fit import fit
 from gpuml.training.model import load_classifier, load_tokenizer, save
 from gpuml.training.origin import locate
+from gpuml.training.prediction_file import prediction_csv
 from gpuml.training.results import Run, load_run
 from tests.conftest import gpuml, runs_in
 
@@ -261,14 +262,14 @@ def test_skipped_rows_are_listed(store):
     assert any("1 malformed row was skipped" in note for note in run.metrics["notes"])
 
 
-def test_predictions_of_many_rows_have_the_wrong_texts_only(store, monkeypatch):
-    monkeypatch.setattr(train, "TEXTS", 1)
-    run = fit(load("dev", ["train.learning_rate=1e-9", "train.epochs=1"]))
-    with open(run.folder / "predictions.csv", newline="") as f:
-        found = list(csv.DictReader(f))
-    wrong = [row for row in found if row["label"] != row["predicted"]]
-    assert len(found) == 4 and sum(bool(row["text"]) for row in found) == 1 == bool(wrong[0]["text"])
-    assert any("texts of wrong rows only, 1 of 4" in note for note in run.metrics["notes"])
+def test_predictions_of_many_rows_have_the_wrong_texts_only(store):
+    data, notes = reading.read(load("dev")), []
+    likeliest = np.eye(len(data.labels))[[0] * len(data.validation)]
+    content = b"".join(prediction_csv(data, likeliest, notes.append, most_texts=1)).decode()
+    rows = list(csv.DictReader(io.StringIO(content)))
+    wrong = [row for row in rows if row["label"] != row["predicted"]]
+    assert len(rows) == 4 and sum(bool(row["text"]) for row in rows) == 1 == bool(wrong[0]["text"])
+    assert notes == ["predictions.csv has the texts of wrong rows only, 1 of 4"]
 
 
 def test_data_that_changes_while_it_trains_costs_the_texts_only(store):

@@ -47,6 +47,11 @@ class Data:
         for shard in {s.file.url: s for s in self.train.shards + self.validation.shards}.values():
             yield from ((shard.name, line, reason) for line, reason in shard.skipped())
 
+    def identity(self) -> dict[str, Any]:
+        "What tells it from other data"
+        rows = {"training rows": len(self.train), "validation rows": len(self.validation)}
+        return {**rows, "classes": len(self.labels), "fingerprint": self.fingerprint[:16]}
+
     def facts(self) -> dict[str, Any]:
         "All that is known of it, as JSON: files, rows, classes, tokens, notes"
         files = sorted({s.name for s in self.train.shards + self.validation.shards})

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -117,6 +118,7 @@ class Early:
     "The first epoch in windows, while the data is being prepared; the others as a whole"
 
     name = "early"
+    reads_while_training = True
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class Early:
         files, held = source_files(config, self._storage)
         self._windows = cut_windows([file.size for file in files], config.train.seed, 0, scatter=False)
         self.note = early_note(config, len(self._windows))
-        self.facts = early_facts(config, files + (held or []))
+        self._file_facts = early_facts(config, files + (held or []))
         self._taken = False  # a part was; with the next check it is trained on
         self._beside = Beside(check, say)
         self._reader = Reader((files, held), self._windows, self._beside)
@@ -139,6 +141,9 @@ class Early:
     @property
     def doing(self) -> str:
         return self._beside.doing
+
+    def facts(self, data: Data | None) -> dict[str, Any]:
+        return data.identity() if data else self._file_facts
 
     def check(self) -> None:
         "Raise what went wrong beside training; called after each update"

@@ -7,8 +7,9 @@ __all__ = ['Order', 'Global']
 
 # %% ../../nbs/data/74_orders.ipynb #dfe73d02
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from .dataset import Data
 from .rows import Rows
 
 # %% ../../nbs/data/74_orders.ipynb #c1a557df
@@ -18,7 +19,7 @@ class Order(Protocol):
     name: str  # as in `data.order`
     note: str  # what the order means, for the run's record
     doing: str  # what goes on beside training, for a person
-    facts: dict[str, str]  # what identifies the order where the data's fingerprint doesn't
+    reads_while_training: bool  # so that bad data may show when updates are done already
 
     def sizes(self, epoch: int) -> list[int]:
         "How much of an epoch each part is, in any unit"
@@ -28,6 +29,12 @@ class Order(Protocol):
 
     def part(self, epoch: int, i: int) -> Rows:
         "The rows of a part, with tokens"
+
+    def facts(self, data: Data | None) -> dict[str, Any]:
+        "What identifies the data and the order of its rows; where not all is read, as far as it is known"
+
+    def data(self) -> Data:
+        "All of the data, once it is read"
 
     def check(self) -> None:
         "Raise what went wrong beside training"
@@ -41,10 +48,11 @@ class Global:
     "All rows in one part"
 
     rows: Rows  # whose tokens and classes are trained on
+    whole: Data | None = None  # which these are the training rows of
     name = "global"
     note = ""
     doing = ""
-    facts = {}
+    reads_while_training = False
 
     def sizes(self, epoch: int) -> list[int]:
         return [1]
@@ -54,6 +62,12 @@ class Global:
 
     def part(self, epoch: int, i: int) -> Rows:
         return self.rows
+
+    def facts(self, data: Data | None) -> dict[str, Any]:
+        return data.identity()
+
+    def data(self) -> Data:
+        return self.whole
 
     def check(self) -> None:
         pass

@@ -71,6 +71,7 @@ class Windows:
     "Every epoch in windows, which are read and tokenised while the one before is trained on"
 
     name = "windows"
+    reads_while_training = True
 
     def __init__(
         self,
@@ -85,12 +86,18 @@ class Windows:
         self._loader = WindowLoader(data, config, tokenizer, max_length, self._beside)
         self._epochs = config.train.epochs
         self.note = windows_note(len(self._loader.windows(0)))
-        self.facts = {"windows": fingerprint(self._loader.sizes)[:16]}
+        self._data = data
         self._ahead: dict[tuple[int, int], Future] = {}
 
     @property
     def doing(self) -> str:
         return self._beside.doing
+
+    def facts(self, data: Data | None) -> dict[str, Any]:
+        return {**data.identity(), "windows": fingerprint(self._loader.sizes)[:16]}
+
+    def data(self) -> Data:
+        return self._data
 
     def check(self) -> None:
         pass

@@ -9,12 +9,11 @@ __all__ = ['Update', 'places', 'refuse_tokenless', 'Feed']
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..base.errors import DataError
-from ..data.orders import Global
+from ..data.orders import Global, Order
 from ..data.rows import Rows
 from ..data.updates import Plan, plan_epoch
 from .failure import some
@@ -65,13 +64,23 @@ class Feed:
     "The updates of one epoch after another"
 
     def __init__(
-        self, order: Any, batch_size: int, seed: int, epochs: int = 1
-    ):  # order: `Global`, `Early` or `Windows`
-        self.order, self.batch_size, self.seed, self.epochs = order, batch_size, seed, epochs
-        self.number = 0  # updates that are done
-        self.position = (0, 0, 0)  # epoch, part of it and update of that which come next
+        self,
+        order: Order,
+        batch_size: int,
+        seed: int,
+        epochs: int = 1,
+        number: int = 0,  # updates that are done
+        position: tuple[int, int, int] = (0, 0, 0),  # epoch, part of it and update of that which come next
+    ):
+        self.order = order
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epochs = epochs
+        self.number = number
+        self.position = position
         self.done = 0.0  # epochs
-        self._part, self._rows = None, None  # epoch and number of the part that is trained on
+        self._part: tuple[int, int] | None = None  # epoch and number of the part that is trained on
+        self._rows: Rows | None = None
 
     @property
     def rows(self) -> Rows:

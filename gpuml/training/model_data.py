@@ -8,7 +8,6 @@ __all__ = ['fitting_tokenizer', 'longest_text', 'read_data', 'prepare_data']
 # %% ../../nbs/training/74_model_data.ipynb #cbf5b94c
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ..base.config import Config
@@ -20,7 +19,7 @@ from ..data.order_choice import choose_order
 from . import model, origin
 from .feed import refuse_tokenless
 from .progress import Reporter, Watch
-from .stop import stop_signals
+from .stop import StopRequest, stop_signals
 from .trial import unknown_note
 from .vocabulary import case_note, check_fit
 
@@ -74,14 +73,10 @@ def prepare_data(
     watch: Watch | None = None,  # called with a `Progress`
 ) -> Data:
     "Check and tokenise the config's data, so that training starts at once; raises `GpumlError`"
-    report, signals = Reporter(watch), SimpleNamespace(asked="")
-
-    def check():
-        if signals.asked:
-            raise Preempted("stopped; the files that are finished stay prepared, and the same line goes on behind them")
-
-    asides = {"check": check, "say": lambda text: report.now(doing=text)}
-    with stop_signals(signals):
+    report = Reporter(watch)
+    stop = StopRequest("stopped; the files that are finished stay prepared, and the same line goes on behind them")
+    asides = {"check": stop.check, "say": lambda text: report.now(doing=text)}
+    with stop_signals(stop):
         try:
             report.now("data", run=config.name)
             reading.look(config, **asides)
