@@ -191,7 +191,7 @@ def test_what_a_run_leaves(store):
 def test_many_labels_and_long_texts_leave_a_table_readable():
     import numpy as np
 
-    from gpuml.training.results import Mistakes, Predictions
+    from gpuml.training.answers import Mistakes, Predictions
 
     text, few, many = (
         "a long text " * 40,

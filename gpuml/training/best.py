@@ -29,7 +29,10 @@ class Best:
         score = self.score_of({**scores, "epoch": epoch})
         if not (score, -scores["loss"]) > (self.score, -self.scores.get("loss", math.inf)):
             return False
-        self.score, self.epoch, self.scores, self.logits = score, epoch, scores, logits
+        self.score = score
+        self.epoch = epoch
+        self.scores = scores
+        self.logits = logits
         self.state = {k: v.detach().to("cpu", copy=True) for k, v in classifier.state_dict().items()}
         return True
 

@@ -134,7 +134,8 @@ def keeping_memory() -> Iterator[None]:
     if torch.cuda.is_available() or not hasattr(libc, "mallopt"):
         yield
         return
-    grow, trim, usual = -3, -1, 128 * 1024  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, and glibc's default of both
+    grow, trim = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    usual = 128 * 1024  # glibc's default of both
     libc.mallopt(grow, 2**30)
     libc.mallopt(trim, 2**31 - 1)
     try:

@@ -55,7 +55,8 @@ def updates(learner: Learner, feed: Iterable[Update]) -> Iterator[Step]:
 # %% ../../nbs/training/72_loop.ipynb #77ff59c0
 def take(learner: Learner, update: Update) -> Step:
     "Change the weights once, by the mean loss over the update's examples; raises `TrainError`"
-    t, scaler, optimizer = learner.config, learner.scaler, learner.optimizer
+    t = learner.config
+    scaler, optimizer = learner.scaler, learner.optimizer
     loss = learner.world.sum(gradients(learner, update))
     if not math.isfinite(loss):
         raise TrainError(f"the loss is {loss} at {update.where(update.rows)}; {REMEDY}")

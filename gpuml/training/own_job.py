@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 # %% ../../nbs/training/11_own_job.ipynb #7a3e4bf8
-RUN, BUNDLE, SUBMISSION, IMAGE = "GPUML_RUN", "GPUML_BUNDLE", "GPUML_SUBMISSION", "GPUML_IMAGE"
+RUN = "GPUML_RUN"
+BUNDLE = "GPUML_BUNDLE"
+SUBMISSION = "GPUML_SUBMISSION"
+IMAGE = "GPUML_IMAGE"
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,10 @@ class Reporter:
     "Passes progress on, at most `UPDATES_A_SECOND` times a second, and keeps the speed"
 
     def __init__(self, watch: Watch | None):
-        self.progress, self._watch, self._last, self._marks = Progress(), watch, 0.0, []
+        self.progress = Progress()
+        self._watch = watch
+        self._last = 0.0  # when it was called, by time.monotonic()
+        self._marks: list[tuple[float, int, int]] = []  # times, steps and examples, for the speed
         self._file: HeadwayFile | None = None
 
     def keep(
