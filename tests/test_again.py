@@ -15,7 +15,7 @@ from gpuml.cluster.submission import prepare
 from gpuml.training import unfinished
 from gpuml.training.fit import fit
 from tests.conftest import ROOT, gpuml
-from tests.test_interrupt import OVERRIDES, stop_at, store, tiny  # noqa: F401
+from tests.test_interrupt import OVERRIDES, stop_at
 
 NEW = "one more parcel,delivery\n"
 
@@ -41,7 +41,7 @@ def add_rows(file="data/a.csv"):
         f.write(NEW)
 
 
-def test_what_a_job_finds_under_its_name(store, attempt):  # noqa: F811
+def test_what_a_job_finds_under_its_name(store, attempt):
     "Its own certificate ends it as done, whatever the data is by now; another job's does where code and data are the same"
     done, trained = attempt()
     assert trained
@@ -61,14 +61,14 @@ def test_what_a_job_finds_under_its_name(store, attempt):  # noqa: F811
     assert not attempt(submission="2")[1]
 
 
-def test_the_same_rows_in_other_files_are_the_same_data(store, attempt):  # noqa: F811
+def test_the_same_rows_in_other_files_are_the_same_data(store, attempt):
     attempt()
     data = store.parent / "data"
     shutil.move(data / "a.csv", data / "b.csv")
     assert not attempt(submission="2")[1]
 
 
-def test_a_checkpoint_of_other_code(store, attempt):  # noqa: F811
+def test_a_checkpoint_of_other_code(store, attempt):
     "An interrupted job's name with other code is refused; with the same it goes on"
     with pytest.raises(Preempted):
         attempt(stop=stop_at(4))
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_other_code(store, attempt):  # noqa: F811
 
 
 @pytest.fixture
-def shipped(store, monkeypatch):  # noqa: F811
+def shipped(store, monkeypatch):
     "The shipped notebook in a small project on the tiny model"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = store.parent / "nbs" / "train.ipynb"

@@ -15,7 +15,7 @@ from gpuml.training.model import load_classifier, load_tokenizer, save
 from gpuml.training.results import Run, load_run
 from gpuml.ui.cli import main
 from tests.conftest import runs_in
-from tests.test_interrupt import OVERRIDES, result, store, tiny, undisturbed  # noqa: F401
+from tests.test_interrupt import OVERRIDES, result, undisturbed  # noqa: F401
 from tests.test_predict import CACHE, run, trained, write_csv  # noqa: F401
 
 
@@ -81,7 +81,7 @@ CASES = {  # what goes wrong, in training or not, after so many updates and eval
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_training_ends_with_the_rows_and_keeps_the_best(case, store):  # noqa: F811
+def test_training_ends_with_the_rows_and_keeps_the_best(case, store):
     fault, training, updates, evaluations, message, kept = CASES[case]
     seen = []
 
@@ -106,7 +106,7 @@ def test_training_ends_with_the_rows_and_keeps_the_best(case, store):  # noqa: F
         load_run(folder)
 
 
-def test_the_weights_that_are_kept_are_those_of_the_epoch(store):  # noqa: F811
+def test_the_weights_that_are_kept_are_those_of_the_epoch(store):
     "A run that fails in its second epoch keeps what a run that is stopped after its first one has"
     words = ["train.schedule=constant", "train.warmup=0", "train.best_metric=null"]
     calm, seen = fit(load("dev", ["train.epochs=1", "output=calm", *words])), []
@@ -155,7 +155,7 @@ def test_weights_that_are_no_numbers_predict_nothing(run, tmp_path):  # noqa: F8
         load_run(tmp_path / "sick").predict(["late parcel", "refund"])
 
 
-def test_texts_that_leave_no_token(store, tiny, tmp_path):  # noqa: F811
+def test_texts_that_leave_no_token(store, tiny, tmp_path):
     "A tokenizer that adds nothing, and drops what the text consists of: no division by zero, and no answer from nothing"
     project, bare = store.parent, shutil.copytree(tiny, tmp_path / "bare")
     for name, change in (

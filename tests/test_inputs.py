@@ -9,7 +9,6 @@ import pytest
 
 from gpuml.base.errors import GpumlError
 from gpuml.training.inputs import as_files, as_output, as_texts
-from tests.test_interrupt import tiny  # noqa: F401
 from tests.test_predict import CACHE, run, trained, write_csv  # noqa: F401
 
 TWO = ["late parcel", "refund 🙂"]

@@ -20,7 +20,7 @@ from gpuml.base.loading import load
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from tests import forked
-from tests.conftest import OFFLINE, gpuml, runs_in
+from tests.conftest import gpuml, runs_in
 from tests.waiting import until
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -36,33 +36,6 @@ def result(run):
     weights = hashlib.sha256((run.model_folder / "model.safetensors").read_bytes()).hexdigest()
     keep = ("loss", "accuracy", "macro_f1", "train_loss", "history", "curve", "confusion", "epoch", "updates")
     return json.dumps([weights, {k: m[k] for k in keep}, (run.folder / "predictions.csv").read_text()])
-
-
-def make_tiny(folder):
-    "A BERT of two small layers with random weights: what is tested here does not depend on the model"
-    from transformers import BertConfig, BertForSequenceClassification, set_seed
-
-    from gpuml.training import model
-    from gpuml.training.package import in_package
-
-    tokenizer = model.load_tokenizer(in_package(OFFLINE))
-    set_seed(0)
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-    model.save(BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes)), tokenizer, folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def store(store, tiny):
-    "A project on the tiny model"
-    config = store.parent / "config" / "dev.yaml"
-    config.write_text(config.read_text().replace(OFFLINE, str(tiny)))
-    return store
 
 
 CALM = []

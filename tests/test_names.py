@@ -10,7 +10,6 @@ from gpuml.training.mlflow_run import open_client
 from gpuml.training.results import load_run
 from gpuml.training.store import local_store
 from tests.conftest import CONFIG, free_port, gpuml, rows
-from tests.test_interrupt import tiny  # noqa: F401
 
 ODD = 'tickets [old] a?b%20c#d it\'s "f" $HOME {g} :x'
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CONFIG, ROOT, free_port, rows
-from tests.test_interrupt import tiny  # noqa: F401
 
 
 @dataclass(frozen=True)

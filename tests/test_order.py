@@ -28,7 +28,7 @@ from gpuml.training.model import load_classifier
 from gpuml.training.origin import locate
 from tests.conftest import rows
 from tests.faults import SLOW_DOWN, Proxy
-from tests.test_interrupt import CONTEXT, recorded, result, stop_at, store, tiny  # noqa: F401
+from tests.test_interrupt import CONTEXT, recorded, result, stop_at
 
 LABELS = "data.labels=[billing, delivery]"
 EARLY = [LABELS, "data.order=early", "train.checkpoint_updates=3"]
@@ -52,7 +52,7 @@ def write(folder, files=5, count=60):
 
 
 @pytest.fixture
-def project_of_files(store, small):  # noqa: F811
+def project_of_files(store, small):
     "A project on the tiny model, with five files; its MLflow store"
     (store.parent / "data" / "a.csv").unlink()
     write(store.parent / "data")

@@ -16,7 +16,6 @@ from gpuml.training.store import find_store
 from gpuml.training.tracking import open_run
 from gpuml.ui.cli import main
 from tests.conftest import OFFLINE, free_port
-from tests.test_interrupt import tiny  # noqa: F401
 from tests.tracking import Gate, tracking_server
 
 

@@ -21,11 +21,11 @@ from gpuml.training.results import Run
 from gpuml.ui.cli import main
 from tests.conftest import CONFIG, WORDS, free_port, rows
 from tests.s3 import READER, READER_SECRET, keys_in_environment
-from tests.test_interrupt import CONTEXT, tiny  # noqa: F401
+from tests.test_interrupt import CONTEXT
 
 
 @pytest.fixture(scope="session")
-def trained(tiny, tmp_path_factory, mlflow_template):  # noqa: F811
+def trained(tiny, tmp_path_factory, mlflow_template):
     "The folder of a finished run of the tiny model"
     folder = tmp_path_factory.mktemp("trained")
     (folder / "config").mkdir()

@@ -13,9 +13,14 @@ import pytest
 
 from gpuml.base.errors import ConfigError
 from gpuml.ui.cli import main
-from tests.conftest import ROOT, free_port, rows
+from tests.conftest import OFFLINE, ROOT, free_port, rows
 
 GOOD = "text,label\n" + "".join(f"{t},{label}\n" for t, label in rows())
+
+
+@pytest.fixture
+def model():
+    return OFFLINE  # whose name the lines below change
 
 
 def config_line(old, new):

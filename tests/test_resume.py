@@ -13,7 +13,7 @@ from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from gpuml.training.resume import continue_run
 from tests.conftest import runs_in
-from tests.test_interrupt import OVERRIDES, result, stop_at, store, tiny  # noqa: F401
+from tests.test_interrupt import OVERRIDES, result, stop_at
 
 FILE = "data:\n  train: data/a.csv\ntrain:\n  epochs: 3\n  schedule: constant\n  warmup: 0\n"
 LONGER = ["train.epochs=4", "train.checkpoint_updates=2", "train.schedule=constant", "train.warmup=0"]
@@ -82,7 +82,7 @@ def stopped(overrides: list[str], at: int | str) -> None:
         fit(load("dev", overrides), watch=stop_at(at))
 
 
-def test_resume_without_the_overrides_of_its_line(store):  # noqa: F811
+def test_resume_without_the_overrides_of_its_line(store):
     expected = result(fit(load("dev", [*OVERRIDES, "tracking.experiment=undisturbed"])))
     stopped(OVERRIDES, 4)
     assert result(fit(load("dev"), resume="latest")) == expected
@@ -98,7 +98,7 @@ def steps(database: Path, run_id: str, key: str) -> list[int]:
     return [m.step for m in client.get_metric_history(run.info.run_id, key)]
 
 
-def test_more_epochs_give_what_was_planned_with_them(store):  # noqa: F811
+def test_more_epochs_give_what_was_planned_with_them(store):
     expected = result(fit(load("dev", LONGER)))
     done = fit(load("dev", SHORTER))
     folder, epochs = done.folder, done.metrics["history"]
@@ -120,13 +120,13 @@ def test_more_epochs_give_what_was_planned_with_them(store):  # noqa: F811
     assert evaluated == sorted(set(evaluated)) and {3, 6, 9, 12} <= set(evaluated)
 
 
-def test_a_stopped_run_gets_more_epochs(store):  # noqa: F811
+def test_a_stopped_run_gets_more_epochs(store):
     expected = result(fit(load("dev", LONGER)))
     stopped(SHORTER, 4)
     assert result(fit(load("dev", ["train.epochs=4"]), resume="latest")) == expected
 
 
-def test_a_run_without_its_checkpoint_stays_whole(store):  # noqa: F811
+def test_a_run_without_its_checkpoint_stays_whole(store):
     "What refuses comes before anything of the run is touched"
     done = fit(load("dev", SHORTER))
     (tensors,) = (done.folder / "checkpoints").glob("*/tensors.safetensors")

@@ -31,9 +31,12 @@ from gpuml.training.results import Run
 from tests import forked
 from tests.conftest import ROOT, gpuml, runs_in
 from tests.faults import SLOW_DOWN, Proxy
-from tests.test_interrupt import OVERRIDES, result, stop_at, tiny  # noqa: F401
-from tests.test_interrupt import store as tiny_store  # noqa: F401
-from tests.test_interrupt import undisturbed as tiny_undisturbed  # noqa: F401
+from tests.test_interrupt import (
+    OVERRIDES,
+    result,
+    stop_at,
+    undisturbed,  # noqa: F401
+)
 from tests.test_stored import kept, move  # noqa: F401
 
 PARAMETERS = ('config = "dev"', "parameters")
@@ -620,28 +623,28 @@ def in_job(monkeypatch):
     return enter
 
 
-def test_fit_goes_on_by_itself(in_job, tiny_store, tiny_undisturbed):  # noqa: F811
+def test_fit_goes_on_by_itself(in_job, store, undisturbed):  # noqa: F811
     in_job()
     with pytest.raises(Preempted, match=r"stopped at update \d of 9, with a checkpoint"):
         fit(load("dev", OVERRIDES), watch=stop_at(4))
     in_job()
     run = fit(load("dev", OVERRIDES))
-    assert run.id == "job-1" and result(run) == tiny_undisturbed
+    assert run.id == "job-1" and result(run) == undisturbed
     before = (run.folder / "tracking.json").read_bytes()
     in_job()
     phases = []
     again = fit(load("dev", OVERRIDES), watch=lambda p: phases.append(p.phase))
     assert again.folder == run.folder and phases == ["done"] and (run.folder / "tracking.json").read_bytes() == before
     second = fit(load("dev", [*OVERRIDES, "train.epochs=1"]))
-    assert second.id == "job-1-2" and result(run) == tiny_undisturbed
+    assert second.id == "job-1-2" and result(run) == undisturbed
 
 
-def test_fit_goes_on_in_another_folder(in_job, tiny_store, tiny_undisturbed):  # noqa: F811
+def test_fit_goes_on_in_another_folder(in_job, store, undisturbed):  # noqa: F811
     "A bundle is unpacked elsewhere each time; other data is refused all the same"
     in_job()
     with pytest.raises(Preempted):
         fit(load("dev", OVERRIDES), watch=stop_at(2))
-    copy = shutil.copytree(tiny_store.parent / "data", tiny_store.parent / "elsewhere" / "data")
+    copy = shutil.copytree(store.parent / "data", store.parent / "elsewhere" / "data")
     (copy / "b.csv").write_text("text,label\nmore,billing\n")
     in_job()
     with pytest.raises(ConfigError, match="the data changed since the checkpoint"):
@@ -649,30 +652,30 @@ def test_fit_goes_on_in_another_folder(in_job, tiny_store, tiny_undisturbed):  #
     (copy / "b.csv").unlink()
     in_job()
     done = fit(load("dev", [*OVERRIDES, f"data.train={copy}"]))
-    assert json.loads(result(done))[:2] == json.loads(tiny_undisturbed)[:2]
+    assert json.loads(result(done))[:2] == json.loads(undisturbed)[:2]
     in_job()
     with pytest.raises(ConfigError, match="job-1 was started with another config(.|\n)*train.seed"):
         fit(load("dev", [*OVERRIDES, "train.seed=7"]))
 
 
-def test_fit_that_fails_leaves_the_jobs_files(in_job, tiny_store):  # noqa: F811
+def test_fit_that_fails_leaves_the_jobs_files(in_job, store):
     in_job()
-    place = tiny_store.parent / "outputs" / "job-1"
+    place = store.parent / "outputs" / "job-1"
     (place / "logs").mkdir(parents=True)
     with pytest.raises(ValueError):
         fit(load("dev", OVERRIDES), watch=lambda p: p.phase == "training" and (_ for _ in ()).throw(ValueError("boom")))
     assert (place / "logs").exists()
 
 
-def test_fit_goes_on_elsewhere(kept, in_job, tiny_store, tiny_undisturbed, monkeypatch):  # noqa: F811
+def test_fit_goes_on_elsewhere(kept, in_job, store, undisturbed, monkeypatch):  # noqa: F811
     in_job()
     with pytest.raises(Preempted):
         fit(load("dev", OVERRIDES), watch=stop_at(4))
     move(monkeypatch)
     in_job()
-    assert result(fit(load("dev", OVERRIDES))) == tiny_undisturbed
+    assert result(fit(load("dev", OVERRIDES))) == undisturbed
     move(monkeypatch)
     in_job()
     phases = []
-    assert result(fit(load("dev", OVERRIDES), watch=lambda p: phases.append(p.phase))) == tiny_undisturbed
+    assert result(fit(load("dev", OVERRIDES), watch=lambda p: phases.append(p.phase))) == undisturbed
     assert phases == ["done"]

@@ -9,7 +9,6 @@ from gpuml.training.fit import fit
 from gpuml.training.model import load_classifier
 from gpuml.training.schedule import learning_rate
 from tests.conftest import runs_in
-from tests.test_interrupt import store, tiny  # noqa: F401
 
 
 def rates(updates, schedule, warmup):
@@ -51,7 +50,7 @@ def test_after_the_warm_up_the_rate_is_what_it_was(schedule):
 @pytest.mark.parametrize(
     "order", [[], ["data.order=early", 'data.labels=["billing","delivery"]']], ids=["global", "early"]
 )
-def test_a_run_of_one_update_trains(order, store, tiny):  # noqa: F811
+def test_a_run_of_one_update_trains(order, store, tiny):
     "verl#3674, gpt-neox#1373, bert#1293: the only update had the first rate of the warm-up, which was 0"
     import torch
     from transformers import set_seed

@@ -8,7 +8,6 @@ import pytest
 from gpuml.training.results import load_run
 from gpuml.training.scores import as_text, evaluate, left_out
 from gpuml.ui.cli import main
-from tests.test_interrupt import store, tiny  # noqa: F401
 
 LABELS = ["a", "b", "c"]
 
@@ -37,7 +36,7 @@ def test_undefined_is_a_dash():
     assert [as_text(x) for x in (None, 0.0, 0.12345)] == ["–", "0.000", "0.123"]
 
 
-def test_a_class_without_validation_rows(store, capsys):  # noqa: F811
+def test_a_class_without_validation_rows(store, capsys):
     "It is shown with dashes and left out of macro-F1, in report, table, record and note"
     project = store.parent
     (project / "v.csv").write_text("text,label\ncard charged,billing\nparcel late,delivery\n")

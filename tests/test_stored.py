@@ -27,8 +27,6 @@ from tests.test_interrupt import (  # noqa: F401
     recorded,
     result,
     stop_at,
-    store,
-    tiny,
     train_in_child,
     undisturbed,
 )  # fmt: skip
@@ -36,7 +34,7 @@ from tests.waiting import until
 
 
 @pytest.fixture
-def kept(store, s3, monkeypatch):  # noqa: F811
+def kept(store, s3, monkeypatch):
     "A project whose output is on S3; the prefix"
     config = store.parent / "config" / "dev.yaml"
     config.write_text(config.read_text().replace("output: outputs", f"output: {s3.url('runs')}"))
@@ -141,7 +139,7 @@ def test_damaged_checkpoint_on_s3_is_passed_over(what, kept, store, undisturbed,
     assert any("is damaged" in note for note in done.metrics["notes"]) == (what != "no manifest")
 
 
-def test_failed_run_leaves_nothing(kept, store):  # noqa: F811
+def test_failed_run_leaves_nothing(kept, store):
     with pytest.raises(Exception, match="boom"):
         fit(load("dev", OVERRIDES), watch=lambda p: p.phase == "training" and (_ for _ in ()).throw(ValueError("boom")))
     assert names(kept) == set() and runs_in(store)[0].info.status == "FAILED"
@@ -266,7 +264,7 @@ def test_machine_is_lost_when_all_is_on_s3_and_mlflow_does_not_know(proxy, kept,
         fit(load("dev", [*OVERRIDES, *overrides]), resume=run_id)
 
 
-def test_a_finished_run_gets_more_epochs_elsewhere(kept, store, monkeypatch):  # noqa: F811
+def test_a_finished_run_gets_more_epochs_elsewhere(kept, store, monkeypatch):
     "Its certificate is gone from S3 before anything is trained, also where the machine that trains on is lost"
     constant = ["train.schedule=constant", "train.warmup=0", "train.checkpoint_updates=2"]
     expected = result(fit(load("dev", ["train.epochs=3", *constant, f"output={kept}-whole"])))

@@ -25,7 +25,7 @@ from gpuml.training.model import load_classifier, load_tokenizer, save
 from gpuml.training.origin import locate
 from gpuml.training.prediction_file import prediction_csv
 from gpuml.training.results import Run, load_run
-from tests.conftest import gpuml, runs_in
+from tests.conftest import OFFLINE, gpuml, runs_in
 
 
 @pytest.fixture
@@ -145,7 +145,8 @@ def test_same_config_same_result(store):
     assert other.metrics["curve"] != first.metrics["curve"]
 
 
-def test_what_a_run_records(store):
+@pytest.mark.parametrize("model", [OFFLINE])
+def test_what_a_run_records(store, model):
     run = fit(load("dev", ["train.epochs=3", "tracking.log_model=true"]))
     (recorded,) = runs_in(store)
     params, metrics = recorded.data.params, recorded.data.metrics
