@@ -6,11 +6,11 @@
 __all__ = ['ending', 'cancelled']
 
 # %% ../../nbs/cluster/20_ending.ipynb #a1beadeb
-import re
 from typing import Any
 
 from ..base.errors import Exit, Preempted, meaning_of
 from .pod import training_container, with_cause
+from ..jobs.outlet import is_headway_line
 
 # %% ../../nbs/cluster/20_ending.ipynb #8b2520ea
 def ending(
@@ -35,7 +35,8 @@ def _training_end(ended: dict[str, Any], job: dict[str, Any], outcome: dict[str,
     if ended.get("reason") == "OOMKilled" or (code == Exit.KILLED and not message):
         limit = _memory_limit(job)
         return f"killed: it needed more memory than compute.memory={limit}; give it more, or a smaller data.max_length"
-    *log, last = message.splitlines() or [""]  # where it said nothing itself, Kubernetes has the end of its log
+    lines = [line for line in message.splitlines() if not is_headway_line(line)]
+    *log, last = lines or [""]  # where it said nothing itself, Kubernetes has the end of its log
     if code == Exit.KILLED:
         return f"killed, though not by its own memory limit (exit code 137); its node may have run out; the log ends: {last}"
     meaning = f"{meaning_of(code)} (exit code {code})"
@@ -53,8 +54,10 @@ def cancelled(
     by: str = "",
 ) -> str:
     "What is left of a job that was cancelled: no attempt goes on with it"
-    message = outcome["reason"] if outcome and outcome["exit_code"] == Preempted.exit_code else ""
-    stop = re.search(r"at update (\d+) of (\d+), with a checkpoint$", message)
-    update = f" at update {stop[1]} of {stop[2]}" if stop else ""
-    rest = "its checkpoint" if stop else "what was saved"
+    last = outcome or {}
+    done = last.get("updates")
+    planned = last.get("planned_updates")
+    saved = last.get("exit_code") == Preempted.exit_code and done and done == last.get("checkpoint")
+    update = f" at update {done}{planned and f' of {planned}' or ''}" if saved else ""
+    rest = "its checkpoint" if saved else "what was saved"
     return f"cancelled{update}{by and f' by {by}'}; {rest} stays in {place}, submitting the same begins anew"

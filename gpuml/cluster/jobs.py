@@ -26,7 +26,7 @@ from .local import LocalJob, jobs_folder, local_job
 from .manifest import PREFIX
 from .objects import JOBS, PODS, events_about, events_in, snapshot_of
 from .projects import is_named, short_names
-from .remote import ClusterJob, cluster_job, progress_of
+from .remote import ClusterJob, cluster_job, headway_of_pod
 from .state import Seen, explain
 from ..jobs.handle import Job, State
 
@@ -88,8 +88,8 @@ def cluster_jobs(
     looks.sort(key=lambda look: look.job["metadata"]["creationTimestamp"], reverse=True)
     jobs = [(cluster_job(look.job, api, config.data.endpoint), explain(look)) for look in looks]
     at_work = [(job, state) for job, state in jobs if state.phase == "running"][:100]
-    for (_, state), progress in zip(at_work, pool.map(lambda pair: progress_of(*pair), at_work)):
-        state.progress = progress
+    for (_, state), headway in zip(at_work, pool.map(lambda pair: headway_of_pod(*pair), at_work)):
+        state.headway = headway
     return jobs
 
 # %% ../../nbs/cluster/46_jobs.ipynb #df347528

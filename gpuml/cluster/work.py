@@ -22,7 +22,7 @@ from ..base.files import write_json
 from ..base.lock import Busy, locked
 from ..base.process import identity
 from .ending import cancelled, ending
-from .local import STATE_FILE, local_outcome, local_state
+from .local import PROGRESS_FILE, STATE_FILE, local_outcome, local_state
 from .manifest import PREFIX, verdict
 
 # %% ../../nbs/cluster/42_work.ipynb #a63c4799
@@ -140,6 +140,9 @@ def _attempt(job: Work) -> int:
 def _start(job: Work, container: dict[str, Any]) -> subprocess.Popen:
     "Start the command with the container's environment"
     plain = {e["name"]: e["value"] for e in container["env"] if "value" in e and e["name"] not in ("HOME", "TMPDIR")}
+    progress = job.folder / PROGRESS_FILE
+    progress.unlink(missing_ok=True)  # of the attempt before
+    plain["GPUML_PROGRESS"] = str(progress)
     command = [sys.executable, "-m", "gpuml.ui.cli", *container["command"][1:]]
     with open(job.folder / "log.txt", "ab") as log:
         process = subprocess.Popen(

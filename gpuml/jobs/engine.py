@@ -29,6 +29,7 @@ from .kernel import LAST_ERROR
 from .log import Log, show
 from .notebook import LEFT_OUT, Cell, trains
 from .signals import Stop
+from ..training.headway import Headway
 
 # %% ../../nbs/jobs/28_engine.ipynb #8e43dd45
 @contextmanager
@@ -64,6 +65,7 @@ class Session:
     log: Log
     metrics: Metrics
     stop: Stop
+    report: Callable[[Headway], None]  # takes how far the run is
     save: Callable[[], None]  # has the document written
     is_certified: Callable[[], bool]  # whether the run is
     oom_kills: int = field(default_factory=lambda: count_oom_kills())  # before it began
@@ -228,7 +230,9 @@ class Client(NotebookClient):
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
         session = self.session
         show(session.log, msg)
-        session.metrics.learn(msg)
+        headway = session.metrics.learn(msg)
+        if headway and headway.run == session.document.run:
+            session.report(headway)
         if msg["msg_type"] not in _SHOWN:
             return super().process_message(msg, cell, cell_index)
         session.document.take(cell_index, msg)

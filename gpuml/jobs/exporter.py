@@ -51,23 +51,18 @@ class Metrics:
     def learn(
         self,
         message: dict[str, Any],  # of the kernel
-    ) -> None:
-        "Take the record of a run's view, if the message has one"
+    ) -> Headway | None:
+        "Take the record of a run's view, and return it; none where the message has none"
         headway = headway_of(message["content"].get("metadata", {}).get("gpuml"))
         if headway and headway.run:
             self._runs[headway.run] = headway
+            return headway
+        return None
 
-    def latest(
-        self,
-        run: str,  # its id
-    ) -> Headway | None:
-        "Return the latest record of a run; none where it was not seen"
-        return self._runs.get(run)
-
-    def updates(self) -> int | None:
-        "Return how many updates the run that was seen last has done; none where no training was seen"
-        counts = [headway.update for headway in self._runs.values() if headway.epochs]
-        return counts[-1] if counts else None
+    def training(self) -> Headway | None:
+        "Return how far the training is that was seen last; none where no training was seen"
+        trainings = [headway for headway in self._runs.values() if headway.epochs]
+        return trainings[-1] if trainings else None
 
     def collect(self) -> Iterator[Any]:
         "Yield Prometheus' metric families, as they are now"

@@ -24,6 +24,8 @@ from ..base.place import place_of
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 from ..training import attempts
+from ..training.headway import Headway
+from ..training.words import facts
 
 # %% ../../nbs/jobs/80_handle.ipynb #afbbc12d
 OVER = ("succeeded", "failed", "cancelled", "released", "gone")
@@ -42,7 +44,12 @@ class State:
     started: datetime | None = None  # the first attempt
     finished: datetime | None = None  # the job
     pod: str = ""  # the one at work, or the last
-    progress: str = ""  # what training said last
+    headway: Headway | None = None  # of the training that is at work, where that is known
+
+    @property
+    def progress(self) -> str:
+        "How far it is, in words; empty where that is not known"
+        return ", ".join(facts(self.headway)) if self.headway else ""
 
     @property
     def over(self) -> bool:
@@ -50,7 +57,7 @@ class State:
         return self.phase in OVER
 
     def __str__(self):
-        if self.why.startswith(self.phase):
+        if self.why and self.phase == "cancelled":  # as the sentence says
             return self.why
         return f"{self.phase}: {self.why}" if self.why else self.phase
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..base.secrets import redact
 from .screen import Bounded, Line
@@ -101,10 +101,17 @@ class Log:
         text = redact(_ANSI.sub("", text), self._hidden)
         if len(text) > LINE:
             text = "\n".join(map(cut_line, text.split("\n")))
+        self._print(text, sys.stdout, self._file)
+
+    def aside(self, text: str) -> None:
+        "Print a line to stdout alone: for programs that read it there"
+        self._print(redact(text, self._hidden), sys.stdout)
+
+    def _print(self, text: str, *files: TextIO | None) -> None:
         with self._lock:
-            for out in filter(None, (sys.stdout, self._file)):
+            for file in filter(None, files):
                 with suppress(OSError, ValueError):  # nobody reads any more, or the disk is full: no reason to stop
-                    print(text, file=out, flush=True)
+                    print(text, file=file, flush=True)
 
     def write(self, text: str, stream: str) -> None:
         "Print text of a stream; of a line that is written over with a carriage return, what stands there at its end"

@@ -15,6 +15,7 @@ import socket
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -35,8 +36,10 @@ from .kernel import start_kernel
 from .log import Log
 from .mirror import Mirror
 from .notebook import check_parameters
+from .outlet import outlet
 from .signals import Stop, passing_on
 from ..training.attempts import Attempt, content, newest_checkpoint, now, surroundings
+from ..training.headway import Headway
 from ..training.own_job import BUNDLE, RUN
 
 # %% ../../nbs/jobs/29_runner.ipynb #432a40e3
@@ -50,6 +53,7 @@ class Work:
     log: Log
     document: Document
     stop: Stop
+    report: Callable[[Headway], None]  # takes how far the run is
     metrics: Metrics = field(default_factory=Metrics)
 
     def save(self) -> None:
@@ -73,7 +77,9 @@ def attempt_at_work(
 ) -> Attempt:
     "Return the attempt as it is now, without an end"
     document = work.document
-    which = {"run": work.run, "attempt": work.files.attempt, "cell": document.cell, "updates": work.metrics.updates()}
+    training = work.metrics.training()
+    which = {"run": work.run, "attempt": work.files.attempt, "cell": document.cell}
+    which |= {"updates": training.update, "planned_updates": training.updates} if training else {}
     start = {"started": document.started, "host": document.host, "alive": now()}
     return Attempt(exit_code=None, reason="", finished="", **which, **start, **surroundings(os.environ))
 
@@ -94,7 +100,8 @@ def begin(
         file.parent.mkdir(parents=True, exist_ok=True)
         log = Log(file, hidden)
     files = Mirror(place, folder, file, endpoint)
-    work = Work(notebook, run, files, log, Document(run, host, now(), hidden, lambda: files.attempt), Stop(log))
+    document = Document(run, host, now(), hidden, lambda: files.attempt)
+    work = Work(notebook, run, files, log, document, Stop(log), outlet(os.environ, log))
     files.offer(FILE, lambda: content(attempt_at_work(work)), every=PULSE)
     return work
 
@@ -130,7 +137,7 @@ def _in_kernel(work: Work, manager: Any, values: dict[str, Any]) -> str:
     from gpuml.jobs import engine
 
     output = f"{work.files.place}/notebook.ipynb"
-    tools = {"log": work.log, "metrics": work.metrics, "stop": work.stop}
+    tools = {"log": work.log, "metrics": work.metrics, "stop": work.stop, "report": work.report}
     tools |= {"save": work.save, "is_certified": work.is_certified}
     session = engine.Session(work.notebook, output, work.document, manager, **tools)
     try:
@@ -217,7 +224,9 @@ def execute(
     work = begin(Path(notebook), run, place_of(place), endpoint)
     with passing_on(work.stop), served(work.metrics, os.environ.get("GPUML_METRICS_PORT", ""), work.log):
         try:
-            work.log.line(f"{run}: {work.notebook.name} on {work.document.host}, {work.document.started}")
+            beginning = f"{work.notebook.name} on {work.document.host}, {work.document.started}"
+            work.report(Headway(run, "cells", beginning))
+            work.log.line(f"{run}: {beginning}")
             reason = run_cells(work, values, environment)
             code = Exit.DONE
         except GpumlError as e:

@@ -36,6 +36,7 @@ class Attempt:
     gpus: int | None = None  # that it asked for
     node: str = ""
     updates: int | None = None  # that the run has done
+    planned_updates: int | None = None  # that it is to have
     checkpoint: int | None = None  # the update of the newest one, where the next attempt goes on
     alive: str = ""  # when it was last known to be
 

@@ -6,7 +6,6 @@
 __all__ = ['JOBS_SECONDS', 'REST_MINUTES', 'jobs_html', 'job_part', 'JobTable', 'OpenJob', 'JobsTab']
 
 # %% ../../nbs/ui/50_panel_jobs.ipynb #ca8b88b3
-import re
 import shlex
 import time
 from collections.abc import Callable
@@ -16,33 +15,36 @@ from typing import Any
 from ..base.loading import load_all
 from ..base.tables import Entry, Table, as_html
 from ..jobs.handle import SIGNS
+from ..training.headway import Headway
+from ..training.words import time_left
 from .executed import notebook_html
 from .metrics import charts
 from .panel_parts import Threads, close_all, copyable, show_in, trying
 
 # %% ../../nbs/ui/50_panel_jobs.ipynb #7cf4fbd7
-_UPDATES = re.compile(r"update ([\d,]+) of ([\d,]+)")
-_LEFT = re.compile(r"([\d:]+ (?:s|min|h)) left")
-
-
 def jobs_html(
     listed: Any,  # a `JobList`
 ) -> str:
     "The table of jobs without their names: state, progress, time left, priority, GPUs, age, owner, why"
     names = ("job", "state", "progress", "left", "priority", "GPUs", "age", "owner", "why")
     rows = []
-    for name, phase, priority, gpus, doing, age, owner, reason in listed.rows():
-        done, remaining = _UPDATES.search(doing), _LEFT.search(doing)
-        step, steps = (int(n.replace(",", "")) for n in done.groups()) if done else (0, 0)
-        bar = (
-            f"<progress value='{step}' max='{steps}' aria-label='updates'></progress> {step / steps:.0%}"
-            if steps
-            else ""
-        )
+    for row, (_, job_state) in zip(listed.rows(), listed, strict=True):
+        name, phase, priority, gpus, progress, age, owner, reason = row
         state = Entry(f"{SIGNS[phase]} {phase}", kind=f"gpuml-{phase}")
-        progress, cause = Entry(doing, bar or None), Entry(reason, as_html(reason), hint=reason)
-        rows.append((name, state, progress, remaining[1] if remaining else "", priority, gpus, age, owner, cause))
+        cause = Entry(reason, as_html(reason), hint=reason)
+        headway = job_state.headway or Headway()
+        bar = Entry(progress, _bar(headway) or None)
+        rows.append((name, state, bar, time_left(headway), priority, gpus, age, owner, cause))
     return Table(names, rows, "jobs", "gpuml-jobs", row_heads=True).html()
+
+
+def _bar(headway: Headway) -> str:
+    "How far a training is, as a bar and a number; empty where it has no updates"
+    if not (headway.epochs and headway.updates):
+        return ""
+    share = headway.update / headway.updates
+    bar = f"<progress value='{headway.update}' max='{headway.updates}' aria-label='updates'></progress>"
+    return f"{bar} {share:.0%}"
 
 # %% ../../nbs/ui/50_panel_jobs.ipynb #7d4b2f96
 def job_part(
