@@ -39,6 +39,7 @@ class Fault:
     short   half of the answer's body, as if it were the whole
     hang    no answer for `seconds`, then a reset
     slow    the answer comes `seconds` late
+    held    the answer comes once `until` is true
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Fault:
     body: str = ""
     headers: str = ""
     act: Callable[[], None] = lambda: None  # called when a connection is reset
+    until: Callable[[], bool] = lambda: True
 
 
 def s3_error(status: int, code: str, message: str = "") -> Fault:
@@ -86,9 +88,17 @@ class Proxy:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(5)
 
-    def outage(self, seconds: float) -> None:
-        "From now, for some seconds: connections are reset, and new ones refused"
+    def down(self) -> None:
+        "From now on, connections are reset, and new ones refused"
         self._run(self._down())
+
+    def up(self) -> None:
+        "As before"
+        self._run(self._up())
+
+    def outage(self, seconds: float) -> None:
+        "Down for some seconds"
+        self.down()
         self.loop.call_soon_threadsafe(self.loop.call_later, seconds, lambda: self.loop.create_task(self._up()))
 
     def _run(self, coroutine):
@@ -149,6 +159,8 @@ class Proxy:
             await asyncio.sleep(fault.seconds)
             writer.transport.abort()
             return False
+        while kind == "held" and not fault.until():
+            await asyncio.sleep(0.005)
         await asyncio.sleep(self.latency + (fault.seconds if kind == "slow" else 0))
         return await self._forward(head, body, method, fault, writer)
 

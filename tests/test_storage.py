@@ -4,9 +4,11 @@ What was read is what had been written, whatever happens on the way; what was wr
 be is said in a sentence. Times are scaled by `patience`: 150 seconds for users, a few here.
 """
 
+import asyncio
 import csv
 import gc
 import hashlib
+import io
 import itertools
 import logging
 import math
@@ -22,6 +24,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -29,9 +32,10 @@ import pytest
 from gpuml.base.errors import ConfigError, DataError, OutputError, Preempted
 from gpuml.base.files import as_csv
 from gpuml.base.place import is_s3
+from gpuml.base.retry import Clock
 from gpuml.base.s3_errors import bucket_and_key
 from gpuml.base.s3_read import list_objects
-from gpuml.base.s3_write import PART
+from gpuml.base.s3_write import PART, moving
 from gpuml.base.storage import Storage
 from tests.conftest import ROOT, free_port
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error
@@ -42,6 +46,17 @@ from tests.s3 import KEY, READER, READER_SECRET, SECRET, keys_in_environment
 def proxy(s3):
     with Proxy(s3.endpoint) as proxy:
         yield proxy
+
+
+class Passing:
+    "A clock on which waiting costs nothing: its seconds pass where somebody sleeps"
+
+    def __init__(self):
+        self.seconds = 0.0
+        self.clock = Clock(lambda: self.seconds, self.sleep)
+
+    def sleep(self, seconds):
+        self.seconds += seconds
 
 
 @pytest.fixture(autouse=True)
@@ -344,15 +359,16 @@ def test_refusal(name, s3, proxy, monkeypatch, caplog, capfd):
         endpoint = f"http://127.0.0.1:{ports[what]}" if what in ports else what
         endpoint = s3.endpoint.replace("http:", "https:") if what == "https" else endpoint
     url, said = s3.url("a.csv"), []
-    storage = Storage(endpoint, say=said.append, patience=4, first_patience=1)
+    passing = Passing()
+    storage = Storage(endpoint, say=said.append, patience=4, first_patience=1, clock=passing.clock)
     for verb, error, code, act in (
         ("read", DataError, read_code, lambda: storage.find(url)),
         ("write", OutputError, write_code, lambda: storage.put_bytes(b"x", url)),
     ):
-        begun = time.monotonic()
+        begun = passing.seconds
         with pytest.raises(error) as e:
             act()
-        assert time.monotonic() - begun < 3 and e.value.exit_code == code, e.value
+        assert passing.seconds - begun < 1.01 and e.value.exit_code == code, e.value
         assert str(e.value).startswith(url) and words.format(verb=verb) in str(e.value)
         assert "\n" not in str(e.value) and len(str(e.value)) < 300
         for text in (str(e.value), *said, caplog.text, *capfd.readouterr()):
@@ -435,7 +451,7 @@ def test_a_fault_that_passes(name, s3, proxy, content, tmp_path):
         key = (request.method, request.path)
         return None if key in hit or hit.add(key) else fault
 
-    storage = Storage(proxy.endpoint, patience=3)
+    storage = Storage(proxy.endpoint, patience=3 if name == "hang" else 30)
     assert storage.find(s3.prefix) == []
     proxy.plan = once_each
     storage.put_bytes(content, s3.url("a"))
@@ -488,17 +504,21 @@ def test_200_random_faults_lose_nothing(s3, proxy, content, tmp_path):
 
 def test_an_outage_is_waited_for(s3, proxy, content):
     "For less than `patience`: nothing is lost, and it is said what is waited for, not too often"
-    said = []
-    storage = Storage(proxy.endpoint, say=said.append, patience=6)
+    said, passing = [], Passing()
+
+    def say(text):
+        said.append((passing.seconds, text))
+        if len(said) == 3:
+            proxy.up()
+
+    storage = Storage(proxy.endpoint, say=say, clock=passing.clock)
     storage.put_bytes(content, s3.url("a"))
-    proxy.outage(2)
-    begun = time.monotonic()
+    proxy.down()
     assert digest(storage.blocks(storage.info(s3.url("a")))) == digest([content])
-    assert 2 < time.monotonic() - begun < 4
-    form = re.escape(f"S3 at {proxy.endpoint}") + r" does not answer \((.+)\); trying again, \d s so far"
-    assert "connection refused" in [m[1] for m in (re.fullmatch(form, text) for text in said) if m]
-    assert 2 <= len(said) <= 5  # in 2 seconds, of which the first word takes 0.1 and every other 0.5
-    proxy.rate = 30e6
+    form = re.escape(f"S3 at {proxy.endpoint}") + r" does not answer \((.+)\); trying again, \d+ s so far"
+    assert "connection refused" in [m[1] for m in (re.fullmatch(form, text) for _, text in said) if m]
+    assert len(said) == 3 and all(b - a >= 150 / 12 for (a, _), (b, _) in itertools.pairwise(said)), said
+    storage, proxy.rate = Storage(proxy.endpoint), 30e6
     threading.Timer(0.3, proxy.outage, [1]).start()  # in the middle of an upload
     storage.put_bytes(content[::-1], s3.url("b"))
     assert digest(storage.blocks(storage.info(s3.url("b")))) == digest([content[::-1]])
@@ -514,23 +534,24 @@ def test_an_outage_in_the_middle_of_reading(s3, proxy, content):
 
 
 def test_patience_ends(s3, proxy):
-    storage = Storage(proxy.endpoint, patience=1)
+    passing = Passing()
+    storage = Storage(proxy.endpoint, clock=passing.clock)
     storage.put_bytes(b"x", s3.url("a"))
     for fault, why in ((SLOW_DOWN, "503 SlowDown"), (Fault("half"), "the connection broke"), (GATEWAY, "502")):
-        proxy.plan, begun = lambda request, fault=fault: fault, time.monotonic()
+        proxy.plan, begun, sent = lambda request, fault=fault: fault, passing.seconds, len(proxy.requests)
         with pytest.raises(DataError) as e:
             storage.find(s3.prefix)
-        assert f"{proxy.endpoint} did not answer for 1 s ({why})" in str(e.value) and e.value.exit_code == 75
+        assert f"{proxy.endpoint} did not answer for 150 s ({why})" in str(e.value) and e.value.exit_code == 75
         assert str(e.value).endswith("run it again when it does")
-        assert 1 <= time.monotonic() - begun < 2.5
+        assert passing.seconds - begun == pytest.approx(150) and 24 <= len(proxy.requests) - sent <= 60
 
 
 def test_patience_ends_in_an_upload(s3, proxy, content):
     "The parts that are there are aborted"
-    storage, direct = Storage(proxy.endpoint, patience=1), Storage(s3.endpoint)
+    storage, direct = Storage(proxy.endpoint, clock=Passing().clock), Storage(s3.endpoint)
     storage.put_bytes(b"old", s3.url("a"))
     proxy.plan = lambda request: Fault("cut") if "partNumber=2" in request.path else None
-    with pytest.raises(OutputError, match="did not answer for 1 s \\(.*connection.*\\)") as e:
+    with pytest.raises(OutputError, match="did not answer for 150 s \\(.*connection.*\\)") as e:
         storage.put_bytes(content, s3.url("a"))
     assert e.value.exit_code == 75
     assert direct.read(direct.info(s3.url("a"))) == b"old" and direct.sweep(s3.prefix + "/", older=0) == 0
@@ -538,64 +559,115 @@ def test_patience_ends_in_an_upload(s3, proxy, content):
 
 def test_a_server_that_comes_late(s3):
     "Nothing answers at first contact: it is said promptly, and waited for a little"
-    said = []
+    said, passing = [], Passing()
+
+    def say(text):
+        said.append((round(passing.seconds), text))
+        proxy.up()
+
     with Proxy(s3.endpoint) as proxy:
-        proxy.outage(2)
-        storage = Storage(proxy.endpoint, say=said.append)
-        assert storage.find(s3.prefix) == []
-    words = f"S3 at {proxy.endpoint} does not answer (connection refused); trying again, "
-    assert said[0] in (f"{words}0 s so far", f"{words}1 s so far")
+        proxy.down()
+        assert Storage(proxy.endpoint, say=say, clock=passing.clock).find(s3.prefix) == []
+    assert said == [(0, f"S3 at {proxy.endpoint} does not answer (connection refused); trying again, 0 s so far")]
 
 
-def test_a_slow_line_is_not_a_dead_one(s3, proxy, content):
-    "Each part takes longer than a silent server is given"
-    storage = Storage(proxy.endpoint, patience=10)  # gives a silent server two and a half seconds
-    proxy.rate = 2e6
+class Simulated(asyncio.SelectorEventLoop):
+    "A loop whose seconds pass at once where nothing else is to do"
+
+    def __init__(self):
+        super().__init__()
+        self.ahead, select = 0.0, self._selector.select
+
+        def skip(timeout=None):
+            self.ahead += timeout or 0.0
+            return select(0)
+
+        self._selector.select = skip
+
+    def time(self):
+        return self.ahead
+
+
+@pytest.mark.parametrize(("pause", "is_dead"), [(9.0, False), (60.0, True)])
+def test_a_slow_line_is_not_a_dead_one(pause, is_dead):
+    "A part of an upload may take as long as it likes, as long as some of it moves; the seconds are simulated"
+    body = io.BytesIO(bytes(100))
+
+    async def upload():
+        while body.read(10):
+            await asyncio.sleep(pause)
+        return "sent"
+
+    with asyncio.Runner(loop_factory=Simulated) as runner:
+        with pytest.raises(TimeoutError) if is_dead else nullcontext():
+            assert runner.run(moving(upload(), body, silence=10.0)) == "sent"
+        assert runner.get_loop().time() == pytest.approx(13 if is_dead else 90, abs=1.5)
+
+
+def test_a_slow_line(s3, proxy, content):
+    storage = Storage(proxy.endpoint)
+    proxy.rate = 20e6
     storage.put_bytes(content, s3.url("a"))
     assert digest(storage.blocks(storage.info(s3.url("a")))) == digest([content])
     assert Counter(r.method for r in proxy.requests)["PUT"] == 3 and not proxy.faults
 
 
 def test_a_server_far_away(s3, proxy, content):
-    "Blocks are asked for ahead, so that the line is full in spite of its latency; the limits are the proxy's"
-    storage = Storage(proxy.endpoint)
+    "Blocks are asked for ahead, so that the line is full in spite of its latency: none is sent before four are asked for"
+    storage, ahead = Storage(proxy.endpoint), 4
     storage.put_bytes(content, s3.url("a"))
-    file, proxy.latency, proxy.bandwidth = storage.info(s3.url("a")), 0.2, 20e6
-    begun = time.monotonic()
-    assert digest(storage.blocks(file, size=2**20)) == digest([content])
-    assert len(content) / 20e6 < time.monotonic() - begun < len(content) / 20e6 + 17 * 0.2 / 2
+    file, blocks = storage.info(s3.url("a")), math.ceil(len(content) / 2**20)
+    asked = itertools.count(1)
+    arrived = [0]
+
+    def plan(request):
+        if request.method == "GET":
+            arrived[0] = number = next(asked)
+            wanted = min(math.ceil(number / ahead) * ahead, blocks)
+            return Fault("held", until=lambda: arrived[0] >= wanted)
+
+    proxy.plan = plan
+    assert digest(storage.blocks(file, size=2**20, ahead=ahead)) == digest([content])
+    assert arrived[0] == blocks
 
 
 @pytest.mark.parametrize("way", ["check", "say", "signal"])
 def test_waiting_ends_at_once(way, s3, proxy, content):
     "By a signal, or an exception from what is called while waiting; the parts of an upload are aborted"
-    stop = [math.inf]
+    enough, ended = [math.inf], []
+
+    def end(error):
+        ended.append(len(proxy.requests))
+        raise error
 
     def check():
-        if way == "check" and time.monotonic() > stop[0]:
-            raise Preempted("stopped")
+        if way == "check" and len(proxy.requests) >= enough[0]:
+            end(Preempted("stopped"))
 
     def say(text):
         if way == "say":
-            raise Preempted("stopped")
+            end(Preempted("stopped"))
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    def refuse(request):
+        if way == "signal" and len(proxy.requests) == enough[0]:
+            os.kill(os.getpid(), signal.SIGALRM)
+        return SLOW_DOWN if request.method in ("PUT", "GET") else None
 
-    storage, direct = Storage(proxy.endpoint, say=say, check=check, patience=30), Storage(s3.endpoint)
+    patience = 30 if way == "say" else 600  # a word is said after a sixtieth of it
+    storage, direct = Storage(proxy.endpoint, say=say, check=check, patience=patience), Storage(s3.endpoint)
     storage.put_bytes(content, s3.url("a"))
     file = storage.info(s3.url("a"))
-    proxy.plan = lambda request: SLOW_DOWN if request.method in ("PUT", "GET") else None
-    before = signal.signal(signal.SIGALRM, interrupt)
+    proxy.plan = refuse
+    before = signal.signal(signal.SIGALRM, lambda *_: end(KeyboardInterrupt()))
     try:
         for act in (lambda: list(storage.blocks(file)), lambda: storage.put_bytes(content, s3.url("b"))):
-            begun, stop[0], storage.s3.said = time.monotonic(), time.monotonic() + 0.5, -math.inf
-            signal.setitimer(signal.ITIMER_REAL, 0.5 if way == "signal" else 0)
+            enough[0], storage.s3.said = len(proxy.requests) + 6, -math.inf
             with pytest.raises(KeyboardInterrupt if way == "signal" else Preempted):
                 act()
-            assert time.monotonic() - begun < 1.5
+            assert (
+                len(proxy.requests) - ended.pop() <= 5 and not ended
+            )  # four under way, and that the upload is aborted
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert direct.info(s3.url("b")) is None and direct.sweep(s3.prefix + "/", older=0) == 0
 
@@ -634,7 +706,7 @@ def test_killed_in_the_middle_of_an_upload(s3, proxy, content, tmp_path):
 
 
 def test_memory_is_bounded(s3, content, tmp_path):
-    "Of 200 MiB, a few blocks are in memory at once"
+    "Of 96 MiB, a few blocks are in memory at once"
     (tmp_path / "a").write_bytes(content * 6)
     code = """
         storage.put(sys.argv[2], sys.argv[1])
@@ -647,7 +719,7 @@ def test_memory_is_bounded(s3, content, tmp_path):
     process = child(code, s3.url("a"), tmp_path / "a", endpoint=s3.endpoint)
     size, put, blocks = map(float, process.communicate()[0].split())
     print(f"\nmemory for {size / 2**20:.0f} MiB: put {put:.0f} MiB, blocks {blocks:.0f} MiB")
-    assert size == 6 * len(content) and put < 110 and blocks < 110
+    assert size == 6 * len(content) and put < 80 and blocks < 80
     assert Storage().info(s3.url("a")).version.endswith("-13")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from s3fs import S3FileSystem
 
 from . import credentials
+from .retry import Waiting
 from .s3_errors import Refused
 
 # %% ../../nbs/base/35_s3_connection.ipynb #cc8d7756
@@ -80,14 +81,16 @@ class S3:
     def __init__(
         self,
         endpoint: str | None,  # None is Amazon's
-        say: Callable[[str], None],  # is told what is being waited for
-        check: Callable[[], None],  # called while waiting; may raise
-        patience: float,  # seconds for which one request is sent again; all other times are shares of it
-        first_patience: float,  # the same, while the server has never answered
+        waiting: Waiting = Waiting(),  # all times that have to do with one request are shares of its patience
     ):
-        self.endpoint, self.say, self.check = endpoint, say, check
-        self.patience, self.first_patience = patience, min(first_patience, patience)
-        self.answered, self.said = False, -math.inf
+        self.endpoint = endpoint
+        self.say = waiting.say
+        self.check = waiting.check
+        self.clock = waiting.clock
+        self.patience = waiting.patience
+        self.first_patience = min(waiting.first_patience, waiting.patience)
+        self.answered = False
+        self.said = -math.inf  # when something was said last
 
     @property
     def server(self) -> str:

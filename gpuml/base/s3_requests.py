@@ -8,8 +8,6 @@ __all__ = ['finish', 'stream']
 # %% ../../nbs/base/36_s3_requests.ipynb #9157091f
 import math
 import os
-import random
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -19,13 +17,14 @@ from typing import Any
 
 from . import credentials
 from .errors import GpumlError
+from .retry import Tries, Waiting, growing
 from .s3_connection import S3, Request
 from .s3_errors import FAILURES, as_error, bucket_and_key, code_of, refusal, trouble
 
 # %% ../../nbs/base/36_s3_requests.ipynb #b0f43719
 def _wait(s3: S3, started: float, problem: str, future: Future | None = None, until: float = math.inf) -> Any:
     "Wait for an answer, or until a moment, and say so now and then"
-    while (now := time.monotonic()) < until:
+    while (now := s3.clock.now()) < until:
         s3.check()
         often = s3.patience / 12
         quiet = (often / 5 if s3.answered else 0) if problem else often
@@ -34,7 +33,7 @@ def _wait(s3: S3, started: float, problem: str, future: Future | None = None, un
             s3.said = now
         pause = min(0.2, until - now)
         if future is None:
-            time.sleep(pause)
+            s3.clock.sleep(pause)
         else:
             try:
                 answer = future.result(timeout=pause)
@@ -92,13 +91,14 @@ def finish(
     write: bool = False,  # raise `OutputError`, not `DataError`
 ) -> Any:
     "The answer to a request, which is sent again until it is answered, refused, or `patience` is at its end"
-    started, keys = time.monotonic(), _Keys(s3, url)
-    tries, waiting = 0, ""
+    keys = _Keys(s3, url)
+    tries = Tries(growing(s3.patience / 1200, s3.patience / 24, spread=0.5), s3.clock)
+    waiting = ""
     future = future or s3.start(request)
     try:
         while True:
             try:
-                answer = _wait(s3, started, waiting, future)
+                answer = _wait(s3, tries.started, waiting, future)
                 s3.answered = True
                 credentials.accept(s3.endpoint or "")
                 return answer
@@ -110,14 +110,13 @@ def finish(
                 if refused and not keys.have_lapsed(code_of(e)[0]):
                     raise as_error(s3.server, url, *refused, write) from None
                 waiting = keys.trouble(problem) if refused else f"does not answer ({problem}); trying again"
-            limit, waited = s3.patience if s3.answered else s3.first_patience, time.monotonic() - started
-            if refused and (waited >= limit or not credentials.renewed_from(os.environ)):
-                raise as_error(s3.server, url, keys.expired(problem, waited), False, write, away=True) from None
-            if waited >= limit:
-                raise _given_up(s3, url, problem, waited, write) from None
-            pause = min(random.uniform(0.5, 1) * s3.patience * min(1 / 24, 2**tries / 1200), limit - waited)
-            _wait(s3, started, waiting, until=time.monotonic() + pause)
-            future, tries = s3.start(request), tries + 1
+            pause = tries.pause(s3.patience if s3.answered else s3.first_patience)
+            if refused and (pause is None or not credentials.renewed_from(os.environ)):
+                raise as_error(s3.server, url, keys.expired(problem, tries.waited), False, write, away=True) from None
+            if pause is None:
+                raise _given_up(s3, url, problem, tries.waited, write) from None
+            _wait(s3, tries.started, waiting, until=s3.clock.now() + pause)
+            future = s3.start(request)
     except BaseException:
         future.cancel()
         raise

@@ -20,6 +20,7 @@ from .errors import ConfigError, DataError, Exit, OutputError
 from .files import write_file, writing
 from .local import CHANGED, File, reading
 from .place import is_s3, local_path
+from .retry import Clock, Waiting
 
 # %% ../../nbs/base/40_storage.ipynb #e6568462
 def endpoint_of(
@@ -44,16 +45,18 @@ class Source:
         say: Callable[[str], None] = lambda text: None,  # is told what is being waited for; an exception ends the wait
         check: Callable[[], None] = lambda: None,  # called while waiting for S3; an exception ends the wait
         patience: float = 150.0,  # seconds for which a request that is not answered is sent again: two minutes, and some to spare
-        first_patience: float = 20.0,  # the same, while the server has never answered
+        first_patience: float = 20.0,  # seconds, while the server has never answered
+        clock: Clock = Clock(),
     ):
-        self.endpoint, self._waiting = endpoint_of(endpoint), (say, check, patience, first_patience)
+        self.endpoint = endpoint_of(endpoint)
+        self._waiting = Waiting(say, check, patience, first_patience, clock)
 
     @cached_property
     def s3(self) -> Any:
         "The server, once it is needed: what talks to it is slow to import"
         from gpuml.base.s3_connection import S3
 
-        return S3(self.endpoint, *self._waiting)
+        return S3(self.endpoint, self._waiting)
 
     def find(
         self,

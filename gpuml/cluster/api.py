@@ -21,7 +21,19 @@ from kubernetes import client, config
 from urllib3.exceptions import HTTPError
 
 from ..base.errors import ClusterError
-from .answers import PATIENCE, Answer, NoAnswer, NoCluster, NotThere, Patience, check_answer, read_object
+from ..base.retry import Tries
+from gpuml.cluster.answers import (
+    PATIENCE,
+    PAUSES,
+    Answer,
+    NoAnswer,
+    NoCluster,
+    NotThere,
+    check_answer,
+    may_pass,
+    read_object,
+    wish_of,
+)
 
 # %% ../../nbs/cluster/28_api.ipynb #82a3388e
 @dataclass(frozen=True)
@@ -126,8 +138,7 @@ class Sender:
 
     def send(self, request: Request) -> Any:
         "The answer; raises `Answer`, and `ClusterError` where there is none"
-        start = time.monotonic()
-        limit = Patience(self._patience)
+        tries = Tries(PAUSES)
         while True:
             login = self._connection.login()
             try:
@@ -136,9 +147,9 @@ class Sender:
                 status = 0 if isinstance(e, HTTPError) else e.status
                 if status == 401 and self._renew(login):
                     continue
-                wish = None if isinstance(e, HTTPError) else e.retry_after
-                pause = limit.pause(time.monotonic() - start, wish)
-                if pause is None or not limit.again(status):
+                wish = None if isinstance(e, HTTPError) else wish_of(e.retry_after)
+                pause = tries.pause(self._patience, wish)
+                if pause is None or not may_pass(status):
                     raise failure(e, self.server) from None
             except OSError as e:
                 raise failure(e, self.server) from None

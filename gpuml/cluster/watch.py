@@ -13,19 +13,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..base.errors import ClusterError
+from ..base.retry import growing
 from .answers import Answer, ApiServer
 from .objects import JOBS, PODS, JobAddress
 from ..jobs.handle import State
 
 # %% ../../nbs/cluster/36_watch.ipynb #6d973836
 STEADY = 10.0  # seconds that a watch lasts which does what it should
+_PAUSES = growing(1.0, 30.0)
 
 
 @dataclass
 class Rhythm:
     "How often a watch begins anew"
 
-    longest: float = 30.0  # seconds
     short: int = 0  # watches in a row that ended early
 
     def pause(
@@ -34,7 +35,7 @@ class Rhythm:
     ) -> float:
         "Seconds before the next"
         self.short = 0 if lasted >= STEADY else self.short + 1
-        return min(self.longest, 2.0 ** (self.short - 1)) if self.short else 0.0
+        return _PAUSES(self.short - 1) if self.short else 0.0
 
 # %% ../../nbs/cluster/36_watch.ipynb #3c26df9e
 WATCH_SECONDS = 45  # after which a watch begins anew
