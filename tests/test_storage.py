@@ -661,7 +661,7 @@ def test_waiting_ends_at_once(way, s3, proxy, content):
     before = signal.signal(signal.SIGALRM, lambda *_: end(KeyboardInterrupt()))
     try:
         for act in (lambda: list(storage.blocks(file)), lambda: storage.put_bytes(content, s3.url("b"))):
-            enough[0], storage.s3.said = len(proxy.requests) + 6, -math.inf
+            enough[0], storage.s3.last_word = len(proxy.requests) + 6, -math.inf
             with pytest.raises(KeyboardInterrupt if way == "signal" else Preempted):
                 act()
             assert (

@@ -63,12 +63,12 @@ class Tries:
         wish: float | None = None,  # seconds, of the server itself
     ) -> float | None:
         "Seconds before the next try; none where patience is at its end"
-        left = patience - self.waited
-        if left <= 0:
+        rest = patience - self.waited
+        if rest <= 0:
             return None
         pause = self.pauses(self.count) if wish is None else wish
         self.count += 1
-        return min(pause, left)
+        return min(pause, rest)
 
 # %% ../../nbs/base/31_retry.ipynb #8c37486d
 @dataclass(frozen=True)

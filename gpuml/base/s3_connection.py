@@ -90,7 +90,7 @@ class S3:
         self.patience = waiting.patience
         self.first_patience = min(waiting.first_patience, waiting.patience)
         self.answered = False
-        self.said = -math.inf  # when something was said last
+        self.last_word = -math.inf  # when something was said last
 
     @property
     def server(self) -> str:

@@ -28,9 +28,9 @@ def _wait(s3: S3, started: float, problem: str, future: Future | None = None, un
         s3.check()
         often = s3.patience / 12
         quiet = (often / 5 if s3.answered else 0) if problem else often
-        if now - started >= quiet and now - s3.said >= often:
+        if now - started >= quiet and now - s3.last_word >= often:
             s3.say(f"S3 at {s3.server} {problem or 'is slow to answer; waiting'}, {now - started:.0f} s so far")
-            s3.said = now
+            s3.last_word = now
         pause = min(0.2, until - now)
         if future is None:
             s3.clock.sleep(pause)
