@@ -1436,7 +1436,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'gpuml.training.failure.naming': ('training/failure.html#naming', 'gpuml/training/failure.py'),
                                         'gpuml.training.failure.some': ('training/failure.html#some', 'gpuml/training/failure.py')},
             'gpuml.training.feed': { 'gpuml.training.feed.Feed': ('training/feed.html#feed', 'gpuml/training/feed.py'),
-                                     'gpuml.training.feed.Feed.__init__': ('training/feed.html#feed.__init__', 'gpuml/training/feed.py'),
                                      'gpuml.training.feed.Feed._load': ('training/feed.html#feed._load', 'gpuml/training/feed.py'),
                                      'gpuml.training.feed.Feed.epochs_done': ( 'training/feed.html#feed.epochs_done',
                                                                                'gpuml/training/feed.py'),

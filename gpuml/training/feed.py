@@ -8,7 +8,7 @@ __all__ = ['Update', 'places', 'refuse_tokenless', 'Feed']
 # %% ../../nbs/training/69_feed.ipynb #fe606e76
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Update:
     "The examples of one step of the optimiser"
 
     number: int  # from 1
-    begun: float  # epochs that are done when it begins
+    epochs_before: float  # that are done when it begins
     done: float  # and when it has ended
     source: Rows  # tokens, classes and places of the examples
     micro_batches: list[np.ndarray]  # their row numbers, as the plan cuts them
@@ -60,27 +60,19 @@ def refuse_tokenless(rows: Rows) -> None:
         raise DataError(f"{rows.where(int(empty[0]))}: the tokenizer makes no token of this text{others}")
 
 # %% ../../nbs/training/69_feed.ipynb #c1b1872a
+@dataclass
 class Feed:
     "The updates of one epoch after another"
 
-    def __init__(
-        self,
-        order: Order,
-        batch_size: int,
-        seed: int,
-        epochs: int = 1,
-        number: int = 0,  # updates that are done
-        position: tuple[int, int, int] = (0, 0, 0),  # epoch, part of it and update of that which come next
-    ):
-        self.order = order
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epochs = epochs
-        self.number = number
-        self.position = position
-        self.done = 0.0  # epochs
-        self._part: tuple[int, int] | None = None  # epoch and number of the part that is trained on
-        self._rows: Rows | None = None
+    order: Order
+    batch_size: int
+    seed: int
+    epochs: int = 1
+    number: int = 0  # updates that are done
+    position: tuple[int, int, int] = (0, 0, 0)  # epoch, part of it and update of that which come next
+    done: float = field(default=0.0, init=False)  # epochs
+    _part: tuple[int, int] | None = field(default=None, init=False)  # epoch and number of the part that is trained on
+    _rows: Rows | None = field(default=None, init=False)
 
     @property
     def rows(self) -> Rows:
@@ -129,10 +121,10 @@ class Feed:
             self._load(epoch, i)
             plan = self.plan(limits)
             for j in range(skip, len(plan)):
-                begun, done = (epoch + (sum(sizes[:i]) + sizes[i] * k / len(plan)) / sum(sizes) for k in (j, j + 1))
+                before, done = (epoch + (sum(sizes[:i]) + sizes[i] * k / len(plan)) / sum(sizes) for k in (j, j + 1))
                 self.number += 1
                 self.done = done
                 self.position = (epoch, i, j + 1) if j + 1 < len(plan) else (epoch, i + 1, 0)
-                yield Update(self.number, begun, done, self._rows, plan.update(j))
+                yield Update(self.number, before, done, self._rows, plan.update(j))
             skip = 0
         self.position = (epoch, len(sizes), 0)

@@ -93,7 +93,7 @@ def finish(setting: Setting, record: TrackedRun) -> None:
     "Close the record of a run that is certified, and remove what it needs no more"
     start, report = setting.start, setting.report
     note = close_record(setting, record, "FINISHED")
-    if note and setting.stop.asked:
+    if note and setting.stop.signal:
         raise Preempted(f"trained and certified; {note}")
     with suppress(OutputError):  # its status there; everything else is there already
         setting.copy.put(RECORD_FILES[1:], patience=SHORT_PATIENCE)

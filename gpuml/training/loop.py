@@ -64,7 +64,7 @@ def take(learner: Learner, update: Update) -> Step:
     norm = float(clip_grad_norm_(learner.classifier.parameters(), t.max_grad_norm))
     if not math.isfinite(norm) and (not scaler.is_enabled() or scaler.get_scale() <= 1):
         raise TrainError(f"the gradients are not finite at {update.where(update.rows)}; {REMEDY}")
-    rate = learning_rate(t, update.begun / t.epochs, update.done / t.epochs)
+    rate = learning_rate(t, update.epochs_before / t.epochs, update.done / t.epochs)
     for group in optimizer.param_groups:
         group["lr"] = rate
     scaler.step(optimizer)

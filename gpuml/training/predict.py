@@ -66,12 +66,12 @@ class State:
 class Stop:
     "Whether a signal asks for a stop, and how far the prediction is then"
 
-    asked: str = ""  # the signal's name
+    signal: str = ""  # its name, once one asks
     state: State | None = None
 
     def check(self) -> None:
         "Raise `Preempted` if a signal asks for it"
-        if not self.asked:
+        if not self.signal:
             return
         if self.state is None or not self.state.done:
             raise Preempted("stopped before the first rows were predicted; nothing was lost")
@@ -141,7 +141,7 @@ def predict_file(
         except BaseException as e:
             report.now("stopped" if isinstance(e, Preempted | KeyboardInterrupt) else "failed")
             if isinstance(e, KeyboardInterrupt):
-                stop.asked = "SIGINT"
+                stop.signal = "SIGINT"
                 stop.check()
             raise
 

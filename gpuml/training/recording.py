@@ -92,7 +92,7 @@ def close_record(
 ) -> str:
     "End the record; returns a sentence where MLflow does not know yet. A run that has nothing worth keeping leaves nothing"
     start = setting.start
-    note = record.close(status, reason, lambda: bool(setting.stop.asked))
+    note = record.close(status, reason, lambda: bool(setting.stop.signal))
     is_kept = any((start.folder / name).exists() for name in WORTH_KEEPING)
     with suppress(GpumlError):  # what S3 does not take now, the next attempt tells it
         if status == "FAILED" and not start.job.run and not note and not is_kept:  # a job keeps notebook and log there

@@ -18,7 +18,7 @@ from ..base.signals import stops_heard
 class Stoppable(Protocol):
     "What a signal can ask to stop"
 
-    asked: str  # the signal's name, once it did
+    signal: str  # its name, once one asks
 
 
 @contextmanager
@@ -26,9 +26,9 @@ def stop_signals(request: Stoppable) -> Iterator[None]:
     "SIGTERM and SIGINT ask for a stop inside the block; a second SIGINT does not ask"
 
     def note(number, frame):
-        if request.asked and number == signal.SIGINT:
+        if request.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.asked = signal.Signals(number).name
+        request.signal = signal.Signals(number).name
 
     with stops_heard(note):
         yield
@@ -41,7 +41,7 @@ class StopRequest:
         self,
         message: str,  # of `Preempted`, while there is nothing to save
     ):
-        self.asked = ""  # the signal's name
+        self.signal = ""  # the signal's name
         self.message = message
         self._end: Callable[[], NoReturn] = self.refuse
 
@@ -51,7 +51,7 @@ class StopRequest:
 
     def check(self) -> None:
         "Raise `Preempted` where a signal asks for it"
-        if self.asked:
+        if self.signal:
             self._end()
 
     @contextmanager

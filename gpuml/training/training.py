@@ -102,10 +102,10 @@ def stop_with_checkpoint(training: Training) -> NoReturn:
     training.save()
     training.saver.writer.wait()
     problem = training.saver.writer.problem
-    where = f"; the checkpoint is on this machine only: {problem}" if problem else ""
+    warning = f"; the checkpoint is on this machine only: {problem}" if problem else ""
     # whether another attempt of a job follows is not known here: it may have been cancelled
     follow = ", with a checkpoint" if start.job.run else f"; {start.successor} goes on there"
-    raise Preempted(f"stopped at update {p.step} of {p.steps}{follow}{where}")
+    raise Preempted(f"stopped at update {p.step} of {p.steps}{follow}{warning}")
 
 # %% ../../nbs/training/89_training.ipynb #f1eed4cd
 def stopped_at_once(training: Training) -> Preempted:
