@@ -26,9 +26,11 @@ from gpuml.base.storage import Storage
 from gpuml.jobs.bundle import pack, put
 from gpuml.jobs.exporter import Metrics, served
 from gpuml.jobs.log import Log
-from tests.conftest import CONFIG, OFFLINE, ROOT, free_port, rows
+from tests import forked
+from tests.conftest import CONFIG, ROOT, free_port, rows
 from tests.monitoring import picture, scenario
 from tests.prometheus import OPENMETRICS, RULES, TEXT, Prometheus, exporter, needs_prometheus
+from tests.test_interrupt import tiny  # noqa: F401
 from tests.test_lab import CHROMIUM, FLAGS
 from tests.test_run import PARAMETERS, write_notebook
 
@@ -39,15 +41,15 @@ MONITORING, PAGES = ROOT / "k8s" / "monitoring", ROOT / "tests" / "monitoring"
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory, mlflow_template):
+def job(tmp_path_factory, mlflow_template, tiny):  # noqa: F811
     "A job that has run, and every page that it served meanwhile: (its output folder, the pages)"
     home, port = tmp_path_factory.mktemp("job"), free_port()
     project = home / "project"
     for folder in ("config", "data"):
         (project / folder).mkdir(parents=True)
-    text = CONFIG.format(cache=home / "cache", model=OFFLINE, port=free_port()).replace("epochs: 2", "epochs: 4")
+    text = CONFIG.format(cache=home / "cache", model=tiny, port=free_port()).replace("epochs: 2", "epochs: 4")
     (project / "config" / "dev.yaml").write_text(text)
-    (project / "data" / "a.csv").write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows(120)))
+    (project / "data" / "a.csv").write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in rows(2000)))
     shutil.copy(mlflow_template, project / "mlflow.db")
     notebook = write_notebook(project / "nbs" / "n.ipynb", PARAMETERS, "%load_ext gpuml", "run = %gpu_train")
     made = [
@@ -56,7 +58,7 @@ def job(tmp_path_factory, mlflow_template):
         f"tracking.uri=sqlite:///{project / 'mlflow.db'}",
     ]
     address = put(pack(load("dev", made, start=project), notebook), str(home / "outputs"), Storage())
-    command = [sys.executable, "-m", "gpuml.ui.cli", "run", address, "--run", "dev-1"]
+    command = [forked.python(), "-m", "gpuml.ui.cli", "run", address, "--run", "dev-1"]
     environment = {**os.environ, "GPUML_METRICS_PORT": str(port)}
     process = subprocess.Popen(
         command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -67,7 +69,7 @@ def job(tmp_path_factory, mlflow_template):
             pages.append(requests.get(f"http://127.0.0.1:{port}/metrics", headers=accept, timeout=5).text)
         except requests.RequestException:
             pass
-        time.sleep(0.1)
+        time.sleep(0.05)
     assert process.returncode == 0, process.stdout.read()
     return home / "outputs" / "dev-1", pages
 

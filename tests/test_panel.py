@@ -25,6 +25,7 @@ from gpuml.ui.panel import panel as open_panel
 from gpuml.ui.panel_fields import typed
 from gpuml.ui.panel_jobs import job_part, jobs_html
 from gpuml.ui.views import progress_html
+from tests import forked
 from tests.conftest import OFFLINE, ROOT, runs_in
 from tests.test_interrupt import tiny  # noqa: F401
 
@@ -38,7 +39,13 @@ def project(project, tiny):  # noqa: F811
 
 
 @pytest.fixture
-def panel(project):
+def quick(monkeypatch):
+    "What a panel starts is a fork of a process that has imported everything"
+    monkeypatch.setattr(sys, "executable", forked.python())
+
+
+@pytest.fixture
+def panel(project, quick):
     "An open panel of the small project"
     made = open_panel()
     yield made
@@ -241,7 +248,7 @@ def test_what_goes_wrong_in_a_training_is_said(panel, project):
 
 
 @pytest.fixture
-def with_notebook(project, store):
+def with_notebook(project, store, quick):
     "A panel of a project with the shipped notebook and a config `prod`"
     shutil.copy(ROOT / "nbs" / "train.ipynb", project / "train.ipynb")
     (project / "config" / "prod.yaml").write_text((project / "config" / "dev.yaml").read_text())
@@ -320,7 +327,11 @@ def test_what_is_wrong_is_said_before_anything_is_sent(with_notebook, project):
     wait_for(lambda: "no kubeconfig" in tab.view.value or "no answer" in tab.view.value, 60)
 
 
-def test_cancel_asks_first(with_notebook):
+def test_cancel_asks_first(with_notebook, project):
+    "Of a job that is at its first cell for long, and so has no metrics yet"
+    notebook = json.loads((project / "train.ipynb").read_text())
+    notebook["cells"][1]["source"] = "import time; time.sleep(300)"
+    (project / "train.ipynb").write_text(json.dumps(notebook))
     tab = choose(with_notebook, "Production")
     tab.local.value = True
     show(tab.form, "train")["train.epochs"].value = 4000

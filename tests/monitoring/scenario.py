@@ -7,12 +7,13 @@ import itertools
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import exp
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from gpuml.jobs.exporter import Metrics
+from gpuml.training.headway import Headway
 from tests.conftest import ROOT
 
 MINUTES, PREEMPTED, LOADING, LATER = 240, 90, 2, 10**6
@@ -66,25 +67,33 @@ PODS = [
 ]
 
 
-def training(pod: Pod, minute: int, noise: random.Random) -> dict:
-    "The view of the run in its notebook, as of then"
+def training(pod: Pod, minute: int, noise: random.Random) -> Headway:
+    "How far the run is then"
     if minute < pod.started + LOADING:
-        return {"run": pod.run, "phase": "model"}
+        return Headway(pod.run, "model")
     of_run = random.Random(pod.run)
     epochs, floor, best = max(3, pod.takes // 20), of_run.uniform(0.2, 0.5), of_run.uniform(0.82, 0.93)
     planned, speed = pod.takes * 120, of_run.uniform(700, 1100) * len(pod.gpus)
     share = min(1, (pod.before + minute - pod.started - LOADING) / pod.takes)
-    numbers = {"updates": round(planned * share), "updates_planned": planned}
-    numbers |= {"epochs": epochs * share, "epochs_planned": epochs, "seconds_left": 60 * (1 - share) * pod.takes}
-    numbers |= {"loss": floor + (1.7 - floor) * exp(-5 * share), "examples_per_second": speed}
+    loss = floor + (1.7 - floor) * exp(-5 * share)
     if share < 1:  # from then on it says the same
-        numbers["loss"] *= noise.uniform(0.93, 1.07)
-        numbers["examples_per_second"] *= noise.uniform(0.97, 1.03)
-    if epoch := int(epochs * share):
-        learnt = exp(-5 * epoch / epochs)
-        numbers["validation_loss"] = 1.1 * floor + (1.7 - floor) * learnt
-        numbers["validation_macro_f1"] = best - (best - 0.2) * learnt
-    return {"run": pod.run, "phase": "training" if share < 1 else "done", "numbers": numbers}
+        loss *= noise.uniform(0.93, 1.07)
+        speed *= noise.uniform(0.97, 1.03)
+    learnt, evaluation = exp(-5 * int(epochs * share) / epochs), None
+    if epochs * share >= 1:
+        evaluation = {"loss": 1.1 * floor + (1.7 - floor) * learnt, "macro_f1": best - (best - 0.2) * learnt}
+    return Headway(
+        pod.run,
+        "training" if share < 1 else "done",
+        update=round(planned * share),
+        updates=planned,
+        epoch=epochs * share,
+        epochs=epochs,
+        loss=loss,
+        evaluation=evaluation,
+        examples_per_second=speed,
+        seconds_left=60 * (1 - share) * pod.takes,
+    )
 
 
 def kubernetes(pod: Pod, phase: str, created: float) -> Iterator[tuple]:
@@ -103,15 +112,15 @@ def kubernetes(pod: Pod, phase: str, created: float) -> Iterator[tuple]:
         yield "kube_job_failed", 1, {"namespace": pod.place, "job_name": pod.run, "condition": "true"}
 
 
-def graphics(gpu: int, pod: Pod | None, view: dict, noise: random.Random) -> Iterator[tuple]:
+def graphics(gpu: int, pod: Pod | None, headway: Headway | None, noise: random.Random) -> Iterator[tuple]:
     "What the DCGM exporter says of a GPU"
     node, number = divmod(gpu, 4)
     names = {"gpu": f"{number}", "device": f"nvidia{number}", "UUID": f"GPU-{gpu}", "Hostname": f"gpu-{node + 1}"}
     names |= {"namespace": pod.place, "pod": pod.name} if pod else {"namespace": "", "pod": "", "container": ""}
     of_pod, busy = random.Random(pod and pod.name), 0.0
     memory, usual = of_pod.randrange(18_000, 70_000), of_pod.uniform(0.75, 0.95)
-    if view.get("phase") == "training":
-        evaluates = view["numbers"]["epochs"] % 1 < 0.05
+    if headway and headway.phase == "training":
+        evaluates = headway.epoch % 1 < 0.05
         busy = usual * noise.uniform(0.97, 1.03) * (0.8 if evaluates else 1)
     yield "DCGM_FI_DEV_GPU_UTIL", round(100 * busy), names
     yield "DCGM_FI_PROF_GR_ENGINE_ACTIVE", busy, names
@@ -120,7 +129,7 @@ def graphics(gpu: int, pod: Pod | None, view: dict, noise: random.Random) -> Ite
 
 def said(minute: int, end: float, noise: random.Random) -> Iterator[tuple]:
     "What all exporters say in a minute"
-    running = {}  # GPU → its pod, and the view of the run
+    running = {}  # GPU → its pod, and how far the run is
     for node in ("gpu-1", "gpu-2"):
         yield "kube_node_status_allocatable", 4, {"node": node}
     yield "scheduler_preemption_victims_sum", 3 + (minute >= PREEMPTED), {}
@@ -129,13 +138,13 @@ def said(minute: int, end: float, noise: random.Random) -> Iterator[tuple]:
         yield from kubernetes(pod, pod.phase(minute), end - 60 * (MINUTES - pod.created))
         if pod.phase(minute) == "Running":
             assert not running.keys() & set(pod.gpus), "two pods on a GPU"
-            metrics, view = Metrics(), training(pod, minute, noise)
-            running |= dict.fromkeys(pod.gpus, (pod, view))
-            metrics.learn({"content": {"metadata": {"gpuml": view}}})
+            metrics, headway = Metrics(), training(pod, minute, noise)
+            running |= dict.fromkeys(pod.gpus, (pod, headway))
+            metrics.learn({"content": {"metadata": {"gpuml": asdict(headway)}}})
             for s in [s for family in metrics.collect() for s in family.samples]:
                 yield s.name, s.value, s.labels | {"namespace": pod.place, "pod": pod.name}  # as a PodMonitor adds them
     for gpu in range(8):
-        yield from graphics(gpu, *running.get(gpu, (None, {})), noise)
+        yield from graphics(gpu, *running.get(gpu, (None, None)), noise)
 
 
 def page(
