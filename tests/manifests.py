@@ -106,11 +106,12 @@ def started_as(manifests: list[dict], kind: str, name: str, here: dict[str, str]
 
 
 @contextmanager
-def mlflow_server(manifests: list[dict], folder: Path, here: dict[str, str]):
+def mlflow_server(manifests: list[dict], folder: Path, here: dict[str, str], workers: int = 2):
     "An overlay's MLflow server, by its own command line and environment, until its pod would be ready; its port"
     port, probe = free_port(), pod_of(find(manifests, "Deployment", "mlflow"))["containers"][0]["readinessProbe"]
     command, environment = started_as(manifests, "Deployment", "mlflow", here)
     command = [word.replace("0.0.0.0", "127.0.0.1").replace("5000", str(port)) for word in command]
+    command[command.index("--workers=2")] = f"--workers={workers}"
     with open(folder / "mlflow.log", "w") as log:
         server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -17,12 +17,17 @@ import pytest
 import requests
 from PIL import Image
 
+from tests import forked
 from tests.conftest import OFFLINE, ROOT, free_port, runs_in
+from tests.test_interrupt import tiny  # noqa: F401
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: install it to run the JupyterLab tests")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # fmt: skip
+
+PICTURES = os.environ.get("GPUML_PICTURES")  # what is to be seen on them is trained on a real model
+ENDLESS = 500 if PICTURES else 5000  # epochs
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +66,24 @@ def server(tmp_path_factory):
         process.wait(20)
 
 
-@pytest.fixture
-def page(tmp_path, request):
-    "A page of a fresh browser"
+@pytest.fixture(scope="module")
+def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, request):
+    "A page with nothing of earlier ones"
+    with browser.new_context(viewport={"width": 1280, "height": 1000}) as context:
+        page = context.new_page()
         yield page
         if getattr(request.node, "failed", False):
             picture(page, f"failed-{request.node.name}.png")
-        browser.close()
 
 
 def notebook(*cells: str) -> str:
@@ -107,20 +118,27 @@ def run_all(page):
 
 def picture(page, name):
     "Keep a screenshot where they are asked for"
-    if folder := os.environ.get("GPUML_PICTURES"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / name)
+    if PICTURES:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(PICTURES) / name)
 
 
 @pytest.fixture
-def lab_project(project, store, server):
+def model(tiny):  # noqa: F811
+    return OFFLINE if PICTURES else str(tiny)
+
+
+@pytest.fixture
+def lab_project(project, store, model, server):
     "The small project inside JupyterLab's folder"
     place = server[1] / f"p{time.monotonic_ns()}"
     shutil.copytree(project, place)
+    dev = place / "config" / "dev.yaml"
+    dev.write_text(dev.read_text().replace(OFFLINE, model))
     return place
 
 
-def test_train_and_look(page, server, mlflow_template):
+def test_train_and_look(page, server, mlflow_template, model):
     "The shipped notebook on the shipped sample: progress that moves, a report, everything saved in the notebook"
     place = server[1] / "sample"
     for part in ("config", "data"):
@@ -128,11 +146,9 @@ def test_train_and_look(page, server, mlflow_template):
     shutil.copy(mlflow_template, place / "mlflow.db")
     shutil.copy(ROOT / "nbs" / "train.ipynb", place / "train.ipynb")
     dev = place / "config" / "dev.yaml"
-    text = dev.read_text().replace("distilbert-base-uncased", OFFLINE)
-    short = (
-        [] if "GPUML_PICTURES" in os.environ else [("epochs: 3", "epochs: 1"), ("max_length: 256", "max_length: 48")]
-    )
-    for old, new in short:
+    text = dev.read_text()
+    changes = {} if PICTURES else {"epochs: 3": "epochs: 20", "max_length: 256": "max_length: 48"}
+    for old, new in {"distilbert-base-uncased": model, **changes}.items():
         text = text.replace(old, new)
     dev.write_text(text)
     open_notebook(page, server, place / "train.ipynb")
@@ -185,7 +201,7 @@ def test_tab_completes(page, server, lab_project):
 
 def test_stop_button_ends_training_cleanly(page, server, lab_project):
     path = lab_project / "stop.ipynb"
-    path.write_text(notebook("%load_ext gpuml", "run = %gpu_train dev train.epochs=500", "print('went on')"))
+    path.write_text(notebook("%load_ext gpuml", f"run = %gpu_train dev train.epochs={ENDLESS}", "print('went on')"))
     open_notebook(page, server, path)
     run_all(page)
     page.get_by_text("examples/s").first.wait_for(timeout=120_000)
@@ -290,9 +306,9 @@ def test_panel_trains_stops_resumes_and_is_found_again(page, server, lab_project
     page.get_by_text("train.epochs=0: train.epochs: must be at least 1, not 0").wait_for()
     expect(page.get_by_role("button", name="Train", exact=True)).to_be_disabled()
     picture(page, "panel-wrong.png")
-    field(page, "epochs").fill("500")
+    field(page, "epochs").fill(str(ENDLESS))
     field(page, "schedule").select_option("cosine")
-    expect(line(page)).to_have_value("run = %gpu_train dev train.epochs=500 train.schedule=cosine")
+    expect(line(page)).to_have_value(f"run = %gpu_train dev train.epochs={ENDLESS} train.schedule=cosine")
     line(page).focus()
     assert page.evaluate("() => getSelection().toString()") == line(page).input_value()
     page.get_by_role("button", name="Train", exact=True).click()
@@ -355,7 +371,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     (lab_project / "nbs").mkdir()
     shutil.copy(ROOT / "nbs" / "train.ipynb", lab_project / "nbs")
     words = ["submit", "prod", "train.epochs=3", f"--name={LONG}", "--local", "--wait"]
-    earlier = subprocess.Popen([sys.executable, "-m", "gpuml.ui.cli", *words], cwd=lab_project, stdout=subprocess.PIPE)
+    earlier = subprocess.Popen([forked.python(), "-m", "gpuml.ui.cli", *words], cwd=lab_project, stdout=subprocess.PIPE)
     path = lab_project / "panel.ipynb"
     cells = json.loads((ROOT / "nbs" / "train.ipynb").read_text())
     more = json.loads(notebook("%gpuml"))["cells"][0]
@@ -377,7 +393,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     page.get_by_label("on this machine").check()
     place = page.locator(".gpuml-panel .widget-checkbox:visible", has_text="on this machine")
     assert abs(middle(place.locator("input")) - middle(place.locator("span"))) < 1.5
-    field(page, "epochs").fill("40")
+    field(page, "epochs").fill("40" if PICTURES else "100")
     page.get_by_label("name", exact=True).fill("spring")
     page.get_by_role("button", name="Check", exact=True).click()
     page.locator(".gpuml-checks").wait_for(timeout=60_000)

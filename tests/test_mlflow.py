@@ -78,7 +78,7 @@ def test_a_training_is_tracked_and_stays(project, tiny, team, database, here, s3
     "Saved, restored into a fresh database as the page says, and started again, the server has the same"
     import mlflow
 
-    with mlflow_server(team, tmp_path, here) as port:
+    with mlflow_server(team, tmp_path, here, workers=1) as port:
         uri = f"http://127.0.0.1:{port}"
         run = fit(load("dev", [f"model.name={tiny}", f"tracking.uri={uri}", "tracking.register=tickets"]))
         first = recorded(uri, "test")
@@ -100,7 +100,7 @@ def test_a_training_is_tracked_and_stays(project, tiny, team, database, here, s3
     restored = database.shell(on_page(r"-- sh -c '(dropdb .+)' < mlflow.dump$"), **place, input=dump.stdout)
     assert restored.returncode == 0, restored.stderr
 
-    with mlflow_server(team, tmp_path, here) as port:
+    with mlflow_server(team, tmp_path, here, workers=1) as port:
         uri = f"http://127.0.0.1:{port}"
         assert recorded(uri, "test") == first
         mlflow.set_tracking_uri(uri)
@@ -130,7 +130,7 @@ def test_schemas(team, database, here, tmp_path):
         upgrade(_get_alembic_config(address), OLD)
         kept = "insert into experiments (name, lifecycle_stage, artifact_location) values ('kept', 'active', 's3://x')"
         database.ask(name, kept)
-    with mlflow_server(team, tmp_path, places["started"]) as port:
+    with mlflow_server(team, tmp_path, places["started"], workers=1) as port:
         found = mlflow.MlflowClient(f"http://127.0.0.1:{port}").search_experiments()
         assert "kept" in {e.name for e in found}
     (patch,) = json.loads(on_page(r"patch deployment/mlflow --type=json -p '(.+)'$"))
@@ -142,7 +142,7 @@ def test_schemas(team, database, here, tmp_path):
     assert database.ask("upgraded", "select name from experiments") == "kept"
     database.ask("upgraded", "update alembic_version set version_num = 'ffffffffffff'")
     refused = pytest.raises(AssertionError, match="Detected out-of-date database schema")
-    with refused, mlflow_server(team, tmp_path, places["upgraded"]):
+    with refused, mlflow_server(team, tmp_path, places["upgraded"], workers=1):
         pass
 
 
