@@ -48,25 +48,27 @@ def in_words(
 # %% ../../nbs/base/24_loading.ipynb #8b016c79
 def read_yaml(
     path: Path,
+    label: str | Path = "",  # its name in messages; by default the path
 ) -> Any:
     "The file's content, with line numbers on its mappings; raises `ConfigError` where it is no YAML, or no sections"
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+    label = label or path
     try:
         tree = YAML().load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as e:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {e.start}); save it as UTF-8") from None
+        raise ConfigError(f"{label}: not UTF-8 text (byte {e.start}); save it as UTF-8") from None
     except MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         problem = re.sub(r" with value .*", "", e.problem or e.context or "not valid")
-        raise ConfigError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}") from None
+        raise ConfigError(f"{label}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}") from None
     except (YAMLError, ValueError) as e:  # a date that is none, a number of thousands of digits
-        raise ConfigError(f"{path}: not valid YAML: {str(e).splitlines()[0][:120]}; put text in quotes") from None
+        raise ConfigError(f"{label}: not valid YAML: {str(e).splitlines()[0][:120]}; put text in quotes") from None
     if tree is None:
-        raise ConfigError(f"{path}: the file is empty; it needs at least data.train")
+        raise ConfigError(f"{label}: the file is empty; it needs at least data.train")
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}:1: must be sections with keys, such as `train:`, not {in_words(tree)}")
+        raise ConfigError(f"{label}:1: must be sections with keys, such as `train:`, not {in_words(tree)}")
     return tree
 
 # %% ../../nbs/base/24_loading.ipynb #dc32f76f
@@ -188,8 +190,8 @@ class _Draft:
             keys = tuple(
                 k for k in error["loc"] if isinstance(k, str) and not k.startswith(("list[", "constrained", "str"))
             )
-            if error["type"] == "value_error":  # of a whole section; the sentence starts with the key
-                keys = tuple(str(error["ctx"]["error"]).partition(":")[0].split("."))
+            if error["type"] == "value_error":  # of a whole section
+                keys = tuple(error["ctx"]["error"].key.split("."))
             sentence = complaint({**error, "loc": keys[:2]})
             complaints.setdefault(keys[:2], f"{self.place(keys[:2])}: {sentence}")
         self.problems += complaints.values()
@@ -258,10 +260,7 @@ def load(
     file = find_config(str(name), start)
     root = file.parent.parent if file.parent.name == "config" else file.parent
     label = file.relative_to(root) if file.parent.name == "config" else file
-    try:
-        tree = read_yaml(file)
-    except ConfigError as e:
-        raise ConfigError(str(e).replace(str(file), str(label))) from None
+    tree = read_yaml(file, label)
     keys = tuple(text.partition("=")[0].strip() for text in overrides)
     return validate(tree, str(label), list(overrides), Origin(file.stem, root, keys))
 

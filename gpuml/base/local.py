@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import DataError, Exit
+from .errors import ChangedError, DataError, Exit
 from .place import is_s3, local_path
 
 # %% ../../nbs/base/33_local.ipynb #ecbc9ff9
@@ -95,6 +95,6 @@ def blocks(
             block = f.read(min(size, end - start))
             now = os.fstat(f.fileno())
             if not block or f"{now.st_mtime_ns}-{now.st_size}" != file.version:
-                raise DataError(f"{file.url}: {CHANGED}")
+                raise ChangedError(f"{file.url}: {CHANGED}")
             start += len(block)
             yield block

@@ -15,7 +15,7 @@ from botocore import exceptions as b
 from botocore.parsers import ResponseParserError
 
 from . import credentials
-from .errors import DataError, Exit, GpumlError, OutputError
+from .errors import ChangedError, DataError, Exit, GpumlError, OutputError
 from .local import CHANGED
 
 # %% ../../nbs/base/34_s3_errors.ipynb #3cec52c2
@@ -151,12 +151,15 @@ def as_error(
 ) -> GpumlError:
     "A refusal as the error that the caller raises; a server that is away is no refusal: later it may take the same"
     words = {"server": server, "bucket": bucket_and_key(url)[0], "verb": "write" if write else "read"}
+    sentence = f"{url}: {text.format(**words)}"
     if away:
         code = Exit.INTERRUPTED
     elif denied:
         code = Exit.NOT_PERMITTED
     elif write:
         code = Exit.NOT_WRITTEN
+    elif text is CHANGED:
+        return ChangedError(sentence)
     else:
-        code = Exit.BAD_DATA if text == CHANGED else Exit.NOT_FOUND
-    return (OutputError if write else DataError)(f"{url}: {text.format(**words)}", exit_code=code)
+        code = Exit.NOT_FOUND
+    return (OutputError if write else DataError)(sentence, exit_code=code)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from botocore.exceptions import IncompleteReadError
 from fsspec.utils import glob_translate
 
-from .errors import DataError
+from .errors import ChangedError
 from .local import CHANGED, File, in_folder
 from .s3_connection import S3, Request
 from .s3_errors import bucket_and_key, checked
@@ -87,7 +87,7 @@ def _range(file: File, start: int, end: int) -> Request:
         async with answer["Body"] as body:
             span = checked(answer, "ETag", "ContentRange")["ContentRange"]
             if answer["ETag"].strip('"') != file.version or span.rpartition("/")[2] != str(file.size):
-                raise DataError(f"{file.url}: {CHANGED}")
+                raise ChangedError(f"{file.url}: {CHANGED}")
             data = await body.read()
         if len(data) != end - start or span != f"bytes {start}-{end - 1}/{file.size}":
             raise IncompleteReadError(actual_bytes=len(data), expected_bytes=end - start)

@@ -10,15 +10,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from . import local
-from .errors import ConfigError, DataError, Exit, OutputError
+from .errors import ChangedError, ConfigError, DataError, Exit, OutputError
 from .files import write_file, writing
-from .local import CHANGED, File, reading
+from .local import File, reading
 from .place import is_s3, local_path
 from .retry import Clock, Waiting
 
@@ -99,11 +100,8 @@ class Source:
     def read_now(self, url: str | PathLike) -> bytes | None:
         "All of a file that may be replaced at any moment, as it is at one of them; none where it is not there"
         while file := self.info(url):
-            try:
+            with suppress(ChangedError):
                 return self.read(file)
-            except DataError as e:
-                if not str(e).endswith(CHANGED):
-                    raise
         return None
 
     def blocks(
