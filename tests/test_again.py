@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -14,6 +15,7 @@ from gpuml.cluster.sending import submit
 from gpuml.cluster.submission import prepare
 from gpuml.training import unfinished
 from gpuml.training.fit import fit
+from tests import forked
 from tests.conftest import ROOT, gpuml
 from tests.test_interrupt import OVERRIDES, stop_at
 
@@ -80,7 +82,7 @@ def test_a_checkpoint_of_other_code(store, attempt):
 @pytest.fixture
 def shipped(store, monkeypatch):
     "The shipped notebook in a small project on the tiny model"
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "executable", forked.python())  # which a job's processes are started with
     notebook = store.parent / "nbs" / "train.ipynb"
     notebook.parent.mkdir()
     notebook.write_text((ROOT / "nbs" / "train.ipynb").read_text())

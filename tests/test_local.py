@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,7 +23,7 @@ from tests.conftest import ROOT, gpuml, runs_in
 @pytest.fixture
 def shipped(project, store, monkeypatch):
     "The shipped notebook beside a small project"
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "executable", forked.python())  # which a job's processes are started with
     (project / "nbs").mkdir()
     notebook = project / "nbs" / "train.ipynb"
     notebook.write_text((ROOT / "nbs" / "train.ipynb").read_text())

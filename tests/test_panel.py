@@ -26,16 +26,7 @@ from gpuml.ui.panel_fields import typed
 from gpuml.ui.panel_jobs import job_part, jobs_html
 from gpuml.ui.views import progress_html
 from tests import forked
-from tests.conftest import OFFLINE, ROOT, runs_in
-from tests.test_interrupt import tiny  # noqa: F401
-
-
-@pytest.fixture
-def project(project, tiny):  # noqa: F811
-    "On the tiny model"
-    dev = project / "config" / "dev.yaml"
-    dev.write_text(dev.read_text().replace(OFFLINE, str(tiny)))
-    return project
+from tests.conftest import ROOT, runs_in
 
 
 @pytest.fixture
