@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATE_FILE', 'PROGRESS_FILE', 'FOLLOW_SECONDS', 'jobs_folder', 'local_state', 'works', 'start_local', 'LocalJob',
-           'state_of', 'end_process', 'local_job', 'local_outcome']
+           'print_log', 'state_of', 'end_process', 'local_job', 'local_outcome']
 
 # %% ../../nbs/cluster/40_local.ipynb #010e8c1d
 import json
@@ -112,17 +112,25 @@ class LocalJob(Job):
 
     def follow(self, out: Callable[[str], None]) -> None:
         "The log as it comes, and in brackets each new phase, until the job is over"
-        printed = 0
-        phase = ""
-        for state in self.states():
-            text = self.log_now()
-            out(text[printed:])
-            printed = len(text)
-            if state.phase != phase:
-                phase = state.phase
-                out(f"[{self.run_id} {state}]\n")
-            if state.over:
-                return
+        print_log(self, out)
+
+# %% ../../nbs/cluster/40_local.ipynb #d731323a
+def print_log(
+    job: LocalJob,
+    out: Callable[[str], None],  # is given what is new
+) -> None:
+    "Hand on the log as it comes, and in brackets each new phase, until the job is over"
+    printed = 0
+    phase = ""
+    for state in job.states():
+        text = job.log_now()
+        out(text[printed:])
+        printed = len(text)
+        if state.phase != phase:
+            phase = state.phase
+            out(f"[{job.run_id} {state}]\n")
+        if state.over:
+            return
 
 # %% ../../nbs/cluster/40_local.ipynb #b5ad865b
 def state_of(

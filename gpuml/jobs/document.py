@@ -17,6 +17,9 @@ from .outputs import Kept, Outputs
 from ..training.attempts import now
 
 # %% ../../nbs/jobs/26_document.ipynb #944460a0
+_NOTE = "gpuml-outcome"  # id and tag of the cell on top
+
+
 @dataclass
 class Document:
     "The notebook as it is executed"
@@ -52,12 +55,7 @@ class Document:
         subject = f"**{self.run}**, attempt {self.number() or '?'} on {self.host}, started {self.started}"
         state = f"cell {self.cell} of {self.cells} was running" if self.cell else "the kernel was starting"
         words = f"{subject}: {self.end or f'{state} at {now()}, when this was written'}"
-        return {
-            "cell_type": "markdown",
-            "id": "gpuml-outcome",
-            "metadata": {"tags": ["gpuml-outcome"]},
-            "source": words,
-        }
+        return {"cell_type": "markdown", "id": _NOTE, "metadata": {"tags": [_NOTE]}, "source": words}
 
     def _with_outputs(self, place: int, cell: dict[str, Any]) -> dict[str, Any]:
         if place not in self.outputs:

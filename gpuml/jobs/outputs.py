@@ -68,6 +68,18 @@ class Entry:
     last: bool = False  # one of the last ones, which may be left out later
     left_out: bool = False
 
+    def fill(
+        self,
+        content: dict[str, Any],  # as Jupyter's protocol has a display
+        space: int,  # characters
+    ) -> int:
+        "Take over data that fits; return the characters that it has"
+        self.content["data"], characters = fitting(content["data"], min(OUTPUT, space))
+        metadata = content.get("metadata") or {}
+        if size(metadata) < TEXT:
+            self.content["metadata"] = metadata
+        return characters
+
     def rendered(
         self,
         redact: Callable[[str], str],  # takes secrets out
@@ -212,12 +224,7 @@ class Outputs:
     def fill(self, entry: Entry, content: dict[str, Any]) -> None:
         "Give an output its data, as much as there is space for"
         entries = self._entries
-        space = min(OUTPUT, entries.limit - entries.size + entry.size)
-        entry.content["data"], characters = fitting(content["data"], space)
-        metadata = content.get("metadata") or {}
-        if size(metadata) < TEXT:
-            entry.content["metadata"] = metadata
-        entries.resize(entry, characters)
+        entries.resize(entry, entry.fill(content, entries.limit - entries.size + entry.size))
 
     def rendered(self, redact: Callable[[str], str] = str) -> list[dict[str, Any]]:
         "Return them as a notebook has them, and where some are left out, a sentence that says so"

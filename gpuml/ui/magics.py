@@ -78,6 +78,40 @@ Returns a `Job`: `job.status`, `job.why()`, `job.logs(follow=True)`, `job.metric
 `%gpu_jobs NAME` finds it again, from any kernel. In a job the line does nothing.
 """
 
+# %% ../../nbs/ui/65_magics.ipynb #81af13db
+def _train(shell: Any, words: list[str]) -> Any:
+    "Train in the shell's kernel, or submit its notebook with `--on cluster`"
+    if words and words[0] in ("-h", "--help", "help"):
+        print(help_page())
+        return None
+    words, options = take_place(words)
+    name, overrides, resume = parse_line(words, shell.user_ns)
+    from gpuml.base.loading import load
+
+    config = load(name, overrides)
+    if options.get("--on") == "cluster" and not in_job():
+        refuse_resume(words)
+        return _submit(shell, config, options)
+    from gpuml.training.fit import fit
+    from gpuml.ui.terminal import TerminalView
+    from gpuml.ui.views import NotebookView
+
+    watch = TerminalView() if type(shell).__name__ == "TerminalInteractiveShell" else NotebookView()
+    return fit(config, watch=watch, resume=resume)
+
+# %% ../../nbs/ui/65_magics.ipynb #2a0de94d
+def _submit_line(shell: Any, words: list[str]) -> Any:
+    "Submit the notebook that the shell belongs to, by the words of a line"
+    words, options = take_options(words, SUBMIT | {"--help": False, "-h": False})
+    if {"--help", "-h"} & options.keys() or words == ["help"]:
+        print(_SUBMITTING)
+        return None
+    from gpuml.base.line import parse_words
+    from gpuml.base.loading import load
+
+    name, overrides, _ = parse_words(words, "prod")
+    return _submit(shell, load(name, overrides), options)
+
 # %% ../../nbs/ui/65_magics.ipynb #e5561bbf
 @magics_class
 class GpumlMagics(Magics):
@@ -89,24 +123,7 @@ class GpumlMagics(Magics):
     @line_magic
     def gpu_train(self, line: str) -> Any:
         "Fine-tune a text classifier here, in this kernel: `%gpu_train dev train.epochs=5`"
-        words = split_line(line)
-        if words and words[0] in ("-h", "--help", "help"):
-            print(help_page())
-            return None
-        words, options = take_place(words)
-        name, overrides, resume = parse_line(words, self.shell.user_ns)
-        from gpuml.base.loading import load
-
-        config = load(name, overrides)
-        if options.get("--on") == "cluster" and not in_job():
-            refuse_resume(words)
-            return _submit(self.shell, config, options)
-        from gpuml.training.fit import fit
-        from gpuml.ui.terminal import TerminalView
-        from gpuml.ui.views import NotebookView
-
-        watch = TerminalView() if type(self.shell).__name__ == "TerminalInteractiveShell" else NotebookView()
-        return fit(config, watch=watch, resume=resume)
+        return _train(self.shell, split_line(line))
 
     gpu_train.getdoc = help_page  # IPython's `?` asks for this, so that the keys need not load at %load_ext
 
@@ -116,15 +133,7 @@ class GpumlMagics(Magics):
         if in_job():
             print("in a job: %submit_prod does nothing here")
             return None
-        words, options = take_options(split_line(line), SUBMIT | {"--help": False, "-h": False})
-        if {"--help", "-h"} & options.keys() or words == ["help"]:
-            print(_SUBMITTING)
-            return None
-        from gpuml.base.line import parse_words
-        from gpuml.base.loading import load
-
-        name, overrides, _ = parse_words(words, "prod")
-        return _submit(self.shell, load(name, overrides), options)
+        return _submit_line(self.shell, split_line(line))
 
     submit_prod.getdoc = lambda: _SUBMITTING
 
