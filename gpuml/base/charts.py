@@ -136,18 +136,18 @@ def confusion_svg(
         return f"<i>confusion matrix of {n} classes: see metrics.json</i>"
     longest = min(max(map(len, labels)), 16)
     size = max(22, min(44, 440 // n))
-    left, top = 8 + 7 * longest, 22 + 5 * longest
+    margin, top = 8 + 7 * longest, 22 + 5 * longest
     short = [escape(label if len(label) <= 16 else label[:15] + "…") for label in labels]
     parts = [f"<text x='2' y='{top - 5}' opacity='.6'>labelled ↓ predicted →</text>"]
     for i, row in enumerate(confusion):
-        x, y = left + i * size + size / 2, top + i * size
-        parts.append(f"<text x='{left - 5}' y='{y + size / 2 + 4:.0f}' text-anchor='end'>{short[i]}</text>")
+        x, y = margin + i * size + size / 2, top + i * size
+        parts.append(f"<text x='{margin - 5}' y='{y + size / 2 + 4:.0f}' text-anchor='end'>{short[i]}</text>")
         parts.append(f"<text transform='translate({x:.0f} {top - 5}) rotate(-40)'>{short[i]}</text>")
         for j, count in enumerate(row):
             colour = "59,130,196" if i == j else "224,123,57"
             shade = f"rgba({colour},{0.06 + 0.8 * count / max(sum(row), 1):.2f})"
-            parts.append(_square(left + j * size, y, size, shade, count, f"{short[i]} → {short[j]}"))
-    width, height = left + n * size + 4 * longest + 8, top + n * size + 4
+            parts.append(_square(margin + j * size, y, size, shade, count, f"{short[i]} → {short[j]}"))
+    width, height = margin + n * size + 4 * longest + 8, top + n * size + 4
     return (
         f"<svg viewBox='0 0 {width} {height}' width='{width}' role='img' aria-label='confusion matrix' "
         f"style='font:11px sans-serif;max-width:100%' fill='currentColor' xmlns='http://www.w3.org/2000/svg'>{''.join(parts)}</svg>"

@@ -30,7 +30,9 @@ class Exit(IntEnum):
     def __new__(cls, number: int, meaning: str, help_text: str, verdict: str):
         member = int.__new__(cls, number)
         member._value_ = number
-        member.meaning, member.help_text, member.verdict = meaning, help_text, verdict
+        member.meaning = meaning
+        member.help_text = help_text
+        member.verdict = verdict
         return member
 
 # %% ../../nbs/base/05_errors.ipynb #397ca434

@@ -162,7 +162,7 @@ class _Draft:
     "A config on its way: the file's values with the overrides in them, and what is wrong so far"
 
     tree: Any  # by `read_yaml`
-    shown: str  # the file's name in messages
+    name: str  # the file's, in messages
     values: dict[str, Any] = field(default_factory=dict)
     overrides: dict[str, str] = field(default_factory=dict)  # text by key
     problems: list[str] = field(default_factory=list)
@@ -181,7 +181,7 @@ class _Draft:
 
     def place(self, keys: tuple[str, ...]) -> str:
         "The override, or the file and line, that a value comes from"
-        return self.overrides.get(".".join(keys)) or f"{self.shown}:{line_of(self.tree, keys)}"
+        return self.overrides.get(".".join(keys)) or f"{self.name}:{line_of(self.tree, keys)}"
 
     def complain(self, errors: list[dict[str, Any]]) -> None:
         "Take in what pydantic found: one complaint a key"
@@ -199,12 +199,12 @@ class _Draft:
 # %% ../../nbs/base/24_loading.ipynb #343f6548
 def validate(
     tree: Any,  # by `read_yaml`
-    shown: str,  # the file's name in messages
+    name: str,  # the file's, in messages
     overrides: list[str],
     origin: Origin,
 ) -> Config:
     "A `Config` from the file's tree and the overrides, or one `ConfigError` with everything that is wrong"
-    draft = _Draft(tree, shown, plain(tree))
+    draft = _Draft(tree, name, plain(tree))
     for text in overrides:
         draft.set(text)
     empty = {k: {} for k, v in draft.values.items() if v is None and k in Config.model_fields and k != "output"}

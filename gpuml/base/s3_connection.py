@@ -54,22 +54,22 @@ def _connect(endpoint: str | None, patience: float, keys: tuple, process: int, a
     }
     renewed = credentials.renewed_keys(os.environ)
     login = {"key": "AWS_ACCESS_KEY_ID", "secret": "AWS_SECRET_ACCESS_KEY", "token": "AWS_SESSION_TOKEN"}
-    made = S3FileSystem(
+    server = S3FileSystem(
         endpoint_url=endpoint,
         config_kwargs=settings,
         skip_instance_cache=True,
         use_listings_cache=False,
         **{argument: renewed[name] for argument, name in login.items() if name in renewed},
     )
-    return made, asyncio.Lock()
+    return server, asyncio.Lock()
 
 
 def _socket(address: tuple) -> socket.socket:
     "A socket that holds little that is not sent yet, so that on a slow line what has gone out is known"
-    made = socket.socket(*address[:3])
-    made.setblocking(False)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 512 * 1024)
-    return made
+    opened = socket.socket(*address[:3])
+    opened.setblocking(False)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 512 * 1024)
+    return opened
 
 # %% ../../nbs/base/35_s3_connection.ipynb #df9a12f2
 Request = Callable[[Any], Awaitable[Any]]  # gets aiobotocore's S3 client

@@ -50,8 +50,8 @@ class Column(NamedTuple):
     def head(self, styled: bool) -> str:
         "The name as HTML"
         style = self.css(self.style if self.head_style is None else self.head_style) if styled else ""
-        shown = f" style='{style}'" if style else ""
-        return f"<th scope='col'{shown}>{escape(self.name)}</th>"
+        attribute = f" style='{style}'" if style else ""
+        return f"<th scope='col'{attribute}>{escape(self.name)}</th>"
 
 # %% ../../nbs/base/16_tables.ipynb #018925ba
 @dataclass(frozen=True)

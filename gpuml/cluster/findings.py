@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..base.errors import DataError, GpumlError
 
 # %% ../../nbs/cluster/51_findings.ipynb #da6b8572
-@dataclass
+@dataclass(frozen=True)
 class Finding:
     "One check: what was looked at, and what was found"
 

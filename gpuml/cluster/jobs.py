@@ -9,6 +9,7 @@ __all__ = ['JobList', 'age_text', 'cluster_jobs', 'local_jobs', 'job_files', 'ow
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -88,9 +89,8 @@ def cluster_jobs(
     looks.sort(key=lambda look: look.job["metadata"]["creationTimestamp"], reverse=True)
     jobs = [(cluster_job(look.job, api, config.data.endpoint), explain(look)) for look in looks]
     at_work = [(job, state) for job, state in jobs if state.phase == "running"][:100]
-    for (_, state), headway in zip(at_work, pool.map(lambda pair: headway_of_pod(*pair), at_work)):
-        state.headway = headway
-    return jobs
+    headways = dict(zip((job.run_id for job, _ in at_work), pool.map(lambda pair: headway_of_pod(*pair), at_work)))
+    return [(job, replace(state, headway=headways.get(job.run_id))) for job, state in jobs]
 
 # %% ../../nbs/cluster/46_jobs.ipynb #df347528
 def _see_namespace(api: ApiServer, config: Config, name: str | None) -> list[Seen]:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,9 @@ class LocalJob(Job):
     def status(self) -> State:
         "What it is doing now"
         state = state_of(local_state(self.folder))
-        if state.phase in ("running", "stopping"):
-            state.headway = headway_in(self.folder / PROGRESS_FILE)
-        return state
+        if state.phase not in ("running", "stopping"):
+            return state
+        return replace(state, headway=headway_in(self.folder / PROGRESS_FILE))
 
     def cancel(self) -> State:
         "End it: it saves a checkpoint within its grace period; returns what it is then"
@@ -138,14 +138,18 @@ def state_of(
 ) -> State:
     "A job on this machine as any other job"
     attempts = job_state.get("attempts", [])
-    finished = time_of(job_state.get("finished"))
-    state = State(job_state["phase"], job_state.get("why", ""), len(attempts), finished=finished)
-    state.exit_code = next((a["exit_code"] for a in reversed(attempts) if "exit_code" in a), None)
-    state.started = time_of(attempts[0]["started"]) if attempts else None
-    if not state.over and not works(job_state):
-        state.phase = "waiting"
-        state.why = "its process is gone, as after a restart of this machine; submitting the same goes on with it"
-    return state
+    state = State(
+        job_state["phase"],
+        job_state.get("why", ""),
+        len(attempts),
+        exit_code=next((a["exit_code"] for a in reversed(attempts) if "exit_code" in a), None),
+        started=time_of(attempts[0]["started"]) if attempts else None,
+        finished=time_of(job_state.get("finished")),
+    )
+    if state.over or works(job_state):
+        return state
+    reason = "its process is gone, as after a restart of this machine; submitting the same goes on with it"
+    return replace(state, phase="waiting", why=reason)
 
 # %% ../../nbs/cluster/40_local.ipynb #bd117623
 def end_process(

@@ -55,7 +55,11 @@ class Position:
         "Whether a line of this moment is the next one"
         at, last = (second, fraction), (self.second, self.fraction)
         if at > last:
-            self.second, self.fraction, self.zone, self.lines, self._seen = second, fraction, zone, 1, 1
+            self.second = second
+            self.fraction = fraction
+            self.zone = zone
+            self.lines = 1
+            self._seen = 1
             return True
         self._seen += at == last
         if at < last or self._seen <= self.lines:

@@ -9,7 +9,7 @@ __all__ = ['ClusterJob', 'note_end', 'stored_logs', 'look_at', 'headway_of_pod',
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -105,16 +105,14 @@ def look_at(
     look = Seen(job, pods)
     phase = explain(look).phase
     if phase in ("failed", "cancelled", "released", "waiting"):
-        look.outcome = handle.outcome()
+        look = replace(look, outcome=handle.outcome())
     if phase == "running":
-        look.snapshot = nodes_of(handle.api, pods)
+        look = replace(look, snapshot=nodes_of(handle.api, pods))
     elif phase not in ("succeeded", "failed", "cancelled", "released"):
-        look.events = events_about(events_in(handle.api, handle.namespace), handle.run_id, pods)
-        look.snapshot = snapshot_of(handle.api, handle.namespace)
+        events = events_about(events_in(handle.api, handle.namespace), handle.run_id, pods)
+        look = replace(look, events=events, snapshot=snapshot_of(handle.api, handle.namespace))
     state = explain(look)
-    if state.phase == "running":
-        state.headway = headway_of_pod(handle, state)
-    return state
+    return replace(state, headway=headway_of_pod(handle, state)) if state.phase == "running" else state
 
 
 def headway_of_pod(
@@ -132,15 +130,13 @@ def forgotten(
     outcome = handle.outcome()
     state = State("gone", attempts=(outcome or {}).get("attempt", 0), exit_code=(outcome or {}).get("exit_code"))
     if outcome and outcome["exit_code"] == 0:
-        state.phase, state.finished = "succeeded", time_of(outcome.get("finished"))
-    elif by := read_json(Storage(handle.endpoint), f"{handle.place}/cancelled.json"):
-        state.phase, state.why = "cancelled", cancelled(handle.place, outcome, by["by"])
-    elif outcome:
+        return replace(state, phase="succeeded", finished=time_of(outcome.get("finished")))
+    if by := read_json(Storage(handle.endpoint), f"{handle.place}/cancelled.json"):
+        return replace(state, phase="cancelled", why=cancelled(handle.place, outcome, by["by"]))
+    if outcome:
         end = f"{outcome['reason']} (exit code {outcome['exit_code']})"
-        state.phase, state.why = "failed", f"{end}; the cluster does not have the job any more"
-    else:
-        state.why = "the cluster does not have this job, and storage has nothing of it"
-    return state
+        return replace(state, phase="failed", why=f"{end}; the cluster does not have the job any more")
+    return replace(state, why="the cluster does not have this job, and storage has nothing of it")
 
 # %% ../../nbs/cluster/44_remote.ipynb #d2c47da3
 def cluster_job(

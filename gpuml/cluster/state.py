@@ -7,6 +7,7 @@ __all__ = ['Seen', 'reason_of', 'explain']
 
 # %% ../../nbs/cluster/22_state.ipynb #02dfe120
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from ..base.errors import codes_with
@@ -29,7 +30,7 @@ from .waiting import refusal_of, unscheduled
 from ..jobs.handle import State
 
 # %% ../../nbs/cluster/22_state.ipynb #25f3ddcb
-@dataclass
+@dataclass(frozen=True)
 class Seen:
     "What the cluster and storage say of a job"
 
@@ -76,13 +77,23 @@ def explain(
     done = _done(look.job, pods)
     phase, cause = _conclude(look, pods, ended, done)
     attempts = max(len(pods), status.get("failed", 0) + status.get("succeeded", 0) + status.get("active", 0))
-    state = State(phase, cause, max(attempts, outcome.get("attempt", 0)), started=time_of(status.get("startTime")))
-    state.pod = pods[-1]["metadata"]["name"] if pods else ""
-    state.exit_code = 0 if done else ended.get("exitCode") if ended else outcome.get("exit_code")
-    state.finished = time_of(status.get("completionTime") or done.get("lastTransitionTime") or done.get("finishedAt"))
-    if not done and has_failed(look.job):
-        state.finished = time_of(has_failed(look.job).get("lastTransitionTime"))
-    return state
+    return State(
+        phase,
+        cause,
+        max(attempts, outcome.get("attempt", 0)),
+        exit_code=0 if done else ended.get("exitCode") if ended else outcome.get("exit_code"),
+        started=time_of(status.get("startTime")),
+        finished=_finish(look.job, done),
+        pod=pods[-1]["metadata"]["name"] if pods else "",
+    )
+
+
+def _finish(job: dict[str, Any], done: dict[str, Any]) -> datetime | None:
+    "When a job was over"
+    if not done and has_failed(job):
+        return time_of(has_failed(job).get("lastTransitionTime"))
+    times = job.get("status", {}).get("completionTime"), done.get("lastTransitionTime"), done.get("finishedAt")
+    return time_of(next(filter(None, times), None))
 
 # %% ../../nbs/cluster/22_state.ipynb #52da0b82
 def _conclude(look: Seen, pods: list[dict[str, Any]], ended: dict[str, Any], done: dict[str, Any]) -> tuple[str, str]:

@@ -33,7 +33,7 @@ PHASES = ("pending", "running", "stopping", "waiting", *OVER)  # waiting: for it
 SIGNS = dict(zip(PHASES, "○▶■○✓✗✗■?", strict=True))  # of each phase, where a job is shown
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
     "What is known of a job at a moment"
 
