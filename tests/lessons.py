@@ -161,7 +161,8 @@ def report(work: Callable[[Path], str], path: Path, pipe: connection.Connection)
 def outcomes(work: Callable[[Path], str], paths: list[Path], workers: int) -> Iterator[tuple[Path, Outcome]]:
     "Each page, and how its run ended, as they end; of one whose process died, by which signal or code"
     fork = multiprocessing.get_context("fork")  # what the parent has imported is there
-    waiting, running = [*paths], {}
+    waiting = sorted(paths, key=lambda path: path.parent.name != "training")  # pages with models take longest
+    running = {}
     while waiting or running:
         while waiting and len(running) < workers:
             receiver, sender = fork.Pipe(duplex=False)
@@ -187,6 +188,7 @@ def prepare(paths: list[Path]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # micro-batches on a CPU, and so what is drawn for them, are cut by its threads
     sys.path[0] = str(ROOT)
     if len(paths) > 3:
+        import mlflow  # noqa: F401
         import torch  # noqa: F401
         import transformers.models.bert.modeling_bert  # noqa: F401
 

@@ -56,12 +56,12 @@ def _identity(file: Any, hashed: bool) -> tuple[str, int, str]:
 class Difference:
     "One thing in which a job and the run that has its name are not the same"
 
-    what: str  # code, data, or a data file
+    subject: str  # code, data, or a data file
     then: str
     now: str
 
     def __str__(self):
-        return f"{self.what}: {self.then} → {self.now}"
+        return f"{self.subject}: {self.then} → {self.now}"
 
 
 def differences(
@@ -87,15 +87,15 @@ def _files_differ(then: list[list[Any]], now: list[list[Any]]) -> list[Differenc
     "The files that came, went, or have another content: the first three, and how many more"
     before, after = ({(key, name): (size, version) for key, name, size, version in rows} for rows in (then, now))
     changed = sorted(place for place in before.keys() | after.keys() if before.get(place) != after.get(place))
-    found = [
+    named = [
         Difference(": ".join(place), _content(before.get(place)), _content(after.get(place))) for place in changed[:3]
     ]
-    return found + [Difference("data", f"{len(changed) - 3:,} more files", "changed")] * (len(changed) > 3)
+    return named + [Difference("data", f"{len(changed) - 3:,} more files", "changed")] * (len(changed) > 3)
 
 
-def _content(found: tuple[int, str] | None) -> str:
+def _content(content: tuple[int, str] | None) -> str:
     "Bytes and version of a file as a person reads them"
-    return f"{found[0]:,} bytes, version {found[1][:8]}" if found else "not there"
+    return f"{content[0]:,} bytes, version {content[1][:8]}" if content else "not there"
 
 # %% ../../nbs/training/50_certificate.ipynb #d0b003b5
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def earlier(
 
 # %% ../../nbs/training/50_certificate.ipynb #c802d233
 def in_words(
-    found: Iterable[Difference],
+    rows: Iterable[Difference],
 ) -> str:
     "Differences as a part of a sentence"
-    return "; ".join(map(str, found))
+    return "; ".join(map(str, rows))

@@ -93,10 +93,10 @@ def damage(
     "What is wrong with a checkpoint, or nothing"
     try:
         files = json.loads((folder / _MANIFEST).read_text())["files"]
-        for name, wanted in files.items():
-            if (folder / name).stat().st_size != wanted["bytes"]:
+        for name, listed in files.items():
+            if (folder / name).stat().st_size != listed["bytes"]:
                 return f"{name} has another size"
-            if _sha256(folder / name) != wanted["sha256"]:
+            if _sha256(folder / name) != listed["sha256"]:
                 return f"{name} has another checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         return f"its manifest can't be read ({type(e).__name__})"
@@ -188,10 +188,11 @@ def fetch(
     folder: Path,  # the run's checkpoints on this machine
 ) -> list[str]:
     "Copy the newest whole checkpoint from storage, if none as new is here; a sentence about each that is damaged"
-    here, notes = find(folder)[0], []
+    newest = find(folder)[0]
+    notes = []
     for manifest in _manifests(storage, url):
         place, name = manifest.rsplit("/", 2)[:2]
-        if here and name <= here.folder.name:
+        if newest and name <= newest.folder.name:
             break
         with write_folder(folder / name) as aside:
             for file in storage.find(f"{place}/{name}/"):
@@ -255,13 +256,13 @@ class Writer:
         self.cost = self._time - started
 
     def _write(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             path = save(self.folder, step, tensors, state)
             self.written(step)
             prune(self.folder)
             self._copy(path)
-            self.longest = max(self.longest, time.monotonic() - begun)
+            self.longest = max(self.longest, time.monotonic() - started)
         except BaseException as e:
             self._error = e
 

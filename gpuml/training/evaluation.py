@@ -43,7 +43,8 @@ def logits_of(
         raise BatchError("the tokenizer makes no token of it", np.flatnonzero(tokens.lengths == 0))
     order = np.argsort(-tokens.lengths, kind="stable")
     most = GPU.most if classifier.device.type == "cuda" else EVALUATION_TOKENS
-    found, training = np.empty((len(tokens), classifier.config.num_labels), np.float32), classifier.training
+    answers = np.empty((len(tokens), classifier.config.num_labels), np.float32)
+    training = classifier.training
     side = padding.side_of(classifier)
     classifier.eval()
     with torch.inference_mode():
@@ -55,13 +56,13 @@ def logits_of(
             try:
                 padded = pad(tokens, batch, pad_id, side=side)
                 with computing(batch):
-                    found[batch] = forward.logits(classifier, *padded).cpu().numpy()
+                    answers[batch] = forward.logits(classifier, *padded).cpu().numpy()
             except torch.OutOfMemoryError:
                 lengths = tokens.lengths[batch]
                 most = smaller(lengths, len(batch) * int(lengths.max()))
                 continue
             order = order[len(batch) :]
     classifier.train(training)
-    if not np.isfinite(found).all():
-        raise NotFinite("the logits are not finite", np.flatnonzero(~np.isfinite(found).all(1)))
-    return found
+    if not np.isfinite(answers).all():
+        raise NotFinite("the logits are not finite", np.flatnonzero(~np.isfinite(answers).all(1)))
+    return answers

@@ -20,8 +20,8 @@ def class_tensors(
     config.num_labels += 1
     with torch.device("meta"):
         wider = type(classifier)(config).state_dict()
-    here = classifier.state_dict()
-    return [name for name, tensor in here.items() if name in wider and wider[name].shape != tensor.shape]
+    tensors = classifier.state_dict()
+    return [name for name, tensor in tensors.items() if name in wider and wider[name].shape != tensor.shape]
 
 # %% ../../nbs/training/20_head.ipynb #e08a04d0
 def match_rows(

@@ -18,37 +18,37 @@ _TEXTS = "predict takes a string, or a list, a column or an array of strings"
 
 
 def as_texts(
-    given: Any,  # anything that a person may take for texts
+    value: Any,  # anything that a person may take for texts
 ) -> list[str]:
     "The texts, in their order; raises `GpumlError` that says what is taken"
-    if isinstance(given, str):
-        given = [given]
-    if hint := _hint(given):
+    if isinstance(value, str):
+        value = [value]
+    if hint := _hint(value):
         raise GpumlError(f"{_TEXTS}, not {hint}")
-    texts = list(given)
+    texts = list(value)
     for i, text in enumerate(texts):
         if problem := _problem(text):
             raise GpumlError(f"predict: text {i} {problem}")
     return texts
 
 
-def _hint(given: Any) -> str:
+def _hint(value: Any) -> str:
     "What this is that is no list of texts, and what to do with it; empty for what one may loop over"
-    columns = getattr(given, "column_names", None) or getattr(given, "columns", None)
+    columns = getattr(value, "column_names", None) or getattr(value, "columns", None)
     if columns is not None and not callable(columns):
         names = ", ".join(str(name) for name in list(columns)[:5])
-        return f"a table ({type(given).__name__}); pass one of its columns: {names}"
-    if isinstance(given, Mapping):
-        return f"a {type(given).__name__}; pass its values: list(….values())"
-    if isinstance(given, AbstractSet):
+        return f"a table ({type(value).__name__}); pass one of its columns: {names}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__}; pass its values: list(….values())"
+    if isinstance(value, AbstractSet):
         return "a set, which has no order; pass sorted(…)"
-    if isinstance(given, bytes | bytearray | memoryview):
+    if isinstance(value, bytes | bytearray | memoryview):
         return "bytes; decode them first: ….decode()"
-    if isinstance(given, os.PathLike):
+    if isinstance(value, os.PathLike):
         return "the name of a file; predict_file reads files"
-    if not isinstance(given, Iterable):
-        return type(given).__name__
-    return "" if getattr(given, "ndim", 1) == 1 else f"an array of {given.ndim} dimensions; pass one of one"
+    if not isinstance(value, Iterable):
+        return type(value).__name__
+    return "" if getattr(value, "ndim", 1) == 1 else f"an array of {value.ndim} dimensions; pass one of one"
 
 
 def _problem(text: Any) -> str:
@@ -73,30 +73,30 @@ _FILES = "predict_file takes the name of a CSV file, a folder or a pattern, here
 
 
 def as_files(
-    given: Any,  # anything that a person may take for files
+    value: Any,  # anything that a person may take for files
 ) -> str | list[str]:
     "Names of files as text; raises `GpumlError` that says what is taken"
-    if isinstance(given, str | os.PathLike):
-        return _as_name(given, _FILES)
-    if not isinstance(given, list | tuple):
-        raise GpumlError(f"{_FILES}, not {type(given).__name__}; predict takes texts")
-    if not given:
+    if isinstance(value, str | os.PathLike):
+        return _as_name(value, _FILES)
+    if not isinstance(value, list | tuple):
+        raise GpumlError(f"{_FILES}, not {type(value).__name__}; predict takes texts")
+    if not value:
         raise GpumlError(f"{_FILES}; this list is empty")
-    return [_as_name(name, _FILES) for name in given]
+    return [_as_name(name, _FILES) for name in value]
 
 
 def as_output(
-    given: Any,  # anything that a person may take for a file's name
+    value: Any,  # anything that a person may take for a file's name
 ) -> str:
     "The name of the file to be made, as text; raises `GpumlError`"
-    return _as_name(given, "predict_file writes a CSV file, whose name it takes as its second argument")
+    return _as_name(value, "predict_file writes a CSV file, whose name it takes as its second argument")
 
 
-def _as_name(given: Any, takes: str) -> str:
+def _as_name(value: Any, takes: str) -> str:
     "One name"
-    name = os.fspath(given) if isinstance(given, str | os.PathLike) else given
+    name = os.fspath(value) if isinstance(value, str | os.PathLike) else value
     if not isinstance(name, str) or not name.strip():
         raise GpumlError(
-            f"{takes}, not {given!r:.60}" if isinstance(name, str) else f"{takes}, not {type(name).__name__}"
+            f"{takes}, not {value!r:.60}" if isinstance(name, str) else f"{takes}, not {type(name).__name__}"
         )
     return name

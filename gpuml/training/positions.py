@@ -18,7 +18,7 @@ ENDLESS = 2**31  # tokens: more than any text has
 
 def whole(
     value: Any,
-    where: str,  # file and key, for the message
+    key: str,  # file and key, for the message
     least: int = 1,
 ) -> int | None:
     "A number out of a model's folder, at most `ENDLESS`; none where there is none; raises `ModelError` on what is no whole number"
@@ -26,7 +26,7 @@ def whole(
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
     if not number or value < least or value < ENDLESS and value != int(value):
-        raise ModelError(f"{where}: {value!r} is no whole number of {least} or more; correct it there, or remove it")
+        raise ModelError(f"{key}: {value!r} is no whole number of {least} or more; correct it there, or remove it")
     return int(min(value, ENDLESS))
 
 # %% ../../nbs/training/13_positions.ipynb #0af21d4d
@@ -54,12 +54,10 @@ def first_position(
         return 0
     if kind == "mpnet":
         return 2  # whatever its config says
-    where = f"{file_in(config, 'config.json')}: pad_token_id"
-    pad = whole(getattr(config, "pad_token_id", None), where, 0)
+    key = f"{file_in(config, 'config.json')}: pad_token_id"
+    pad = whole(getattr(config, "pad_token_id", None), key, 0)
     if pad is None:
-        raise ModelError(
-            f"{where}: {kind} counts positions from there, and no number stands there; add the tokenizer's"
-        )
+        raise ModelError(f"{key}: {kind} counts positions from there, and no number stands there; add the tokenizer's")
     return pad + 1
 
 # %% ../../nbs/training/13_positions.ipynb #d16bfd08
@@ -70,7 +68,7 @@ class Limit(NamedTuple):
     "The most tokens that a model reads, special ones included, and what says so"
 
     tokens: int
-    where: str = ""  # file and key
+    source: str = ""  # file and key
 
 
 def limit(
@@ -80,15 +78,15 @@ def limit(
     "The smallest of the limits that a model's folder states; raises `ModelError` where one makes no sense"
     limits = [Limit(ENDLESS)]
     for key in ("max_position_embeddings", "max_seq_len"):
-        where = f"{file_in(config, 'config.json')}: {key}"
-        if rows := whole(getattr(config, key, None), where):
-            limits.append(Limit(rows - first_position(config), where))
-    where = f"{file_in(tokenizer, 'tokenizer_config.json')}: model_max_length"
-    if tokens := whole(getattr(tokenizer, "model_max_length", None), where):
-        limits.append(Limit(tokens, where))
+        source = f"{file_in(config, 'config.json')}: {key}"
+        if rows := whole(getattr(config, key, None), source):
+            limits.append(Limit(rows - first_position(config), source))
+    source = f"{file_in(tokenizer, 'tokenizer_config.json')}: model_max_length"
+    if tokens := whole(getattr(tokenizer, "model_max_length", None), source):
+        limits.append(Limit(tokens, source))
     least = min(limits)
     if least.tokens < SHORTEST:
         raise ModelError(
-            f"{least.where}: leaves {least.tokens} tokens for a text; correct it there, or take another model"
+            f"{least.source}: leaves {least.tokens} tokens for a text; correct it there, or take another model"
         )
     return least

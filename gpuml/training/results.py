@@ -139,10 +139,10 @@ def load_run(
             if folder.exists():
                 break
     if not (folder / "certificate.json").is_file():
-        why = (
+        problem = (
             "it has no certificate.json"
             if folder.exists()
             else "there is no such folder, and no such run of this project"
         )
-        raise GpumlError(f"{run}: not a finished run: {why}", exit_code=Exit.NOT_FOUND)
+        raise GpumlError(f"{run}: not a finished run: {problem}", exit_code=Exit.NOT_FOUND)
     return Run(folder)

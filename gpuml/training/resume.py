@@ -33,10 +33,10 @@ def _placed(config: Config) -> Config:
 
 def changes(
     own: Config,  # the run's
-    given: Config,  # what the line and its file say now
+    requested: Config,  # what the line and its file say now
 ) -> Diff:
     "Where the config that is given differs from a run's own in what a result depends on"
-    return Diff(row for row in diff(own, _placed(given)) if not is_harmless(row[0]))
+    return Diff(row for row in diff(own, _placed(requested)) if not is_harmless(row[0]))
 
 # %% ../../nbs/training/75_resume.ipynb #5f0a0007
 def _with_values(config: Config, source: Config, keys: list[str]) -> Config:
@@ -51,10 +51,10 @@ def _with_values(config: Config, source: Config, keys: list[str]) -> Config:
 
 def more_epochs(
     own: Config,  # the run's
-    given: Config,  # what the line and its file say now
+    requested: Config,  # what the line and its file say now
 ) -> bool:
     "Whether the line asks for more epochs than the run was to have"
-    return "train.epochs" in given.overridden and given.train.epochs > own.train.epochs
+    return "train.epochs" in requested.overridden and requested.train.epochs > own.train.epochs
 
 
 def _extended(own: Config, epochs: int) -> Config:
@@ -75,24 +75,24 @@ class Continuation:
 def continue_run(
     run: str,  # its id
     own: Config,  # its own config
-    given: Config,  # what the line and its file say now
+    requested: Config,  # what the line and its file say now
 ) -> Continuation:
     "The config that a run goes on with: its own; raises `ConfigError` where the line asks for something else"
-    rows = diff(own, _placed(given))
-    longer = more_epochs(own, given) and own.train.schedule == "constant"
-    _refuse(run, own, [row for row in rows if row[0] in given.overridden and not is_harmless(row[0])], longer)
-    config = given.model_copy(update={name: getattr(own, name) for name in Config.model_fields})
+    rows = diff(own, _placed(requested))
+    longer = more_epochs(own, requested) and own.train.schedule == "constant"
+    _refuse(run, own, [row for row in rows if row[0] in requested.overridden and not is_harmless(row[0])], longer)
+    config = requested.model_copy(update={name: getattr(own, name) for name in Config.model_fields})
     config = _with_values(
-        config, given, [k for k, _, _ in rows if k in HERE or is_harmless(k) and k in given.overridden]
+        config, requested, [k for k, _, _ in rows if k in HERE or is_harmless(k) and k in requested.overridden]
     )
-    other = [row for row in rows if row[0] not in HERE and row[0] not in given.overridden]
-    notes = [f"the run goes on with its own values: {_values(other, given.name)}"] if other else []
+    other = [row for row in rows if row[0] not in HERE and row[0] not in requested.overridden]
+    notes = [f"the run goes on with its own values: {_values(other, requested.name)}"] if other else []
     if not longer:
         return Continuation(config, tuple(notes))
     before = own.train.epochs
     if own.train.warmup:
         notes.append(f"train.warmup: {own.train.warmup:g} of {before} epochs, and none of those that are added")
-    return Continuation(_extended(config, given.train.epochs), tuple(notes), before)
+    return Continuation(_extended(config, requested.train.epochs), tuple(notes), before)
 
 
 def _values(rows: list[tuple[str, Any, Any]], name: str) -> str:

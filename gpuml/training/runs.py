@@ -40,13 +40,13 @@ def output_folder(
     return folder
 
 
-def check_writable(folder: Path, where: str) -> None:
+def check_writable(folder: Path, subject: str) -> None:
     "Raise `OutputError` where the folder can neither be written nor made"
-    there = next(p for p in (folder, *folder.parents) if p.exists())
-    if not there.is_dir():
-        raise OutputError(f"{where}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK):
-        raise OutputError(f"{where}: no permission to write in {there}")
+    nearest = next(p for p in (folder, *folder.parents) if p.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"{subject}: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK):
+        raise OutputError(f"{subject}: no permission to write in {nearest}")
 
 
 def work_folder(cache: Path, output: str) -> Path:
@@ -77,33 +77,34 @@ RECORD_FILES = ("config.yaml", "tracking.json", "metrics.jsonl")
 def fetch_records(config: Config, output: Path, run: str = "*") -> None:
     "Records of unfinished runs of this output that are newer on S3, into their folders on this machine"
     storage, root = Storage(config.data.endpoint), config.output_place
-    found = {f.url.rpartition("/")[0]: f for f in storage.match(root, f"{run}/tracking.json")}
+    records = {f.url.rpartition("/")[0]: f for f in storage.match(root, f"{run}/tracking.json")}
     done = {f.url.rpartition("/")[0] for f in storage.match(root, f"{run}/certificate.json")}
-    for place in found.keys() - done:
+    for place in records.keys() - done:
         folder = output / place.rpartition("/")[2]
-        here, there = read_record(folder), json.loads(storage.read(found[place]))
+        own = read_record(folder)
+        stored = json.loads(storage.read(records[place]))
         files = [file for name in RECORD_FILES if (file := storage.info(f"{place}/{name}"))]
-        if here and (list(here.process or ()) == list(there["process"] or ()) or _is_ahead(folder, there, files)):
+        if own and (list(own.process or ()) == list(stored["process"] or ()) or _is_ahead(folder, stored, files)):
             continue
         for file in files:
             storage.get(file, folder / file.url.rpartition("/")[2])
 
 
-def _is_ahead(folder: Path, there: dict[str, Any], files: list[Any]) -> bool:
+def _is_ahead(folder: Path, stored: dict[str, Any], files: list[Any]) -> bool:
     "Whether this machine came further than the last attempt elsewhere, and could not say so"
     spool = folder / "metrics.jsonl"
     length = next((file.size for file in files if file.url.endswith(f"/{spool.name}")), 0)
-    return there["status"] != "RUNNING" and spool.exists() and spool.stat().st_size > length
+    return stored["status"] != "RUNNING" and spool.exists() and spool.stat().st_size > length
 
 # %% ../../nbs/training/76_runs.ipynb #d126b015
 def _drop_other(place: str, storage: Storage, folder: Path) -> None:
     "Remove this machine's copy of a finished run where another one has its name on S3 by now"
     if (folder / STORED).exists():
         with suppress(DataError):  # S3 does not answer: the copy is what can be had
-            there = storage.read_now(f"{place}/certificate.json")
-            if there is None:
+            certificate = storage.read_now(f"{place}/certificate.json")
+            if certificate is None:
                 (folder / STORED).unlink()
-            elif there != (folder / "certificate.json").read_bytes():
+            elif certificate != (folder / "certificate.json").read_bytes():
                 storage.remove(folder)
 
 

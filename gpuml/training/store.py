@@ -61,10 +61,10 @@ def ask(
     import requests
 
     proxy = requests.utils.select_proxy(uri, requests.utils.get_environ_proxies(uri)) or ""
-    what = ("get-by-name", {"experiment_name": experiment}) if experiment else ("search", {"max_results": 1})
-    url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/{what[0]}"
+    question = ("get-by-name", {"experiment_name": experiment}) if experiment else ("search", {"max_results": 1})
+    url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/{question[0]}"
     try:
-        reply = requests.get(url, what[1], timeout=seconds, **_credentials())
+        reply = requests.get(url, question[1], timeout=seconds, **_credentials())
     except (requests.RequestException, OSError) as e:
         return Answer(text=type(e).__name__, proxy=_without_password(proxy))
     return _understood(reply, _without_password(proxy))
@@ -80,13 +80,13 @@ def _understood(reply: Any, proxy: str) -> Answer:
     text = " ".join(words.split())[:120]
     if not isinstance(body, dict):
         return Answer(reply.status_code, text=text, proxy=proxy)
-    found = body.get("experiment", {})
+    entry = body.get("experiment", {})
     missing = body.get("error_code") == "RESOURCE_DOES_NOT_EXIST"
     return Answer(
         200 if missing else reply.status_code,
         reply.ok or "error_code" in body,
-        found.get("lifecycle_stage", ""),
-        found.get("experiment_id", ""),
+        entry.get("lifecycle_stage", ""),
+        entry.get("experiment_id", ""),
         str(body.get("message", text))[:120],
         proxy,
     )
@@ -117,23 +117,23 @@ def refusal(
     experiment: str = "",
 ) -> str:
     "What is wrong with an answer that is neither good nor silence, and what mends it"
-    address, where = urlsplit(uri), f"tracking.uri: {uri}"
+    address, key = urlsplit(uri), f"tracking.uri: {uri}"
     if answer.experiment == "deleted":
         restore = f"MLFLOW_TRACKING_URI={quote(uri)} mlflow experiments restore --experiment-id {answer.experiment_id}"
         return f"tracking.experiment: '{experiment}' was deleted in MLflow: `{restore}`, or another tracking.experiment"
     if answer.proxy and not answer.is_mlflow:
         host = f"NO_PROXY={address.hostname}"
-        return f"{where}: {answer.status} from the proxy {answer.proxy}: {answer.text}; if MLflow is reached without it: {host}"
+        return f"{key}: {answer.status} from the proxy {answer.proxy}: {answer.text}; if MLflow is reached without it: {host}"
     if answer.refuses_name:
         name = address.netloc.rpartition("@")[2]
-        return f"{where}: the server refuses the name {name}: start it with `mlflow server --allowed-hosts {name}`, or use a name that it knows"
+        return f"{key}: the server refuses the name {name}: start it with `mlflow server --allowed-hosts {name}`, or use a name that it knows"
     if answer.status in (401, 403):
         keys = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        what = "asks who you are" if answer.status == 401 else f"does not permit it ({answer.text})"
-        return f"{where}: the server {what} ({answer.status}): set {keys}"
+        reason = "asks who you are" if answer.status == 401 else f"does not permit it ({answer.text})"
+        return f"{key}: the server {reason} ({answer.status}): set {keys}"
     if answer.is_mlflow:
-        return f"{where}: MLflow refuses ({answer.status}): {answer.text}"
-    return f"{where}: what answers there is not MLflow's tracking server ({answer.status}: {answer.text}); is it the address of another one?"
+        return f"{key}: MLflow refuses ({answer.status}): {answer.text}"
+    return f"{key}: what answers there is not MLflow's tracking server ({answer.status}: {answer.text}); is it the address of another one?"
 
 # %% ../../nbs/training/35_store.ipynb #9b9137ff
 def sqlite_url(
@@ -156,8 +156,8 @@ def revisions() -> list[str]:
     "The schemas of the installed MLflow, the newest last; alembic keeps one file for each, which names the one before"
     folder = Path(find_spec("mlflow").origin).parent / "store" / "db_migrations" / "versions"
     texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
-    found = [re.search(r'^revision = "(\w+)"', text, re.M) for text in texts]
-    names = {match[1] for match in found if match}
+    matches = [re.search(r'^revision = "(\w+)"', text, re.M) for text in texts]
+    names = {match[1] for match in matches if match}
     before = {
         name
         for text in texts
@@ -201,10 +201,11 @@ def _check_schema(path: Path, store: sqlite3.Connection) -> None:
         raise ConfigError(
             f"tracking.uri: {path}: is a database, but not MLflow's (tables: {', '.join(sorted(tables))[:80]}); name another file"
         )
-    here, known = {version for (version,) in store.execute("SELECT version_num FROM alembic_version")}, revisions()
-    if known[-1] in here:
+    stored = {version for (version,) in store.execute("SELECT version_num FROM alembic_version")}
+    installed = revisions()
+    if installed[-1] in stored:
         return
-    if here <= set(known):
+    if stored <= set(installed):
         upgrade = f"cp {quote(str(path))} {quote(f'{path}.backup')} && mlflow db upgrade {quote(sqlite_url(path))}"
         raise ConfigError(f"tracking.uri: {path}: is a store of an older MLflow: `{upgrade}`")
     raise ConfigError(

@@ -27,8 +27,8 @@ def sync(
     record = record or read_record(folder)
     client = client or open_client(record.uri)
     with _alone(folder):
-        if kept := read_record(folder):
-            record.sent = kept.sent  # another process may have sent something meanwhile
+        if on_disk := read_record(folder):
+            record.sent = on_disk.sent  # another process may have sent something meanwhile
         before = as_json(record)
         try:
             _send(client, record, folder)

@@ -31,15 +31,17 @@ def made_up(
     "Tokens of texts with these lengths"
     special = set(tokenizer.all_special_ids)
     words = np.array(sorted(i for i in possible_ids(tokenizer) if i not in special), np.int64)
-    one = tokenizer("a", return_special_tokens_mask=True)
-    inside = np.flatnonzero(np.array(one["special_tokens_mask"]) == 0)
-    first, last = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (len(one["input_ids"]),) * 2
-    before, behind = one["input_ids"][:first], one["input_ids"][last:]
-    rng, texts = np.random.default_rng(seed), []
+    example = tokenizer("a", return_special_tokens_mask=True)
+    inside = np.flatnonzero(np.array(example["special_tokens_mask"]) == 0)
+    first, last = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (len(example["input_ids"]),) * 2
+    before = example["input_ids"][:first]
+    after = example["input_ids"][last:]
+    rng = np.random.default_rng(seed)
+    texts = []
     for length in lengths:
-        middle = rng.choice(words, max(1, length - len(before) - len(behind)))
+        middle = rng.choice(words, max(1, length - len(before) - len(after)))
         middle[0] = words[-1]
-        texts.append(np.concatenate([before, middle, behind]).astype(np.int64))
+        texts.append(np.concatenate([before, middle, after]).astype(np.int64))
     return join([(ids, np.array([len(ids)])) for ids in texts])
 
 # %% ../../nbs/training/30_trial.ipynb #9fbd242e
@@ -54,11 +56,11 @@ def unknown_note(
     if unknown is None or not len(tokens):
         return ""
     ids = tokens.ids(np.arange(0, len(tokens), -(-len(tokens) // texts)))
-    found = float((ids == unknown).mean()) if len(ids) else 0.0
-    if found < share:
+    unknown_share = float((ids == unknown).mean()) if len(ids) else 0.0
+    if unknown_share < share:
         return ""
     word = tokenizer.convert_ids_to_tokens(unknown)
-    return f"{found:.0%} of the tokens of the training texts are unknown to the tokenizer ({word}): was it made for this language?"
+    return f"{unknown_share:.0%} of the tokens of the training texts are unknown to the tokenizer ({word}): was it made for this language?"
 
 # %% ../../nbs/training/30_trial.ipynb #c42429ac
 @contextmanager
@@ -124,12 +126,12 @@ def _check_lengths(classifier: Any, tokenizer: Any, lengths: list[int], name: st
     for length in lengths:
         if not (problem := _fails(classifier, tokenizer, length)):
             continue
-        said = f"model.name: {name}: this {classifier.config.model_type} model fails with a text of {length} tokens ({problem})"
+        failure = f"model.name: {name}: this {classifier.config.model_type} model fails with a text of {length} tokens ({problem})"
         most = longest_taken(lambda n: _fails(classifier, tokenizer, n), length) if length == max(lengths) else 0
         remedy = (
             f"it takes {most}: data.max_length={most}" if most else "it does not take every length; take another model"
         )
-        raise ModelError(f"{said}; {remedy}")
+        raise ModelError(f"{failure}; {remedy}")
 
 # %% ../../nbs/training/30_trial.ipynb #adeae769
 TOLERANCE = 1e-2  # of the distance between two texts; float32 is off by a hundred-thousandth

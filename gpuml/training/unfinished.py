@@ -44,10 +44,10 @@ def unfinished(
         if place := stored_at(config, run):  # certified on a machine that was lost before MLflow knew
             fetch_run(place, config.data.endpoint, folder)
         if not (folder / "tracking.json").is_file():
-            there = sorted((f.parent for f in output.glob("*/tracking.json")), key=lambda f: f.stat().st_mtime)
-            names = ", ".join([f.name for f in reversed(there) if not is_done(f)][:3])
-            more = f"interrupted: {names}" if names else "nothing was interrupted there"
-            raise ConfigError(f"--resume: no run '{run}' in {shown_output(config)}; {more}")
+            folders_by_age = sorted((f.parent for f in output.glob("*/tracking.json")), key=lambda f: f.stat().st_mtime)
+            names = ", ".join([f.name for f in reversed(folders_by_age) if not is_done(f)][:3])
+            hint = f"interrupted: {names}" if names else "nothing was interrupted there"
+            raise ConfigError(f"--resume: no run '{run}' in {shown_output(config)}; {hint}")
         if is_done(folder) and not more_epochs(load(folder / "config.yaml"), config):
             raise ConfigError(f"--resume: {run} is finished; load_run({run!r}) opens it")
     record = read_record(folder)
@@ -70,8 +70,10 @@ def check_can_go_on(folder: Path, config: Config) -> None:
             f"--resume: {folder.name} stopped early, by train.early_stopping; more epochs would not change it"
         )
     place = stored_at(config, folder.name)
-    kept = checkpoint.is_kept(Storage(config.data.endpoint), folder / "checkpoints", place and f"{place}/checkpoints")
-    if not kept:
+    has_checkpoint = checkpoint.is_kept(
+        Storage(config.data.endpoint), folder / "checkpoints", place and f"{place}/checkpoints"
+    )
+    if not has_checkpoint:
         raise ConfigError(f"--resume: {folder.name} is finished, and its last checkpoint is gone; {NEW_RUN}")
 
 
@@ -83,8 +85,8 @@ def is_done(folder: Path) -> bool:
     if not (folder / "certificate.json").is_file():
         return False
     record, config = read_record(folder), load(folder / "config.yaml")
-    told = record is None or record.status == "FINISHED" and record.complete(folder)
-    return told and (config.output_place.local is not None or (folder / STORED).exists())
+    is_sent = record is None or record.status == "FINISHED" and record.complete(folder)
+    return is_sent and (config.output_place.local is not None or (folder / STORED).exists())
 
 # %% ../../nbs/training/77_unfinished.ipynb #f1cc635a
 def shown_output(config: Config) -> str:
@@ -132,16 +134,16 @@ def _refuse_other_work(folder: Path, config: Config, record: Record, job: OwnJob
         then = json.loads((folder / "certificate.json").read_text())
     if then.get("submission") and then["submission"] == job.submission:  # this very job's, whatever the data is by now
         return
-    begun = then.get("bundle") if then else record.tags.get("gpuml.bundle", job.bundle)
-    found = certificate.code_differs(begun, job.bundle)
-    if then and not found:
-        found = certificate.differences(then, job.bundle, certificate.data_files(config))
+    bundle = then.get("bundle") if then else record.tags.get("gpuml.bundle", job.bundle)
+    differences = certificate.code_differs(bundle, job.bundle)
+    if then and not differences:
+        differences = certificate.differences(then, job.bundle, certificate.data_files(config))
         order = record.params.get("data.order_used")
-        if found and reading.read(config, order=order).fingerprint == then["data_fingerprint"]:
-            found = []  # written anew, and the same
-    if found:
+        if differences and reading.read(config, order=order).fingerprint == then["data_fingerprint"]:
+            differences = []  # written anew, and the same
+    if differences:
         state = "is trained and certified already" if then else "was begun by another job"
-        raise ConfigError(f"{folder.name} {state}: {certificate.in_words(found)}; give this job another name")
+        raise ConfigError(f"{folder.name} {state}: {certificate.in_words(differences)}; give this job another name")
 
 # %% ../../nbs/training/77_unfinished.ipynb #035c1c79
 def _wait_for_end(record: Record) -> None:

@@ -45,7 +45,7 @@ def check_loaded(
     other = [m for m in info["mismatched_keys"] if not new_head or _of_base(m[0], classifier)]
     problems = [f"missing: {_counted(missing)}"] if missing else []
     if other:
-        shapes = [f"{name} {list(there)}, by config.json {list(wanted)}" for name, there, wanted in other]
+        shapes = [f"{name} {list(stored)}, by config.json {list(expected)}" for name, stored, expected in other]
         problems.append(f"of another shape: {_counted(shapes)}")
     if unused or missing and info["unexpected_keys"]:
         problems.append(f"there, and not used: {_counted(unused or info['unexpected_keys'])}")
