@@ -272,6 +272,19 @@ def test_parameters_tag_survives_cleaning(tmp_path):
     assert len(tagged) == 1 and "".join(tagged[0]["source"]) == 'config = "dev"'
 
 
+@pytest.mark.parametrize(
+    ("pattern", "rooms"),
+    [
+        (r"\bis_s3\b|[\"']s3://[\"']", r"base\.\w+"),  # others have a place
+        (r"\bpsutil\b", r"base\.process"),
+        (r"\bfcntl\b|\bFileLock\b", r"base\.lock"),
+    ],
+)
+def test_one_place_knows_s3_processes_and_locks(pattern, rooms):
+    asking = [m for m in MODULES if re.search(pattern, (ROOT / "gpuml" / f"{m.replace('.', '/')}.py").read_text())]
+    assert asking and [module for module in asking if not re.fullmatch(rooms, module)] == []
+
+
 def test_one_place_writes_csv_and_internal_patterns_begin_behind_a_folder():
     "A bare `\\r` needs quotes that Python's writer gives from 3.11.9 on only; a folder's name is no pattern"
     for module in MODULES:
