@@ -19,7 +19,6 @@ from PIL import Image
 
 from tests import forked
 from tests.conftest import OFFLINE, ROOT, free_port, runs_in
-from tests.test_interrupt import tiny  # noqa: F401
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: install it to run the JupyterLab tests")
@@ -124,17 +123,16 @@ def picture(page, name):
 
 
 @pytest.fixture
-def model(tiny):  # noqa: F811
+def model(tiny):
+    "What the projects are on"
     return OFFLINE if PICTURES else str(tiny)
 
 
 @pytest.fixture
-def lab_project(project, store, model, server):
+def lab_project(project, store, server):
     "The small project inside JupyterLab's folder"
     place = server[1] / f"p{time.monotonic_ns()}"
     shutil.copytree(project, place)
-    dev = place / "config" / "dev.yaml"
-    dev.write_text(dev.read_text().replace(OFFLINE, model))
     return place
 
 

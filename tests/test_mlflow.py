@@ -13,7 +13,6 @@ from tests.conftest import ROOT
 from tests.manifests import find, mlflow_server, pod_of, prepared, render, started_as
 from tests.postgres import find_programs, postgres
 from tests.s3 import KEY, SECRET
-from tests.test_interrupt import tiny  # noqa: F401
 
 pytestmark = pytest.mark.skipif(
     not find_programs(), reason="no PostgreSQL: install it (Debian, as root: make postgres) to test MLflow on it"
@@ -74,13 +73,13 @@ def recorded(uri: str, experiment: str) -> dict:
     return {"run": run.to_dictionary(), "history": history, "versions": versions}
 
 
-def test_a_training_is_tracked_and_stays(project, tiny, team, database, here, s3, tmp_path):  # noqa: F811
+def test_a_training_is_tracked_and_stays(project, team, database, here, s3, tmp_path):
     "Saved, restored into a fresh database as the page says, and started again, the server has the same"
     import mlflow
 
     with mlflow_server(team, tmp_path, here, workers=1) as port:
         uri = f"http://127.0.0.1:{port}"
-        run = fit(load("dev", [f"model.name={tiny}", f"tracking.uri={uri}", "tracking.register=tickets"]))
+        run = fit(load("dev", [f"tracking.uri={uri}", "tracking.register=tickets"]))
         first = recorded(uri, "test")
         database.stop()
         database.start()

@@ -30,7 +30,6 @@ from tests import forked
 from tests.conftest import CONFIG, ROOT, free_port, rows
 from tests.monitoring import picture, scenario
 from tests.prometheus import OPENMETRICS, RULES, TEXT, Prometheus, exporter, needs_prometheus
-from tests.test_interrupt import tiny  # noqa: F401
 from tests.test_lab import CHROMIUM, FLAGS
 from tests.test_run import PARAMETERS, write_notebook
 
@@ -41,7 +40,7 @@ MONITORING, PAGES = ROOT / "k8s" / "monitoring", ROOT / "tests" / "monitoring"
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory, mlflow_template, tiny):  # noqa: F811
+def job(tmp_path_factory, mlflow_template, tiny):
     "A job that has run, and every page that it served meanwhile: (its output folder, the pages)"
     home, port = tmp_path_factory.mktemp("job"), free_port()
     project = home / "project"

@@ -19,7 +19,7 @@ def read_table(path):
         return list(csv.reader(f, strict=True))
 
 
-def test_a_project_in_a_folder_whose_name_is_an_address_and_a_pattern(tiny, tmp_path, monkeypatch):  # noqa: F811
+def test_a_project_in_a_folder_whose_name_is_an_address_and_a_pattern(tiny, tmp_path, monkeypatch):
     "sqlalchemy#11234, devenv#2492, datasets#7468, ilastik#2391; pandas#10018: texts with a bare carriage return"
     project = tmp_path / ODD
     for folder in ("config", "data"):

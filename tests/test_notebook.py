@@ -34,7 +34,7 @@ def execute(home: Path, program: str, *arguments: str) -> Executed:
     return Executed(home / "nbs" / "out.ipynb", done.stderr)
 
 
-def project_in(home: Path, tiny: Path, mlflow_template: Path) -> Path:  # noqa: F811
+def project_in(home: Path, tiny: Path, mlflow_template: Path) -> Path:
     "A small project with two configs and the notebook"
     for folder in ("config", "data", "nbs"):
         (home / folder).mkdir()
@@ -53,13 +53,13 @@ def project_in(home: Path, tiny: Path, mlflow_template: Path) -> Path:  # noqa: 
 
 
 @pytest.fixture(scope="module")
-def by_papermill(tmp_path_factory, tiny, mlflow_template):  # noqa: F811
+def by_papermill(tmp_path_factory, tiny, mlflow_template):
     home = project_in(tmp_path_factory.mktemp("papermill"), tiny, mlflow_template)
     return execute(home, "papermill", "train.ipynb", "out.ipynb", "-p", "config", "other")
 
 
 @pytest.fixture(scope="module")
-def by_nbconvert(tmp_path_factory, tiny, mlflow_template):  # noqa: F811
+def by_nbconvert(tmp_path_factory, tiny, mlflow_template):
     home = project_in(tmp_path_factory.mktemp("nbconvert"), tiny, mlflow_template)
     return execute(
         home, "jupyter", "nbconvert", "--execute", "--to", "notebook", "--output", "out.ipynb", "train.ipynb"

@@ -15,7 +15,7 @@ from gpuml.training.fit import fit
 from gpuml.training.store import find_store
 from gpuml.training.tracking import open_run
 from gpuml.ui.cli import main
-from tests.conftest import OFFLINE, free_port
+from tests.conftest import free_port
 from tests.tracking import Gate, tracking_server
 
 
@@ -42,10 +42,8 @@ def impatient(monkeypatch):
 
 
 @pytest.fixture
-def config(project, tiny, gate, request):  # noqa: F811
+def config(project, gate, request):
     "A function of the number of epochs: a config of this test's experiment, behind the gate"
-    dev = project / "config" / "dev.yaml"
-    dev.write_text(dev.read_text().replace(OFFLINE, str(tiny)))
 
     def make(epochs):
         words = [f"tracking.uri={gate.uri}", f"tracking.experiment={request.node.name}", f"train.epochs={epochs}"]
