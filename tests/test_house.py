@@ -45,6 +45,7 @@ HEAVY_ROOMS = {
     "base.s3_write",
     "cluster.api",
     "jobs.engine",
+    "training.attended",
     "training.attention",
     "training.bounds",
     "training.epochs",

@@ -17,6 +17,8 @@ import pytest
 
 from gpuml.base.errors import ConfigError, Preempted
 from gpuml.base.loading import load
+from gpuml.base.storage import Storage
+from gpuml.training import attempts
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from tests import forked
@@ -94,8 +96,12 @@ def test_sigterm_then_resume_changes_nothing(moment, store, undisturbed):
     assert run.info.status == "KILLED"
     (folder,) = (store.parent / "outputs").iterdir()
     assert not (folder / "certificate.json").exists()
+    (stopped,) = attempts.read(Storage(), str(folder))
+    assert (stopped.exit_code, stopped.finished > "") == (75, True) and stopped.checkpoint == stopped.updates
     done = fit(load("dev", OVERRIDES), resume="latest")
     assert done.folder == folder and result(done) == undisturbed
+    first, last = attempts.read(Storage(), str(folder))
+    assert first == stopped and (last.exit_code, last.updates, last.gpus) == (0, 9, 0) and last.owner
     (run,) = recorded(store)
     assert run.info.status == "FINISHED"
     check_steps(store, run)
@@ -258,6 +264,9 @@ def test_dead_run_is_closed_by_the_next_command(store):
     assert gpuml("sync", cwd=store.parent).returncode == 0
     assert recorded(store)[0].info.status == "KILLED"
     assert recorded(store)[0].data.tags["gpuml.reason"] == "its process ended without a word"
+    (folder,) = (store.parent / "outputs").iterdir()
+    (killed,) = attempts.read(Storage(), str(folder))
+    assert killed.is_open and killed.exit_code is None
 
 
 def test_command_ends_with_75_and_resumes(store):

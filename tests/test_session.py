@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from gpuml.base.errors import NotebookError
-from gpuml.jobs import session
+from gpuml.jobs import cell_history, kernel_notebook, unsaved
 from tests.conftest import free_port
 
 
@@ -60,11 +60,11 @@ def test_what_is_missing(tmp_path):
     write(file, *SAVED)
     at = file.stat().st_mtime
     for case, (ran, missing) in RAN.items():
-        history = session.History(
-            [session.Executed(i, source, at + after, cell_id) for i, (after, source, cell_id) in enumerate(ran, 1)]
+        history = cell_history.History(
+            [cell_history.Executed(i, source, at + after, cell_id) for i, (after, source, cell_id) in enumerate(ran, 1)]
         )
         try:
-            session.check_history(file, history)
+            unsaved.check_history(file, history)
             text = []
         except NotebookError as e:
             text = [
@@ -81,20 +81,20 @@ def test_a_copy_beside_it(tmp_path, monkeypatch):
     "Where no server answers: another notebook has the cell that runs, is newer and differs; a mere copy is no matter"
     old, new = tmp_path / "n.ipynb", tmp_path / "m.ipynb"
     monkeypatch.setenv("JPY_SESSION_NAME", str(old))
-    history = session.History([session.Executed(1, "rate = 1\nprint(rate)", time.time(), "a")])
+    history = cell_history.History([cell_history.Executed(1, "rate = 1\nprint(rate)", time.time(), "a")])
     for file in (old, new):
         write(file, *SAVED)
     os.utime(old, (1e9, 1e9))
-    assert session.own_notebook({}, history) == old
+    assert kernel_notebook.own_notebook({}, history) == old
     write(new, *SAVED[:2], cell("look(2)", "c"))
     with pytest.raises(
         NotebookError, match="started for n.ipynb, and m.ipynb has the cell that runs as well, and is newer"
     ):
-        session.own_notebook({}, history)
+        kernel_notebook.own_notebook({}, history)
     os.utime(new, (9e8, 9e8))
-    assert session.own_notebook({}, history) == old
+    assert kernel_notebook.own_notebook({}, history) == old
     write(new, cell("look(2)", "other"))
-    assert session.own_notebook({}, history) == old
+    assert kernel_notebook.own_notebook({}, history) == old
 
 
 def test_what_ran_before_it_was_loaded(tmp_path):
@@ -103,17 +103,17 @@ def test_what_ran_before_it_was_loaded(tmp_path):
 
     shell = InteractiveShell()
     shell.run_cell("early = 1", store_history=True)
-    history = session.begin(shell)
+    history = cell_history.begin(shell)
     try:
         shell.run_cell("late = 1", store_history=True)
         shell.run_cell("hidden = 1", silent=True)
         assert [(each.number, each.source) for each in history.cells] == [(1, "early = 1"), (2, "late = 1")]
         assert history.cells[0].at < time.time() - 0.05 < history.cells[1].at
-        assert session.begin(shell) is history and session.history_of(shell.user_ns) is history
+        assert cell_history.begin(shell) is history and cell_history.history_of(shell.user_ns) is history
     finally:
-        session.end(shell)
+        cell_history.end(shell)
     shell.run_cell("later = 1", store_history=True)
-    assert len(history.cells) == 2 and session.history_of(shell.user_ns) is None
+    assert len(history.cells) == 2 and cell_history.history_of(shell.user_ns) is None
 
 
 @pytest.fixture

@@ -104,9 +104,9 @@ def check_code(
 
 def check_kernel(path: Path) -> Findings:
     "Where this is a kernel that runs the notebook: whether the file has what ran in it"
-    from gpuml.jobs import session
+    from gpuml.jobs import kernel_notebook, unsaved
 
-    findings, history = Findings(), session.history_for(path)
+    findings, history = Findings(), kernel_notebook.history_for(path)
     if history is not None:
-        findings.add("saved", lambda: session.check_history(path, history))
+        findings.add("saved", lambda: unsaved.check_history(path, history))
     return findings

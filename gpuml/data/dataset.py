@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..base.tables import Column, Table
 from .rows import Rows
 
 # %% ../../nbs/data/64_dataset.ipynb #f10ee026
@@ -78,15 +79,11 @@ class Data:
         return "\n".join([head, *lines, total, *_token_lines(self.facts()["tokens"]), *self.notes])
 
     def _repr_html_(self):
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{escape(l)}</td><td>{t:,}</td><td>{v:,}</td>"
-            f"<td style='text-align:left'>{escape(x[:90])}{'…' if len(x) > 90 else ''}</td></tr>"
-            for l, t, v, x in self.rows()
-        )
+        names = ("label", Column("train", number=True), Column("validation", number=True), "for example")
+        rows = [(label, f"{t:,}", f"{v:,}", text[:90] + "…" * (len(text) > 90)) for label, t, v, text in self.rows()]
         notes = "".join(f"<div>⚠ {escape(n)}</div>" for n in self.notes)
-        head = "<tr><th style='text-align:left'>label</th><th>train</th><th>validation</th><th style='text-align:left'>for example</th></tr>"
         tokens = "\n".join(_token_lines(self.facts()["tokens"]))
-        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>{f'<pre>{tokens}</pre>' if tokens else ''}{notes}"
+        return f"{Table(names, rows).html()}{f'<pre>{tokens}</pre>' if tokens else ''}{notes}"
 
 # %% ../../nbs/data/64_dataset.ipynb #35d32032
 def histogram(

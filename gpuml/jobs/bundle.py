@@ -24,8 +24,10 @@ from ..base.files import fingerprint
 from ..base.loading import to_yaml
 from ..base.secrets import find_secret, secrets
 from ..base.storage import Storage
-from .imports import CODE, Need, needs
+from .command_lines import CODE
+from .imports import needs
 from .modules import Search, inside
+from .need import Need
 from .travel import Tree
 
 # %% ../../nbs/jobs/55_bundle.ipynb #98b0b0f8
@@ -58,7 +60,7 @@ class Code:
     search: Search  # where modules were looked for
     tree: Tree
 
-
+# %% ../../nbs/jobs/55_bundle.ipynb #ff2b7e3a
 def collect(
     notebook: Path,
     top: Path,  # of the project; modules that lie elsewhere are installed ones
@@ -68,7 +70,10 @@ def collect(
     importlib.invalidate_caches()  # of files that have just been written
     above = search_folders(notebook, top)
     search, tree = Search(top, above[:1], above[1:]), Tree(top)
-    files, folders, seen, unresolved = {}, [], {OURS}, []
+    files: dict[Path, None] = {}
+    folders: list[Path] = []
+    unresolved: list[tuple[Need, Search]] = []
+    visited: set[Any] = {OURS}
     queue = [(Need("module", name, 0), search) for name in names]
     queue += [(need, search) for need in needs(notebook, notebook.absolute().parent)]
     while queue:
@@ -77,7 +82,7 @@ def collect(
             search.add(inside(need.path, top) or need.path, need.first)
             queue, unresolved = unresolved + queue, []
             continue
-        paths = _leads_to(need, near, seen)
+        paths = _leads_to(need, near, visited)
         unresolved += [] if paths else [(need, near)]
         folders += [paths[0].parent] if paths and need.kind == "module" else []
         for path in (path for module in paths for path in tree.files(module) if path not in files):
@@ -88,21 +93,21 @@ def collect(
     scripts = {path.parent for path in files}
     extra = [folder for folder in dict.fromkeys(folders) if folder not in above]
     in_front = [folder for folder in extra if folder in search.first]
-    behind = [folder for folder in extra if folder in search.last or folder not in (*in_front, *scripts)]
-    return Code(tuple(sorted(files)), (*in_front, *above, *behind), search, tree)
+    at_end = [folder for folder in extra if folder in search.last or folder not in (*in_front, *scripts)]
+    return Code(tuple(sorted(files)), (*in_front, *above, *at_end), search, tree)
 
-
-def _leads_to(need: Need, search: Search, seen: set[Any]) -> list[Path]:
+# %% ../../nbs/jobs/55_bundle.ipynb #c8a3e102
+def _leads_to(need: Need, search: Search, visited: set[Any]) -> list[Path]:
     "The files and folders of the project that something needs, unless they were seen already"
     if need.kind == "file":
         path = inside(need.path, search.top)
-        return [path] if path and os.path.isfile(path) and path not in seen else []
+        return [path] if path and os.path.isfile(path) and path not in visited else []
     name = need.name.partition(".")[0]
-    if need.kind != "module" or need.level or not name or (name, *search.first) in seen or name in seen:
+    if need.kind != "module" or need.level or not name or (name, *search.first) in visited or name in visited:
         return []
     module = search.find(name)
     if module:
-        seen.add((name, *search.first))
+        visited.add((name, *search.first))
     return [path for path in (inside(each, search.top) for each in module.paths) if path] if module else []
 
 # %% ../../nbs/jobs/55_bundle.ipynb #ca856b31
@@ -132,7 +137,7 @@ def pack(
     notebook: Path,
     imports: Iterable[str] = (),  # modules beside those that it imports
     facts: dict[str, Any] | None = None,  # git commit, versions: kept in the bundle, no part of its name
-    more: Iterable[Path] = (),  # files beside the code, such as small data
+    beside: Iterable[Path] = (),  # files beside the code, such as small data
     limit: int = LIMIT,  # bytes of all files
 ) -> Bundle:
     "The bundle of a notebook; raises `NotebookError` where it is too large, or a key would leave this machine"
@@ -140,23 +145,23 @@ def pack(
     if not notebook.absolute().is_relative_to(top):
         raise NotebookError(f"{notebook}: lies outside the project {top}, whose config it is run with")
     code = collect(notebook, top, imports)
-    paths = {p.relative_to(top).as_posix(): p for p in (*code.files, *more)}
+    paths = {p.relative_to(top).as_posix(): p for p in (*code.files, *beside)}
     place = notebook.absolute().relative_to(top).as_posix()
     settings = (config.root / "config" / f"{config.name}.yaml").relative_to(top).as_posix()
     contents = {name: _content(path, limit) for name, path in sorted(paths.items())}
     contents |= {place: without_outputs(notebook), settings: to_yaml(config).encode()}
     _check_contents(contents, limit)
-    about = {"format": _FORMAT, "notebook": place, "config": config.name, "root": _relative(config.root, top)}
-    about["path"] = [_relative(f, top) for f in code.folders]
-    name = fingerprint(about, *(part for n, data in sorted(contents.items()) for part in (n, data)))[:16]
-    contents[ABOUT] = json.dumps(about | (facts or {}) | {"name": name}, indent=1).encode()
+    description = {"format": _FORMAT, "notebook": place, "config": config.name, "root": _relative(config.root, top)}
+    description["path"] = [_relative(f, top) for f in code.folders]
+    name = fingerprint(description, *(part for n, data in sorted(contents.items()) for part in (n, data)))[:16]
+    contents[ABOUT] = json.dumps(description | (facts or {}) | {"name": name}, indent=1).encode()
     return Bundle(name, {n: len(data) for n, data in contents.items()}, _archive(contents), place, code)
 
 
 def _relative(folder: Path, top: Path) -> str:
     return folder.relative_to(top).as_posix()
 
-
+# %% ../../nbs/jobs/55_bundle.ipynb #c6b02fbe
 def _content(path: Path, limit: int) -> bytes:
     "What travels of a file; raises `NotebookError` where it can't be read, or alone is too large"
     try:
@@ -174,27 +179,27 @@ def without_outputs(
 ) -> bytes:
     "What of a notebook runs, or is read in it: the same bytes whoever executed and saved it; raises `NotebookError`"
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        kept = [_kept(cell, f"cell-{number}") for number, cell in enumerate(cells, 1)]
+        executed = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        cells = [_lasting(cell, f"cell-{number}") for number, cell in enumerate(executed, 1)]
     except FileNotFoundError:
         raise NotebookError(f"{notebook}: no such notebook") from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise NotebookError(f"{notebook}: not a notebook: {e}") from None
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    tree = {"cells": kept, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    tree = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(tree, indent=1, ensure_ascii=False).encode()
 
 
-def _kept(cell: dict[str, Any], name: str) -> dict[str, Any]:
+def _lasting(cell: dict[str, Any], name: str) -> dict[str, Any]:
     "Of a cell, all but what executing and saving it changes"
     tags = cell["metadata"].get("tags")
-    made = {"cell_type": cell["cell_type"], "id": name, "metadata": {"tags": tags} if tags else {}}
-    made["source"] = "".join(cell["source"])
+    lasting = {"cell_type": cell["cell_type"], "id": name, "metadata": {"tags": tags} if tags else {}}
+    lasting["source"] = "".join(cell["source"])
     if cell["cell_type"] == "code":
-        return made | {"outputs": [], "execution_count": None}
-    return made | ({"attachments": cell["attachments"]} if cell.get("attachments") else {})
+        return lasting | {"outputs": [], "execution_count": None}
+    return lasting | ({"attachments": cell["attachments"]} if cell.get("attachments") else {})
 
-
+# %% ../../nbs/jobs/55_bundle.ipynb #e1c1739b
 def _archive(contents: dict[str, bytes]) -> bytes:
     "A tar.gz that depends on names and contents only"
     out = io.BytesIO()
@@ -209,13 +214,13 @@ def _archive(contents: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 # %% ../../nbs/jobs/55_bundle.ipynb #9a0d28d7
-def _check_contents(contents: dict[str, bytes], limit: int = LIMIT) -> None:
+def _check_contents(contents: dict[str, bytes], limit: int) -> None:
     "Raise `NotebookError` where the bundle is too large, or has a secret in it"
     if (size := sum(map(len, contents.values()))) > limit:
         largest = sorted(contents, key=lambda n: -len(contents[n]))[:3]
-        shown = ", ".join(f"{n} {len(contents[n]) / 1e6:,.1f} MB" for n in largest)
+        names = ", ".join(f"{n} {len(contents[n]) / 1e6:,.1f} MB" for n in largest)
         raise NotebookError(
-            f"the bundle has {size / 1e6:,.0f} MB, {limit / 1e6:,.0f} are the limit; the largest: {shown}"
+            f"the bundle has {size / 1e6:,.0f} MB, {limit / 1e6:,.0f} are the limit; the largest: {names}"
         )
     for value, name in secrets(dict(os.environ)).items():
         for file, data in contents.items():
@@ -244,7 +249,7 @@ def put(
         storage.put_bytes(bundle.archive, address)
     return address
 
-
+# %% ../../nbs/jobs/55_bundle.ipynb #fa4a8b3d
 def unpack(
     address: str,  # what `put` returned
     folder: Path,  # a new one
@@ -256,15 +261,15 @@ def unpack(
     if file is None:
         raise DataError(f"{address}: no such bundle", exit_code=Exit.NOT_FOUND)
     try:
-        about = unpack_archive(storage.read(file), folder)
-        version = about["format"]
+        description = unpack_archive(storage.read(file), folder)
+        version = description["format"]
     except (tarfile.TarError, EOFError, OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{address}: not a bundle: {e}", exit_code=Exit.NOT_FOUND) from None
     if version != _FORMAT:
         raise DataError(f"{address}: of another version of gpuml (format {version})", exit_code=Exit.NOT_FOUND)
-    return about
+    return description
 
-
+# %% ../../nbs/jobs/55_bundle.ipynb #dfa669d1
 def unpack_archive(
     archive: bytes,
     folder: Path,  # a new one

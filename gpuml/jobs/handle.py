@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['OVER', 'PHASES', 'SIGNS', 'State', 'Text', 'read_json', 'StoredRun', 'Executor', 'Job', 'wait_for', 'job_rows',
-           'rows_as_html', 'owner']
+           'rows_as_html']
 
 # %% ../../nbs/jobs/80_handle.ipynb #598cd8f6
-import getpass
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -219,11 +217,3 @@ def rows_as_html(
         for name, value in others
     ]
     return f"<div><b>{escape(heading)}</b>{Table((), cells).html()}</div>"
-
-# %% ../../nbs/jobs/80_handle.ipynb #828d6b40
-def owner() -> str:
-    "Who submits, for other people to read"
-    try:
-        return os.environ.get("JUPYTERHUB_USER") or getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"

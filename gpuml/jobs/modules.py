@@ -64,8 +64,8 @@ def find_submodule(
 def _environment() -> tuple[Path, ...]:
     "Folders whose modules are installed"
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    known = [*(sysconfig.get_path(kind) for kind in kinds), sys.prefix, sys.base_prefix + "/lib"]
-    return tuple({Path(p) for p in known} | {Path(p).resolve() for p in known})
+    folders = [*(sysconfig.get_path(kind) for kind in kinds), sys.prefix, sys.base_prefix + "/lib"]
+    return tuple({Path(p) for p in folders} | {Path(p).resolve() for p in folders})
 
 
 def is_installed(

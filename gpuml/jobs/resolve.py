@@ -15,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .bundle import OURS, Bundle, Code, unpack_archive
-from .imports import Need, needs
+from .imports import needs
 from .modules import Module, Search, dotted, entries_outside, inside, is_installed
+from .need import Need
 from .travel import Reason
 
 # %% ../../nbs/jobs/60_resolve.ipynb #79cf0755
-STAYS, OUTSIDE, HERE_ONLY, NOWHERE = "stays", "outside", "here only", "nowhere"
+STAYS = "stays"
+OUTSIDE = "outside"
+HERE_ONLY = "here only"
+NOWHERE = "nowhere"
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class FollowedFile:
     "A file that is followed, and where what it imports is looked for: in the unpacked bundle, and here"
 
     file: Path  # in the unpacked bundle
-    there: Search
-    here: Search
+    in_bundle: Search
+    in_project: Search
     module: Module | None = None  # none: a script, or a notebook
 
     def full_name(self, need: Need) -> str:
@@ -65,7 +69,7 @@ class FollowedFile:
         package = package[: len(package) - need.level + (self.file.name == "__init__.py")]
         return ".".join([*package, *filter(None, [need.name])]) if package else ""
 
-
+# %% ../../nbs/jobs/60_resolve.ipynb #d97f588b
 @dataclass
 class Trial:
     "A bundle that was unpacked to be followed"
@@ -93,11 +97,11 @@ class Trial:
         reason: Reason | None = None,
     ):
         "Something is lacking; each is said once"
-        where = f"cell {need.cell}, line {need.line}" if need.cell else f"line {need.line}"
+        spot = f"cell {need.cell}, line {need.line}" if need.cell else f"line {need.line}"
         if followed.file != self.notebook:
-            where = f"{followed.file.relative_to(self.root)}, {where}"
-        shown = path and str(path.relative_to(self.top) if path.is_relative_to(self.top) else path)
-        self.lacks.setdefault((need.name, need.members, cause), Lack(where, need, cause, certain, shown or "", reason))
+            spot = f"{followed.file.relative_to(self.root)}, {spot}"
+        text = path and str(path.relative_to(self.top) if path.is_relative_to(self.top) else path)
+        self.lacks.setdefault((need.name, need.members, cause), Lack(spot, need, cause, certain, text or "", reason))
 
 # %% ../../nbs/jobs/60_resolve.ipynb #f905e7ec
 def lacking(
@@ -108,20 +112,20 @@ def lacking(
     importlib.invalidate_caches()  # of files that have just been written
     with tempfile.TemporaryDirectory(prefix="gpuml-trial-") as folder:
         root = Path(folder).resolve()
-        about = unpack_archive(packed.archive, root)
+        description = unpack_archive(packed.archive, root)
         trial = Trial(root, root / packed.notebook, packed.code, elsewhere)
-        folders = [trial.notebook.parent, *(root / part for part in about["path"])]
-        there = Search(root, folders, outside=entries_outside(trial.top))
-        queue, seen = [FollowedFile(trial.notebook, there, packed.code.search)], {trial.notebook}
+        folders = [trial.notebook.parent, *(root / part for part in description["path"])]
+        in_bundle = Search(root, folders, outside=entries_outside(trial.top))
+        queue, visited = [FollowedFile(trial.notebook, in_bundle, packed.code.search)], {trial.notebook}
         while queue:
             followed = queue.pop(0)
             for need in needs(followed.file, trial.notebook.parent):
-                new = [other for other in _follow(trial, need, followed) if other.file not in seen]
-                seen |= {other.file for other in new}
+                new = [other for other in _follow(trial, need, followed) if other.file not in visited]
+                visited |= {other.file for other in new}
                 queue += new
     return [lack for lack in trial.lacks.values() if _key(lack.need.name) not in trial.provided]
 
-
+# %% ../../nbs/jobs/60_resolve.ipynb #1cb739b5
 def _follow(trial: Trial, need: Need, followed: FollowedFile) -> Iterator[FollowedFile]:
     "The files that something leads to; what is lacking is noted"
     if need.kind in ("installed", "written"):
@@ -145,40 +149,47 @@ def _add_folder(trial: Trial, need: Need, followed: FollowedFile) -> None:
     "Put a folder on the path, as the code does"
     path = need.path
     if path.is_relative_to(trial.root):
-        followed.there.add(path, need.first)
+        followed.in_bundle.add(path, need.first)
     elif inside(path, trial.top) is None:
         trial.added.add(path)
         if not trial.elsewhere and Path(need.name).is_absolute():
-            followed.there.add(path, need.first)
+            followed.in_bundle.add(path, need.first)
 
-
+# %% ../../nbs/jobs/60_resolve.ipynb #5bb0be17
 def _follow_file(trial: Trial, need: Need, followed: FollowedFile) -> Iterator[FollowedFile]:
     "The script or notebook that is run"
-    path, certain = need.path, need.how == "always"
+    path, certain = need.path, need.certainty == "always"
     if path.is_relative_to(trial.root):
-        here = trial.top / path.relative_to(trial.root)
+        in_project = trial.top / path.relative_to(trial.root)
         if os.path.isfile(path):
-            there = Search(
-                trial.root, [path.parent, *followed.there.first], followed.there.last, followed.there.outside
+            in_bundle = Search(
+                trial.root,
+                [path.parent, *followed.in_bundle.first],
+                followed.in_bundle.last,
+                followed.in_bundle.outside,
             )
-            yield FollowedFile(path, there, Search(trial.top, [here.parent, *followed.here.first], followed.here.last))
-        elif os.path.lexists(here) and not here.is_dir():
-            trial.note(need, followed, STAYS, need.how != "mentioned", *_staying(trial, here))
+            yield FollowedFile(
+                path,
+                in_bundle,
+                Search(trial.top, [in_project.parent, *followed.in_project.first], followed.in_project.last),
+            )
+        elif os.path.lexists(in_project) and not in_project.is_dir():
+            trial.note(need, followed, STAYS, need.certainty != "mentioned", *_staying(trial, in_project))
         elif certain:
             trial.note(need, followed, NOWHERE, False)
     elif Path(need.name).is_absolute() and os.path.isfile(path):
-        if trial.elsewhere and (inside(path, trial.top) or need.how != "mentioned"):
+        if trial.elsewhere and (inside(path, trial.top) or need.certainty != "mentioned"):
             trial.note(need, followed, HERE_ONLY, certain, path)
     elif os.path.isfile(outer := Path(os.path.normpath(trial.top / os.path.relpath(path, trial.root)))):
-        trial.note(need, followed, OUTSIDE, need.how != "mentioned", outer)
+        trial.note(need, followed, OUTSIDE, need.certainty != "mentioned", outer)
 
-
+# %% ../../nbs/jobs/60_resolve.ipynb #9d8d9a25
 def _look_at_path(trial: Trial, need: Need, followed: FollowedFile) -> None:
     "Note a file that is named and stays here, beside the code or in the current folder, and a folder by its path here"
     if need.kind == "current":
         path = need.path
         if trial.elsewhere and Path(need.name).is_absolute() and inside(path, trial.top):
-            trial.note(need, followed, HERE_ONLY, need.how == "always", path)
+            trial.note(need, followed, HERE_ONLY, need.certainty == "always", path)
         return
     paths = {need.path, Path(os.path.normpath(followed.file.parent / need.name))}
     if any(map(os.path.isfile, paths)):
@@ -187,7 +198,7 @@ def _look_at_path(trial: Trial, need: Need, followed: FollowedFile) -> None:
         if os.path.isfile(path):
             trial.note(need, followed, STAYS, False, *_staying(trial, path, _NOT_CODE))
 
-
+# %% ../../nbs/jobs/60_resolve.ipynb #4431185b
 _NOT_CODE = Reason(
     "is neither code nor data that the config names", "put it into a package that is imported, or into storage"
 )
@@ -208,9 +219,9 @@ def _staying(
 # %% ../../nbs/jobs/60_resolve.ipynb #03341d3f
 def _follow_module(trial: Trial, name: str, need: Need, followed: FollowedFile) -> Iterator[FollowedFile]:
     "The files of a module, of those that it lies in, and of its submodules that are imported"
-    chain = dotted(name, followed.there)
+    chain = dotted(name, followed.in_bundle)
     theirs = bool(chain) and not _in(chain[0], trial.root)
-    own = dotted(name, followed.here)
+    own = dotted(name, followed.in_project)
     ours = bool(own) and _in(own[0], trial.top)
     if ours and (theirs or len(chain) < len(own)):
         stays = own[0] if theirs else own[len(chain)]
@@ -224,7 +235,7 @@ def _follow_module(trial: Trial, name: str, need: Need, followed: FollowedFile) 
             chain += _member(trial, f"{name}.{member}", need, followed)
     for module in () if theirs else chain:
         if module.file and module.file.suffix == ".py":
-            yield FollowedFile(module.file, followed.there, followed.here, module)
+            yield FollowedFile(module.file, followed.in_bundle, followed.in_project, module)
 
 
 def _in(module: Module, folder: Path) -> bool:
@@ -236,13 +247,13 @@ def _source(module: Module) -> Path:
     "The file, or of a package its folder"
     return module.file.parent if module.folders else module.file
 
-
+# %% ../../nbs/jobs/60_resolve.ipynb #3883c3fd
 def _member(trial: Trial, name: str, need: Need, followed: FollowedFile) -> list[Module]:
     "A submodule that is imported from its package, if the name is one; noted where it is one here only"
-    there, own = dotted(name, followed.there), dotted(name, followed.here)
+    in_bundle, own = dotted(name, followed.in_bundle), dotted(name, followed.in_project)
     parts = name.count(".") + 1
-    if len(there) == parts:
-        return there[-1:]
+    if len(in_bundle) == parts:
+        return in_bundle[-1:]
     if len(own) == parts and _in(own[-1], trial.top):
         trial.note(
             need, followed, STAYS, True, *_staying(trial, _source(own[-1]) if own[-1].file else own[-1].paths[0])
@@ -255,29 +266,29 @@ def _check_outside(trial: Trial, module: Module, need: Need, followed: FollowedF
     path = module.paths[0] if module.paths else None
     if not trial.elsewhere or path is None or not path.is_absolute() or is_installed(path):
         return
-    given = {*trial.added, *(Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry)}
-    by_hand = path.parent in given  # else it was installed in place, and the image may have it as well
-    trial.note(need, followed, OUTSIDE, by_hand and need.how != "caught", path)
+    by_name = {*trial.added, *(Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry)}
+    by_hand = path.parent in by_name  # else it was installed in place, and the image may have it as well
+    trial.note(need, followed, OUTSIDE, by_hand and need.certainty != "caught", path)
 
-
+# %% ../../nbs/jobs/60_resolve.ipynb #12a0934f
 def _note_absent(trial: Trial, name: str, need: Need, followed: FollowedFile, own: list[Module]) -> None:
     "Note a module that is not in the bundle, nor in the project"
     top_name = name.partition(".")[0]
     if own and len(own) == name.count(".") + 1 and own[0].paths:
-        trial.note(need, followed, OUTSIDE, need.how != "caught", own[0].paths[0])
+        trial.note(need, followed, OUTSIDE, need.certainty != "caught", own[0].paths[0])
         return
-    folders = own[-1].folders if own else (*followed.here.first, *followed.here.last)
+    folders = own[-1].folders if own else (*followed.in_project.first, *followed.in_project.last)
     links = [folder / f"{name.split('.')[len(own)]}.py" for folder in folders]
     if broken := next((link for link in links if link.is_symlink() and not link.exists()), None):
-        trial.note(need, followed, STAYS, need.how != "caught", *_staying(trial, broken))
+        trial.note(need, followed, STAYS, need.certainty != "caught", *_staying(trial, broken))
         return
     outer = Search(trial.top, sorted(trial.added)).find(top_name) if trial.added else None
     if outer and outer.paths and not is_installed(outer.paths[0]):
-        trial.note(need, followed, OUTSIDE, need.how != "caught", outer.paths[0])
-    elif need.how != "caught":
-        trial.note(need, followed, NOWHERE, need.how == "always" and not _declared(top_name, trial.top), None)
+        trial.note(need, followed, OUTSIDE, need.certainty != "caught", outer.paths[0])
+    elif need.certainty != "caught":
+        trial.note(need, followed, NOWHERE, need.certainty == "always" and not _declared(top_name, trial.top), None)
 
-
+# %% ../../nbs/jobs/60_resolve.ipynb #d392e079
 def _declared(name: str, top: Path) -> bool:
     "Whether the project says that the name is installed where it runs"
     patterns = (

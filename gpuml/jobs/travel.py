@@ -45,8 +45,8 @@ def reason_by_name(
     if path.is_dir():
         if any(os.path.exists(path / name) for name in ("pyvenv.cfg", "conda-meta")):  # false where it may not be read
             return _ENVIRONMENT
-        made = name in _MADE and next(path.glob("*.py"), None) is None
-        return _OUTPUTS if made else None
+        is_output = name in _MADE and next(path.glob("*.py"), None) is None
+        return _OUTPUTS if is_output else None
     if any(fnmatchcase(name, pattern) for pattern in _KEYS):
         return _KEY
     return Reason("is MLflow's store", "the job has its own") if name.startswith("mlflow.db") else None
@@ -208,8 +208,8 @@ class Tree:
         place = path.parent.resolve() / path.name
         if place == self.top.resolve() or place in self._listing(place).paths:
             return None
-        shown = git(place.parent, "check-ignore", "-v", "--", place.name)
-        source, line, pattern = [*(shown or [""])[0].partition("\t")[0].split(":", 2), "", ""][:3]
+        rules = git(place.parent, "check-ignore", "-v", "--", place.name)
+        source, line, pattern = [*(rules or [""])[0].partition("\t")[0].split(":", 2), "", ""][:3]
         return _ignored(f"{source}:{line}: {pattern}" if source else "git")
 
     def _listing(self, place: Path) -> _GitFolder:

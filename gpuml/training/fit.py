@@ -66,11 +66,11 @@ def train_run(
 ) -> TrackedRun:
     "Train and certify the run, and bring it where it is kept; returns its record, which is still open"
     with prepare(setting, free) as prepared:
-        from gpuml.training import epochs, result_files, training, world
+        from gpuml.training import attended, epochs, result_files, training, world
 
         with world.world() as processes:
             learner = training.make_learner(setting, prepared, processes)
-            with recording(setting, prepared) as record:
+            with recording(setting, prepared) as record, attended.attended(setting, processes):
                 attempt = training.begin_training(setting, prepared, learner, record)
                 end = partial(training.stop_with_checkpoint, attempt)
                 with result_files.best_kept(attempt), setting.stop.ended_by(end):

@@ -25,7 +25,8 @@ def this_notebook(
 ) -> Path:
     "The notebook that the kernel belongs to; raises `NotebookError` where that can't be told"
     from gpuml.base.errors import NotebookError
-    from gpuml.jobs.session import history_of, own_notebook
+    from gpuml.jobs.cell_history import history_of
+    from gpuml.jobs.kernel_notebook import own_notebook
 
     if not named and (own := own_notebook(namespace, history_of(namespace))):
         return own

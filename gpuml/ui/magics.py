@@ -219,10 +219,10 @@ def load(
     shell: Any,  # IPython's shell
 ) -> None:
     "What `%load_ext gpuml` does"
-    from gpuml.jobs import session
+    from gpuml.jobs import cell_history
 
     shell.register_magics(GpumlMagics)
-    session.begin(shell)
+    cell_history.begin(shell)
     if _matcher not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(_matcher)
         if os.environ.get(NOTICES):
@@ -233,12 +233,12 @@ def unload(
     shell: Any,
 ) -> None:
     "What `%unload_ext gpuml` does"
-    from gpuml.jobs import session
+    from gpuml.jobs import cell_history
 
     for name in ("gpu_train", "submit_prod", "gpu_jobs", "gpuml"):
         shell.magics_manager.magics["line"].pop(name, None)
     if _matcher in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.remove(_matcher)
-    session.end(shell)
+    cell_history.end(shell)
     with suppress(ValueError):  # it was not there
         shell.events.unregister("post_run_cell", _tell)
