@@ -25,8 +25,9 @@ from .facts import job_facts
 from .manifest import PREFIX
 from .pod import time_of
 from .projects import project_key, project_of
-from ..jobs.handle import OVER, Job, State, owner
+from ..jobs.handle import OVER, Job, State
 from ..training import attempts
+from ..training.attempts import owner
 from ..training.headway import headway_in
 
 # %% ../../nbs/cluster/40_local.ipynb #7590dff8

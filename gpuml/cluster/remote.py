@@ -24,8 +24,9 @@ from .objects import JobAddress, events_about, events_in, nodes_of, snapshot_of
 from .pod import time_of
 from .state import Seen, explain
 from .watch import WATCH_SECONDS, watched, watches_of
-from ..jobs.handle import Job, State, StoredRun, owner, read_json
+from ..jobs.handle import Job, State, StoredRun, read_json
 from ..jobs.outlet import last_headway, without_headway
+from ..training.attempts import owner
 from ..training.headway import Headway
 
 # %% ../../nbs/cluster/44_remote.ipynb #62e543e5

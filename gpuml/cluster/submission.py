@@ -28,7 +28,8 @@ from .manifest import PREFIX, rename_run
 from .objects import JOBS
 from .standing import Asked, Standing, standing
 from ..jobs import bundle
-from ..jobs.handle import owner, read_json
+from ..jobs.handle import read_json
+from ..training.attempts import owner
 from ..training.certificate import data_files
 
 # %% ../../nbs/cluster/55_submission.ipynb #11affbaa
