@@ -26,7 +26,7 @@ from gpuml.ui.panel_fields import typed
 from gpuml.ui.panel_jobs import job_part, jobs_html
 from gpuml.ui.views import progress_html
 from tests import forked
-from tests.conftest import ROOT, runs_in
+from tests.conftest import OFFLINE, ROOT, runs_in
 
 
 @pytest.fixture
@@ -174,9 +174,10 @@ def test_a_broken_config_says_why(panel, project):
     assert panel.tabs["Train"].start.disabled
 
 
+@pytest.mark.parametrize("model", [OFFLINE])  # whose updates take as long as a user's, so that its curve is as long
 def test_train_stop_and_resume(panel, store):
     tab = panel.tabs["Train"]
-    show(tab.form, "train")["train.epochs"].value = 4000
+    show(tab.form, "train")["train.epochs"].value = 400
     tab.start.click()
     assert tab.start.disabled and not tab.stop.disabled
     wait_for(lambda: "aria-label='loss'" in tab.view.value and "left" in tab.view.value)
