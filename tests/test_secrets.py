@@ -76,9 +76,9 @@ def test_a_bundle_holds_none():
     with pytest.raises(
         NotebookError, match=r"lib/db.py:2: what looks like a password or a key stands in it: cor…"
     ) as error:
-        bundle._check_contents({"lib/db.py": b"import os\nurl = 'postgres://ada:correct-horse@db'\n"})
+        bundle._check_contents({"lib/db.py": b"import os\nurl = 'postgres://ada:correct-horse@db'\n"}, bundle.LIMIT)
     assert "correct" not in str(error.value)
-    bundle._check_contents({"data/a.csv": b"text,label\nsee ftp://a:b@c,x\n"})
+    bundle._check_contents({"data/a.csv": b"text,label\nsee ftp://a:b@c,x\n"}, bundle.LIMIT)
 
 
 @pytest.mark.parametrize(
