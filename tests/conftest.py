@@ -54,6 +54,9 @@ output: outputs
 """
 
 
+JOB_FACTS = {"priority": "gpuml-dev", "gpus": "1", "owner": "Ada"}  # what lists show of a job beside its state
+
+
 def rows(count: int = 24) -> list[tuple[str, str]]:
     "Short texts in two classes that a model can tell apart"
     made = []

@@ -16,6 +16,7 @@ from gpuml.jobs.outlet import headway_line, last_headway, without_headway
 from gpuml.training.headway import Headway, HeadwayFile, as_json, headway_in, read_headway
 from gpuml.training.progress import Reporter
 from gpuml.ui.panel_jobs import jobs_html
+from tests.conftest import JOB_FACTS
 
 SCORES = {"step": 50, "epoch": 1, "loss": 0.5, "accuracy": 0.91, "macro_f1": 0.9}
 HALFWAY = Headway(
@@ -36,7 +37,6 @@ HALFWAY = Headway(
     "http://m",
 )
 WORDS = "training, update 1,050 of 2,100, epoch 1.5 of 3, training loss 0.800, 22 examples/s, 1:15 min left"
-FACTS = {"priority": "gpuml-dev", "gpus": "1", "owner": "Ada"}
 
 
 def test_the_record_comes_back_as_it_was():
@@ -112,7 +112,7 @@ def local_job(folder: Path, **changes) -> LocalJob:
     "A job on this machine whose attempt is at work"
     state = {"phase": "running", "attempts": [{"started": "2026-11-28T10:00:00+00:00"}], **changes}
     (folder / STATE_FILE).write_text(json.dumps(state))
-    return LocalJob("dev-1", str(folder), None, FACTS, "", folder)
+    return LocalJob("dev-1", str(folder), None, JOB_FACTS, "", folder)
 
 
 def test_the_list_of_local_jobs_reads_the_record(tmp_path):
@@ -140,9 +140,8 @@ class Pod(NoServer):
 def test_the_list_of_jobs_on_the_cluster_reads_the_record():
     lines = ["cell 3: %gpu_train", f"dev-1: {WORDS}", headway_line(HALFWAY), "other output"]
     lines += [headway_line(Headway("dev-2", "done")), headway_line(HALFWAY)[:99]]
-    job = ClusterJob("dev-1", "s3://models/dev/dev-1", None, FACTS, "", Pod("\n".join(lines)), "gpuml-dev")
-    state = State("running", pod="dev-1-x")
-    state.headway = headway_of_pod(job, state)
+    job = ClusterJob("dev-1", "s3://models/dev/dev-1", None, JOB_FACTS, "", Pod("\n".join(lines)), "gpuml-dev")
+    state = State("running", headway=headway_of_pod(job, State("running", pod="dev-1-x")))
     assert state.headway == HALFWAY and state.progress.startswith(WORDS)
     assert "50%" in jobs_html(JobList([(job, state)]))
 
@@ -150,7 +149,7 @@ def test_the_list_of_jobs_on_the_cluster_reads_the_record():
 @pytest.mark.parametrize("log", ["", "dev-1: training, update 1,050 of 2,100\n", "\n\n", '{"gpuml.progress": '])
 def test_a_log_without_a_record_has_no_figure(log):
     assert last_headway(log, "dev-1") is None
-    job = ClusterJob("dev-1", "s3://models/dev/dev-1", None, FACTS, "", Pod(log), "gpuml-dev")
+    job = ClusterJob("dev-1", "s3://models/dev/dev-1", None, JOB_FACTS, "", Pod(log), "gpuml-dev")
     state = State("running", headway=headway_of_pod(job, State("running", pod="dev-1-x")))
     assert state.progress == "" and "<progress" not in jobs_html(JobList([(job, state)]))
 

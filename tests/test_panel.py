@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 
 import pytest
 from ipywidgets.widgets.widget import _instances as alive_widgets
@@ -16,7 +17,10 @@ from ipywidgets.widgets.widget import _instances as alive_widgets
 from gpuml.base import charts, keys
 from gpuml.base.errors import ConfigError, GpumlError
 from gpuml.base.loading import load, load_all
-from gpuml.cluster.jobs import jobs
+from gpuml.cluster.jobs import JobList, JobRow, jobs
+from gpuml.cluster.local import LocalJob
+from gpuml.jobs.handle import State
+from gpuml.training.progress import Progress
 from gpuml.ui.beside import find_training, start_training
 from gpuml.ui.comparison import compare
 from gpuml.ui.executed import notebook_html
@@ -26,7 +30,7 @@ from gpuml.ui.panel_fields import typed
 from gpuml.ui.panel_jobs import job_part, jobs_html
 from gpuml.ui.views import progress_html
 from tests import forked
-from tests.conftest import OFFLINE, ROOT, runs_in
+from tests.conftest import JOB_FACTS, OFFLINE, ROOT, runs_in
 
 
 @pytest.fixture
@@ -146,15 +150,9 @@ def test_save_as_keeps_comments(panel, project):
 
 
 def test_backticks_are_code_in_html_and_stay_in_text(panel, project):
-    from gpuml.cluster.jobs import JobList
-    from gpuml.cluster.local import LocalJob
-    from gpuml.jobs.handle import State
-    from gpuml.training.progress import Progress
-
     said = "`gpuml sync` sends what is missing < later"
     shown = "<code>gpuml sync</code> sends what is missing &lt; later"
-    about = {"priority": "gpuml-dev", "gpus": "1", "owner": "me"}
-    listed = JobList([(LocalJob("dev-1", "", None, about), State("pending", said))])
+    listed = JobList([(LocalJob("dev-1", "", None, JOB_FACTS), State("pending", said))])
     for html in (
         progress_html(Progress("dev-1", notes=[said])),
         jobs_html(listed),
@@ -384,15 +382,39 @@ def test_compared_runs_keep_their_colours_and_one_path_is_one(project, store, mo
 
 def test_five_hundred_jobs(project):
     "One table and one list of names; a state that changes is one message"
-    from gpuml.cluster.jobs import JobList
-    from gpuml.cluster.local import LocalJob
-    from gpuml.jobs.handle import State
-
-    about = {"priority": "gpuml-dev", "gpus": "1", "owner": "me"}
-    many = JobList((LocalJob(f"dev-{i:010x}-1", "", None, about), State("pending", "needs 1 GPU")) for i in range(500))
+    queued = State("pending", "needs 1 GPU")
+    many = JobList((LocalJob(f"dev-{i:010x}-1", "", None, JOB_FACTS), queued) for i in range(500))
     started = time.monotonic()
     html = jobs_html(many)
     assert time.monotonic() - started < 1 and html.count("<tr>") == 501 and html.count("needs 1 GPU</td>") == 500
+
+
+@dataclass(frozen=True)
+class RowWithPod(JobRow):
+    "A row with one more column"
+
+    pod: str = field(default="", metadata={"head": "its pod"})
+
+    @classmethod
+    def of(cls, job, state, now):
+        return cls(**vars(JobRow.of(job, state, now)), pod=state.pod)
+
+
+class ListWithPods(JobList):
+    "A list whose rows have one more column"
+
+    row_type = RowWithPod
+
+
+def test_a_column_is_added_where_a_row_is_defined():
+    job = LocalJob("dev-1", "", None, JOB_FACTS)
+    listed = ListWithPods([(job, State("running", "`why` it runs", pod="dev-1-abc"))])
+    heads, line = repr(listed).splitlines()
+    assert heads.endswith("its pod") and line.endswith("dev-1-abc") and "`why` it runs" in line
+    for html in (listed._repr_html_(), jobs_html(listed)):
+        assert ">its pod</th>" in html and ">dev-1-abc</td>" in html and "<code>why</code> it runs" in html
+    names = re.findall("<th scope='col'>(.*?)</th>", jobs_html(listed))
+    assert names == ["job", "state", "progress", "left", "priority", "GPUs", "age", "owner", "why", "its pod"]
 
 
 def test_an_executed_notebook_runs_nothing(tmp_path):

@@ -22,20 +22,26 @@ from .metrics import charts
 from .panel_parts import Threads, close_all, copyable, show_in, trying
 
 # %% ../../nbs/ui/50_panel_jobs.ipynb #7cf4fbd7
+_FIRST = ("job", "state", "progress", "left")  # the list's other columns follow in their order
+
+
 def jobs_html(
     listed: Any,  # a `JobList`
 ) -> str:
-    "The table of jobs without their names: state, progress, time left, priority, GPUs, age, owner, why"
-    names = ("job", "state", "progress", "left", "priority", "GPUs", "age", "owner", "why")
+    "The table of jobs without their names: state, progress, time left, and the list's other columns"
+    heads = listed.row_type.heads() | {"left": "left"}
+    order = [*_FIRST, *(name for name in heads if name not in _FIRST)]
     rows = []
     for row, (_, job_state) in zip(listed.rows(), listed, strict=True):
-        name, phase, priority, gpus, progress, age, owner, reason = row
-        state = Entry(f"{SIGNS[phase]} {phase}", kind=f"gpuml-{phase}")
-        cause = Entry(reason, as_html(reason), hint=reason)
         headway = job_state.headway or Headway()
-        bar = Entry(progress, _bar(headway) or None)
-        rows.append((name, state, bar, time_left(headway), priority, gpus, age, owner, cause))
-    return Table(names, rows, "jobs", "gpuml-jobs", row_heads=True).html()
+        entries = row.entries(
+            state=Entry(f"{SIGNS[row.state]} {row.state}", kind=f"gpuml-{row.state}"),
+            progress=Entry(row.progress, _bar(headway) or None),
+            left=Entry(time_left(headway)),
+            reason=Entry(row.reason, as_html(row.reason), hint=row.reason),
+        )
+        rows.append([entries[name] for name in order])
+    return Table([heads[name] for name in order], rows, "jobs", "gpuml-jobs", row_heads=True).html()
 
 
 def _bar(headway: Headway) -> str:
