@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpuml.cluster.gpus import own_gpus, pod_devices, take_snapshot
+from gpuml.cluster.gpus import count_gpus, own_gpus, pod_devices
 
 GPU = "nvidia.com/gpu"
 
@@ -48,7 +48,7 @@ def test_one_count_where_there_were_two(name):
     spec, count, waiting, idle = DIFFERED[name]
     assert (by_containers(spec), by_limits(spec)) == (waiting, idle) and {waiting, idle} != {count}
     assert pod_devices(spec) == {GPU: count} and own_gpus(pod_devices(spec)) == count
-    assert take_snapshot(NODES, [pod(spec)]).free() == {"n1": (8 - count, 8)}
+    assert count_gpus(NODES, [pod(spec)]).free() == {"n1": (8 - count, 8)}
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_one_count_where_there_were_two(name):
     ],
 )
 def test_a_pod_holds_from_its_node_to_its_end(made, held):
-    snapshot = take_snapshot(NODES, [made])
-    assert snapshot.free() == {"n1": (8 - held, 8)} and len(snapshot.holders_of()) == bool(held)
-    assert len(snapshot.waiting) == (made["spec"]["nodeName"] is None)
+    gpu_count = count_gpus(NODES, [made])
+    assert gpu_count.free() == {"n1": (8 - held, 8)} and len(gpu_count.holders_of()) == bool(held)
+    assert len(gpu_count.waiting) == (made["spec"]["nodeName"] is None)
 
 
 def test_what_may_not_be_seen_is_not_known():
-    snapshot = take_snapshot(None, [])
-    assert snapshot.nodes is None and snapshot.free() == {}
+    gpu_count = count_gpus(None, [])
+    assert gpu_count.nodes is None and gpu_count.free() == {}

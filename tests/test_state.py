@@ -8,7 +8,7 @@ import pytest
 
 from gpuml.base.loading import load
 from gpuml.cluster.facts import job_facts
-from gpuml.cluster.gpus import take_snapshot
+from gpuml.cluster.gpus import count_gpus
 from gpuml.cluster.manifest import Source, manifest
 from gpuml.cluster.state import Seen, explain
 from tests.conftest import ROOT
@@ -81,7 +81,7 @@ def event(reason, message, about="p-1"):
 
 
 def seen(made, *pods, events=(), nodes=None, outcome=None):
-    return Seen(made, list(pods), list(events), take_snapshot(nodes), outcome)
+    return Seen(made, list(pods), list(events), count_gpus(nodes), outcome)
 
 
 FAILED = {

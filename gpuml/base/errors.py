@@ -17,7 +17,7 @@ class Exit(IntEnum):
     FAILED = 1, "the notebook's code failed", "a cell raised", "FailJob"
     MISUSED = 2, "wrong use of the command", "wrong use of the command", "Count"
     BAD_DATA = 65, "the data is bad", "bad data", "FailJob"
-    NOT_FOUND = 66, "data or model was not found", "data or model not found", "FailJob"
+    NOT_FOUND = 66, "data, model, run, job, bundle or notebook was not found", "data or model not found", "FailJob"
     UNREACHABLE = 69, "the cluster can't be reached", "the cluster can't be reached", "Count"
     CRASHED = 70, "the kernel died", "the kernel died", "Count"
     NOT_WRITTEN = 73, "the output can't be written", "can't write the output", "FailJob"
@@ -83,7 +83,7 @@ class ConfigError(GpumlError):
 
 # %% ../../nbs/base/05_errors.ipynb #c948d546
 class DataError(GpumlError):
-    "The data is not what the config says (65), or is not there (66)"
+    "The data is not what the config says, or is not there (`Exit.NOT_FOUND`)"
 
     exit_code = Exit.BAD_DATA
 
@@ -111,7 +111,7 @@ class NotebookError(GpumlError):
 
 # %% ../../nbs/base/05_errors.ipynb #a7b1192e
 class ClusterError(GpumlError):
-    "The cluster can't be reached (69), or does not take what it is asked (77: not permitted)"
+    "The cluster can't be reached, or does not take what it is asked (`Exit.NOT_PERMITTED`)"
 
     exit_code = Exit.UNREACHABLE
 

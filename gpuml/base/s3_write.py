@@ -28,23 +28,30 @@ PART = 8 * 2**20  # bytes of an upload's part; a file of less than two of them g
 AHEAD = 4  # parts under way at once, each in memory
 
 # %% ../../nbs/base/38_s3_write.ipynb #da520b2f
-def put(s3: S3, source: Callable[[int, int], bytes], size: int, url: str) -> None:
-    "Write an object that is complete or absent; `source` gives the bytes from one place to another"
+def put(
+    s3: S3,
+    source: Callable[[int, int], bytes],  # the bytes from one place to another
+    size: int,
+    url: str,
+    subject: str = "",  # what it is about, in messages; by default its `url`
+) -> None:
+    "Write an object that is complete or absent"
     bucket, key = bucket_and_key(url)
+    subject = subject or url
     if size < 2 * PART:
-        return finish(s3, url, _part(s3, bucket, key, source(0, size)), write=True)
+        return finish(s3, subject, _part(s3, bucket, key, source(0, size)), write=True)
 
     async def begin(client):
         return checked(await client.create_multipart_upload(Bucket=bucket, Key=key), "UploadId")
 
-    upload = finish(s3, url, begin, write=True)
+    upload = finish(s3, subject, begin, write=True)
     name, part = {"Bucket": bucket, "Key": key, "UploadId": upload["UploadId"]}, max(PART, math.ceil(size / 10_000))
     try:
         parts = (
             _part(s3, bucket, key, source(at, min(at + part, size)), UploadId=name["UploadId"], PartNumber=i + 1)
             for i, at in enumerate(range(0, size, part))
         )
-        finish(s3, url, _complete(name, list(stream(s3, url, parts, AHEAD, write=True))), write=True)
+        finish(s3, subject, _complete(name, list(stream(s3, subject, parts, AHEAD, write=True))), write=True)
     except BaseException:
         abort = s3.start(lambda client: client.abort_multipart_upload(**name))
         try:

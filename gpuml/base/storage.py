@@ -153,14 +153,14 @@ class Storage(Source):
 
             s3_write.put(self.s3, source, size, str(url))
 
-    def put_bytes(self, data: bytes, url: str | PathLike) -> None:
-        "Write bytes to a place where they are complete or absent; raises `OutputError`"
+    def put_bytes(self, data: bytes, url: str | PathLike, subject: str = "") -> None:
+        "Write bytes to a place where they are complete or absent; raises `OutputError`, about `subject` in place of `url`"
         if not is_s3(url):
             write_file(url, data)
             return
         from gpuml.base import s3_write
 
-        s3_write.put(self.s3, lambda start, end: data[start:end], len(data), str(url))
+        s3_write.put(self.s3, lambda start, end: data[start:end], len(data), str(url), subject)
 
     def remove(self, url: str | PathLike) -> None:
         "Remove a file, or a folder with all that is below it; raises `OutputError`; nothing there is no error"

@@ -14,7 +14,7 @@ from ..base.config import Config
 from ..base.errors import ClusterError, Exit
 from .answers import Answer, ApiServer, plainly
 from .findings import Findings, Unknown
-from .gpus import take_snapshot
+from .gpus import count_gpus
 from .objects import JOBS
 
 # %% ../../nbs/cluster/53_admission.ipynb #82ba1308
@@ -96,7 +96,7 @@ def _check_gpus(api: ApiServer, count: int, resource: str) -> str:
         nodes = api.items("/api/v1/nodes")
     except Answer as e:
         raise Unknown(f"{count} of {resource}: {e}") from None
-    have = {name: count for name, (_, count) in take_snapshot(nodes).free(resource).items()}
+    have = {name: count for name, (_, count) in count_gpus(nodes).free(resource).items()}
     most = max(have, key=have.get, default="")
     if count > have.get(most, 0):
         largest = f"the largest node, {most}, has {have[most]}" if most else f"no node has any {resource}"

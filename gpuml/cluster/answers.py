@@ -27,7 +27,7 @@ class Answer(Exception):
         self.reason = reason
         self.retry_after = retry_after  # as the server has it
 
-
+# %% ../../nbs/cluster/25_answers.ipynb #d59d3dd2
 class NoAnswer(Exception):
     "What stands in the place of the API server has answered; in a few words"
 
@@ -108,7 +108,7 @@ def wish_of(
 class NotThere(Exception):
     "What is to be removed is gone already, or another one has its name"
 
-
+# %% ../../nbs/cluster/25_answers.ipynb #6bea79fc
 class ApiServer(Protocol):
     "What can be asked of a cluster: `Api` asks it, and `NoServer` stands where none can be asked"
 

@@ -22,10 +22,10 @@ from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 from .answers import PATIENCE, ApiServer, NoServer, plainly
 from .facts import is_ours
-from .gpus import Snapshot
+from .gpus import GpuCount
 from .local import LocalJob, jobs_folder, local_job
 from .manifest import PREFIX
-from .objects import JOBS, PODS, events_about, events_in, snapshot_of
+from .objects import JOBS, PODS, events_about, events_in, gpu_count_of
 from .projects import is_named, short_names
 from .remote import ClusterJob, cluster_job, headway_of_pod
 from .state import Seen, explain
@@ -131,13 +131,13 @@ def _see_namespace(api: ApiServer, config: Config, name: str | None) -> list[See
         jobs = [job for job in api.items(JOBS.format(namespace), **chosen) if is_ours(job)]
         pods = api.items(PODS.format(namespace), **chosen)
         is_pending = any(p["status"].get("phase") == "Pending" for p in pods)
-        snapshot = snapshot_of(api, namespace) if is_pending else Snapshot()
+        gpu_count = gpu_count_of(api, namespace) if is_pending else GpuCount()
         events = events_in(api, namespace) if is_pending else []
     by_run: dict[str, list[dict[str, Any]]] = {}
     for pod in pods:
         by_run.setdefault(pod["metadata"]["labels"].get(f"{PREFIX}/run", ""), []).append(pod)
     named = [(job, job["metadata"]["name"], by_run.get(job["metadata"]["name"], [])) for job in jobs]
-    return [Seen(job, own, events_about(events, run, own), snapshot) for job, run, own in named]
+    return [Seen(job, own, events_about(events, run, own), gpu_count) for job, run, own in named]
 
 # %% ../../nbs/cluster/46_jobs.ipynb #ab387197
 def local_jobs(

@@ -20,7 +20,7 @@ from .ending import cancelled
 from .facts import job_facts
 from .logs import follow_pods, read_log
 from .manifest import PREFIX
-from .objects import JobAddress, events_about, events_in, nodes_of, snapshot_of
+from .objects import JobAddress, events_about, events_in, gpu_count_of, nodes_of
 from .pod import time_of
 from .state import Seen, explain
 from .watch import WATCH_SECONDS, watched, watches_of
@@ -108,10 +108,10 @@ def look_at(
     if phase in ("failed", "cancelled", "released", "waiting"):
         look = replace(look, outcome=handle.outcome())
     if phase == "running":
-        look = replace(look, snapshot=nodes_of(handle.api, pods))
+        look = replace(look, gpu_count=nodes_of(handle.api, pods))
     elif phase not in ("succeeded", "failed", "cancelled", "released"):
         events = events_about(events_in(handle.api, handle.namespace), handle.run_id, pods)
-        look = replace(look, events=events, snapshot=snapshot_of(handle.api, handle.namespace))
+        look = replace(look, events=events, gpu_count=gpu_count_of(handle.api, handle.namespace))
     state = explain(look)
     return replace(state, headway=headway_of_pod(handle, state)) if state.phase == "running" else state
 

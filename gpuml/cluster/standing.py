@@ -24,7 +24,7 @@ class Standing:
     done: bool = False  # it is done already: nothing is to be sent
     note: str = ""
 
-
+# %% ../../nbs/cluster/50_standing.ipynb #30051e42
 @dataclass(frozen=True)
 class Asked:
     "What is to be submitted under a name"

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..base.errors import codes_with
 from .ending import cancelled, ending
-from .gpus import Snapshot
+from .gpus import GpuCount
 from .manifest import PREFIX
 from .marks import has_failed, idle_mark, was_released
 from gpuml.cluster.pod import (
@@ -37,7 +37,7 @@ class Seen:
     job: dict[str, Any]
     pods: list[dict[str, Any]]  # of the job
     events: list[dict[str, Any]] = field(default_factory=list)  # about the job and its pods
-    snapshot: Snapshot = Snapshot()  # of the cluster, as far as it matters and may be seen
+    gpu_count: GpuCount = GpuCount()  # of the cluster, as far as it matters and may be seen
     outcome: dict[str, Any] | None = None  # what the last attempt wrote into storage
 
     @property
@@ -105,7 +105,7 @@ def _conclude(look: Seen, pods: list[dict[str, Any]], ended: dict[str, Any], don
         return _of_failed(look, pods, ended, failed)
     if look.job["metadata"].get("deletionTimestamp"):
         return _of_deleted(look, pods)
-    if lost := _on_a_lost_node(pods, look.snapshot):
+    if lost := _on_a_lost_node(pods, look.gpu_count):
         return "waiting", lost
     if pod and runs_on(pod):
         words = ending(ended, look.job, look.outcome)
@@ -209,7 +209,7 @@ def _of_pod(pod: dict[str, Any], look: Seen) -> tuple[str, str]:
     if _runs(pod):
         return "running", f"{beside}, and it goes on without" if beside else ""
     if not pod["spec"].get("nodeName"):
-        return "pending", unscheduled(pod, _latest(look, "FailedScheduling"), look.snapshot)
+        return "pending", unscheduled(pod, _latest(look, "FailedScheduling"), look.gpu_count)
     return "pending", pending_cause(pod, _about(look, pod))
 
 
@@ -219,11 +219,11 @@ def _runs(pod: dict[str, Any]) -> bool:
     return "running" in state or (not state and pod["status"].get("phase") == "Running")
 
 # %% ../../nbs/cluster/22_state.ipynb #e9caaa1a
-def _on_a_lost_node(pods: list[dict[str, Any]], snapshot: Snapshot) -> str:
+def _on_a_lost_node(pods: list[dict[str, Any]], gpu_count: GpuCount) -> str:
     "What to do where an attempt can't end, because its node does not answer; nothing where none is or another one runs"
     names = [p["spec"]["nodeName"] for p in pods if not end_of(p) and p["spec"].get("nodeName")]
-    nodes = {node.name: node for node in snapshot.nodes or ()}
-    if snapshot.nodes is not None and names and not set(names) & nodes.keys():
+    nodes = {node.name: node for node in gpu_count.nodes or ()}
+    if gpu_count.nodes is not None and names and not set(names) & nodes.keys():
         return f"node {names[-1]} is gone; Kubernetes removes its pod within minutes, and starts the next attempt"
     of_job = [nodes[name] for name in names if name in nodes]
     lost = [node for node in of_job if not node.is_ready]

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from .gpus import Snapshot, gpu_resource, pod_devices
+from .gpus import GpuCount, gpu_resource, pod_devices
 
 # %% ../../nbs/cluster/21_waiting.ipynb #5d72ffbd
 def refusal_of(
@@ -32,7 +32,7 @@ def refusal_of(
 def unscheduled(
     pod: dict[str, Any],  # that no node has
     message: str,  # of the scheduler's latest event about it
-    snapshot: Snapshot,
+    gpu_count: GpuCount,
 ) -> str:
     "Why no node takes a pod"
     resource = gpu_resource(pod)
@@ -44,24 +44,24 @@ def unscheduled(
         return f"is held back by the scheduling gate {gates or '?'}: what set it takes it away, such as a queue"
     if not message:
         return "the scheduler has not looked at it yet"
-    if resource not in message or snapshot.nodes is None:
+    if resource not in message or gpu_count.nodes is None:
         return f"no node takes it: {message}"
-    return gpus_lacking(pod_devices(pod["spec"]).get(resource, 0), resource, snapshot)
+    return gpus_lacking(pod_devices(pod["spec"]).get(resource, 0), resource, gpu_count)
 
 # %% ../../nbs/cluster/21_waiting.ipynb #1d0a506b
 def gpus_lacking(
     count: int,  # of GPUs that are needed on one node
     resource: str,
-    snapshot: Snapshot,
+    gpu_count: GpuCount,
 ) -> str:
     "What keeps a pod from its GPUs: that no node is large enough, or who holds them"
-    free = snapshot.free(resource)
+    free = gpu_count.free(resource)
     need = f"needs {count} {'GPU' if count == 1 else 'GPUs'}"
     most, node = max(((count, name) for name, (_, count) in free.items()), default=(0, ""))
     if most < count:
         largest = f"the largest, {node}, has {most}" if most else f"no node has any {resource}"
         return f"{need}: never fits, {largest}; lower compute.gpus"
-    return f"{need}: {_free_words(free)}; {_holders_words(snapshot, resource)}"
+    return f"{need}: {_free_words(free)}; {_holders_words(gpu_count, resource)}"
 
 
 def _free_words(free: dict[str, tuple[int, int]]) -> str:
@@ -75,8 +75,8 @@ def _free_words(free: dict[str, tuple[int, int]]) -> str:
 _KINDS = {"gpuml-prod": "production", "gpuml-dev": "development"}  # of jobs, by their priority class
 
 
-def _holders_words(snapshot: Snapshot, resource: str) -> str:
+def _holders_words(gpu_count: GpuCount, resource: str) -> str:
     "Who holds the GPUs"
-    kinds = Counter(_KINDS.get(claim.priority, "other") for claim in snapshot.holders_of(resource))
+    kinds = Counter(_KINDS.get(claim.priority, "other") for claim in gpu_count.holders_of(resource))
     words = " and ".join(f"{n} {kind} {'job' if n == 1 else 'jobs'}" for kind, n in kinds.items())
     return f"held by {words}; it starts when one ends" if words else "it starts when one is free"

@@ -23,7 +23,7 @@ def find_files(
     key: str = "data.train",  # the config's key, for the message
     storage: Storage | None = None,
 ) -> list[File]:
-    "The CSV files that a config's value means, sorted; raises `DataError` (66) where there is none"
+    "The CSV files that a config's value means, sorted; raises `DataError` (`Exit.NOT_FOUND`) where there is none"
     storage = storage or Storage(config.data.endpoint)
     files_by_url = {}
     for text in [paths] if isinstance(paths, str) else paths:

@@ -255,7 +255,7 @@ def unpack(
     folder: Path,  # a new one
     storage: Storage | None = None,
 ) -> dict[str, Any]:
-    "Unpack a bundle; returns what its `bundle.json` says; raises `DataError` (66) where it is not there or damaged"
+    "Unpack a bundle; returns what its `bundle.json` says; raises `DataError` (`Exit.NOT_FOUND`) where it is not there or damaged"
     storage = storage or Storage()
     file = storage.info(address)
     if file is None:

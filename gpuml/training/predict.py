@@ -228,10 +228,7 @@ def _find_output(task: Task) -> File | None:
 def _try_write(task: Task) -> None:
     "Write something beside the output on S3, and remove it: what is not permitted shows now, and not after hours"
     trial = f"{task.output}.can-be-written"
-    try:
-        task.storage.put_bytes(b"", trial)
-    except OutputError as e:
-        raise OutputError(str(e).replace(trial, task.output), exit_code=e.exit_code) from None
+    task.storage.put_bytes(b"", trial, subject=task.output)
     with suppress(OutputError):
         task.storage.remove(trial)
 
