@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gpuml.base.errors import ConfigError, GpumlError, Preempted
+from gpuml.base.errors import ConfigError, Exit, GpumlError, Preempted
 from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
 from gpuml.cluster import local
@@ -114,7 +114,7 @@ def test_a_name_that_is_submitted_again(shipped):
     for overrides, what in (((), "data.train: a.csv: "), (("train.epochs=2",), "code: bundle ")):
         with pytest.raises(GpumlError, match=f"✗ name: --name nightly: is there already, with .*{what}") as refused:
             submitted(*overrides)
-        assert refused.value.exit_code == 78 and not (project / "outputs" / "nightly-again-1").exists()
+        assert refused.value.exit_code == Exit.BAD_CONFIG and not (project / "outputs" / "nightly-again-1").exists()
     planned = prepare(config, shipped, "nightly", local=True, again=True)
     assert planned.standing.run == planned.manifest["metadata"]["name"] == "nightly-again-1"
     assert "✓ name: nightly is there already; this is nightly-again-1" in repr(planned)

@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from gpuml.base.errors import DataError, NotebookError
+from gpuml.base.errors import DataError, Exit, NotebookError
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.jobs.bundle import pack, put, unpack
@@ -210,7 +210,7 @@ def test_what_is_not_a_bundle(made, tmp_path):
         (tmp_path / "x.tar.gz").write_bytes(raw)
         with pytest.raises(DataError, match="x.tar.gz: not a bundle") as refused:
             unpack(str(tmp_path / "x.tar.gz"), tmp_path / f"unpacked-{i}")
-        assert refused.value.exit_code == 66
+        assert refused.value.exit_code == Exit.NOT_FOUND
     assert not (tmp_path / "evil.py").exists()
     (tmp_path / "x.tar.gz").write_bytes(archive(**{"bundle.json": b'{"format": 2}'}))
     with pytest.raises(DataError, match=r"of another version of gpuml \(format 2\)"):
@@ -236,4 +236,4 @@ def test_only_files_inside_are_unpacked(name, kind, tmp_path):
         tar.addfile(member)
     with pytest.raises(DataError, match=f"{name} is not a file inside it") as refused:
         unpack(str(tmp_path / "x.tar.gz"), tmp_path / "out")
-    assert refused.value.exit_code == 66 and not (tmp_path / "out" / "a").exists()
+    assert refused.value.exit_code == Exit.NOT_FOUND and not (tmp_path / "out" / "a").exists()

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from gpuml.base.errors import ConfigError, OutputError
+from gpuml.base.errors import ConfigError, Exit, OutputError
 from gpuml.base.files import write_json
 from gpuml.base.loading import load
 from gpuml.cluster import clean
@@ -169,7 +169,7 @@ def test_the_command_says_before_it_does(here):
     assert said.returncode == 0 and not (here / "outputs" / "dev-done").exists()
     for words, text in ((["dev-9"], "dev-9: no run and no job"), (["--fast"], "unknown option --fast")):
         said = gpuml("clean", *words, cwd=here)
-        assert said.returncode == 78 and text in said.stderr and "Traceback" not in said.stderr
+        assert said.returncode == Exit.BAD_CONFIG and text in said.stderr and "Traceback" not in said.stderr
 
 
 def test_interrupted_nothing_is_half_removed(here):

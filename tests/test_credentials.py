@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from gpuml.base.errors import DataError, OutputError
+from gpuml.base.errors import DataError, Exit, OutputError
 from gpuml.base.storage import Storage
 from tests.faults import Proxy, s3_error
 from tests.s3 import KEY, READER, READER_SECRET, SECRET
@@ -75,7 +75,7 @@ def test_keys_that_are_not_renewed_keep_the_work(name, s3, proxy, tmp_path, monk
     with pytest.raises(OutputError) as refused:  # another connection of the same process
         Storage(proxy.endpoint, patience=2 if name == "nobody renews them" else 60).put_bytes(b"y", s3.url("odd"))
     assert (refused.value.exit_code, words in str(refused.value)) == (code, True), refused.value
-    assert code == 77 or str(refused.value).endswith("; renew them and run it again, and it goes on")
+    assert code == Exit.NOT_PERMITTED or str(refused.value).endswith("; renew them and run it again, and it goes on")
     assert len(proxy.requests) - before <= most
 
 
@@ -85,5 +85,5 @@ def test_keys_that_never_were_accepted_are_refused_at_once(s3, proxy, tmp_path, 
     proxy.plan = lambda request: EXPIRED
     with pytest.raises(DataError, match="AWS_SESSION_TOKEN has expired") as refused:
         Storage(proxy.endpoint).find(s3.url("a"))
-    assert refused.value.exit_code == 77 and len(proxy.requests) == 1
+    assert refused.value.exit_code == Exit.NOT_PERMITTED and len(proxy.requests) == 1
     assert os.environ["AWS_ACCESS_KEY_ID"] == KEY

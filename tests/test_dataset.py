@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gpuml.base.config import Config, DataConfig
-from gpuml.base.errors import DataError, OutputError, Preempted
+from gpuml.base.errors import DataError, Exit, OutputError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.data import reading
@@ -391,7 +391,7 @@ def test_s3_is_read_like_a_disk(tmp_path, s3):
     assert read(config_in(tmp_path, s3.url("set/b*.csv"))).train.where(0) == f"{s3.url('set/b.csv')}:2"
     with pytest.raises(DataError, match="data.train: no CSV files at s3://") as e:
         read(config_in(tmp_path, s3.url("sat")))
-    assert e.value.exit_code == 66
+    assert e.value.exit_code == Exit.NOT_FOUND
     Storage().put_bytes(b"text,label\nlate\n", s3.url("set/c.csv"))
     with pytest.raises(DataError, match="set/c.csv:2: 1 fields where the header has 2"):
         read(config_in(tmp_path, s3.url("set")))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from gpuml.base.errors import Exit
 from tests.conftest import ROOT
 
 DOCKER = ROOT / "docker"
@@ -229,7 +230,7 @@ def test_jupyterlab_does_not_start_without_a_token(token, tmp_path):
     done = subprocess.run(
         [DOCKER / "lab.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20
     )
-    assert done.returncode == 78 and "JUPYTER_TOKEN: must be set to 16 characters or more" in done.stderr
+    assert done.returncode == Exit.BAD_CONFIG and "JUPYTER_TOKEN: must be set to 16 characters or more" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from gpuml.base.errors import Exit
 from gpuml.jobs.runner import execute
 from tests.test_run import PARAMETERS, executed, write_notebook
 
@@ -74,7 +75,7 @@ def test_a_notebook_may_end_itself_when_its_work_is_done(cell, here, tmp_path):
 def test_a_stop_is_no_error_that_is_expected(here, tmp_path):
     cell = "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
     ended = here((cell, TAGGED))
-    assert ended.exit_code == 75 and "stopped by SIGTERM in cell 2" in ended.reason, ended
+    assert ended.exit_code == Exit.INTERRUPTED and "stopped by SIGTERM in cell 2" in ended.reason, ended
 
 
 PRINTED = {  # what a cell prints, and how its text in the notebook ends: papermill#426

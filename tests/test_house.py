@@ -13,6 +13,7 @@ from importlib.metadata import requires
 import pytest
 from packaging.requirements import Requirement
 
+from gpuml.base.errors import Exit
 from tests.conftest import ROOT, gpuml
 from tests.house import WINGS, counts, module_offenders, new_offenders, page_offenders
 
@@ -259,7 +260,11 @@ def test_init(tmp_path):
     assert done.returncode == 0 and "gpuml train" in done.stdout
     assert (tmp_path / "nbs" / "train.ipynb").is_file() and (tmp_path / "config" / "dev.yaml").is_file()
     again = gpuml("init", cwd=tmp_path)
-    assert again.returncode == 73 and "overwrites nothing" in again.stderr and "Traceback" not in again.stderr
+    assert (
+        again.returncode == Exit.NOT_WRITTEN
+        and "overwrites nothing" in again.stderr
+        and "Traceback" not in again.stderr
+    )
 
 
 def test_parameters_tag_survives_cleaning(tmp_path):

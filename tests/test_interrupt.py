@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.base.errors import ConfigError, Preempted
+from gpuml.base.errors import ConfigError, Exit, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training import attempts
@@ -91,7 +91,7 @@ def stop_at(*moments):
 def test_sigterm_then_resume_changes_nothing(moment, store, undisturbed):
     with pytest.raises(Preempted) as e:
         fit(load("dev", OVERRIDES), watch=stop_at(moment))
-    assert e.value.exit_code == 75
+    assert e.value.exit_code == Exit.INTERRUPTED
     (run,) = recorded(store)
     assert run.info.status == "KILLED"
     (folder,) = (store.parent / "outputs").iterdir()
@@ -225,7 +225,7 @@ def test_changed_config_is_refused(change, store):
     interrupted(store, at=2)
     with pytest.raises(ConfigError, match="was started with another config") as e:
         fit(load("dev", [*OVERRIDES, change]), resume="latest")
-    assert change.split("=")[0] in str(e.value) and e.value.exit_code == 78
+    assert change.split("=")[0] in str(e.value) and e.value.exit_code == Exit.BAD_CONFIG
 
 
 def test_harmless_changes_are_not(store, undisturbed):
@@ -281,7 +281,7 @@ def test_command_ends_with_75_and_resumes(store):
     time.sleep(2)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=600)[1]
-    assert process.returncode == 75 and "--resume` goes on there" in said and "Traceback" not in said
+    assert process.returncode == Exit.INTERRUPTED and "--resume` goes on there" in said and "Traceback" not in said
     gpuml("sync", cwd=store.parent)  # a busy machine has not imported MLflow by then
     (run,) = recorded(store)
     assert run.info.status == "KILLED"
@@ -300,7 +300,7 @@ def test_sigterm_while_importing(store):
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=600)[1]
-        assert process.returncode == 75, said
+        assert process.returncode == Exit.INTERRUPTED, said
         assert "Traceback" not in said
 
 
@@ -314,7 +314,7 @@ def test_ctrl_c_while_importing(library, told, store):
     until(lambda: library in Path(f"/proc/{process.pid}/maps").read_text(), pause=0.001)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=600)[1]
-    assert process.returncode == 75 and said.endswith(f"{told}\n") and "Traceback" not in said, said
+    assert process.returncode == Exit.INTERRUPTED and said.endswith(f"{told}\n") and "Traceback" not in said, said
 
 
 def test_registered_once_and_only_when_certified(store):

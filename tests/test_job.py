@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuml.base.errors import Exit
 from gpuml.base.loading import load
 from gpuml.cluster.manifest import Source, manifest, run_id, verdict, yaml
 from tests.conftest import ROOT
@@ -71,6 +72,25 @@ def test_rules_of_the_job_api():
             )
     assert len(job["metadata"]["name"]) <= 63
     assert all(len(value) <= 63 for value in job["metadata"]["labels"].values())
+
+
+def test_numbers_of_exit_codes():
+    "They are a contract with jobs that run, their podFailurePolicy, and scripts of users; elsewhere tests say `Exit.X`"
+    assert {code.name: int(code) for code in Exit} == {
+        "DONE": 0,
+        "FAILED": 1,
+        "MISUSED": 2,
+        "BAD_DATA": 65,
+        "NOT_FOUND": 66,
+        "UNREACHABLE": 69,
+        "CRASHED": 70,
+        "NOT_WRITTEN": 73,
+        "INTERRUPTED": 75,
+        "NOT_PERMITTED": 77,
+        "BAD_CONFIG": 78,
+        "NO_COMMAND": 127,
+        "KILLED": 137,
+    }
 
 
 @pytest.mark.parametrize("code", [0, 1, 65, 66, 70, 73, 75, 77, 78, 137, 139, 143])

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from gpuml.base.errors import GpumlError
+from gpuml.base.errors import Exit, GpumlError
 from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
 from gpuml.cluster.sending import submit
@@ -63,7 +63,11 @@ def test_submit_wait_and_everything_a_job_tells(shipped, project):
         assert shown.returncode == 0 and shown.stdout, shown.stderr
     assert c.find(job.run_id, [load("dev")]).run_id == job.run_id
     missing = gpuml("logs", "no-such-job", cwd=project)
-    assert missing.returncode == 66 and "no job no-such-job" in missing.stderr and "Traceback" not in missing.stderr
+    assert (
+        missing.returncode == Exit.NOT_FOUND
+        and "no job no-such-job" in missing.stderr
+        and "Traceback" not in missing.stderr
+    )
 
 
 def test_twenty_at_once_are_one(shipped):
@@ -134,7 +138,7 @@ def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
             f"gpuml: {job.run_id} goes on without this command: "
             f"gpuml logs {job.run_id} --follow, gpuml cancel {job.run_id}\n"
         )
-        assert process.returncode == 75 and job.status.phase == "running"
+        assert process.returncode == Exit.INTERRUPTED and job.status.phase == "running"
 
 
 def test_a_reader_that_leaves(shipped, project):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpuml.base.errors import ConfigError, DataError, OutputError, Preempted
+from gpuml.base.errors import ConfigError, DataError, Exit, OutputError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.data import pieces as pieces_room
@@ -273,7 +273,7 @@ def test_unknown_label_is_a_bad_row(project_of_files):
         said = r"data/part-3.csv:63: the label 'delivry' is not in data.labels; did you mean 'delivery'\?"
         with pytest.raises(DataError, match=said) as e:
             fit(load("dev", order))
-        assert e.value.exit_code == 65
+        assert e.value.exit_code == Exit.BAD_DATA
     run = fit(load("dev", [*EARLY, "data.on_bad_row=skip", "train.epochs=1"]))
     assert run.labels == ["billing", "delivery"] and "the label 'delivry'" in (run.folder / "skipped.csv").read_text()
     notes = reading.read(load("dev", ["data.labels=[billing, other, delivery]", "data.on_bad_row=skip"])).notes
@@ -414,7 +414,7 @@ def test_bad_row_that_shows_while_it_trains(held):
 
     with pytest.raises(DataError, match=r"part-\d.csv:63: 3 fields where the header has 2") as e:
         fit(load("dev", held.order), watch=watch)
-    assert e.value.exit_code == 65 and "updates had been done: data.order=early reads while" in str(e.value)
+    assert e.value.exit_code == Exit.BAD_DATA and "updates had been done: data.order=early reads while" in str(e.value)
     assert not list(Path("outputs").glob("*/certificate.json"))
 
 

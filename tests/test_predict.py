@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuml.base.errors import DataError, OutputError, Preempted
+from gpuml.base.errors import DataError, Exit, OutputError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training.fit import fit
@@ -118,7 +118,7 @@ def test_s3_in_and_out(run, s3):
     assert [f.url for f in Storage().find(s3.url("out/"))] == [s3.url("out/p.csv")]
     with pytest.raises(OutputError, match="is there already") as e:
         run.predict_file(s3.url("in/*.csv"), s3.url("out/p.csv"), CACHE)
-    assert e.value.exit_code == 73
+    assert e.value.exit_code == Exit.NOT_WRITTEN
 
 
 def test_s3_that_is_not_to_be_written_shows_at_once(run, s3, monkeypatch):
@@ -128,7 +128,11 @@ def test_s3_that_is_not_to_be_written_shows_at_once(run, s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(OutputError, match="not permitted to write") as e:
         run.predict_file("a.csv", target, CACHE, watch=lambda p: phases.append(p.phase))
-    assert e.value.exit_code == 77 and "can-be-written" not in str(e.value) and set(phases) == {"data", "failed"}
+    assert (
+        e.value.exit_code == Exit.NOT_PERMITTED
+        and "can-be-written" not in str(e.value)
+        and set(phases) == {"data", "failed"}
+    )
 
 
 def predict_in_child(folder, words, environment):
@@ -170,7 +174,7 @@ def test_killed_and_continued(run, project):
     with open(next(project.glob("cache/predictions/*/rows.csv")), "a") as f:
         f.write("half a ro")  # as if it had been killed while it wrote
     code, second = stop_in_the_middle(project, words, signal.SIGTERM, 2)
-    assert code == 75 and second > first and not Path("out.csv").exists()
+    assert code == Exit.INTERRUPTED and second > first and not Path("out.csv").exists()
     said = (project / "stderr").read_text()
     assert (
         f"stopped at row {second:,} of {len(texts):,}; the same line goes on there" in said and "Traceback" not in said
@@ -235,7 +239,7 @@ def test_bad_rows(run):
     Path("a.csv").write_text(BAD)
     with pytest.raises(DataError) as e:
         run.predict_file("a.csv", "out.csv", CACHE)
-    assert e.value.exit_code == 65 and str(e.value).splitlines() == [
+    assert e.value.exit_code == Exit.BAD_DATA and str(e.value).splitlines() == [
         "a.csv:3: 3 fields where the header has 2; a text with ',' in it needs quotes",
         "a.csv:4: the text is empty",
     ]

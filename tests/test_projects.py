@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from gpuml.base.errors import ClusterError
+from gpuml.base.errors import ClusterError, Exit
 from gpuml.base.files import write_json
 from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
@@ -104,7 +104,9 @@ def test_a_job_of_another_project_is_cancelled_only_by_its_projects_name(two):
         process = [worker.pid, psutil.Process(worker.pid).create_time()]
         put_job(there, "long", phase="running", process=process)
         said = gpuml("cancel", "long", cwd=here)
-        assert said.returncode == 66 and said.stderr.startswith("gpuml: no job long of this project; of another: ")
+        assert said.returncode == Exit.NOT_FOUND and said.stderr.startswith(
+            "gpuml: no job long of this project; of another: "
+        )
         assert worker.poll() is None
         said = gpuml("cancel", "you/tickets/long", cwd=here)
         assert said.returncode == 0 and worker.wait(20) != 0, said.stderr

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpuml.base.errors import ConfigError, NotebookError, Preempted
+from gpuml.base.errors import ConfigError, Exit, NotebookError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.jobs.bundle import pack, put
@@ -117,7 +117,7 @@ def test_not_a_notebook(text, tmp_path):
     (tmp_path / "n.ipynb").write_text(text)
     with pytest.raises(NotebookError, match="n.ipynb: not a notebook of format 4") as e:
         problems(tmp_path / "n.ipynb")
-    assert e.value.exit_code == 78
+    assert e.value.exit_code == Exit.BAD_CONFIG
 
 
 # ---- parameters are values, never code
@@ -388,7 +388,7 @@ def test_stopped_at_every_moment(job, store):
         if name == "killed":
             assert code == -9 and states[5:7] == ["running", "pending"] and "cell 5 of 7 was running at" in note
         else:
-            assert code == 75 and re.search(reason, outcome(place)["reason"]), (name, attempt.said)
+            assert code == Exit.INTERRUPTED and re.search(reason, outcome(place)["reason"]), (name, attempt.said)
             assert outcome(place)["reason"] in note and states[-1] in ("pending", "failed")
         record = read_record(place)
         assert (record and record.status) == status, name
@@ -526,7 +526,7 @@ def test_random_moments(plain):
         time.sleep(rng.uniform(0.0, 4.0))
         code = attempt.stop().end()
         assert code in (0, 75) and "Traceback (most recent call last):" not in attempt.said, (code, attempt.said)
-        assert code == 75 or "all cells are done" in attempt.said
+        assert code == Exit.INTERRUPTED or "all cells are done" in attempt.said
 
 
 def test_runner_is_killed(plain):
@@ -544,7 +544,9 @@ def test_runner_is_killed(plain):
     assert Attempt(project).until("^waiting").stop().end() == 75
     killed, second = attempts.read(Storage(), str(project / "outputs" / "job-1"))
     assert (
-        killed.reason.startswith("ended without a word") and killed.finished == killed.alive and second.exit_code == 75
+        killed.reason.startswith("ended without a word")
+        and killed.finished == killed.alive
+        and second.exit_code == Exit.INTERRUPTED
     )
 
 
@@ -563,7 +565,10 @@ def test_usage(tmp_path, plain):
     assert "none.tar.gz" in (tmp_path / "word").read_text()
     write_notebook(project / "nbs" / "n.ipynb", ("x = 1", "parameters"), "%gpu_train")
     done = gpuml("run", str(project), "--run", "a", cwd=tmp_path)
-    assert done.returncode == 78 and "parameter 'config' is not set in the cell tagged `parameters`" in done.stderr
+    assert (
+        done.returncode == Exit.BAD_CONFIG
+        and "parameter 'config' is not set in the cell tagged `parameters`" in done.stderr
+    )
     assert not (project / "outputs").exists()
 
 

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from gpuml.base.errors import Exit
 from gpuml.jobs.sidecars import SIDECARS
 from tests.conftest import gpuml
 
@@ -37,5 +38,5 @@ def test_the_runner_tells_the_proxy_to_end(inside, tmp_path):
     finally:
         server.shutdown()
         server.server_close()
-    assert done.returncode == 66 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == Exit.NOT_FOUND and "Traceback" not in done.stderr, done.stderr
     assert server.asked == (["/quitquitquit"] if inside else [])

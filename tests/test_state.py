@@ -6,6 +6,7 @@ kubelet.rejectPod, kubelet_pods), pkg/controller (job, podgc, tainteviction), pk
 
 import pytest
 
+from gpuml.base.errors import Exit
 from gpuml.base.loading import load
 from gpuml.cluster.facts import job_facts
 from gpuml.cluster.gpus import count_gpus
@@ -367,7 +368,7 @@ def test_codes_are_those_of_the_container_that_trains():
     for order in (1, -1):
         made = pod("Failed", ended(65), {"istio-proxy": ended(0), "vault-agent": ended(1)})
         made["status"]["containerStatuses"] = made["status"]["containerStatuses"][::order]
-        assert explain(seen(job(failed=1), made)).exit_code == 65
+        assert explain(seen(job(failed=1), made)).exit_code == Exit.BAD_DATA
     evicted = pod("Failed", None, {}, {}, "Evicted", LOW)
     assert explain(seen(job(failed=1), evicted)).exit_code is None
 

@@ -29,7 +29,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpuml.base.errors import ConfigError, DataError, OutputError, Preempted
+from gpuml.base.errors import ConfigError, DataError, Exit, OutputError, Preempted
 from gpuml.base.files import as_csv
 from gpuml.base.place import is_s3
 from gpuml.base.retry import Clock
@@ -196,7 +196,7 @@ class TestBothPlaces:
                 f.write(content[::-1])
         with pytest.raises(DataError, match="a: has changed since it was listed") as e:
             next(blocks)
-        assert e.value.exit_code == 65
+        assert e.value.exit_code == Exit.BAD_DATA
         with pytest.raises(DataError, match="has changed"):
             storage.read(file, 5, 10)
         (tmp_path / "copy").write_bytes(b"what was there")
@@ -228,10 +228,10 @@ class TestBothPlaces:
         storage.remove(place("a"))
         with pytest.raises(DataError) as e:
             storage.read(file)
-        assert e.value.exit_code == 66 and place("a") in str(e.value)
+        assert e.value.exit_code == Exit.NOT_FOUND and place("a") in str(e.value)
         with pytest.raises(DataError, match="no such file") as e:
             storage.get(place("a"), "copy")
-        assert e.value.exit_code == 66
+        assert e.value.exit_code == Exit.NOT_FOUND
 
 
 def test_every_field_of_a_table_is_read_back(tmp_path):
@@ -394,7 +394,7 @@ def test_a_reader_may_not_write(s3, monkeypatch):
     for refused in (lambda: reader.put_bytes(b"y", s3.url("a")), lambda: reader.remove(s3.url("a"))):
         with pytest.raises(OutputError, match="is not permitted to write it") as e:
             refused()
-        assert e.value.exit_code == 77
+        assert e.value.exit_code == Exit.NOT_PERMITTED
     keys_in_environment(monkeypatch, *keys)
     assert Storage(s3.endpoint).info(s3.url("a"))
 
@@ -541,7 +541,10 @@ def test_patience_ends(s3, proxy):
         proxy.plan, begun, sent = lambda request, fault=fault: fault, passing.seconds, len(proxy.requests)
         with pytest.raises(DataError) as e:
             storage.find(s3.prefix)
-        assert f"{proxy.endpoint} did not answer for 150 s ({why})" in str(e.value) and e.value.exit_code == 75
+        assert (
+            f"{proxy.endpoint} did not answer for 150 s ({why})" in str(e.value)
+            and e.value.exit_code == Exit.INTERRUPTED
+        )
         assert str(e.value).endswith("run it again when it does")
         assert passing.seconds - begun == pytest.approx(150) and 24 <= len(proxy.requests) - sent <= 60
 
@@ -553,7 +556,7 @@ def test_patience_ends_in_an_upload(s3, proxy, content):
     proxy.plan = lambda request: Fault("cut") if "partNumber=2" in request.path else None
     with pytest.raises(OutputError, match="did not answer for 150 s \\(.*connection.*\\)") as e:
         storage.put_bytes(content, s3.url("a"))
-    assert e.value.exit_code == 75
+    assert e.value.exit_code == Exit.INTERRUPTED
     assert direct.read(direct.info(s3.url("a"))) == b"old" and direct.sweep(s3.prefix + "/", older=0) == 0
 
 

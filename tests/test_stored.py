@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuml.base.errors import ConfigError, OutputError, Preempted
+from gpuml.base.errors import ConfigError, Exit, OutputError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training.fit import fit
@@ -169,7 +169,7 @@ def test_reader_can_not_write(kept, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(OutputError, match="not permitted to write") as e:
         fit(load("dev", OVERRIDES))
-    assert e.value.exit_code == 77 and not list(output_folder(load("dev")).glob("*"))
+    assert e.value.exit_code == Exit.NOT_PERMITTED and not list(output_folder(load("dev")).glob("*"))
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_keys_that_expire_while_training_lose_nothing(proxy, s3, undisturbed):  
     overrides = [*OVERRIDES, f"data.train={s3.url('in')}"]
     with pytest.raises(OutputError, match="refuses the keys that it accepted until now.* and it goes on") as refused:
         fit(load("dev", overrides), watch=watch)
-    assert refused.value.exit_code == 75
+    assert refused.value.exit_code == Exit.INTERRUPTED
     proxy.plan = lambda request: None
     run = fit(load("dev", overrides), resume="latest")
     assert same(run, undisturbed)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 from ruamel.yaml import YAML
 
+from gpuml.base.errors import Exit
 from gpuml.base.storage import Storage
 from gpuml.cluster import jobs as c
 from gpuml.cluster.idle import notice
@@ -130,10 +131,10 @@ def test_a_job_is_warned_about_released_and_goes_on(site, prometheus, account, t
     assert events == ["GPUIdle", "GPUReleased"]
     assert [line.split(": ", 1)[1].split()[1] for line in said[1:]] == ["has", "did"], said
     done = max(step for step, _ in dev.metrics()["loss"])
-    assert Storage(site.s3.endpoint).find(f"{dev.place}/checkpoints/*/*") and state.exit_code == 75
+    assert Storage(site.s3.endpoint).find(f"{dev.place}/checkpoints/*/*") and state.exit_code == Exit.INTERRUPTED
     assert not Storage(site.s3.endpoint).find(f"{dev.place}/certificate.json")
     wait = subprocess.run([sys.executable, "-m", "gpuml.ui.cli", "wait", dev.run_id], capture_output=True, text=True)
-    assert wait.returncode == 75 and "released: it did not use its GPU" in wait.stdout, wait
+    assert wait.returncode == Exit.INTERRUPTED and "released: it did not use its GPU" in wait.stdout, wait
     # the GPU is free for others
     site.cluster.admin.create("jobs", site.namespace, holder("other", "true", priority="gpuml-prod"))
     assert site.cluster.wait_job(site.namespace, "other") == "Complete"

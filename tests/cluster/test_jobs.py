@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gpuml.base import storage
-from gpuml.base.errors import GpumlError
+from gpuml.base.errors import Exit, GpumlError
 from gpuml.cluster import jobs as c
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
@@ -69,7 +69,7 @@ def test_who_may_not(site, monkeypatch):
         GpumlError, match="you may not create jobs, get jobs, list pods, get pods/log in the namespace"
     ) as refused:
         site.submit()
-    assert refused.value.exit_code == 77
+    assert refused.value.exit_code == Exit.NOT_PERMITTED
     file = site.cluster.plane.kubeconfig("admin", site.namespace)
     expired = site.folder / "expired.kubeconfig"
     expired.write_text(file.read_text().replace(site.cluster.plane.tokens["admin"], "expired"))
@@ -77,7 +77,7 @@ def test_who_may_not(site, monkeypatch):
     for call in (site.submit, lambda: c.jobs([site.config()])):
         with pytest.raises(GpumlError, match="does not accept your login") as refused:
             call()
-        assert refused.value.exit_code == 77
+        assert refused.value.exit_code == Exit.NOT_PERMITTED
 
 
 def test_no_cluster_at_all(site, monkeypatch):
@@ -87,7 +87,7 @@ def test_no_cluster_at_all(site, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(nowhere))
     with pytest.raises(GpumlError, match="no answer from the cluster at https://127.0.0.1:9") as refused:
         c.jobs([site.config()], patience=1.0)
-    assert refused.value.exit_code == 69
+    assert refused.value.exit_code == Exit.UNREACHABLE
 
 
 @pytest.fixture
