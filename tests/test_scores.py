@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gpuml.training.results import load_run
-from gpuml.training.scores import as_text, evaluate, left_out
+from gpuml.training.score_table import as_text
+from gpuml.training.scores import evaluate, left_out
 from gpuml.ui.cli import main
 
 LABELS = ["a", "b", "c"]

@@ -12,8 +12,14 @@ from typing import Any
 
 from .log import Log
 from ..training.headway import Headway, headway_of
+from ..training.score_table import SCORES
 
 # %% ../../nbs/jobs/20_exporter.ipynb #855d9fe1
+def _capital(words: str) -> str:
+    "The words as a sentence begins with them"
+    return words[:1].upper() + words[1:]
+
+
 _DESCRIPTIONS = {
     "updates": "Updates done by the run",
     "updates_planned": "Updates that the run will have",
@@ -22,9 +28,7 @@ _DESCRIPTIONS = {
     "loss": "Mean training loss of the latest update",
     "examples_per_second": "Training speed",
     "seconds_left": "Seconds until the last update",
-    "validation_loss": "Loss of the latest evaluation",
-    "validation_accuracy": "Accuracy of the latest evaluation",
-    "validation_macro_f1": "Macro-F1 of the latest evaluation",
+    **{f"validation_{s.key}": f"{_capital(s.short or s.title)} of the latest evaluation" for s in SCORES},
 }
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .score_table import score_of_key
+
 # %% ../../nbs/training/61_best.ipynb #85c79974
 @dataclass
 class Best:
@@ -37,10 +39,13 @@ class Best:
         return True
 
     def score_of(self, evaluation: dict[str, Any]) -> float:
-        "What an epoch's evaluation counts; more is better"
+        "What an epoch's evaluation counts; more is better, and one without the score is the worst"
         if self.metric is None:
             return evaluation["epoch"]
-        return -evaluation["loss"] if self.metric == "loss" else evaluation[self.metric]
+        if self.metric not in evaluation:
+            return -math.inf
+        value = evaluation[self.metric]
+        return value if score_of_key(self.metric).more_is_better else -value
 
     def description(self, epochs: int) -> str:
         "Which weights are kept, of so many epochs"

@@ -20,6 +20,7 @@ from .feed import places
 from .history import History
 from .loop import Step
 from .recording import data_params
+from .score_table import by_metric
 from .scores import evaluate
 from .training import Training, fit_to_machine, vain_updates_told
 
@@ -60,8 +61,7 @@ def after_epoch(training: Training) -> bool:
     scores = evaluate(logits, data.validation.classes, data.labels)
     history.best.offer(training.learner.classifier, epoch, scores, logits)
     history.add_evaluation(scores)
-    measured = {"validation_loss": scores["loss"], "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"]}
-    training.record.log(measured, p.step, "evaluation")
+    training.record.log(by_metric(scores), p.step, "evaluation")
     report.pause()
     stops = is_out_of_patience(training)
     if p.step < p.steps and not stops:

@@ -33,7 +33,7 @@ class Headway:
     epochs: int = 0  # epochs planned; none of a prediction
     loss: float | None = None  # mean training loss of the latest update
     recent_loss: float | None = None  # of the latest ten
-    evaluation: dict[str, float] | None = None  # the latest: step, epoch, loss, accuracy, macro_f1
+    evaluation: dict[str, float] | None = None  # the latest: step, epoch, scores by key
     examples_per_second: float = 0.0
     seconds_left: float | None = None  # until the last update
     checkpoint: int | None = None  # the update of the latest one

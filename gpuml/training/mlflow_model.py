@@ -20,6 +20,7 @@ from .folder import as_readable_as_new
 from .mlflow_run import errors_only
 from .model import load_classifier, load_tokenizer, quiet
 from .record import Record, write_record
+from .score_table import SCORES, by_metric
 from .versions import versions
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #32d9669c
@@ -48,9 +49,6 @@ def send_results(
         sent.version = _register(client, record)
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #19fde7b8
-_SCORES = {"validation_loss": "loss", "accuracy": "accuracy", "macro_f1": "macro_f1"}  # MLflow's name: metrics.json's
-
-
 def _send_scores(client: MlflowClient, record: Record, folder: Path) -> bool:
     "Make the scores of the kept weights MLflow's latest; says whether they replace those of a shorter training"
     path = folder / "metrics.json"
@@ -61,7 +59,7 @@ def _send_scores(client: MlflowClient, record: Record, folder: Path) -> bool:
         return False
     points = [Metric("kept_epoch", result["epoch"], milliseconds, last["step"])]
     if result["epoch"] != last["epoch"]:  # one step behind, as MLflow's own loggers do for weights that are restored
-        points += [Metric(key, result[name], milliseconds, last["step"] + 1) for key, name in _SCORES.items()]
+        points += [Metric(name, value, milliseconds, last["step"] + 1) for name, value in by_metric(result).items()]
     client.log_batch(record.sent.run, metrics=points)
     is_longer = record.sent.scored is not None
     record.sent.scored = last["step"]
@@ -88,7 +86,7 @@ def _send_model(client: MlflowClient, record: Record, folder: Path) -> str:
 
 def _latest_scores(client: MlflowClient, run: str, model_id: str) -> list[Metric]:
     "The run's final scores as the model's; the run has these points, and takes them once more"
-    histories = [client.get_metric_history(run, key) for key in _SCORES]
+    histories = [client.get_metric_history(run, score.metric) for score in SCORES]
     points = [max(history, key=lambda point: (point.step, point.timestamp)) for history in histories if history]
     return [Metric(p.key, p.value, p.timestamp, p.step, model_id=model_id) for p in points]
 

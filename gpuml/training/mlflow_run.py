@@ -20,6 +20,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from ..base.errors import ConfigError
 from .record import SPOOL, Record, write_record
+from .score_table import LOSS
 from .spool import Point, read_batch
 from .store import file_of
 
@@ -150,7 +151,7 @@ def _metrics(points: list[Point], last: dict[str, int]) -> list[Metric]:
     return [Metric(name, value, point.time, point.step) for point in new for name, value in point.values.items()]
 
 # %% ../../nbs/training/40_mlflow_run.ipynb #c15ad551
-_KIND_METRICS = {"update": "loss", "evaluation": "validation_loss"}
+_KIND_METRICS = {"update": "loss", "evaluation": LOSS.metric}
 
 
 def _last_steps(client: MlflowClient, run: str) -> dict[str, int]:

@@ -30,9 +30,7 @@ class Progress:
     epoch: float = 0.0  # epochs done
     epochs: int = 0  # epochs planned
     losses: list[float] = field(default_factory=list)  # mean training loss of every update
-    evaluations: list[dict[str, float]] = field(
-        default_factory=list
-    )  # one an epoch: step, epoch, loss, accuracy, macro_f1
+    evaluations: list[dict[str, float]] = field(default_factory=list)  # one an epoch: step, epoch, scores by key
     examples_per_second: float = 0.0
     seconds_left: float | None = None  # until the last update
     notes: list[str] = field(default_factory=list)  # what a person should know

@@ -6,9 +6,8 @@
 __all__ = ['duration', 'time_left', 'facts', 'line_facts']
 
 # %% ../../nbs/training/16_words.ipynb #3617b555
-import math
-
 from .headway import Headway
+from .score_table import SHOWN
 
 # %% ../../nbs/training/16_words.ipynb #bb2778ec
 def duration(
@@ -41,8 +40,7 @@ def _named_facts(p: Headway) -> dict[str, str]:
     if remaining := time_left(p):
         words["left"] = f"{remaining} left"
     if p.evaluation:
-        accuracy, macro_f1 = (p.evaluation.get(name, math.nan) for name in ("accuracy", "macro_f1"))
-        words["scores"] = f"accuracy {accuracy:.3f}, macro-F1 {macro_f1:.3f}"
+        words["scores"] = ", ".join(f"{s.title} {s.text(p.evaluation)}" for s in SHOWN if s.more_is_better)
     return {subject: word for subject, word in words.items() if word}
 
 

@@ -32,6 +32,8 @@ def print_run(
     from rich.console import Console
     from rich.table import Table
 
+    from gpuml.training.report import score_texts
+
     m, classes = run.metrics, run.classes()
     table = Table(title=run.id, title_justify="left", title_style="bold")
     for column in classes.columns:
@@ -40,9 +42,7 @@ def print_run(
         table.add_row(*row)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(
-        f"accuracy {m['accuracy']:.3f}   macro-F1 {m['macro_f1']:.3f}   validation loss {m['loss']:.3f}   {m['updates']:,} updates in {m['seconds']:.0f} s"
-    )
+    console.print("   ".join(score_texts(m)))
     weights = f"weights  {m['weights'].removeprefix('weights ')}\n" if "weights" in m else ""
     console.print(f"{weights}model    {run.place}/model\nMLflow   {run.url}", markup=False)
 

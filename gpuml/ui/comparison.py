@@ -20,6 +20,7 @@ from ..base.keys import fields, flat
 from ..base.loading import load, load_all
 from ..base.tables import Table
 from ..training.results import Run
+from ..training.score_table import LOSS, MAIN, SHOWN
 from .lines import value_text
 from .metrics import MetricsFile
 
@@ -58,9 +59,9 @@ class Comparison:
         configs = [_one_way(load(folder / "config.yaml"), root) for folder in self.folders]
         rows = [(k, *(value_text(c[k]) for c in configs)) for k in fields() if len({repr(c[k]) for c in configs}) > 1]
         results = [scores_of(folder) for folder in self.folders]
-        scores = {"accuracy": "accuracy", "macro_f1": "macro-F1", "loss": "validation loss"}
-        for key in (*scores, "updates", "seconds"):
-            rows.append((scores.get(key, key), *(f"{f[key]:,.4g}" if key in f else "" for f in results)))
+        titles = {score.key: score.title for score in SHOWN} | {"updates": "updates", "seconds": "seconds"}
+        for key, title in titles.items():
+            rows.append((title, *(f"{f[key]:,.4g}" if key in f else "" for f in results)))
         return rows
 
     def table(self) -> Table:
@@ -70,7 +71,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         metrics = {f.name: MetricsFile(f / "metrics.jsonl").read() for f in self.folders}
-        titles = {"loss": "training loss", "validation_loss": "validation loss", "macro_f1": "macro-F1"}
+        titles = {"loss": "training loss", LOSS.metric: LOSS.title, MAIN.metric: MAIN.title}
         curves = "".join(
             chart(title, {name: series.get(key, []) for name, series in metrics.items()})
             for key, title in titles.items()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..base.charts import Series, chart
+from ..training.score_table import LOSS, SCORES
 
 # %% ../../nbs/ui/25_metrics.ipynb #a908027a
 @dataclass
@@ -31,7 +32,7 @@ class MetricsFile:
         return self.series
 
 # %% ../../nbs/ui/25_metrics.ipynb #68f55fdc
-_NAMES = {"validation_loss": "validation", "loss": "training", "macro_f1": "macro-F1"}
+_LOSSES = {"loss": "training", LOSS.metric: "validation"}  # in a chart of losses
 
 
 def charts(
@@ -39,10 +40,12 @@ def charts(
 ) -> str:
     "Curves of loss and scores, and in words what the GPU does"
 
-    def chosen(*names):
-        return {_NAMES.get(name, name): series[name] for name in names if name in series}
+    def chosen(titles):
+        return {title: series[name] for name, title in titles.items() if name in series}
 
+    falling = _LOSSES | {s.metric: s.title for s in SCORES if not s.more_is_better and s is not LOSS}
+    rising = {s.metric: s.title for s in SCORES if s.more_is_better}
     gpu = [f"{series['gpu_utilisation'][-1][1]:.0f} %"] if "gpu_utilisation" in series else []
     gpu += [f"{series['gpu_memory_gb'][-1][1]:.1f} GB"] if "gpu_memory_gb" in series else []
-    curves = chart("loss", chosen("loss", "validation_loss")) + chart("scores", chosen("accuracy", "macro_f1"), 1.0)
+    curves = chart("loss", chosen(falling)) + chart("scores", chosen(rising), 1.0)
     return curves + (f"<div class='gpuml-note'>GPU {', '.join(gpu)}</div>" if gpu else "")

@@ -6,6 +6,7 @@
 __all__ = ['CompareTab']
 
 # %% ../../nbs/ui/52_panel_compare.ipynb #34d030d4
+from ..training.score_table import MAIN
 from .comparison import Comparison, runs_here, scores_of
 from .panel_parts import show_in, trying
 
@@ -30,7 +31,7 @@ class CompareTab:
         options = []
         for folder in runs_here()[:200]:
             scores = scores_of(folder)
-            end = f"macro-F1 {scores['macro_f1']:.3f}, {scores['updates']:,} updates" if scores else "not finished"
+            end = f"{MAIN.title} {MAIN.text(scores)}, {scores['updates']:,} updates" if scores else "not finished"
             options.append((f"{folder.name}   {end}", folder))
         chosen = [folder for folder in self.runs.value if folder in dict(options).values()]
         if tuple(options) != self.runs.options:

@@ -1,0 +1,95 @@
+"What an evaluation's scores are called, everywhere that they come out"
+
+import json
+import re
+from types import SimpleNamespace
+
+from gpuml.jobs.exporter import Metrics, numbers
+from gpuml.training.best import Best
+from gpuml.training.headway import Headway
+from gpuml.training.history import History
+from gpuml.training.progress import Progress
+from gpuml.training.report import class_table, report_html, report_text
+from gpuml.training.words import facts
+from gpuml.ui.commands import print_run
+from gpuml.ui.comparison import Comparison
+from gpuml.ui.metrics import charts
+from gpuml.ui.panel_compare import CompareTab
+
+EVALUATION = {"loss": 0.21, "accuracy": 0.9, "macro_f1": 0.876}
+CLASSES = {"a": {"precision": 0.5, "recall": 1.0, "f1": None, "support": 4}}
+
+
+def finished(**scores):
+    "A finished run with these scores"
+    counts = {"updates": 1200, "seconds": 4.2, "confusion": [[4]], "weights": "weights of epoch 2 of 2, the latest"}
+    history = [{"step": 1200, "epoch": 1, **EVALUATION}]
+    metrics = {"classes": CLASSES, "notes": [], "history": history, "curve": [[1, 0.7]], **counts, **scores}
+    values = {"id": "dev-1", "place": "outputs/dev-1", "url": "", "labels": ["a"], "metrics": metrics}
+    return SimpleNamespace(**values, classes=lambda: class_table(CLASSES))
+
+
+def evaluated(**scores):
+    "How far a run is that was evaluated once"
+    return Headway("dev-1", "training", epochs=2, evaluation={"step": 1, "epoch": 1, **scores})
+
+
+def test_report():
+    text = report_text(finished(**EVALUATION)).splitlines()
+    assert text[0] == "dev-1: accuracy 0.900, macro-F1 0.876, loss 0.210 on validation data"
+    assert next(line.split() for line in text if "macro" in line[:9]) == ["macro", "average", "0.876", "4"]
+    assert report_html(finished(**EVALUATION)).startswith(
+        "<div><b>dev-1</b> · accuracy <b>0.900</b> · macro-F1 <b>0.876</b>"
+        " · validation loss 0.210 · 1,200 updates in 4 s</div>"
+    )
+
+
+def test_terminal(capsys):
+    print_run(finished(**EVALUATION))
+    wanted = "accuracy 0.900   macro-F1 0.876   validation loss 0.210   1,200 updates in 4 s\nweights  of epoch 2 of 2"
+    assert wanted in capsys.readouterr().out
+
+
+def test_headway():
+    assert facts(evaluated(**EVALUATION))[1:] == ["accuracy 0.900, macro-F1 0.876"]
+    history = History(Progress(step=1), Best("macro_f1"))
+    history.add_evaluation(EVALUATION | {"classes": CLASSES})
+    assert json.dumps(history.progress.evaluations) == json.dumps([{"step": 1, "epoch": 1, **EVALUATION}])
+
+
+def test_exporter():
+    wanted = [
+        ("gpuml_validation_loss", "Loss of the latest evaluation"),
+        ("gpuml_validation_accuracy", "Accuracy of the latest evaluation"),
+        ("gpuml_validation_macro_f1", "Macro-F1 of the latest evaluation"),
+    ]
+    families = [(family.name, family.documentation) for family in Metrics().collect()]
+    assert families[-4:-1] == wanted
+    plotted = [(name, value) for name, value in numbers(evaluated(**EVALUATION)).items() if "validation" in name]
+    assert plotted == [("validation_loss", 0.21), ("validation_accuracy", 0.9), ("validation_macro_f1", 0.876)]
+
+
+def test_comparison(project):
+    "Rows, and curves of the losses and the score that counts first"
+    folder = project / "outputs" / "dev-1"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text((project / "config" / "dev.yaml").read_text())
+    (folder / "metrics.json").write_text(json.dumps(EVALUATION | {"updates": 1200, "seconds": 4.2}))
+    comparison, tab = Comparison([folder, folder]), CompareTab()
+    cells = [(row[0], row[1]) for row in comparison.rows()]
+    scores = [("accuracy", "0.9"), ("macro-F1", "0.876"), ("validation loss", "0.21")]
+    assert cells == [*scores, ("updates", "1,200"), ("seconds", "4.2")]
+    tab.look()
+    assert tab.runs.options[0][0] == "dev-1   macro-F1 0.876, 1,200 updates"
+    points = {"loss": 0.5, "validation_loss": 0.21, "accuracy": 0.9, "macro_f1": 0.876}
+    (folder / "metrics.jsonl").write_text(json.dumps([0, 3, "evaluation", points]) + "\n")
+    titles = re.findall("<figcaption>(.*?):", comparison._repr_html_())
+    assert titles == ["training loss", "validation loss", "macro-F1"]
+    (folder / "metrics.json").write_text(json.dumps({"accuracy": 0.9, "updates": 1200}))
+    assert [row[1] for row in comparison.rows()] == ["0.9", "", "", "1,200", ""]
+
+
+def test_curves():
+    series = {"loss": [(1, 0.5)], "validation_loss": [(1, 0.21)], "accuracy": [(1, 0.9)], "macro_f1": [(1, 0.876)]}
+    captions = [re.sub("<.*?>", "", c) for c in re.findall("<figcaption>(.*?)</figcaption>", charts(series))]
+    assert captions == ["loss: ● training 0.5 ● validation 0.21", "scores: ● accuracy 0.9 ● macro-F1 0.876"]
