@@ -13,7 +13,7 @@ from typing import Any
 
 from ..base.errors import ConfigError
 from ..base.storage import Storage
-from ..training.certificate import Earlier, code_differs, differences, earlier, in_words
+from ..training.same_work import Earlier, code_differs, differences, earlier, in_words
 
 # %% ../../nbs/cluster/50_standing.ipynb #a596e8dc
 @dataclass(frozen=True)

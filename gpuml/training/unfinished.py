@@ -17,7 +17,7 @@ from ..base.errors import ConfigError, Exit, GpumlError
 from ..base.loading import load
 from ..base.storage import Storage
 from ..data import reading
-from . import certificate, checkpoint
+from . import certificate, checkpoint, same_work
 from .own_job import OwnJob
 from .record import STORED, Record, read_record, this_host
 from .resume import changes, more_epochs
@@ -135,15 +135,15 @@ def _refuse_other_work(folder: Path, config: Config, record: Record, job: OwnJob
     if then.get("submission") and then["submission"] == job.submission:  # this very job's, whatever the data is by now
         return
     bundle = then.get("bundle") if then else record.tags.get("gpuml.bundle", job.bundle)
-    differences = certificate.code_differs(bundle, job.bundle)
+    differences = same_work.code_differs(bundle, job.bundle)
     if then and not differences:
-        differences = certificate.differences(then, job.bundle, certificate.data_files(config))
+        differences = same_work.differences(then, job.bundle, certificate.data_files(config))
         order = record.params.get("data.order_used")
         if differences and reading.read(config, order=order).fingerprint == then["data_fingerprint"]:
             differences = []  # written anew, and the same
     if differences:
         state = "is trained and certified already" if then else "was begun by another job"
-        raise ConfigError(f"{folder.name} {state}: {certificate.in_words(differences)}; give this job another name")
+        raise ConfigError(f"{folder.name} {state}: {same_work.in_words(differences)}; give this job another name")
 
 # %% ../../nbs/training/77_unfinished.ipynb #035c1c79
 def _wait_for_end(record: Record) -> None:
