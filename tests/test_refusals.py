@@ -335,13 +335,10 @@ SUBMISSIONS = {
 @pytest.mark.parametrize("name", SUBMISSIONS)
 def test_submission_without_a_cluster(name, project, capsys, monkeypatch):
     "One finding among the others: what can be checked without a cluster is"
-    from gpuml.cluster import jobs as cluster
-
     server, options, message = SUBMISSIONS[name]
     port, kubeconfig = free_port(), project / "kubeconfig"
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    monkeypatch.setattr(cluster, "PATIENCE", 0.1)
     if server:
         at = {"name": "c", "cluster": {"server": server.format(port=port)}}
         context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
