@@ -13,8 +13,8 @@ from gpuml.cluster import jobs as c
 from gpuml.cluster import local
 from gpuml.cluster.sending import submit
 from gpuml.cluster.submission import prepare
-from gpuml.training import unfinished
 from gpuml.training.fit import fit
+from gpuml.training.own_job import OwnJob
 from tests import forked
 from tests.conftest import ROOT, gpuml
 from tests.test_interrupt import OVERRIDES, stop_at
@@ -22,20 +22,11 @@ from tests.test_interrupt import OVERRIDES, stop_at
 NEW = "one more parcel,delivery\n"
 
 
-@pytest.fixture
-def attempt(monkeypatch):
-    "Trains as an attempt of a job does, and says in which phases it was"
-
-    def run(bundle="a" * 16, submission="1", name="nightly", stop=lambda p: None):
-        values = {"GPUML_RUN": name, "GPUML_BUNDLE": bundle, "GPUML_SUBMISSION": submission}
-        for key, value in values.items():
-            monkeypatch.setenv(key, value)
-        unfinished._fits.clear()
-        phases = []
-        made = fit(load("dev", OVERRIDES), watch=lambda p: [phases.append(p.phase), stop(p)])
-        return made, "training" in phases
-
-    return run
+def attempt(bundle="a" * 16, submission="1", name="nightly", stop=lambda p: None):
+    "Train as an attempt of a job does, each in a process of its own; the run, and whether anything was trained"
+    job, phases = OwnJob(name, bundle, submission), []
+    run = fit(load("dev", OVERRIDES), watch=lambda p: [phases.append(p.phase), stop(p)], job=job)
+    return run, "training" in phases
 
 
 def add_rows(file="data/a.csv"):
@@ -43,7 +34,7 @@ def add_rows(file="data/a.csv"):
         f.write(NEW)
 
 
-def test_what_a_job_finds_under_its_name(store, attempt):
+def test_what_a_job_finds_under_its_name(store):
     "Its own certificate ends it as done, whatever the data is by now; another job's does where code and data are the same"
     done, trained = attempt()
     assert trained
@@ -63,14 +54,14 @@ def test_what_a_job_finds_under_its_name(store, attempt):
     assert not attempt(submission="2")[1]
 
 
-def test_the_same_rows_in_other_files_are_the_same_data(store, attempt):
+def test_the_same_rows_in_other_files_are_the_same_data(store):
     attempt()
     data = store.parent / "data"
     shutil.move(data / "a.csv", data / "b.csv")
     assert not attempt(submission="2")[1]
 
 
-def test_a_checkpoint_of_other_code(store, attempt):
+def test_a_checkpoint_of_other_code(store):
     "An interrupted job's name with other code is refused; with the same it goes on"
     with pytest.raises(Preempted):
         attempt(stop=stop_at(4))

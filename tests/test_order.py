@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,16 +17,16 @@ import pytest
 from gpuml.base.errors import ConfigError, DataError, Exit, OutputError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
-from gpuml.data import pieces as pieces_room
-from gpuml.data import preparation, reading
+from gpuml.data import reading
 from gpuml.data.early import Early
 from gpuml.data.order_choice import choose_order, free_space
 from gpuml.data.orders import Global
-from gpuml.data.pieces import cut_windows
+from gpuml.data.pieces import WindowLimits, cut_windows
 from gpuml.data.windows import Windows
 from gpuml.training.fit import fit
 from gpuml.training.model import load_classifier
 from gpuml.training.origin import locate
+from gpuml.training.setting import Limits
 from tests.conftest import rows
 from tests.faults import SLOW_DOWN, Proxy
 from tests.test_interrupt import CONTEXT, recorded, result, stop_at
@@ -33,14 +34,9 @@ from tests.test_interrupt import CONTEXT, recorded, result, stop_at
 LABELS = "data.labels=[billing, delivery]"
 EARLY = [LABELS, "data.order=early", "train.checkpoint_updates=3"]
 WINDOWS = ["data.order=windows", "train.checkpoint_updates=3"]
-SMALL = 600  # bytes of a piece
-
-
-@pytest.fixture
-def small(monkeypatch):
-    "Windows of 0.6 to 2.4 kB"
-    monkeypatch.setattr(pieces_room, "PIECE", SMALL)
-    monkeypatch.setattr(pieces_room, "LARGEST", 4 * SMALL)
+PIECE = 600  # bytes
+SMALL = WindowLimits(PIECE, 4 * PIECE)
+train = partial(fit, limits=Limits(windows=SMALL))
 
 
 def write(folder, files=5, count=60):
@@ -52,7 +48,7 @@ def write(folder, files=5, count=60):
 
 
 @pytest.fixture
-def project_of_files(store, small):
+def project_of_files(store):
     "A project on the tiny model, with five files; its MLflow store"
     (store.parent / "data" / "a.csv").unlink()
     write(store.parent / "data")
@@ -74,7 +70,7 @@ def calm(project_of_files):
 
     def undisturbed(order):
         if tuple(order) not in CALM:
-            run = fit(load("dev", [*order, "output=calm", "tracking.experiment=calm"]))
+            run = train(load("dev", [*order, "output=calm", "tracking.experiment=calm"]))
             CALM[tuple(order)] = result(run)
             cold(project_of_files.parent)
         return CALM[tuple(order)]
@@ -87,17 +83,17 @@ def calm(project_of_files):
 
 @pytest.mark.parametrize("scatter", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_windows_have_every_byte_once(seed, scatter, small):
+def test_windows_have_every_byte_once(seed, scatter):
     sizes = np.random.default_rng(seed).integers(0, 20_000, 12).tolist()
-    windows = cut_windows(sizes, seed, 3, scatter)
-    assert windows == cut_windows(sizes, seed, 3, scatter) != cut_windows(sizes, seed, 4, scatter)
+    windows = cut_windows(sizes, seed, 3, scatter, SMALL)
+    assert windows == cut_windows(sizes, seed, 3, scatter, SMALL) != cut_windows(sizes, seed, 4, scatter, SMALL)
     pieces = sorted(piece for window in windows for piece in window)
     for i, size in enumerate(sizes):
         mine = [piece for piece in pieces if piece.file == i]
         assert (mine[0].start, mine[-1].end) == (0, size)
-        assert all(a.end == b.start and a.end - a.start <= SMALL for a, b in zip(mine, mine[1:], strict=False))
+        assert all(a.end == b.start and a.end - a.start <= PIECE for a, b in zip(mine, mine[1:], strict=False))
     bytes_of = [sum(p.end - p.start for p in window) for window in windows]
-    assert max(bytes_of) < 5 * SMALL and bytes_of[0] < 2 * SMALL
+    assert max(bytes_of) < 5 * PIECE and bytes_of[0] < 2 * PIECE
     if not scatter:  # files in a shuffled order, each from its start to its end
         flat = [piece for window in windows for piece in window]
         assert [p.file for p in flat] != sorted(p.file for p in flat)
@@ -129,7 +125,7 @@ def test_every_row_once_an_epoch(project_of_files):
     def read(feed, check, say):
         return reading.read(early, tokenizer, 24, check=check, say=say, feed=feed)
 
-    one = Early(early, read)
+    one = Early(early, read, limits=SMALL)
     first, data = seen(one, 0), one.data()
     assert sorted(first) == sorted(seen(Global(data.train), 0)) == sorted(seen(one, 1))
     assert sum(one.counts(0)) == len(first) == len(data.train) and len(one.counts(0)) == len(one.sizes(0)) > 3
@@ -137,22 +133,18 @@ def test_every_row_once_an_epoch(project_of_files):
     expected = sorted(seen(Global(reading.read(load("dev", [LABELS]), tokenizer, 24).train), 0))
     data = reading.read(windows, tokenizer, 24)
     assert data.train.tokens is None and len(data.validation.tokens) == len(data.validation)
-    two = Windows(data, windows, tokenizer, 24)
+    two = Windows(data, windows, tokenizer, 24, limits=SMALL)
     epochs = [seen(two, epoch) for epoch in range(2)]
     assert [sorted(epoch) for epoch in epochs] == [expected, expected] and epochs[0] != epochs[1]
     assert [sum(two.counts(epoch)) for epoch in range(2)] == [len(data.train)] * 2
     two.close()
 
 
-def test_a_window_is_there_before_its_file_is_finished(project_of_files, monkeypatch):
+def test_a_window_is_there_before_its_file_is_finished(project_of_files):
     "The reading thread is held in the middle of a file: the windows before that can be taken, and are the final ones"
-    monkeypatch.setattr(pieces_room, "PIECE", 20_000)
     folder, tokenizer = project_of_files.parent / "data", tokenizer_of(project_of_files)
     for file in folder.iterdir():
         file.unlink()
-    monkeypatch.setattr(
-        preparation, "cores", lambda: 2
-    )  # so four thousand rows are read before the first are tokenised
     write(folder, files=1, count=12_000)
     config, go, calls = load("dev", EARLY), threading.Event(), []
 
@@ -167,7 +159,7 @@ def test_a_window_is_there_before_its_file_is_finished(project_of_files, monkeyp
             config, tokenizer, 24, check=held, say=say, feed=feed, threads=2
         )  # so four thousand rows are read before the first are tokenised
 
-    early = Early(config, read)
+    early = Early(config, read, limits=WindowLimits(20_000))
     first = early.part(0, 0)
     assert not go.is_set() and early.counts(0) is None and not list(project_of_files.parent.glob("cache/tokens/[!.]*"))
     go.set()
@@ -183,7 +175,7 @@ def test_a_window_is_there_before_its_file_is_finished(project_of_files, monkeyp
 
 def test_early_is_the_same_from_cold_and_warm(project_of_files, calm):
     first = calm(EARLY)
-    runs = [fit(load("dev", EARLY)) for _ in range(2)]  # cold again, and with everything prepared
+    runs = [train(load("dev", EARLY)) for _ in range(2)]  # cold again, and with everything prepared
     assert [result(run) for run in runs] == [first, first]
     (run, _), metrics = recorded(project_of_files), runs[0].metrics
     certificate = json.loads((runs[0].folder / "certificate.json").read_text())
@@ -196,7 +188,7 @@ def test_early_is_the_same_from_cold_and_warm(project_of_files, calm):
 
 
 def test_learning_rate_follows_the_bytes(project_of_files):
-    run = fit(load("dev", [*EARLY, "train.warmup=0.2"]))
+    run = train(load("dev", [*EARLY, "train.warmup=0.2"]))
     import mlflow
 
     (found,) = recorded(project_of_files)
@@ -224,10 +216,10 @@ def test_interruptions_change_nothing(order, moments, project_of_files, calm):
     resume = None
     for moment in moments:
         with pytest.raises(Preempted):
-            fit(load("dev", order), watch=stop_at(moment), resume=resume)
+            train(load("dev", order), watch=stop_at(moment), resume=resume)
         resume = "latest" if list((project_of_files.parent / "outputs").glob("*/tracking.json")) else None
         cold(project_of_files.parent)
-    assert result(fit(load("dev", order), resume=resume)) == expected
+    assert result(train(load("dev", order), resume=resume)) == expected
     (run,) = recorded(project_of_files)
     import mlflow
 
@@ -239,10 +231,9 @@ def test_interruptions_change_nothing(order, moments, project_of_files, calm):
 def train_in_child(folder, order, resume, started, environment):
     os.environ.update(environment)
     os.chdir(folder)
-    pieces_room.PIECE, pieces_room.LARGEST = SMALL, 4 * SMALL
     started.set()
     try:
-        fit(load("dev", order), resume=resume)
+        train(load("dev", order), resume=resume)
     except Preempted:
         os._exit(75)
     os._exit(0)
@@ -260,7 +251,7 @@ def test_kills_change_nothing(order, project_of_files, calm):
             child.join(0.01)
         os.kill(child.pid, signal.SIGKILL)
         child.join(60)
-    assert result(fit(load("dev", order), resume="latest")) == expected
+    assert result(train(load("dev", order), resume="latest")) == expected
 
 
 # ---- what can be wrong
@@ -272,9 +263,9 @@ def test_unknown_label_is_a_bad_row(project_of_files):
     for order in ([LABELS], EARLY, [*WINDOWS, LABELS]):
         said = r"data/part-3.csv:63: the label 'delivry' is not in data.labels; did you mean 'delivery'\?"
         with pytest.raises(DataError, match=said) as e:
-            fit(load("dev", order))
+            train(load("dev", order))
         assert e.value.exit_code == Exit.BAD_DATA
-    run = fit(load("dev", [*EARLY, "data.on_bad_row=skip", "train.epochs=1"]))
+    run = train(load("dev", [*EARLY, "data.on_bad_row=skip", "train.epochs=1"]))
     assert run.labels == ["billing", "delivery"] and "the label 'delivry'" in (run.folder / "skipped.csv").read_text()
     notes = reading.read(load("dev", ["data.labels=[billing, other, delivery]", "data.on_bad_row=skip"])).notes
     assert "no training row has the label: other" in notes
@@ -283,30 +274,32 @@ def test_unknown_label_is_a_bad_row(project_of_files):
 def test_validation_data_of_its_own(project_of_files):
     write(project_of_files.parent, files=1, count=20)
     order = [*EARLY, "data.validation=part-0.csv", "train.epochs=1"]
-    runs = [fit(load("dev", order)) for _ in range(2)]
+    runs = [train(load("dev", order)) for _ in range(2)]
     assert result(runs[0]) == result(runs[1]) and "by hash" not in str(runs[0].metrics["notes"])
     assert len((runs[0].folder / "predictions.csv").read_text().splitlines()) == 22
-    windows = fit(load("dev", [*WINDOWS, "data.validation=part-0.csv", "train.epochs=1"]))
+    windows = train(load("dev", [*WINDOWS, "data.validation=part-0.csv", "train.epochs=1"]))
     assert len((windows.folder / "predictions.csv").read_text().splitlines()) == 22
 
 
 def test_changed_data_is_refused(project_of_files):
     with pytest.raises(Preempted):
-        fit(load("dev", EARLY), watch=stop_at(2))
+        train(load("dev", EARLY), watch=stop_at(2))
     (project_of_files.parent / "data" / "part-9.csv").write_text("text,label\nlate,delivery\n")
     with pytest.raises(ConfigError, match=r"the data changed since the checkpoint of .* \((files|training rows): "):
-        fit(load("dev", EARLY), resume="latest")
+        train(load("dev", EARLY), resume="latest")
 
 
 def test_disk_that_is_too_small_for_the_tokens(project_of_files, calm):
     "Windows are used in place of the global order, the record says so, and later attempts keep to it"
     with pytest.raises(Preempted):
-        fit(
-            load("dev", WINDOWS[1:]), watch=stop_at(5), free=lambda folder: 10_000 if folder.name == "cache" else 10**12
+        train(
+            load("dev", WINDOWS[1:]),
+            watch=stop_at(5),
+            limits=Limits(lambda folder: 10_000 if folder.name == "cache" else 10**12, SMALL),
         )
     kept = project_of_files.parent.glob("cache/tokens/*/ids")
     assert sum(path.stat().st_size for path in kept) < 3000  # of validation rows only
-    run = fit(load("dev", WINDOWS[1:]), resume="latest")  # where the disk is large enough
+    run = train(load("dev", WINDOWS[1:]), resume="latest")  # where the disk is large enough
     assert result(run) == calm(WINDOWS)
     assert any("data.order=windows is used in place of global: 0.0 GB are free" in n for n in run.metrics["notes"])
     (found,) = recorded(project_of_files)
@@ -342,7 +335,7 @@ def held(project_of_files, s3, monkeypatch):
         Storage().put(file, s3.url(f"in/{file.name}"))
     config = load("dev", EARLY)
     sizes = [f.size for f in Storage().find(s3.url("in"))]
-    last = cut_windows(sizes, config.train.seed, 0, False)[-1][-1].file
+    last = cut_windows(sizes, config.train.seed, 0, False, SMALL)[-1][-1].file
     go = threading.Event()
 
     def plan(request):
@@ -367,7 +360,7 @@ def test_trains_while_s3_is_still_read(held, calm):
             held.go.set()
 
     expected = calm(EARLY)
-    run = fit(load("dev", held.order), watch=watch)
+    run = train(load("dev", held.order), watch=watch)
     assert same(run, expected) and any(step and steps != run.metrics["updates"] for step, steps in steps)
     assert steps[-1][1] == run.metrics["updates"]
 
@@ -377,18 +370,18 @@ def test_windows_through_s3(held, calm):
     order = [*WINDOWS, held.order[-1]]
     expected = calm(WINDOWS)
     with pytest.raises(Preempted):
-        fit(load("dev", order), watch=stop_at(20))
-    assert same(fit(load("dev", order), resume="latest"), expected)
+        train(load("dev", order), watch=stop_at(20))
+    assert same(train(load("dev", order), resume="latest"), expected)
 
 
 def test_stopped_while_s3_is_still_read(held, calm):
     expected = calm(EARLY)
     with pytest.raises(Preempted, match=r"stopped at update \d+ of"):
-        fit(load("dev", held.order), watch=stop_at(4))
+        train(load("dev", held.order), watch=stop_at(4))
     with pytest.raises(Preempted, match="stopped at update"):  # waiting for a window that does not come
-        fit(load("dev", held.order), watch=stop_later(2), resume="latest")
+        train(load("dev", held.order), watch=stop_later(2), resume="latest")
     held.go.set()
-    assert same(fit(load("dev", held.order), resume="latest"), expected)
+    assert same(train(load("dev", held.order), resume="latest"), expected)
 
 
 def stop_later(seconds):
@@ -413,7 +406,7 @@ def test_bad_row_that_shows_while_it_trains(held):
             held.go.set()
 
     with pytest.raises(DataError, match=r"part-\d.csv:63: 3 fields where the header has 2") as e:
-        fit(load("dev", held.order), watch=watch)
+        train(load("dev", held.order), watch=watch)
     assert e.value.exit_code == Exit.BAD_DATA and "updates had been done: data.order=early reads while" in str(e.value)
     assert not list(Path("outputs").glob("*/certificate.json"))
 
@@ -424,10 +417,10 @@ def test_disk_that_is_too_small_for_the_run(project_of_files, copies, outcome):
     weights = load_classifier(locate(load("dev")), ["a", "b"]).get_memory_footprint(return_buffers=False)
     notes = []
     with pytest.raises(outcome) as error:
-        fit(
+        train(
             load("dev"),
             watch=lambda p: (notes.extend(p.notes), stop_at(1)(p)),
-            free=lambda folder: copies * weights if "outputs" in folder.parts else 10**12,
+            limits=Limits(lambda folder: copies * weights if "outputs" in folder.parts else 10**12, SMALL),
         )
     assert ("GB at least, for a checkpoint and the model" in str(error.value)) == (outcome is OutputError)
     assert any("needs up to" in note for note in notes) == (outcome is Preempted)

@@ -24,8 +24,9 @@ from gpuml.base.storage import Storage
 from gpuml.jobs.bundle import pack, put
 from gpuml.jobs.contract import problems
 from gpuml.jobs.runner import execute
-from gpuml.training import attempts, unfinished
+from gpuml.training import attempts
 from gpuml.training.fit import fit
+from gpuml.training.own_job import OwnJob
 from gpuml.training.record import read_record
 from gpuml.training.results import Run
 from tests import forked
@@ -618,70 +619,55 @@ def test_notebooks_that_s3_does_not_take_cost_nothing(here, s3, capfd):
 # ---- `fit` in a job
 
 
-@pytest.fixture
-def in_job(monkeypatch):
-    "As a job sees it; another process than before"
-
-    def enter(run="job-1"):
-        monkeypatch.setenv("GPUML_RUN", run)
-        unfinished._fits.clear()
-
-    return enter
+def fit_in_job(config, process=None, **more):
+    "Train as a job's attempt does, by default in another process than before"
+    return fit(config, job=process or OwnJob("job-1"), **more)
 
 
-def test_fit_goes_on_by_itself(in_job, store, undisturbed):  # noqa: F811
-    in_job()
+def test_fit_goes_on_by_itself(store, undisturbed):  # noqa: F811
     with pytest.raises(Preempted, match=r"stopped at update \d of 9, with a checkpoint"):
-        fit(load("dev", OVERRIDES), watch=stop_at(4))
-    in_job()
-    run = fit(load("dev", OVERRIDES))
+        fit_in_job(load("dev", OVERRIDES), watch=stop_at(4))
+    run = fit_in_job(load("dev", OVERRIDES))
     assert run.id == "job-1" and result(run) == undisturbed
     before = (run.folder / "tracking.json").read_bytes()
-    in_job()
-    phases = []
-    again = fit(load("dev", OVERRIDES), watch=lambda p: phases.append(p.phase))
+    process, phases = OwnJob("job-1"), []
+    again = fit_in_job(load("dev", OVERRIDES), process, watch=lambda p: phases.append(p.phase))
     assert again.folder == run.folder and phases == ["done"] and (run.folder / "tracking.json").read_bytes() == before
-    second = fit(load("dev", [*OVERRIDES, "train.epochs=1"]))
+    second = fit_in_job(load("dev", [*OVERRIDES, "train.epochs=1"]), process)
     assert second.id == "job-1-2" and result(run) == undisturbed
 
 
-def test_fit_goes_on_in_another_folder(in_job, store, undisturbed):  # noqa: F811
+def test_fit_goes_on_in_another_folder(store, undisturbed):  # noqa: F811
     "A bundle is unpacked elsewhere each time; other data is refused all the same"
-    in_job()
     with pytest.raises(Preempted):
-        fit(load("dev", OVERRIDES), watch=stop_at(2))
+        fit_in_job(load("dev", OVERRIDES), watch=stop_at(2))
     copy = shutil.copytree(store.parent / "data", store.parent / "elsewhere" / "data")
     (copy / "b.csv").write_text("text,label\nmore,billing\n")
-    in_job()
     with pytest.raises(ConfigError, match="the data changed since the checkpoint"):
-        fit(load("dev", [*OVERRIDES, f"data.train={copy}"]))
+        fit_in_job(load("dev", [*OVERRIDES, f"data.train={copy}"]))
     (copy / "b.csv").unlink()
-    in_job()
-    done = fit(load("dev", [*OVERRIDES, f"data.train={copy}"]))
+    done = fit_in_job(load("dev", [*OVERRIDES, f"data.train={copy}"]))
     assert json.loads(result(done))[:2] == json.loads(undisturbed)[:2]
-    in_job()
     with pytest.raises(ConfigError, match="job-1 was started with another config(.|\n)*train.seed"):
-        fit(load("dev", [*OVERRIDES, "train.seed=7"]))
+        fit_in_job(load("dev", [*OVERRIDES, "train.seed=7"]))
 
 
-def test_fit_that_fails_leaves_the_jobs_files(in_job, store):
-    in_job()
+def test_fit_that_fails_leaves_the_jobs_files(store):
     place = store.parent / "outputs" / "job-1"
     (place / "logs").mkdir(parents=True)
     with pytest.raises(ValueError):
-        fit(load("dev", OVERRIDES), watch=lambda p: p.phase == "training" and (_ for _ in ()).throw(ValueError("boom")))
+        fit_in_job(
+            load("dev", OVERRIDES), watch=lambda p: p.phase == "training" and (_ for _ in ()).throw(ValueError("boom"))
+        )
     assert (place / "logs").exists()
 
 
-def test_fit_goes_on_elsewhere(kept, in_job, store, undisturbed, monkeypatch):  # noqa: F811
-    in_job()
+def test_fit_goes_on_elsewhere(kept, store, undisturbed, monkeypatch):  # noqa: F811
     with pytest.raises(Preempted):
-        fit(load("dev", OVERRIDES), watch=stop_at(4))
+        fit_in_job(load("dev", OVERRIDES), watch=stop_at(4))
     move(monkeypatch)
-    in_job()
-    assert result(fit(load("dev", OVERRIDES))) == undisturbed
+    assert result(fit_in_job(load("dev", OVERRIDES))) == undisturbed
     move(monkeypatch)
-    in_job()
     phases = []
-    assert result(fit(load("dev", OVERRIDES), watch=lambda p: phases.append(p.phase))) == undisturbed
+    assert result(fit_in_job(load("dev", OVERRIDES), watch=lambda p: phases.append(p.phase))) == undisturbed
     assert phases == ["done"]

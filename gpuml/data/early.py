@@ -21,7 +21,7 @@ from ..base.storage import Storage
 from .beside import Beside
 from .dataset import Data
 from .files import shown_name, source_files
-from .pieces import LARGEST, Piece, cut_windows, joined_pieces, piece_spans, window_bytes, window_rows
+from .pieces import Piece, WindowLimits, cut_windows, joined_pieces, piece_spans, window_bytes, window_rows
 from .rows import Rows, all_rows
 from .shards import Shard, reaches, shard_part
 from .split import split_by_hash
@@ -45,16 +45,17 @@ class Arrivals:
         return shard if whole or shard and reaches(shard, piece.end) else None
 
 # %% ../../nbs/data/78_early.ipynb #d30cdeda
-def early_note(config: Config, windows: int) -> str:
+def early_note(config: Config, windows: int, limits: WindowLimits) -> str:
     "What the order means, for the run's record"
-    windows_text = f"in {windows:,} windows of up to {LARGEST >> 20} MB of the shuffled files"
+    windows_text = f"in {windows:,} windows of up to {limits.window >> 20} MB of the shuffled files"
     split = "" if config.data.validation else "; the split is by hash alone, so that small classes may be uneven"
     return f"data.order=early: the first epoch is shuffled {windows_text}, not over all rows; later ones are{split}"
 
 
-def early_facts(config: Config, files: list[File]) -> dict[str, str]:
+def early_facts(config: Config, train: list[File], held: list[File] | None) -> dict[str, str]:
     "What identifies the data until its content is known"
-    return {"files": fingerprint([[shown_name(file, config), file.size, file.version] for file in files])[:16]}
+    files = [[shown_name(file, config), file.size, file.version] for file in train + (held or [])]
+    return {"files": fingerprint(files)[:16]}
 
 # %% ../../nbs/data/78_early.ipynb #87514093
 def training_rows(shards: list[Shard], config: Config, storage: Storage) -> Rows:
@@ -126,13 +127,13 @@ class Early:
         read: Callable[..., Data],  # as `read`, with `feed`, `check` and `say`; called in a thread
         check: Callable[[], None] = lambda: None,  # called while waiting; may raise
         say: Callable[[str], None] = lambda text: None,  # called with what is being waited for
+        limits: WindowLimits = WindowLimits(),
     ):
         self.config = config
         self._storage = Storage(config.data.endpoint, say, check)
         files, held = source_files(config, self._storage)
-        self._windows = cut_windows([file.size for file in files], config.train.seed, 0, scatter=False)
-        self.note = early_note(config, len(self._windows))
-        self._file_facts = early_facts(config, files + (held or []))
+        self._windows = cut_windows([file.size for file in files], config.train.seed, 0, False, limits)
+        self.note = early_note(config, len(self._windows), limits)
         self._taken = False  # a part was; with the next check it is trained on
         self._beside = Beside(check, say)
         self._reader = Reader((files, held), self._windows, self._beside)
@@ -143,7 +144,7 @@ class Early:
         return self._beside.doing
 
     def facts(self, data: Data | None) -> dict[str, Any]:
-        return data.identity() if data else self._file_facts
+        return data.identity() if data else early_facts(self.config, *self._reader.files)
 
     def check(self) -> None:
         "Raise what went wrong beside training; called after each update"

@@ -20,7 +20,7 @@ from ..base.files import fingerprint
 from ..base.storage import Storage
 from .beside import Beside
 from .dataset import Data
-from .pieces import LARGEST, Piece, cut_windows, piece_spans, window_bytes, window_rows
+from .pieces import Piece, WindowLimits, cut_windows, piece_spans, window_bytes, window_rows
 from .preparation import preparation
 from .reading import encoded
 from .rows import Rows
@@ -30,8 +30,17 @@ from .tokens import join
 class WindowLoader:
     "Reads and tokenises windows in a thread"
 
-    def __init__(self, data: Data, config: Config, tokenizer: Any, max_length: int, beside: Beside):
+    def __init__(
+        self,
+        data: Data,
+        config: Config,
+        tokenizer: Any,
+        max_length: int,
+        beside: Beside,
+        limits: WindowLimits,
+    ):
         self._beside = beside
+        self._limits = limits
         self._seed = config.train.seed
         self._rows = replace(data.train, storage=Storage(config.data.endpoint, beside.report, beside.still_wanted))
         self.sizes = [shard.file.size for shard in data.train.shards]
@@ -43,7 +52,7 @@ class WindowLoader:
 
     def windows(self, epoch: int) -> list[list[Piece]]:
         "The windows of an epoch"
-        return cut_windows(self.sizes, self._seed, epoch, scatter=True)
+        return cut_windows(self.sizes, self._seed, epoch, True, self._limits)
 
     def start(self, epoch: int, i: int) -> Future:
         "Begin to load a window; the future's result is its rows, with tokens"
@@ -61,9 +70,9 @@ class WindowLoader:
         self._stack.close()
 
 # %% ../../nbs/data/80_windows.ipynb #29d680b7
-def windows_note(count: int) -> str:
+def windows_note(count: int, limits: WindowLimits) -> str:
     "What the order means, for the run's record"
-    windows_text = f"in {count:,} windows of up to {LARGEST >> 20} MB of shuffled pieces"
+    windows_text = f"in {count:,} windows of up to {limits.window >> 20} MB of shuffled pieces"
     return f"data.order=windows: each epoch is shuffled {windows_text} of the files, not over all rows"
 
 # %% ../../nbs/data/80_windows.ipynb #7ba3ffce
@@ -81,11 +90,12 @@ class Windows:
         max_length: int,
         check: Callable[[], None] = lambda: None,  # called while waiting; may raise
         say: Callable[[str], None] = lambda text: None,  # called with what is being waited for
+        limits: WindowLimits = WindowLimits(),
     ):
         self._beside = Beside(check, say)
-        self._loader = WindowLoader(data, config, tokenizer, max_length, self._beside)
+        self._loader = WindowLoader(data, config, tokenizer, max_length, self._beside, limits)
         self._epochs = config.train.epochs
-        self.note = windows_note(len(self._loader.windows(0)))
+        self.note = windows_note(len(self._loader.windows(0)), limits)
         self._data = data
         self._ahead: dict[tuple[int, int], Future] = {}
 

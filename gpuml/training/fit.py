@@ -8,23 +8,21 @@ __all__ = ['NOTHING_LOST', 'fit', 'train_run', 'store_again', 'finish']
 # %% ../../nbs/training/95_fit.ipynb #1ced66e0
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import OutputError, Preempted
-from ..data.order_choice import free_space
 from . import checkpoint, tracking
-from .own_job import own_job
+from .own_job import OwnJob, own_job
 from .prepared import prepare
 from .progress import Reporter, Watch
 from .recording import close_record, ends_recorded, recording
 from .results import Run
 from .run_copy import SHORT_PATIENCE, RunCopy, put_results
 from .runs import RECORD_FILES
-from .setting import Setting, ends_reported
+from .setting import Limits, Setting, ends_reported
 from .start import SAME_LINE, begin
 from .stop import StopRequest, stop_signals
 from .tracking import TrackedRun
@@ -35,24 +33,25 @@ def fit(
     watch: Watch | None = None,  # called with a `Progress`, at most four times a second
     resume: str
     | None = None,  # a run id, or `latest`: go on with that run and its own config; a job goes on with its own by itself
-    free: Callable[[Path], int] = free_space,  # bytes that the disk of a folder can take
+    limits: Limits = Limits(),
     same_line: str = SAME_LINE,  # what goes on with the run once it was stopped, as its user calls it
+    job: OwnJob | None = None,  # that it is a part of; by default the one that this process works for
 ) -> Run:
     "Train, evaluate, record and save; raises `GpumlError`, and `Preempted` when it is interrupted"
     # read when torch is loaded: threads that spin while they wait make two trainings on one machine crawl
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     report = Reporter(watch)
-    start = begin(config, resume, own_job(), same_line)
+    start = begin(config, resume, job or own_job(), same_line)
     report.note(*start.notes)
     if start.is_done:  # by an earlier attempt of the job
         same = "with the same code, config and data: nothing is trained"
         report.note(f"{start.run_id} is trained and certified already, {same}")
         report.now("done", run=start.run_id)
         return Run(start.folder)
-    setting = Setting(start, report, StopRequest(NOTHING_LOST), RunCopy(start, report))
+    setting = Setting(start, report, StopRequest(NOTHING_LOST), RunCopy(start, report), limits)
     with stop_signals(setting.stop):
         with ends_reported(report):
-            record = store_again(setting) if start.is_certified else train_run(setting, free)
+            record = store_again(setting) if start.is_certified else train_run(setting)
         finish(setting, record)
     return Run(start.folder)
 
@@ -62,10 +61,9 @@ NOTHING_LOST = "stopped before the first update; nothing was lost"
 # %% ../../nbs/training/95_fit.ipynb #89b458b5
 def train_run(
     setting: Setting,
-    free: Callable[[Path], int],  # bytes that the disk of a folder can take
 ) -> TrackedRun:
     "Train and certify the run, and bring it where it is kept; returns its record, which is still open"
-    with prepare(setting, free) as prepared:
+    with prepare(setting) as prepared:
         from gpuml.training import attended, epochs, result_files, training, world
 
         with world.world() as processes:

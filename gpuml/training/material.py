@@ -6,7 +6,6 @@
 __all__ = ['Material', 'ChosenModel', 'open_material']
 
 # %% ../../nbs/training/84_material.ipynb #1137b0c4
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,29 +62,31 @@ class ChosenModel:
 def open_material(
     setting: Setting,
     chosen: ChosenModel,
-    free: Callable[[Path], int],  # bytes that the disk of a folder can take
 ) -> Material:
     "The data and the order of its training rows; in the order `early` the data is still being read"
     config, asides = setting.start.config, setting.asides
-    name, note = _order_name(setting, chosen, free)
+    windows = setting.limits.windows
+    name, note = _order_name(setting, chosen)
     read = partial(read_data, config, chosen.folder, chosen.tokenizer, name)
     if name == "early":
-        material = Material(Early(config, read, **asides), config.data.labels)
+        material = Material(Early(config, read, **asides, limits=windows), config.data.labels)
     else:
         data = read(**asides)
         setting.report.note(*data.notes)
         order = Global(data.train, data)
         if name == "windows":
-            order = Windows(data, config, chosen.tokenizer, chosen.max_length, **asides)
+            order = Windows(data, config, chosen.tokenizer, chosen.max_length, **asides, limits=windows)
         material = Material(order, data.labels, data)
     setting.report.note(note, material.order.note)
     return material
 
 
-def _order_name(setting: Setting, chosen: ChosenModel, free: Callable[[Path], int]) -> tuple[str, str]:
+def _order_name(setting: Setting, chosen: ChosenModel) -> tuple[str, str]:
     "The order, with a remark where it is not the config's; an attempt keeps to what the first one did"
     record = read_record(setting.start.folder)
     name = record and record.params.get("data.order_used")
     if name is not None:
         return name, ""
-    return choose_order(setting.start.config, chosen.tokenizer, chosen.max_length, free, **setting.asides)
+    return choose_order(
+        setting.start.config, chosen.tokenizer, chosen.max_length, setting.limits.free, **setting.asides
+    )

@@ -7,7 +7,7 @@ __all__ = ['TRIAL_TOKENS', 'Prepared', 'prepare', 'choose_model', 'load_classifi
 
 # %% ../../nbs/training/87_prepared.ipynb #36c353a1
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,6 @@ class Prepared:
 @contextmanager
 def prepare(
     setting: Setting,
-    free: Callable[[Path], int],  # bytes that the disk of a folder can take
 ) -> Iterator[Prepared]:
     "Check and load everything that training needs; what is read beside training ends with the block"
     start, report = setting.start, setting.report
@@ -55,14 +54,14 @@ def prepare(
     store = find_store(config)
     chosen = choose_model(setting, folder, is_small)
     report.now("data")
-    material = open_material(setting, chosen, free)
+    material = open_material(setting, chosen)
     with closing(material.order):
         last = find_checkpoint(setting, material)
         report.now("model")
         classifier = load_classifier(setting, chosen, material.labels)
         if last is None:
             weights = sum(p.numel() * p.element_size() for p in classifier.parameters())
-            report.note(checkpoint.check_room(start.folder, weights, free(start.folder)))
+            report.note(checkpoint.check_room(start.folder, weights, setting.limits.free(start.folder)))
         setting.stop.check()
         material.order.check()
         yield Prepared(chosen, material, classifier, store, files, last)

@@ -8,7 +8,6 @@ __all__ = ['NEW_RUN', 'unfinished', 'check_can_go_on', 'is_done', 'shown_output'
 # %% ../../nbs/training/77_unfinished.ipynb #ddb57a38
 import json
 import time
-from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -95,13 +94,11 @@ def shown_output(config: Config) -> str:
     return shown(folder) if folder else config.output
 
 # %% ../../nbs/training/77_unfinished.ipynb #e064772c
-_fits: Counter[str] = Counter()  # of this process, by the job's run id
-
-
 def job_folder(config: Config, job: OwnJob) -> Path:
     "The folder of the job's run, with what earlier attempts left: RUN for the first training in it, then RUN-2, RUN-3"
-    _fits[job.run] += 1
-    run = job.run if _fits[job.run] == 1 else f"{job.run}-{_fits[job.run]}"
+    job.trainings[job.run] += 1
+    number = job.trainings[job.run]
+    run = job.run if number == 1 else f"{job.run}-{number}"
     folder = output_folder(config) / run
     if place := stored_at(config, run):
         fetch_records(config, folder.parent, run)
