@@ -77,6 +77,21 @@ def test_a_longer_training_of_the_same_run_replaces_its_scores_and_its_model(sto
     assert first.sent.model != second.sent.model and [first.sent.version, second.sent.version] == ["1", "2"]
 
 
+def test_a_run_of_an_older_version_has_fewer_scores(store, project):
+    "What it has is sent; a score that it has not got is left out"
+    run = open_run(load("dev"), "a", project / "a")
+    run.log({"validation_loss": 0.9, "accuracy": 0.3}, 3, "evaluation")
+    run.log({"validation_loss": 1.2, "accuracy": 0.2}, 6, "evaluation")
+    history = [
+        {"epoch": e, "step": 3 * e, "loss": loss, "accuracy": a} for e, loss, a in ((1, 0.9, 0.3), (2, 1.2, 0.2))
+    ]
+    (project / "a" / "metrics.json").write_text(json.dumps({**history[0], "updates": 6, "history": history}))
+    (project / "a" / "certificate.json").write_text("{}")
+    assert run.close("FINISHED") == ""
+    (found,) = runs_in(store)
+    assert found.data.metrics == {"validation_loss": 0.9, "accuracy": 0.3, "kept_epoch": 1}
+
+
 @pytest.mark.parametrize(("left", "output", "status"), [
     (["certificate.json"], "outputs", "FINISHED"), ([], "outputs", "KILLED"),
     (["certificate.json"], "s3://models/x", "KILLED"), (["certificate.json", ".stored"], "s3://models/x", "FINISHED"),
