@@ -50,7 +50,10 @@ HEAVY_ROOMS = {
     "training.attention",
     "training.bounds",
     "training.epochs",
+    "training.evaluation",
+    "training.forward",
     "training.hardware",
+    "training.head",
     "training.hub",
     "training.learner",
     "training.loop",
@@ -61,6 +64,7 @@ HEAVY_ROOMS = {
     "training.saver",
     "training.snapshot",
     "training.training",
+    "training.trial",
     "training.tune",
     "training.world",
 }

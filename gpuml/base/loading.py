@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -280,8 +281,6 @@ def to_yaml(
     config: Config,
 ) -> str:
     "The whole config as YAML, defaults included; a list keeps its place, null stays null"
-    from io import StringIO
-
     from ruamel.yaml import YAML
 
     out, yaml = StringIO(), YAML(typ="safe", pure=True)
@@ -312,8 +311,6 @@ def save_as(
 
 def _with_values(text: str, overrides: Iterable[str]) -> str:
     "A config file with other values, its comments kept"
-    from io import StringIO
-
     from ruamel.yaml import YAML
 
     yaml = YAML()

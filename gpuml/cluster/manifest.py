@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 from ..base.config import Config
@@ -215,8 +216,6 @@ def yaml(
     manifests: list[dict[str, Any]],
 ) -> str:
     "Manifests as YAML documents, for a person to read, or for `kubectl apply`"
-    from io import StringIO
-
     from ruamel.yaml import YAML
 
     out, writer = StringIO(), YAML(typ="safe", pure=True)

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.request import ProxyHandler, Request, build_opener
 
 from ..base import process
+from ..base.errors import NotebookError
 from .cell_history import Executed, History, histories
 from .unsaved import cell_numbers, contains
 
@@ -65,7 +66,6 @@ def own_notebook(
     history: History | None = None,
 ) -> Path | None:
     "The notebook that this kernel runs, by the editor, the server, or what it was told at its start; raises `NotebookError` where two may be meant"
-    from gpuml.base.errors import NotebookError
     from gpuml.jobs.notebook import read
 
     if editor := namespace.get("__vsc_ipynb_file__"):
@@ -93,7 +93,6 @@ def _file(name: str) -> Path | None:
 # %% ../../nbs/jobs/52_kernel_notebook.ipynb #5b75a59a
 def _check_copies(path: Path, last: Executed) -> None:
     "Raise `NotebookError` where a newer notebook beside it has the cell that runs, and differs: it was saved under another name"
-    from gpuml.base.errors import NotebookError
     from gpuml.jobs.notebook import source_hash
 
     for other in sorted(path.parent.glob("*.ipynb")) if last.cell_id else ():
@@ -113,8 +112,6 @@ def history_for(
     notebook: Path,
 ) -> History | None:
     "What ran in this kernel, if it runs that notebook"
-    from gpuml.base.errors import NotebookError
-
     for namespace, history in histories():
         with suppress(NotebookError, OSError):  # where it can't be told
             own = own_notebook(namespace, history)

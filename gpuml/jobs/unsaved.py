@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import NotebookError
 from .cell_history import Executed, History
 
 # %% ../../nbs/jobs/51_unsaved.ipynb #0b4d62bd
@@ -69,8 +70,6 @@ def check_history(
     history: History,
 ) -> None:
     "Raise `NotebookError` where something ran that a job would not run, because it is not saved; names all such cells"
-    from gpuml.base.errors import NotebookError
-
     lacking = {number or each.source: (each, number) for each, number in unsaved(notebook, history)}
     if lacking:
         names = [

@@ -15,7 +15,6 @@ import numpy as np
 from ..base.tables import Column, Entry, Table
 from ..data.encoder import tokenise
 from . import model
-from .evaluation import DAMAGED, logits_of
 from .failure import naming, some
 from .scores import log_softmax
 
@@ -110,8 +109,10 @@ def predictions_of(
     labels: list[str],
 ) -> Predictions:
     "Label and probabilities of each text, in the given order"
+    from gpuml.training import evaluation
+
     length = min(max_length, model.token_limit(classifier, tokenizer))
     tokens = tokenise(texts, tokenizer, length)
-    with naming(lambda rows: f"at text {some(map(str, rows), len(rows))}", DAMAGED):
-        logits = logits_of(classifier, tokens, tokenizer.pad_token_id)
+    with naming(lambda rows: f"at text {some(map(str, rows), len(rows))}", evaluation.DAMAGED):
+        logits = evaluation.logits_of(classifier, tokens, tokenizer.pad_token_id)
     return Predictions(texts, np.exp(log_softmax(logits)), labels)

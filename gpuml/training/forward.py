@@ -9,14 +9,13 @@ __all__ = ['logits']
 from typing import Any
 
 import numpy as np
+import torch
 
 from .positions import first_position
 
 # %% ../../nbs/training/28_forward.ipynb #4eec9483
 def _packed(classifier: Any, ids: np.ndarray, mask: np.ndarray) -> Any:
     "Logits of a padded batch's texts, which go through in one row without the padding"
-    import torch
-
     real, lengths = mask.astype(bool), mask.sum(1)
     longest, first = int(lengths.max()), first_position(classifier.config)
     numbers = ids[real][None], (np.cumsum(mask, 1) - 1 + first)[real][None], np.append(0, np.cumsum(lengths))
@@ -44,8 +43,6 @@ def logits(
     packed: bool = False,  # without the padding, once `use_packed` found that right
 ) -> Any:
     "Logits of the texts, float32 [texts, classes], a tensor on the classifier's device"
-    import torch
-
     if packed:
         return _packed(classifier, ids, mask).float()
     ids, mask = (torch.from_numpy(a).to(classifier.device) for a in (ids, mask))

@@ -9,13 +9,13 @@ __all__ = ['class_tensors', 'match_rows']
 import copy
 from typing import Any
 
+import torch
+
 # %% ../../nbs/training/20_head.ipynb #20e85590
 def class_tensors(
     classifier: Any,
 ) -> list[str]:
     "Names of the tensors whose first dimension is the classes"
-    import torch
-
     config = copy.deepcopy(classifier.config)
     config.num_labels += 1
     with torch.device("meta"):
@@ -31,8 +31,6 @@ def match_rows(
     new: set[str],  # tensors that the folder does not have
 ) -> None:
     "Give each class the row that the folder has for its name; a class without one gets a new row"
-    import torch
-
     if before == labels or len(before) != len(labels):  # of another number of classes, all rows are new already
         return
     places = {label: i for i, label in enumerate(before)}

@@ -14,7 +14,6 @@ from typing import Any
 
 from ..base.errors import ModelError
 from .folder import as_readable_as_new, check_folder
-from .head import match_rows
 from .positions import limit
 from .weights import check_loaded
 
@@ -106,6 +105,8 @@ def load_classifier(
     "The sequence classifier in the folder, float32, in evaluation mode"
     from transformers import AutoModelForSequenceClassification
 
+    from gpuml.training import head
+
     options = dict(local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="float32")
     try:
         with quiet():
@@ -117,7 +118,7 @@ def load_classifier(
     check_loaded(model, info, folder, new_head=labels is not None)
     if labels is not None:
         new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-        match_rows(model, list(load_config(folder).id2label.values()), labels, new)
+        head.match_rows(model, list(load_config(folder).id2label.values()), labels, new)
     if dropout is not None:
         for module in model.modules():
             if hasattr(module, "p") and "Dropout" in type(module).__name__:

@@ -20,8 +20,7 @@ from . import model, origin
 from .feed import refuse_tokenless
 from .progress import Reporter, Watch
 from .stop import StopRequest, stop_signals
-from .trial import unknown_note
-from .vocabulary import case_note, check_fit
+from .vocabulary import case_note, check_fit, unknown_note
 
 # %% ../../nbs/training/74_model_data.ipynb #845a3130
 def fitting_tokenizer(config: Config, place: Path) -> Any:

@@ -32,7 +32,6 @@ from ..data.preparation import Preparation, preparation
 from ..data.tokens import join
 from ..data.unlabelled import Mark, read_texts, survey
 from . import model
-from .evaluation import DAMAGED, logits_of
 from .failure import naming, some
 from .progress import Reporter, Watch
 from .runs import check_writable
@@ -292,9 +291,9 @@ def _predict_rows(task: Task, state: State) -> State:
         return state
     report = task.report
     report.now("model")
-    import torch
+    from gpuml.training import evaluation
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = evaluation.device_here()
     tokenizer = model.load_tokenizer(task.run.model_folder)
     classifier = model.load_classifier(task.run.model_folder).to(device)
     report.now("predicting", step=state.done, steps=state.rows)
@@ -303,8 +302,8 @@ def _predict_rows(task: Task, state: State) -> State:
     with preparation(task.config, None, tokenizer, length, **task.asides) as job:
         for chunk in _chunks(task, state, job, TOGETHER[device]):
             tokens = join([future.result() for future in chunk.encoded])
-            with naming(partial(_at_rows, chunk), DAMAGED):
-                logits = logits_of(classifier, tokens, tokenizer.pad_token_id, check=task.stop.check)
+            with naming(partial(_at_rows, chunk), evaluation.DAMAGED):
+                logits = evaluation.logits_of(classifier, tokens, tokenizer.pad_token_id, check=task.stop.check)
             state = _keep_chunk(task, state, chunk, np.exp(log_softmax(logits)))
             report.advance(len(chunk.places), len(chunk.places))
     return state

@@ -21,7 +21,6 @@ from .material import ChosenModel, Material, open_material
 from .model_data import fitting_tokenizer, longest_text
 from .setting import Setting
 from .store import find_store
-from .trial import try_model
 from .unfinished import NEW_RUN
 
 # %% ../../nbs/training/87_prepared.ipynb #7a838102
@@ -76,7 +75,7 @@ def choose_model(
     is_small: bool,  # the data is: the model is tried when it is read
 ) -> ChosenModel:
     "The model with its tokenizer and number format; raises `ModelError` where it does not take texts"
-    from gpuml.training import hardware
+    from gpuml.training import hardware, trial
 
     config = setting.start.config
     setting.stop.check()
@@ -84,8 +83,8 @@ def choose_model(
     tokenizer = fitting_tokenizer(config, folder)
     chosen = ChosenModel(folder, tokenizer, longest_text(config, folder, tokenizer), precision)
     if not is_small:
-        trial = model.load_classifier(folder, ["a", "b"])
-        try_model(trial, tokenizer, config.model.name, min(chosen.max_length, TRIAL_TOKENS))
+        classifier = model.load_classifier(folder, ["a", "b"])
+        trial.try_model(classifier, tokenizer, config.model.name, min(chosen.max_length, TRIAL_TOKENS))
     return chosen
 
 

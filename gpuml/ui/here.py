@@ -6,11 +6,13 @@
 __all__ = ['in_job', 'this_notebook', 'check_saved', 'shipped']
 
 # %% ../../nbs/ui/62_here.ipynb #ad6799ff
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import NotebookError
 from ..training.own_job import own_job
 
 # %% ../../nbs/ui/62_here.ipynb #bba44ed8
@@ -24,7 +26,6 @@ def this_notebook(
     named: str | None = None,  # what `--notebook` says
 ) -> Path:
     "The notebook that the kernel belongs to; raises `NotebookError` where that can't be told"
-    from gpuml.base.errors import NotebookError
     from gpuml.jobs.cell_history import history_of
     from gpuml.jobs.kernel_notebook import own_notebook
 
@@ -49,10 +50,6 @@ def check_saved(
     cell: str,  # the source that runs now
 ) -> None:
     "Raise `NotebookError` where the file lacks the cell that runs: it has not been saved"
-    import json
-
-    from gpuml.base.errors import NotebookError
-
     cells = json.loads(path.read_text(encoding="utf-8")).get("cells", [])
     sources = {"".join(c["source"]).strip() for c in cells if c.get("cell_type") == "code"}
     if cell.strip() and cell.strip() not in sources:
@@ -65,7 +62,6 @@ def shipped(
     path: Path | None,  # the notebook here
 ) -> Path | None:
     "The project's nbs/train.ipynb, as `gpuml submit` takes it, where the notebook here can't be submitted"
-    from gpuml.base.errors import NotebookError
     from gpuml.base.loading import load_all
     from gpuml.jobs import contract
 

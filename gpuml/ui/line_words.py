@@ -12,6 +12,8 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
+from ..base.errors import ConfigError
+
 # %% ../../nbs/ui/60_line_words.ipynb #48b103e4
 TRAIN = {"--resume": False, "--on": True, "--notebook": True}  # options, and whether they have a value
 SUBMIT = {"--name": True, "--again": False, "--local": False, "--dry-run": False, "--notebook": True}
@@ -42,8 +44,6 @@ def take_options(
     grammar: dict[str, bool],  # whether the option has a value
 ) -> tuple[list[str], dict[str, Any]]:
     "The other words, and the options: `True`, or the value; raises `ConfigError`"
-    from gpuml.base.errors import ConfigError
-
     rest, options = [], {}
     ahead = list(words)
     while ahead:
@@ -66,8 +66,6 @@ def take_place(
     words: list[str],
 ) -> tuple[list[str], dict[str, Any]]:
     "The words for training, `--resume` and unknown options among them, and where it should happen"
-    from gpuml.base.errors import ConfigError
-
     rest, options = [], {}
     ahead = list(words)
     while ahead:
@@ -91,8 +89,6 @@ def refuse_resume(
     words: list[str],  # of a line that submits
 ) -> None:
     "Raise `ConfigError` where `--resume` stands on it"
-    from gpuml.base.errors import ConfigError
-
     if "--resume" in (word.partition("=")[0] for word in words):
         raise ConfigError("--resume: does not go with --on cluster: a job goes on by itself where it was interrupted")
 

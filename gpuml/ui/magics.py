@@ -15,6 +15,7 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from ..base.errors import ConfigError, NotebookError
 from .here import check_saved, in_job, shipped, this_notebook
 from .line_words import SUBMIT, complete, parse_line, refuse_resume, split_line, take_options, take_place
 
@@ -140,7 +141,6 @@ class GpumlMagics(Magics):
     @line_magic
     def gpu_jobs(self, line: str) -> Any:
         "The jobs, with `--all` other projects' on this machine too, or one of them again: `job = %gpu_jobs spring-model`"
-        from gpuml.base.errors import ConfigError
         from gpuml.base.loading import load_all
         from gpuml.cluster import jobs as cluster
 
@@ -152,8 +152,6 @@ class GpumlMagics(Magics):
     @line_magic
     def gpuml(self, line: str) -> Any:
         "Train, submit, follow jobs and compare runs by mouse: `%gpuml`"
-        from gpuml.base.errors import ConfigError
-
         if line.strip():
             raise ConfigError(
                 f"%gpuml {line.strip()}: takes nothing; %gpu_train, %submit_prod and %gpu_jobs take a line"
@@ -163,7 +161,6 @@ class GpumlMagics(Magics):
 # %% ../../nbs/ui/65_magics.ipynb #597a7efb
 def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
     "Submit the notebook that the shell belongs to"
-    from gpuml.base.errors import ConfigError
     from gpuml.base.loading import load
     from gpuml.cluster import sending, submission
 
@@ -190,7 +187,6 @@ def panel(
     "Train, submit, follow jobs and compare runs by mouse"
     from IPython import get_ipython
 
-    from gpuml.base.errors import NotebookError
     from gpuml.ui.panel import panel as open_panel
 
     shell, path = shell or get_ipython(), notebook

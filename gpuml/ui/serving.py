@@ -8,10 +8,13 @@ __all__ = ['ui']
 # %% ../../nbs/ui/72_serving.ipynb #5b44d776
 import argparse
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..base.config import Config
 from ..base.errors import ConfigError, GpumlError, Preempted
@@ -20,8 +23,6 @@ from ..base.loading import load
 # %% ../../nbs/ui/72_serving.ipynb #be28b22b
 def _check_port(port: int) -> None:
     "Raise `GpumlError` where something listens there"
-    import socket
-
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -69,8 +70,6 @@ def _open(url: str, browser: bool) -> None:
 
 def _open_later(url: str, browser: bool) -> None:
     "Say the address, and open the page, as soon as it answers"
-    import time
-
     from gpuml.training.store import answers
 
     def wait():
@@ -87,8 +86,6 @@ def ui(
     arguments: argparse.Namespace,  # config, port, no_browser
 ) -> int:
     "`gpuml ui [config]`: serve the project's local MLflow store where `tracking.uri` says, and open it"
-    from urllib.parse import urlsplit
-
     from gpuml.training.store import answers
 
     config = load(arguments.config or "dev")
