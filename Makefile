@@ -80,7 +80,8 @@ export: $(if $(IN_STEP),,install)     ## notebooks → modules, README.md, confi
 	$(BIN)/python tests/lessons.py --tidy
 	$(BIN)/nbdev-export
 	PYTHONPATH=. $(BIN)/python -c "import json, gpuml.base.loading as c; print(json.dumps(c.json_schema(), indent=1))" > config/schema.json
-	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#(images/#(nbs/images/#g' > README.md
+	echo '<!-- `make export` writes this file from nbs/index.ipynb: edit that -->' > README.md
+	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#(images/#(nbs/images/#g' >> README.md
 	$(BIN)/python docs/rooms.py
 
 lab: install                          ## JupyterLab here, with gpuml and the offline encoder
