@@ -132,7 +132,7 @@ SLOW = [
     "order",
     "outage",
     "dataset",
-    "widgets",
+    "panel",
     "k8s",
     "mlflow",
 ]

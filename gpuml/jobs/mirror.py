@@ -37,7 +37,9 @@ class Mirror:
     due: dict[str, float] = field(default_factory=dict)  # when it is, by `time.monotonic()`
     copied: int = 0  # bytes of the log on S3
     written: int = 0  # bytes of the other files, the last time
+    pause: float | None = None  # seconds between two rounds of writing at least; by default by its place
     wake: threading.Event = field(default_factory=threading.Event)
+    hurry: threading.Event = field(default_factory=threading.Event)  # something is new: the next round is now
     closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self):
@@ -51,16 +53,20 @@ class Mirror:
         every: float | None = None,  # seconds after which it is written again, as a sign of life
     ) -> None:
         "Write soon what the source gives then"
+        is_new = name not in self.sources
         self.sources[name] = source
         if every:
             self.every[name] = every
         self.changed.add(name)
         self.wake.set()
+        if is_new:
+            self.hurry.set()
 
     def close(self, patience: float) -> None:
         "Write everything once more, and wait for a server that is away for so many seconds in all"
         self.closing.set()
         self.wake.set()
+        self.hurry.set()
         self.thread.join()
         until = time.monotonic() + patience
         write_changes(self, lambda: Storage(self.endpoint, patience=max(1.0, until - time.monotonic())))
@@ -109,13 +115,14 @@ def _count(mirror: Mirror, storage: Storage) -> int:
 
 # %% ../../nbs/jobs/24_mirror.ipynb #5b23c93e
 def _keep_writing(mirror: Mirror) -> None:
-    "The thread: every five seconds to S3, at once to a disk; a large notebook less often"
+    "The thread: every five seconds to S3, at once to a disk, and at once what is new; a large notebook less often"
 
     def check():
         if mirror.closing.is_set():
             raise Preempted("the attempt ends")  # and writes once more
 
-    pause = 0.2 if mirror.place.local else 5.0
+    default = 0.2 if mirror.place.local else 5.0
+    pause = default if mirror.pause is None else mirror.pause
     storage = Storage(mirror.endpoint, check=check, patience=10.0)
     while not mirror.closing.is_set():
         mirror.wake.wait(pause)
@@ -123,4 +130,5 @@ def _keep_writing(mirror: Mirror) -> None:
         started = time.monotonic()
         mirror.changed |= {name for name, due in list(mirror.due.items()) if due <= started}
         write_changes(mirror, lambda: storage)
-        mirror.closing.wait(max(pause, 20 * (time.monotonic() - started), mirror.written / 500_000))
+        mirror.hurry.wait(max(pause, 20 * (time.monotonic() - started), mirror.written / 500_000))
+        mirror.hurry.clear()
