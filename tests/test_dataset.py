@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from gpuml.data.split import split
 from gpuml.data.unlabelled import read_texts
 from gpuml.data.updates import pad
 from tests.conftest import ROOT
+from tests.waiting import until
 
 HEADER = b"text,label\n"
 MB = 2**20
@@ -679,7 +679,7 @@ if os.fork() == 0:
     os._exit(tokenise(["a few words"] * 3000, tokenizer, 16).lengths.sum() % 256)
 print(os.waitstatus_to_exitcode(os.wait()[1]), os.environ["TOKENIZERS_PARALLELISM"])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.stdout.split() == [str(3000 * 5 % 256), "true"], done.stderr
 
 
@@ -739,17 +739,10 @@ def large(folder: Path, megabytes: int) -> int:
     return count
 
 
-def wait_for(condition, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def test_two_processes_prepare_a_file_once(tmp_path):
     count = large(tmp_path, 20)
     first = reader(tmp_path)
-    wait_for(lambda: list((tmp_path / "cache").glob("rows/.*/rows")))
+    until(lambda: list((tmp_path / "cache").glob("rows/.*/rows")), pause=0.005)
     first.send_signal(signal.SIGSTOP)  # it holds the file for as long as the second takes to ask for it
     second = reader(tmp_path)
     assert [second.stdout.readline() for _ in range(2)] == [
@@ -757,7 +750,7 @@ def test_two_processes_prepare_a_file_once(tmp_path):
         "said data/a.csv: another process is preparing it; waiting\n",
     ]
     first.send_signal(signal.SIGCONT)
-    said = [p.communicate(timeout=60)[0] for p in (first, second)]
+    said = [p.communicate(timeout=600)[0] for p in (first, second)]
     assert all(f"rows {count}" in text for text in said) and "waiting" not in said[0]
 
 
@@ -765,11 +758,11 @@ def test_killed_while_preparing(tmp_path):
     "What a dead process leaves is not taken for whole, does not lock, and is swept away"
     count = large(tmp_path, 20)
     process = reader(tmp_path)
-    wait_for(lambda: any(p.stat().st_size for p in (tmp_path / "cache").glob("rows/.*/rows")))
+    until(lambda: any(p.stat().st_size for p in (tmp_path / "cache").glob("rows/.*/rows")), pause=0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [p.name[0] for p in (tmp_path / "cache" / "rows").iterdir()] == ["."]
-    assert f"rows {count}" in reader(tmp_path).communicate(timeout=60)[0]
+    assert f"rows {count}" in reader(tmp_path).communicate(timeout=600)[0]
     (whole,) = (tmp_path / "cache" / "rows").iterdir()
     assert whole.name[0] != "."
 

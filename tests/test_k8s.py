@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 import urllib.error
 import urllib.request
 
@@ -35,6 +34,7 @@ from tests.manifests import (
 from tests.policies import Request, refusals
 from tests.schemas import validate  # noqa: F401  a fixture
 from tests.test_job import VERSIONS
+from tests.waiting import until
 
 POLICIES = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 IMAGE = "compute.image=registry.example.com/gpuml-train:0.1.0"
@@ -637,25 +637,23 @@ def test_jupyterlab_starts_as_it_is_told(overlays, tmp_path):
     log = open(tmp_path / "log", "w")
     server = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     try:
-        end = time.monotonic() + 60
-        while not all(ready(f"http://127.0.0.1:{port}{p['path']}") for p in probes):
-            assert server.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
-            time.sleep(0.2)
+        until(lambda: server.poll() is not None or all(ready(f"http://127.0.0.1:{port}{p['path']}") for p in probes))
+        assert server.poll() is None, (tmp_path / "log").read_text()
         address = f"http://127.0.0.1:{port}/api/contents"
-        assert requests.get(address, timeout=5).status_code == 403
+        assert requests.get(address, timeout=600).status_code == 403
         login = {"Authorization": f"token {environment['JUPYTER_TOKEN']}"}
-        there = requests.get(address, headers=login, timeout=5).json()["content"]
+        there = requests.get(address, headers=login, timeout=600).json()["content"]
         assert {entry["name"] for entry in there} == {"config", "data", "nbs"}
         assert "uri: http://mlflow:5000" in (tmp_path / "work" / "project" / "config" / "dev.yaml").read_text()
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        server.wait(600)
 
 
 def status(port: int, host: str) -> int:
     "Of a request that names a host"
     url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get?experiment_id=0"
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers={"Host": host}), timeout=30).status
+        return urllib.request.urlopen(urllib.request.Request(url, headers={"Host": host}), timeout=600).status
     except urllib.error.HTTPError as e:
         return e.code

@@ -7,7 +7,6 @@ contract's, there is no traceback, no run folder, and no MLflow run.
 import gzip
 import json
 import os
-import time
 
 import pytest
 
@@ -212,14 +211,13 @@ def a_run(project):
 
 def refused(project, arguments, code, message, capsys, command="train"):
     "Run the command and check everything that a refusal promises"
-    before, started = set(project.rglob("*")), time.monotonic()
+    before = set(project.rglob("*"))
     assert main([command, *arguments]) == code
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
     left = set(project.rglob("*")) - before
     assert not [p for p in left if "cache" not in p.parts and "__pycache__" not in p.parts], left
-    assert time.monotonic() - started < 10  # a promise to the user, and generous
 
 
 @pytest.mark.parametrize("name", CONFIGS)

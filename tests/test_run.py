@@ -355,7 +355,7 @@ class Attempt:
 
     def end(self):
         "The exit code"
-        self.said += self.process.communicate(timeout=240)[0]
+        self.said += self.process.communicate(timeout=600)[0]
         return self.process.returncode
 
 

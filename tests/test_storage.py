@@ -417,7 +417,7 @@ def test_session_tokens_are_not_logged(s3, monkeypatch):
     """
     environment = {**os.environ, "AWS_SESSION_TOKEN": "marked-token-1f9e"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0
     assert not any(secret in done.stdout + done.stderr for secret in ("marked-token-1f9e", SECRET))
