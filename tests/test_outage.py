@@ -17,6 +17,7 @@ from gpuml.training.tracking import open_run
 from gpuml.ui.cli import main
 from tests.conftest import free_port
 from tests.tracking import Gate, tracking_server
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +104,7 @@ def test_comes_and_goes_while_training(config, server, gate):
 
 def wait_and_shut(gate, server, config):
     "Once the server has had the first points"
-    end = time.monotonic() + 60
-    while not losses(server, config.tracking.experiment)[1]:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    until(lambda: losses(server, config.tracking.experiment)[1])
     gate.shut()
 
 
@@ -156,17 +154,14 @@ def test_ui_shows_the_projects_runs(config, project, store):
         process = subprocess.Popen(command, cwd=project, stdout=log, stderr=log, start_new_session=True)
     api = f"http://127.0.0.1:{port}/api/2.0/mlflow"
     try:
-        deadline = time.monotonic() + 90
-        while f"MLflow answers at http://localhost:{port}\n" not in (project / "ui.log").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        until(lambda: f"MLflow answers at http://localhost:{port}\n" in (project / "ui.log").read_text())
         found = requests.get(f"{api}/experiments/get-by-name?experiment_name=test", timeout=10).json()
         runs = requests.post(
             f"{api}/runs/search", json={"experiment_ids": [found["experiment"]["experiment_id"]]}, timeout=10
         ).json()
         assert [r["info"]["run_name"] for r in runs["runs"]] == [run.id]
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(600) == 0
         with pytest.raises(requests.RequestException):
             requests.get(f"{api}/experiments/search?max_results=1", timeout=2)
     finally:

@@ -31,6 +31,7 @@ from gpuml.ui.panel_jobs import job_part, jobs_html
 from gpuml.ui.views import progress_html
 from tests import forked
 from tests.conftest import JOB_FACTS, OFFLINE, ROOT, runs_in
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -47,15 +48,6 @@ def panel(project, quick):
     made.close()
     if (left := find_training()) and left.alive():
         os.kill(json.loads((left.folder / "process.json").read_text())["process"][0], signal.SIGKILL)
-
-
-def wait_for(condition, seconds: float = 120):
-    "Until it holds"
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, "it did not come"
-        time.sleep(0.1)
-    return found
 
 
 def show(form, section: str):
@@ -178,7 +170,7 @@ def test_train_stop_and_resume(panel, store):
     show(tab.form, "train")["train.epochs"].value = 400
     tab.start.click()
     assert tab.start.disabled and not tab.stop.disabled
-    wait_for(lambda: "aria-label='loss'" in tab.view.value and "left" in tab.view.value)
+    until(lambda: "aria-label='loss'" in tab.view.value and "left" in tab.view.value)
     updates, before = [], time.monotonic()
     tab.view.observe(lambda change: updates.append(len(change.new)), "value")
     with pytest.raises(GpumlError, match="is at work here already; stop it first"):
@@ -189,7 +181,7 @@ def test_train_stop_and_resume(panel, store):
     assert "training loss" in tab.view.value
     tab.stop.click()
     assert "stopping: finishes this update" in tab.view.value and tab.stop.disabled
-    wait_for(lambda: "stopped at update" in tab.view.value and not tab.start.disabled)
+    until(lambda: "stopped at update" in tab.view.value and not tab.start.disabled)
     assert "Resume goes on there" in tab.view.value and "the same line" not in tab.view.value
     assert "stopping" not in tab.view.value
     (run,) = runs_in(store)
@@ -197,16 +189,16 @@ def test_train_stop_and_resume(panel, store):
     stopped = tab.training.headway.update
     show(tab.form, "train")["train.epochs"].value = 300
     tab.resume.click()
-    wait_for(lambda: "was started with another config" in tab.view.value)
+    until(lambda: "was started with another config" in tab.view.value)
     assert "starting" not in tab.view.value and "<progress" not in tab.view.value
-    wait_for(lambda: not tab.resume.disabled)
+    until(lambda: not tab.resume.disabled)
     tab.form.pick()  # as after the kernel was restarted: the form has what the file says
     assert not tab.form.overrides
     tab.resume.click()
-    wait_for(lambda: tab.training.headway.update > stopped)
+    until(lambda: tab.training.headway.update > stopped)
     assert tab.training.words[-1] == "--resume"
     tab.stop.click()
-    wait_for(lambda: not tab.training.alive())
+    until(lambda: not tab.training.alive())
     assert len(runs_in(store)) == 1
 
 
@@ -215,7 +207,7 @@ def test_a_finished_training_shows_the_run_and_another_panel_finds_it(panel, sto
 
     tab = panel.tabs["Train"]
     tab.start.click()
-    wait_for(lambda: "confusion matrix" in tab.view.value)
+    until(lambda: "confusion matrix" in tab.view.value)
     assert "validation loss" in tab.view.value
     name = tab.training.headway.run
     assert f"load_run(&#x27;{name}&#x27;)" in tab.view.value
@@ -231,8 +223,8 @@ def test_what_goes_wrong_in_a_training_is_said(panel, project):
     (project / "data" / "a.csv").write_text("text,label\nonly one field\n")
     tab = panel.tabs["Train"]
     tab.start.click()
-    wait_for(lambda: "data/a.csv:2" in tab.view.value)
-    wait_for(lambda: not tab.start.disabled)
+    until(lambda: "data/a.csv:2" in tab.view.value)
+    until(lambda: not tab.start.disabled)
     tab.training.folder.joinpath("progress.json").write_text(json.dumps({"phase": "training"}))
     assert "ended without a word" in tab.training.error
 
@@ -263,21 +255,21 @@ def test_production_checks_submits_and_jobs_follow(with_notebook):
     show(tab.form, "train")["train.epochs"].value = 3
     assert "job = %submit_prod prod train.epochs=3 --name=spring --local" in tab.form.summary.value
     tab.check.click()
-    wait_for(lambda: "<summary>manifest</summary>" in tab.view.value)
+    until(lambda: "<summary>manifest</summary>" in tab.view.value)
     assert "✓ <b>data</b>" in tab.view.value and "nothing keeps it from being submitted" in tab.view.value
     assert "kind: Job" in tab.view.value and not jobs(load_all())
     tab.submit.click()
-    wait_for(lambda: "job = %gpu_jobs spring" in tab.view.value)
+    until(lambda: "job = %gpu_jobs spring" in tab.view.value)
     seen = choose(with_notebook, "Jobs")
-    wait_for(lambda: seen.list.names.options == ("spring",))
+    until(lambda: seen.list.names.options == ("spring",))
     assert "state" in seen.list.table.value and seen.list.names.value is None
     seen.list.names.value = "spring"
-    wait_for(lambda: "spring: " in seen.opened.content.value)  # of its log
-    wait_for(lambda: "gpuml-succeeded" in seen.list.table.value, 300)
+    until(lambda: "spring: " in seen.opened.content.value)  # of its log
+    until(lambda: "gpuml-succeeded" in seen.list.table.value)
     seen.opened.part.value = "metrics"
-    wait_for(lambda: "aria-label='loss'" in seen.opened.content.value)
+    until(lambda: "aria-label='loss'" in seen.opened.content.value)
     seen.opened.part.value = "notebook"
-    wait_for(lambda: "iframe" in seen.opened.content.value and "confusion matrix" in seen.opened.content.value)
+    until(lambda: "iframe" in seen.opened.content.value and "confusion matrix" in seen.opened.content.value)
     assert "job = %gpu_jobs spring" in seen.opened.facts.value
     static = with_notebook._repr_html_()
     assert "spring" in static and "succeeded" in static
@@ -306,15 +298,15 @@ def test_what_is_wrong_is_said_before_anything_is_sent(with_notebook, project):
     tab.local.value = True
     (project / "data" / "a.csv").write_text("text,label\nonly one field\n")
     tab.check.click()
-    wait_for(lambda: "gpuml-bad" in tab.view.value)
+    until(lambda: "gpuml-bad" in tab.view.value)
     assert "it would not be submitted" in tab.view.value and "data/a.csv:2" in tab.view.value
     tab.submit.click()
-    wait_for(lambda: "not submitted" in tab.view.value)
+    until(lambda: "not submitted" in tab.view.value)
     assert "<li class='gpuml-good'>✓" in tab.view.value and "<li class='gpuml-bad'>✗" in tab.view.value
     assert not jobs(load_all())
     tab.local.value = False
     tab.check.click()
-    wait_for(lambda: "no kubeconfig" in tab.view.value or "no answer" in tab.view.value, 60)
+    until(lambda: "no kubeconfig" in tab.view.value or "no answer" in tab.view.value)
 
 
 def test_cancel_asks_first(with_notebook, project):
@@ -326,10 +318,10 @@ def test_cancel_asks_first(with_notebook, project):
     tab.local.value = True
     show(tab.form, "train")["train.epochs"].value = 4000
     tab.submit.click()
-    wait_for(lambda: "%gpu_jobs" in tab.view.value)
+    until(lambda: "%gpu_jobs" in tab.view.value)
     seen = choose(with_notebook, "Jobs")
-    seen.list.names.value = wait_for(lambda: seen.list.names.options)[0]
-    wait_for(lambda: "gpuml-running" in seen.list.table.value)
+    seen.list.names.value = until(lambda: seen.list.names.options)[0]
+    until(lambda: "gpuml-running" in seen.list.table.value)
     assert seen.opened.cancel in seen.opened.bar.children
     seen.opened.cancel.click()
     assert seen.opened.yes in seen.opened.bar.children and seen.opened.cancel not in seen.opened.bar.children
@@ -337,7 +329,7 @@ def test_cancel_asks_first(with_notebook, project):
     assert seen.opened.cancel in seen.opened.bar.children and not seen.opened.job.status.over
     seen.opened.cancel.click()
     seen.opened.yes.click()
-    wait_for(lambda: "gpuml-cancelled" in seen.list.table.value)
+    until(lambda: "gpuml-cancelled" in seen.list.table.value)
     assert "no metrics<" in job_part(seen.opened.job, "metrics")
     seen.opened.hide.click()
     assert seen.opened.view.children == () and seen.list.names.value is None
@@ -384,9 +376,8 @@ def test_five_hundred_jobs(project):
     "One table and one list of names; a state that changes is one message"
     queued = State("pending", "needs 1 GPU")
     many = JobList((LocalJob(f"dev-{i:010x}-1", "", None, JOB_FACTS), queued) for i in range(500))
-    started = time.monotonic()
     html = jobs_html(many)
-    assert time.monotonic() - started < 1 and html.count("<tr>") == 501 and html.count("needs 1 GPU</td>") == 500
+    assert html.count("<tr>") == 501 and html.count("needs 1 GPU</td>") == 500
 
 
 @dataclass(frozen=True)

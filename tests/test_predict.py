@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from gpuml.ui.cli import main
 from tests.conftest import CONFIG, WORDS, free_port, rows
 from tests.s3 import READER, READER_SECRET, keys_in_environment
 from tests.test_interrupt import CONTEXT
+from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -152,12 +152,15 @@ def stop_in_the_middle(project, words, number, chunks):
     "Predict in a process of its own, and send it a signal once some chunks are kept; exit code, and rows that are kept"
     child = CONTEXT.Process(target=predict_in_child, args=(str(project), words, dict(os.environ)))
     child.start()
-    deadline, before = time.monotonic() + 60, sum(state_of(project)["counts"].values())
-    while sum(state_of(project)["counts"].values()) < before + chunks * TOGETHER["cpu"] and child.is_alive():
-        assert time.monotonic() < deadline and not (project / "out.csv").exists()
-        time.sleep(0.005)
+    before = sum(state_of(project)["counts"].values())
+
+    def is_stopped_or_far_enough():
+        assert not (project / "out.csv").exists()
+        return sum(state_of(project)["counts"].values()) >= before + chunks * TOGETHER["cpu"] or not child.is_alive()
+
+    until(is_stopped_or_far_enough, pause=0.005)
     os.kill(child.pid, number)
-    child.join(30)
+    child.join(600)
     state = state_of(project)
     assert sum(state["counts"].values()) < state["rows"]
     return child.exitcode, sum(state["counts"].values())

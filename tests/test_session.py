@@ -16,6 +16,7 @@ import requests
 from gpuml.base.errors import NotebookError
 from gpuml.jobs import cell_history, kernel_notebook, unsaved
 from tests.conftest import free_port
+from tests.waiting import until
 
 
 def cell(source, cell_id="", *tags):
@@ -143,9 +144,7 @@ def lab(tmp_path):
     server = subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address, web = f"http://127.0.0.1:{port}/api/sessions", requests.Session()
     web.headers["Authorization"] = "token t0ken"
-    end = time.monotonic() + 60
-    while not list(runtime.glob("jpserver-*.json")) and time.monotonic() < end:
-        time.sleep(0.1)
+    until(lambda: list(runtime.glob("jpserver-*.json")))
     write(work / "n.ipynb", cell("%load_ext gpuml", "l"), *SAVED)
     made = web.post(
         address, json={"path": "n.ipynb", "type": "notebook", "name": "n.ipynb", "kernel": {"name": "python3"}}
@@ -166,7 +165,9 @@ def lab(tmp_path):
         }
         request = client.session.msg("execute_request", content, metadata={"cellId": cell_id})
         client.shell_channel.send(request)
-        while (reply := client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != request["header"]["msg_id"]:
+        while (reply := client.get_shell_msg(timeout=600))["parent_header"].get("msg_id") != request["header"][
+            "msg_id"
+        ]:
             pass
         assert reply["content"]["status"] == "ok", reply["content"]
         return reply["content"]["user_expressions"]["a"]["data"]["text/plain"].strip("'\"")
@@ -175,7 +176,7 @@ def lab(tmp_path):
         assert web.patch(f"{address}/{made['id']}", json={"path": name, "name": name}).ok
 
     try:
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=600)
         yield SimpleNamespace(work=work, run=run, rename=rename)
     finally:
         client.stop_channels()
