@@ -100,12 +100,12 @@ def test_stopped_and_killed_it_goes_on(shipped, project):
 
 def test_cancelled_promises_nothing(shipped, project):
     "What is left of a cancelled job, and that submitting the same does not go on with it"
-    config = load("dev", ["train.epochs=10000"])
+    config = load("dev", ["train.epochs=1000"])
     job = submit(config, shipped, local=True)
     until(lambda: "update" in job.status.progress)
     said = gpuml("cancel", job.run_id, cwd=project)
     state = job.wait(600)
-    told = rf"cancelled at update \d+ of 30000; its checkpoint stays in {job.place}, submitting the same begins anew"
+    told = rf"cancelled at update \d+ of 3000; its checkpoint stays in {job.place}, submitting the same begins anew"
     assert said.returncode == 0 and re.fullmatch(told, str(state)), state
     assert list((project / "outputs" / job.run_id / "checkpoints").iterdir())
     assert "next attempt" not in job.logs() + repr(job) + said.stdout
