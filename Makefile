@@ -23,12 +23,12 @@ demo: install                         ## train the sample on the offline encoder
 	$(BIN)/gpuml submit dev $(OFFLINE) train.epochs=1 --local --wait
 	@echo "Next: make lab, or source .venv/bin/activate and gpuml ui"
 
-test: say-test demo check nbdev_test pytest    ## the demo, then every check that needs no building; about 20 minutes on 2 cores
+test: say-test demo check nbdev_test pytest    ## the demo, then every check that needs no building; about 10 minutes on 2 cores
 
-test-all: servers test                ## that, and the tests on a real Kubernetes control plane; twice that
+test-all: servers test                ## that, and the tests on a real Kubernetes control plane; three times that
 
 say-test:
-	@echo "On 2 cores this takes about 20 minutes, and with the tests on a cluster, where its servers are built, twice that"
+	@echo "On 2 cores this takes about 10 minutes, and with the tests on a cluster, where its servers are built, three times that"
 
 servers:                              # its programs, in a cache; the first time takes about 10 minutes
 	tests/cluster/build.sh

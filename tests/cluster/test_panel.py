@@ -8,6 +8,7 @@ from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
 from tests.conftest import ROOT
 from tests.test_lab import (  # noqa: F401
+    browser,
     notebook,
     open_notebook,
     page,
