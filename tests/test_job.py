@@ -75,7 +75,7 @@ def test_rules_of_the_job_api():
 
 
 def test_numbers_of_exit_codes():
-    "They are a contract with jobs that run, their podFailurePolicy, and scripts of users; elsewhere tests say `Exit.X`"
+    "They are a contract with jobs that run, their podFailurePolicy, and scripts of users"
     assert {code.name: int(code) for code in Exit} == {
         "DONE": 0,
         "FAILED": 1,

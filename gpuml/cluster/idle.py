@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import ClusterError
+from ..base.errors import ClusterError, Exit
 from ..base.tables import Table
 from .answers import Answer, ApiServer
 from .holders import MARKS_PATH, OWNER_PATHS, Holder, holders, read_mark
@@ -146,7 +146,7 @@ def _each(named: dict[str, Limits], do: Callable[[str, Limits], None]) -> None:
             do(namespace, limit)
         except Answer as e:
             failed.append(f"{namespace}: {e}")
-            code = 77 if e.status in (401, 403) else code
+            code = Exit.NOT_PERMITTED if e.status in (401, 403) else code
         except ClusterError as e:
             failed.append(str(e))
     if failed:
