@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -188,7 +189,11 @@ class Server:
     def answer(self) -> tuple[list, list[int]] | None:
         "Fork a process for a request; returns with it in that process only"
         client, _ = self.listener.accept()
-        made = receive(client)
+        try:
+            made = receive(client)
+        except (OSError, ValueError, IndexError):  # it was killed while it asked
+            client.close()
+            return None
         if made is None:
             self.tests.add(client)
             self.selector.register(client, selectors.EVENT_READ)
@@ -205,7 +210,8 @@ class Server:
             os.close(descriptor)
         self.clients[pid] = client
         self.selector.register(client, selectors.EVENT_READ, pid)
-        client.sendall(struct.pack("q", pid))
+        with suppress(OSError):  # it was killed already: the selector says so next
+            client.sendall(struct.pack("q", pid))
         return None
 
     def reap(self) -> None:
@@ -219,7 +225,8 @@ class Server:
                 return
             if client := self.clients.pop(pid, None):
                 self.selector.unregister(client)
-                client.sendall(struct.pack("q", status))
+                with suppress(OSError):  # it was killed in the same moment
+                    client.sendall(struct.pack("q", status))
                 client.close()
 
     def leave(self, pid: int) -> None:
@@ -227,7 +234,8 @@ class Server:
         client = self.clients.pop(pid)
         self.selector.unregister(client)
         client.close()
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 reserve: tuple[int, socket.socket] | None = None  # in a runner: the process that its kernel will be, and the way to it
