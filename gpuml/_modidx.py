@@ -1760,6 +1760,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'gpuml/training/progress.py'),
                                          'gpuml.training.progress.Reporter.pause': ( 'training/progress.html#reporter.pause',
                                                                                      'gpuml/training/progress.py'),
+                                         'gpuml.training.progress.Reporter.say': ( 'training/progress.html#reporter.say',
+                                                                                   'gpuml/training/progress.py'),
                                          'gpuml.training.progress.Reporter.step': ( 'training/progress.html#reporter.step',
                                                                                     'gpuml/training/progress.py')},
             'gpuml.training.record': { 'gpuml.training.record.Record': ('training/record.html#record', 'gpuml/training/record.py'),

@@ -74,7 +74,7 @@ def prepare_data(
     "Check and tokenise the config's data, so that training starts at once; raises `GpumlError`"
     report = Reporter(watch)
     stop = StopRequest("stopped; the files that are finished stay prepared, and the same line goes on behind them")
-    asides = {"check": stop.check, "say": lambda text: report.now(doing=text)}
+    asides = {"check": stop.check, "say": report.say}
     with stop_signals(stop):
         try:
             report.now("data", run=config.name)

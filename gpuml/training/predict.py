@@ -95,7 +95,7 @@ class Task:
     @property
     def asides(self) -> dict[str, Any]:
         "What reading calls now and then"
-        return {"check": self.stop.check, "say": lambda text: self.report.now(doing=text)}
+        return {"check": self.stop.check, "say": self.report.say}
 
 # %% ../../nbs/training/78_predict.ipynb #fce7a4f2
 _READING = ("data.text", "data.delimiter", "data.on_bad_row", "data.endpoint", "data.cache")
@@ -149,7 +149,7 @@ def _wait_for_other(stop: Stop, report: Reporter) -> None:
     "Say once that another process is at it"
     stop.check()
     if not report.progress.doing:
-        report.now(doing="another process is predicting the same; waiting")
+        report.say("another process is predicting the same; waiting")
 
 # %% ../../nbs/training/78_predict.ipynb #0e31b41e
 def _look(
@@ -163,7 +163,7 @@ def _look(
 ) -> Task:
     "Find the files, and the folder of what an earlier attempt has finished"
     config = _reading_config(run, overrides)
-    storage = Storage(config.data.endpoint, lambda text: report.now(doing=text), stop.check)
+    storage = Storage(config.data.endpoint, report.say, stop.check)
     files = find_files(source, config, "input", storage)
     return Task(run, config, files, output, force, _working_folder(run, config, files), storage, stop, report)
 

@@ -81,6 +81,13 @@ class Reporter:
         if self._file:
             self._file.offer(self.progress.headway())
 
+    def say(
+        self,
+        text: str,  # what the phase is at
+    ) -> None:
+        "Report at once what takes long"
+        self.now(doing=text)
+
     def checkpointed(self, update: int) -> None:
         "The checkpoint of this update is whole"
         self.progress.checkpoint = update

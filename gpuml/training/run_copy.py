@@ -32,7 +32,7 @@ class RunCopy:
 
     def storage(self, patience: float = PATIENCE) -> Storage:
         "Where data and output are; says what is being waited for"
-        return Storage(self.start.config.data.endpoint, lambda text: self.report.now(doing=text), patience=patience)
+        return Storage(self.start.config.data.endpoint, self.report.say, patience=patience)
 
     def check(self) -> None:
         "A first word with the S3 server: a wrong bucket or key shows before data is read; raises `OutputError`"

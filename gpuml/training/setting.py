@@ -42,7 +42,7 @@ class Setting:
     @property
     def asides(self) -> dict[str, Callable[..., Any]]:
         "What reading data calls now and then"
-        return {"check": self.stop.check, "say": lambda text: self.report.now(doing=text)}
+        return {"check": self.stop.check, "say": self.report.say}
 
 # %% ../../nbs/training/82_setting.ipynb #b17e7e51
 def is_stop(error: BaseException) -> bool:
