@@ -49,6 +49,7 @@ HEAVY_ROOMS = {
     "training.attended",
     "training.attention",
     "training.bounds",
+    "training.deterministic",
     "training.epochs",
     "training.evaluation",
     "training.forward",

@@ -124,6 +124,9 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Number format of the arithmetic; auto takes what the machine is fast at"
     )
+    deterministic: bool = Field(
+        True, description="Equal bits on each run of the same config on the same GPU type; a CPU gives them in any case"
+    )
     seed: int = Field(42, ge=0, lt=2**32, description="Fixes the split, the order, the dropout and the new weights")
     checkpoint_updates: int = Field(50, ge=1, description="At most so many updates are repeated after a crash")
     best_metric: Literal["macro_f1", "accuracy", "loss"] | None = Field(
