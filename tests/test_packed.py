@@ -45,6 +45,35 @@ def logits_and_gradients(classifier, ids, mask, packed):
     return out.detach().numpy(), np.concatenate(grads)
 
 
+def row_of(ids, mask, spare=5, empty=2):
+    "The batch's texts in one row; behind them padding in texts of its own, and texts of no length"
+    import torch
+
+    lengths = [*mask.sum(1), 3, spare - 3]
+    row = np.append(ids[mask == 1], [ids.min()] * spare)
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    starts = np.append(0, np.cumsum(lengths + [0] * empty))
+    return torch.from_numpy(row), torch.from_numpy(positions), torch.from_numpy(starts.astype(np.int32))
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra"])
+def test_a_row_with_spare_and_empty_texts(kind):
+    "As a buffer of fixed size has them: the texts' logits and gradients are those without"
+    import torch
+
+    classifier = classifier_of(kind)
+    ids, mask = batch(classifier.config.pad_token_id)
+    expected = logits_and_gradients(classifier, ids, mask, packed=False)
+    assert packing.use_packed(classifier, ids, mask) == ""
+    classifier.zero_grad()
+    out = forward.row_logits(classifier, *row_of(ids, mask), longest=9)
+    assert out.shape == (8, 3) and out.dtype == torch.float32 and torch.isfinite(out).all()
+    (out[:4] * torch.arange(1, 4)).sum().backward()
+    grads = [p.grad.ravel() for _, p in sorted(classifier.named_parameters()) if p.grad is not None]
+    for found, wanted in zip((out[:4].detach().numpy(), np.concatenate(grads)), expected, strict=True):
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra"])
 def test_packed_is_padded_without_the_padding(kind):
     classifier = classifier_of(kind)

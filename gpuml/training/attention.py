@@ -57,8 +57,8 @@ def register(
             arguments = {"dropout": dropout, "scaling": scaling, **options}
             return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
         others = ("sliding_window", "softcap", "position_bias")
-        if attention_mask is not None or any(options.get(name) is not None for name in others):
-            raise NotImplementedError("attention with a mask, a window or a bias")
+        if any(options.get(name) is not None for name in others) or getattr(module, "is_causal", True):
+            raise NotImplementedError("attention with a window, a bias or causal")
         row = (x[0].transpose(0, 1) for x in (query, key, value))
         return attention(*row, cu_seq_lens_q, options["max_length_q"], dropout, scaling)[None], None
 
