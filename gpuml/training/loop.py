@@ -128,4 +128,6 @@ def seed_all(seed: int) -> None:
     "Seed Python's, numpy's and torch's random numbers"
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
