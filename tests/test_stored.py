@@ -14,8 +14,12 @@ from gpuml.base.errors import ConfigError, Exit, OutputError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training.fit import fit
+from gpuml.training.machine_choices import MachineChoices, read_choices
+from gpuml.training.progress import Reporter
 from gpuml.training.results import load_run
+from gpuml.training.run_copy import RunCopy, keep_choices
 from gpuml.training.runs import output_folder
+from gpuml.training.start import Start
 from tests.conftest import runs_in
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error
 from tests.test_interrupt import (  # noqa: F401
@@ -31,6 +35,8 @@ from tests.test_interrupt import (  # noqa: F401
     undisturbed,
 )  # fmt: skip
 from tests.waiting import until
+
+CHOICES = MachineChoices(True, True, 4096, False, True, "NVIDIA H200", "2.13.0")  # as an attempt on a GPU keeps them
 
 
 @pytest.fixture
@@ -80,9 +86,12 @@ def test_stopped_here_and_continued_elsewhere(kept, store, undisturbed, monkeypa
         fit(load("dev", OVERRIDES), watch=stop_at(4))
     saved = sorted(n for n in names(kept) if n.endswith("manifest.json"))
     assert len(saved) == 2 and saved[-1] >= "checkpoints/step-00000004" and "certificate.json" not in names(kept)
+    (folder,) = output_folder(load("dev")).iterdir()
+    keep_choices(RunCopy(Start(load("dev"), folder), Reporter(None)), CHOICES)
     move(monkeypatch)
     with pytest.raises(Preempted):
         fit(load("dev", OVERRIDES), watch=stop_at(7), resume="latest")
+    assert read_choices(folder, CHOICES.device, CHOICES.torch) == (CHOICES, "")
     move(monkeypatch)
     assert result(fit(load("dev", OVERRIDES), resume="latest")) == undisturbed
     (run,) = recorded(store)

@@ -68,7 +68,7 @@ def _item(kind: str, path: Path, label: str, **facts: object) -> Item:
 RUN_FILES = (
     "config.yaml", "tracking.json", "metrics.jsonl", "metrics.json", "predictions.csv", "skipped.csv", "loss.svg", "confusion.svg",
     "certificate.json", "checkpoints", "model", "notebook.ipynb", "logs", "attempts", "cancelled.json",
-    "progress.json", ".stored", ".lock",
+    "progress.json", "machine.json", ".stored", ".lock",
 )  # fmt: skip
 JOB_FILES = ("job.json", "state.json", "log.txt", "worker.txt", "lock")
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")  # what a write that was killed has left

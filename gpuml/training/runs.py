@@ -18,6 +18,7 @@ from ..base.config import Config
 from ..base.errors import DataError, OutputError
 from ..base.files import fingerprint, write_file
 from ..base.storage import Storage
+from .machine_choices import CHOICES
 from .record import STORED, read_record
 
 # %% ../../nbs/training/76_runs.ipynb #5da0cf49
@@ -71,7 +72,7 @@ def shown(
     return relative if len(relative) < len(str(path)) else str(path)
 
 # %% ../../nbs/training/76_runs.ipynb #2caffbc8
-RECORD_FILES = ("config.yaml", "tracking.json", "metrics.jsonl")
+RECORD_FILES = ("config.yaml", "tracking.json", "metrics.jsonl", CHOICES)
 
 
 def fetch_records(config: Config, output: Path, run: str = "*") -> None:
