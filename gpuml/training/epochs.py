@@ -34,7 +34,7 @@ def after_update(training: Training, step: Step) -> None:
         p.steps = training.feed.total()
         p.doing = material.order.doing
     report.step(step.loss, step.examples, step.update.done)
-    training.record.log({**_metrics(step, p.examples_per_second), **hardware.gpu_metrics()}, step.update.number)
+    training.record.log({**_metrics(step, p.examples_per_second), **training.gauge.read()}, step.update.number)
     training.check()
     if training.saver.writer.due(step.update.number):
         training.save()

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CPU', 'GPU', 'EVALUATION_TOKENS', 'precision', 'autocast_dtype', 'allow_tf32', 'device_name', 'BatchLimits',
-           'batch_limits', 'smaller', 'tokens_that_fit', 'measure', 'gpu_metrics', 'keeping_memory']
+           'batch_limits', 'smaller', 'tokens_that_fit', 'measure', 'gpu_metrics', 'GpuGauge', 'keeping_memory']
 
 # %% ../../nbs/training/62_hardware.ipynb #feda19e5
 import ctypes
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -125,6 +126,30 @@ def gpu_metrics() -> dict[str, float]:
     except (RuntimeError, ModuleNotFoundError):
         pass
     return metrics
+
+# %% ../../nbs/training/62_hardware.ipynb #e179bdb6
+class GpuGauge:
+    "What is recorded of the GPU: asked for at most once a second, and in between the last answer"
+
+    def __init__(
+        self,
+        measure: Callable[[], dict[str, float]] = gpu_metrics,
+        seconds: float = 1.0,  # between two questions
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.measure = measure
+        self.seconds = seconds
+        self.clock = clock
+        self._time = -seconds
+        self._values: dict[str, float] = {}
+
+    def read(self) -> dict[str, float]:
+        "Metrics of the GPU, no older than that; none without a GPU"
+        now = self.clock()
+        if now - self._time >= self.seconds:
+            self._time = now
+            self._values = self.measure()
+        return self._values
 
 # %% ../../nbs/training/62_hardware.ipynb #e56ff826
 @contextmanager

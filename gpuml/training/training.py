@@ -9,7 +9,7 @@ __all__ = ['make_learner', 'Training', 'begin_training', 'stop_with_checkpoint',
 # %% ../../nbs/training/89_training.ipynb #fba657bd
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ..base.errors import DataError, Preempted
@@ -59,6 +59,7 @@ class Training:
     history: History
     feed: Feed
     saver: Saver
+    gauge: hardware.GpuGauge = field(default_factory=hardware.GpuGauge)
 
     @property
     def progress(self) -> Progress:
