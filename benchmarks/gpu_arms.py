@@ -1,0 +1,207 @@
+"""Measures arms of gpu.py, one after the other in this process, and prints a line of JSON for each.
+
+python benchmarks/gpu_arms.py [--tiny] [--seconds 2.5] SHAPE/BATCH/ARM …
+"""
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from train import MAX_LENGTH, flops, make_trainer, peak, texts_of, train_gpuml
+from transformers import TrainerCallback, set_seed
+
+from gpuml.base.loading import load
+from gpuml.data.encoder import tokenise
+from gpuml.data.tokens import Tokens
+from gpuml.training import model, origin
+
+HERE = Path(__file__).parent
+LABELS = 8  # of R8
+SHAPES = {  # class of the config, sizes where they aren't its defaults
+    "distilbert": ("DistilBertConfig", {}),
+    "modernbert": ("ModernBertConfig", {"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102}),
+}
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=30_522)
+TINY = {"distilbert": dict(dim=32, n_layers=2, n_heads=2, hidden_dim=64), "modernbert": SMALL}
+ENDLESS = 10_000  # epochs
+
+
+@dataclass(frozen=True)
+class Texts:
+    "What all arms train on"
+
+    tokenizer: Any
+    tokens: Tokens
+    classes: list[int]
+
+
+def read_texts(tiny: bool) -> Texts:
+    "R8's training texts; in their place some made-up ones"
+    tokenizer = model.load_tokenizer(origin.locate(load(HERE / "reuters.yaml")))
+    if tiny:
+        rng = np.random.default_rng(0)
+        texts = [" ".join(["wheat"] * n) for n in rng.integers(2, 20, 24)]
+        return Texts(tokenizer, tokenise(texts, tokenizer, MAX_LENGTH), rng.integers(0, LABELS, len(texts)).tolist())
+    texts, classes, _ = texts_of("R8", 2**30)
+    return Texts(tokenizer, tokenise(texts, tokenizer, MAX_LENGTH), classes)
+
+
+def make_classifier(shape: str, tiny: bool) -> Any:
+    "A classifier of this shape with random weights"
+    set_seed(0)
+    name, sizes = SHAPES[shape]
+    config = getattr(transformers, name)(num_labels=LABELS, **sizes, **(TINY[shape] if tiny else {}))
+    return transformers.AutoModelForSequenceClassification.from_config(config)
+
+
+def settle() -> None:
+    "Wait until the GPU has done all that it was given"
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@dataclass
+class Window:
+    "Times the updates that come after the warm-up, for some seconds"
+
+    lengths: np.ndarray  # tokens of each text that can come
+    config: Any  # the model's
+    seconds: float
+    warm_up: float  # seconds
+    least: int = 3  # updates, of the warm-up and of what is timed
+    clock: Callable[[], float] = time.perf_counter
+    begin: float = 0.0  # of the first update's end
+    start: float = 0.0  # of what is timed
+    end: float = 0.0
+    updates: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    before: int = field(default=0, init=False)  # updates of the warm-up
+
+    def update(self, lengths: np.ndarray) -> bool:
+        "An update with texts of these lengths is done; returns whether enough is timed"
+        now = self.clock()
+        if not self.start:
+            self.before += 1
+            self.begin = self.begin or now
+            if self.before >= self.least and now - self.begin >= self.warm_up:
+                settle()
+                self.start = self.clock()
+            return False
+        self.updates += 1
+        self.tokens += int(lengths.sum())
+        self.flops += flops(lengths, self.config)
+        if self.updates < self.least or now - self.start < self.seconds:
+            return False
+        settle()
+        self.end = self.clock()
+        return True
+
+
+class TimedUpdates(TrainerCallback):
+    "Ends a Trainer's training when the window has all that it times"
+
+    def __init__(self, window: Window, batches: list[np.ndarray]):
+        self.window = window
+        self.batches = batches  # lengths of the texts of each update, as the collator made them
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= self.window.update(self.batches[state.global_step - 1])
+
+
+def time_trainer(arm: str, batch: int, classifier: Any, texts: Texts, window: Window) -> str:
+    "Train with HuggingFace's Trainer until the window is full"
+    tokens, classes = texts.tokens, texts.classes
+    common = dict(num_train_epochs=ENDLESS, learning_rate=1e-4)
+    trainer = make_trainer(f"{arm}:{batch}", classifier, texts.tokenizer, tokens, classes, **common)
+    batches, collate = [], trainer.data_collator
+
+    def counted(features):
+        batches.append(np.array([len(feature["input_ids"]) for feature in features]))
+        return collate(features)
+
+    trainer.data_collator = counted
+    trainer.add_callback(TimedUpdates(window, batches))
+    trainer.train()
+    return ""
+
+
+def time_gpuml(arm: str, batch: int, classifier: Any, texts: Texts, window: Window) -> str:
+    "Train as `gpuml train` does until the window is full; returns how"
+    lengths = texts.tokens.lengths
+
+    def after(step) -> bool:
+        return window.update(lengths[step.update.rows])
+
+    learner = train_gpuml(
+        classifier, texts.tokenizer, texts.tokens, texts.classes, batch_size=batch, after=after,
+        epochs=ENDLESS, learning_rate=1e-4, deterministic=not arm.endswith(":any"),
+    )  # fmt: skip
+    return "packed" if learner.packed else "padded"
+
+
+def measure(name: str, texts: Texts, best: float, given: argparse.Namespace) -> dict[str, Any]:
+    "An arm's figures"
+    shape, batch, arm = name.split("/")
+    classifier = make_classifier(shape, given.tiny)
+    window = Window(texts.tokens.lengths, classifier.config, given.seconds, given.seconds / 2)
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    train = time_gpuml if arm.startswith("gpuml") else time_trainer
+    with model.quiet():
+        note = train(arm, int(batch), classifier, texts, window)
+    seconds = window.end - window.start
+    return {
+        "arm": name,
+        "ms": 1000 * seconds / window.updates,
+        "tokens_per_second": window.tokens / seconds,
+        "share": window.flops / seconds / best,
+        "updates": window.updates,
+        "warm_up_seconds": window.start - began,
+        "memory_gb": torch.cuda.max_memory_allocated() / 1e9 if gpu else 0.0,
+        "peak_flops": best,
+        "note": note,
+    }
+
+
+def is_usable() -> bool:
+    "Whether this process can still use its GPU"
+    try:
+        settle()
+    except RuntimeError:
+        return False
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--seconds", type=float, default=2.5)
+    parser.add_argument("arms", nargs="+")
+    given = parser.parse_args()
+    texts, best = read_texts(given.tiny), peak()
+    for name in given.arms:
+        try:
+            result = measure(name, texts, best, given)
+        except Exception as e:  # the next arm may go well
+            result = {"arm": name, "error": f"{type(e).__name__}: {e}"[:500]}
+        print(json.dumps(result), flush=True)
+        gc.collect()
+        if not is_usable():
+            raise SystemExit("the GPU is lost to this process")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
