@@ -1772,6 +1772,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'gpuml/training/prepared.py')},
             'gpuml.training.progress': { 'gpuml.training.progress.Progress': ( 'training/progress.html#progress',
                                                                                'gpuml/training/progress.py'),
+                                         'gpuml.training.progress.Progress.curve': ( 'training/progress.html#progress.curve',
+                                                                                     'gpuml/training/progress.py'),
                                          'gpuml.training.progress.Progress.headway': ( 'training/progress.html#progress.headway',
                                                                                        'gpuml/training/progress.py'),
                                          'gpuml.training.progress.Reporter': ( 'training/progress.html#reporter',

@@ -223,6 +223,7 @@ class Writer:
     updates: int = 50  # at most so many updates between two checkpoints
     copy: Callable[[Path], None] = lambda path: None  # puts a checkpoint into storage, beside training
     written: Callable[[int], None] = lambda step: None  # hears of each checkpoint that is on the disk, beside training
+    flush: Callable[[], None] = lambda: None  # waits, beside training, until what was recorded is on the disk
     problem: str = ""  # why the last one is on this machine only
     cost: float = 0.0  # seconds that training waited for the last one
     longest: float = 0.0  # seconds until the slowest one was written and copied
@@ -231,13 +232,10 @@ class Writer:
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
 
-    def due(
-        self,
-        step: int,  # updates done
-    ) -> bool:
-        "Whether it is time for the next checkpoint"
+    def due(self, step: int) -> bool:
+        "Whether it is time for the next checkpoint, after so many updates"
         waited = time.monotonic() - self._time
-        if (self._thread and self._thread.is_alive()) or waited < 100 * self.cost:
+        if waited < 100 * self.cost or (self._thread and self._thread.is_alive()):
             return False
         return step - self._step >= self.updates or waited >= (interval(self.cost) if self.cost else LONGEST)
 
@@ -258,6 +256,7 @@ class Writer:
     def _write(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
         started = time.monotonic()
         try:
+            self.flush()
             path = save(self.folder, step, tensors, state)
             self.written(step)
             prune(self.folder)

@@ -6,6 +6,7 @@
 __all__ = ['after_update', 'after_epoch', 'is_out_of_patience', 'had_stopped', 'Trained', 'train']
 
 # %% ../../nbs/training/90_epochs.ipynb #5574f432
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +117,7 @@ class Trained:
 
     data: Data
     best: Best
-    losses: list[float]  # of every update
+    losses: Sequence[float]  # of every update
     evaluations: list[dict[str, float]]  # of every epoch
     planned: int  # updates
     skipped: int  # updates that the scaler left out

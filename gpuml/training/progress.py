@@ -7,12 +7,14 @@ __all__ = ['UPDATES_A_SECOND', 'Watch', 'Progress', 'Reporter']
 
 # %% ../../nbs/training/66_progress.ipynb #1cb0f189
 import time
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..base.charts import Points
 from .headway import Headway, HeadwayFile
 
 # %% ../../nbs/training/66_progress.ipynb #7424e380
@@ -29,7 +31,7 @@ class Progress:
     steps: int = 0  # updates planned, an estimate while data is still being read; of a prediction, all rows
     epoch: float = 0.0  # epochs done
     epochs: int = 0  # epochs planned
-    losses: list[float] = field(default_factory=list)  # mean training loss of every update
+    losses: MutableSequence[float] = field(default_factory=lambda: array("d"))  # mean training loss of every update
     evaluations: list[dict[str, float]] = field(default_factory=list)  # one an epoch: step, epoch, scores by key
     examples_per_second: float = 0.0
     seconds_left: float | None = None  # until the last update
@@ -49,6 +51,19 @@ class Progress:
         if self.evaluations:
             values["evaluation"] = dict(self.evaluations[-1])
         return Headway(update=self.step, updates=self.steps, **values)
+
+    def curve(self, most: int = 100) -> Points:
+        "Return middles and mean losses of at most so many equal stretches of updates"
+        import numpy as np
+
+        losses = np.array(self.losses)
+        if not len(losses):
+            return []
+        bounds = np.linspace(0, len(losses), min(most, len(losses)) + 1).astype(int)
+        starts = bounds[:-1]
+        ends = bounds[1:]
+        means = np.add.reduceat(losses, starts) / (ends - starts)
+        return [*zip(((1 + starts + ends) / 2).tolist(), means.tolist())]
 
 
 Watch = Callable[[Progress], None]

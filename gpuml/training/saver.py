@@ -8,7 +8,6 @@ __all__ = ['Saver']
 # %% ../../nbs/training/86_saver.ipynb #d24d12f7
 import json
 import time
-from collections.abc import Callable
 
 from .checkpoint import Writer
 from .feed import Feed
@@ -24,12 +23,10 @@ class Saver:
     def __init__(
         self,
         writer: Writer,
-        flush: Callable[[], None],  # waits until what was recorded is on the disk
         saved: tuple[int, int] = (0, 0),  # updates and evaluations in the last checkpoint
     ):
         self.writer = writer
         self.saved = saved
-        self._flush = flush
         self._copies = Copies()
 
     def save(self, learner: Learner, history: History, feed: Feed, material: Material) -> None:
@@ -38,7 +35,6 @@ class Saver:
             return
         self.writer.wait()  # the copies below go where those of the checkpoint before lie
         started = time.monotonic()
-        self._flush()
         snapshot = take_snapshot(learner, history, feed, material.facts(), self._copies)
         self.writer.save(history.progress.step, snapshot.tensors, json.loads(json.dumps(snapshot.state)), started)
         self.saved = history.mark

@@ -6,6 +6,7 @@
 __all__ = ['Tensors', 'Copies', 'Snapshot', 'take_snapshot', 'restore', 'recall']
 
 # %% ../../nbs/training/85_snapshot.ipynb #7c1fab59
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,13 +54,13 @@ def take_snapshot(
 ) -> Snapshot:
     "Copy all that continuing needs"
     p, best = history.progress, history.best
-    tensors = dict(_tensors(learner, copies))
+    tensors = {**dict(_tensors(learner, copies)), "losses": torch.from_numpy(np.array(p.losses))}
     state = {"groups": learner.optimizer.state_dict()["param_groups"], "scaler": learner.scaler.state_dict()}
     if best.epoch:
         tensors |= {f"best.{name}": tensor for name, tensor in best.state.items()}
         tensors["best_logits"] = torch.from_numpy(np.ascontiguousarray(best.logits))
         state["best"] = {"score": best.score, "epoch": best.epoch, "scores": best.scores}
-    state |= {"losses": p.losses, "evaluations": p.evaluations, "notes": p.notes, "data": data}
+    state |= {"evaluations": p.evaluations, "notes": p.notes, "data": data}
     state |= {"max_tokens": learner.max_tokens, "packed": learner.packed, "position": feed.position}
     state |= {"steps": p.steps, "epoch": p.epoch, "skipped": history.skipped, "seconds": history.seconds}
     return Snapshot(tensors, state)
@@ -101,7 +102,8 @@ def recall(
     state, p = snapshot.state, progress
     p.step = p.checkpoint = step
     p.steps = state["steps"]
-    p.losses = state["losses"]
+    losses = snapshot.tensors.get("losses", state.get("losses"))  # a checkpoint of an older version has a list
+    p.losses = array("d", losses)
     p.evaluations = state["evaluations"]
     p.epoch = state.get("epoch", 0.0)  # a checkpoint of an older version has none
     p.notes += [note for note in state["notes"] if note not in p.notes]

@@ -88,10 +88,9 @@ def begin_training(setting: Setting, prepared: Prepared, learner: Learner, recor
         history = recall(snapshot, last.step, report.progress, t.best_metric)
         position = tuple(snapshot.state["position"])
     feed = Feed(prepared.material.order, t.batch_size, t.seed, t.epochs, history.progress.step, position)
-    writer = Writer(
-        start.folder / "checkpoints", t.checkpoint_updates, setting.copy.put_checkpoint, report.checkpointed
-    )
-    saver = Saver(writer, record.flush, history.mark)
+    folder = start.folder / "checkpoints"
+    writer = Writer(folder, t.checkpoint_updates, setting.copy.put_checkpoint, report.checkpointed, record.flush)
+    saver = Saver(writer, history.mark)
     return Training(setting, prepared, learner, record, history, feed, saver)
 
 # %% ../../nbs/training/89_training.ipynb #53904765
