@@ -58,6 +58,7 @@ HEAVY_ROOMS = {
     "training.hub",
     "training.learner",
     "training.loop",
+    "training.memory",
     "training.mlflow_model",
     "training.mlflow_run",
     "training.packing",
