@@ -124,6 +124,10 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Number format of the arithmetic; auto takes what the machine is fast at"
     )
+    rows: Literal["auto", "packed", "padded"] = Field(
+        "auto",
+        description="Texts one behind the other, or padded to equal length; auto packs them where a GPU takes it",
+    )
     deterministic: bool = Field(
         True, description="Equal bits on each run of the same config on the same GPU type; a CPU gives them in any case"
     )

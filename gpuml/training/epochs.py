@@ -19,7 +19,7 @@ from .evaluation import logits_of
 from .failure import REMEDY, naming
 from .feed import places
 from .history import History
-from .loop import Step
+from .outcomes import Step
 from .recording import data_params
 from .score_table import by_metric
 from .scores import evaluate
@@ -27,7 +27,7 @@ from .training import Training, fit_to_machine, vain_updates_told
 
 # %% ../../nbs/training/90_epochs.ipynb #41025182
 def after_update(training: Training, step: Step) -> None:
-    "Record one update; stop or save if it is time"
+    "Record one update; stop or save if it is time, where no later update is under way"
     p, report = training.progress, training.setting.report
     material = training.prepared.material
     training.history.skipped += step.skipped
@@ -36,9 +36,11 @@ def after_update(training: Training, step: Step) -> None:
         p.doing = material.order.doing
     report.step(step.loss, step.examples, step.update.done)
     training.record.log({**_metrics(step, p.examples_per_second), **training.gauge.read()}, step.update.number)
-    training.check()
-    if training.saver.writer.due(step.update.number):
-        training.save()
+    material.order.check()
+    if step.settled:
+        training.check()
+        if training.saver.writer.due(step.update.number):
+            training.save()
 
 
 def _metrics(step: Step, speed: float) -> dict[str, float]:
@@ -138,10 +140,9 @@ def train(training: Training) -> Trained:
     stopped = had_stopped(training)
     if not stopped and feed.epochs_done < feed.epochs:
         fit_to_machine(training)
-    limits = hardware.batch_limits(training.learner.packed)
     with model.quiet(), hardware.keeping_memory(), vain_updates_told(training):
         while not stopped and feed.epochs_done < feed.epochs:
-            for step in loop.updates(training.learner, feed.updates(limits)):
+            for step in loop.updates(training.learner, feed, training.is_waited_for):
                 after_update(training, step)
             stopped = after_epoch(training)
     training.check()

@@ -28,6 +28,7 @@ class Update:
     done: float  # and when it has ended
     source: Rows  # tokens, classes and places of the examples
     micro_batches: list[np.ndarray]  # their row numbers, as the plan cuts them
+    position: tuple[int, int, int] = (0, 0, 0)  # epoch, part of it and update of that which come next
 
     @property
     def rows(self) -> np.ndarray:
@@ -121,18 +122,24 @@ class Feed:
         "Epoch, part and update that come next; behind an epoch's end, the next one's start"
         return self.position if self.epochs_done == self.position[0] else (self.epochs_done, 0, 0)
 
-    def updates(self, limits: tuple[int, int]) -> Iterator[Update]:
-        "The updates that are left of the epoch that is under way; an update is done when the next is asked for"
+    def parts(self, limits: tuple[int, int]) -> Iterator[Iterator[Update]]:
+        "The updates that are left of the epoch that is under way, by its parts; before the next part all of one are taken"
         epoch, first, skip = self.upcoming
         sizes = self.order.sizes(epoch)
         for i in range(first, len(sizes)):
             self._current.load(self.order, epoch, i)
-            plan = self.plan(limits)
-            for j in range(skip, len(plan)):
-                before, done = (epoch + (sum(sizes[:i]) + sizes[i] * k / len(plan)) / sum(sizes) for k in (j, j + 1))
-                self.number += 1
-                self.done = done
-                self.position = (epoch, i, j + 1) if j + 1 < len(plan) else (epoch, i + 1, 0)
-                yield Update(self.number, before, done, self._current.rows, plan.update(j))
+            yield self._updates(epoch, i, skip, limits)
             skip = 0
         self.position = (epoch, len(sizes), 0)
+
+    def _updates(self, epoch: int, i: int, skip: int, limits: tuple[int, int]) -> Iterator[Update]:
+        sizes, plan, rows = self.order.sizes(epoch), self.plan(limits), self._current.rows
+        number = self.number - skip
+        for j in range(skip, len(plan)):
+            before, done = (epoch + (sum(sizes[:i]) + sizes[i] * k / len(plan)) / sum(sizes) for k in (j, j + 1))
+            position = (epoch, i, j + 1) if j + 1 < len(plan) else (epoch, i + 1, 0)
+            yield Update(number + j + 1, before, done, rows, plan.update(j), position)
+
+    def take(self, update: Update) -> None:
+        "The update is under way: what comes next is what follows it"
+        self.number, self.done, self.position = update.number, update.done, update.position

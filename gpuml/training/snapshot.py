@@ -55,7 +55,8 @@ def take_snapshot(
     "Copy all that continuing needs"
     p, best = history.progress, history.best
     tensors = {**dict(_tensors(learner, copies)), "losses": torch.from_numpy(np.array(p.losses))}
-    state = {"groups": learner.optimizer.state_dict()["param_groups"], "scaler": learner.scaler.state_dict()}
+    scale = learner.descent.scale
+    state = {"scale": scale.state() if scale else None}
     if best.epoch:
         tensors |= {f"best.{name}": tensor for name, tensor in best.state.items()}
         tensors["best_logits"] = torch.from_numpy(np.ascontiguousarray(best.logits))
@@ -70,21 +71,22 @@ def _tensors(learner: Learner, copies: Copies) -> Iterator[tuple[str, torch.Tens
     "Copies of the model's weights and of what the optimiser remembers of each"
     for name, tensor in learner.classifier.state_dict().items():
         yield f"model.{name}", copies.of(f"model.{name}", tensor)
-    for i, values in learner.optimizer.state_dict()["state"].items():
+    for i, values in learner.descent.optimizer.state_dict()["state"].items():
         for key, tensor in values.items():
             yield f"optimizer.{i}.{key}", copies.of(f"optimizer.{i}.{key}", tensor)
 
 # %% ../../nbs/training/85_snapshot.ipynb #e7e0f001
 def restore(learner: Learner, snapshot: Snapshot) -> None:
-    "Give a learner the weights, optimiser and scaler of a snapshot"
+    "Give a learner the weights, and its descent what it had, of a snapshot"
     learner.classifier.load_state_dict(_under(snapshot.tensors, "model."))
     values: dict[int, Tensors] = {}
     for key, tensor in _under(snapshot.tensors, "optimizer.").items():
         i, _, name = key.partition(".")
         values.setdefault(int(i), {})[name] = tensor
-    learner.optimizer.load_state_dict({"state": values, "param_groups": snapshot.state["groups"]})
-    if snapshot.state["scaler"]:
-        learner.scaler.load_state_dict(snapshot.state["scaler"])
+    learner.descent.load(values)
+    scale = snapshot.state.get("scale") or snapshot.state.get("scaler")  # as older versions called it
+    if learner.descent.scale and scale:
+        learner.descent.scale.restore(scale)
 
 
 def _under(tensors: Tensors, prefix: str) -> Tensors:

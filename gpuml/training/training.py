@@ -37,11 +37,11 @@ def make_learner(setting: Setting, prepared: Prepared, world: World) -> Learner:
     tokenizer = prepared.chosen.tokenizer
     hardware.allow_tf32()
     dtype = hardware.autocast_dtype(prepared.chosen.precision)
-    learner = Learner(config.train, classifier, tokenizer.pad_token_id, world, dtype)
-    longest = prepared.material.longest()
-    if longest is None:  # not all of the data is there yet; on a CPU, an index out of range does no lasting harm
-        most = prepared.chosen.max_length
-        longest = most if classifier.device.type == "cuda" else min(most, TRIAL_TOKENS)
+    known = prepared.material.longest()  # none while not all of the data is there
+    longest = known or prepared.chosen.max_length
+    learner = Learner(config.train, classifier, tokenizer.pad_token_id, world, dtype, longest=longest)
+    if not known and classifier.device.type != "cuda":  # where an index out of range does no lasting harm
+        longest = min(longest, TRIAL_TOKENS)
     verdict = try_model(classifier, tokenizer, config.model.name, longest)
     padding.keep_padding(classifier, tokenizer, verdict.padding)
     setting.report.note(verdict.note)
@@ -69,6 +69,10 @@ class Training:
     def save(self) -> None:
         "Start to write a checkpoint, where there is anything new"
         self.saver.save(self.learner, self.history, self.feed, self.prepared.material)
+
+    def is_waited_for(self, update: int) -> bool:
+        "Whether a stop or a checkpoint waits for this update, so that none begins behind it"
+        return bool(self.setting.stop.signal) or self.saver.writer.due(update)
 
     def check(self) -> None:
         "Stop here if a signal asked for it, or if bad data was found"
@@ -120,16 +124,13 @@ def stopped_at_once(training: Training) -> Preempted:
 
 # %% ../../nbs/training/89_training.ipynb #9037607d
 def fit_to_machine(training: Training) -> None:
-    "Choose packed rows and micro-batches for this GPU, or take those of the checkpoint"
-    learner, chosen = training.learner, training.prepared.chosen
+    "Choose rows, micro-batches and graphs for this machine, or take those of the checkpoint"
+    learner = training.learner
     last = training.prepared.checkpoint
-    problem = ""
-    if learner.world.device.type == "cuda":
+    if learner.world.device.type == "cuda" or learner.config.rows == "packed":
         rows = training.feed.rows
         with model.quiet(), naming(lambda bad: f"in a trial (training rows {places(rows, bad)})"):
-            problem = tune(learner, rows)
-    if problem and chosen.precision != "fp32" and padding.side_of(learner.classifier) != padding.EQUAL:
-        training.setting.report.note(f"texts are padded on this GPU: {problem}")
+            training.setting.report.note(*tune(learner, rows))
     if last and learner.packed == last.state["packed"]:  # another GPU may need other micro-batches
         learner.max_tokens = last.state["max_tokens"]
 

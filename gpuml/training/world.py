@@ -30,13 +30,10 @@ class World:
         "The parts that this process computes, each with its number among all"
         return list(enumerate(parts))[self.rank :: self.size]
 
-    def sum(self, number: float) -> float:
-        "The number, summed over all processes"
-        if self.size == 1:
-            return number
-        total = torch.tensor(number, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.item()
+    def sum(self, tensor: torch.Tensor) -> None:
+        "Give the tensor the sum of what it is in all processes"
+        if self.size > 1:
+            dist.all_reduce(tensor)
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         "Give each parameter the sum of its gradients in all processes"
