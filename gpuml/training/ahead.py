@@ -17,7 +17,7 @@ from ..data.updates import halve
 from . import padding
 from .evaluation import equally_long
 from .feed import Update
-from .learner import Learner
+from .learner import Learner, filling_for
 from .row import Row, fill, shape_for
 from .slots import Slot, Slots
 
@@ -42,7 +42,7 @@ class Part:
     row: Row | None = None  # on its way to the device, where texts lie in rows
     slot: Slot | None = None  # the memory of that
 
-
+# %% ../../nbs/training/72_ahead.ipynb #fa1630fa
 @dataclass(frozen=True)
 class Ready:
     "An update that is cut, with this process's share of its micro-batches"
@@ -105,5 +105,5 @@ class Ahead:
         shape = shape_for(size, max(learner.config.batch_size, len(part.rows)), learner.longest)
         slot = self._slots.take(shape.bytes)
         row = slot.blank(shape)
-        fill(row, tokens, part.rows, classes, learner.filling(), examples)
+        fill(row, tokens, part.rows, classes, filling_for(learner), examples)
         return Part(part.number, part.rows, part.counts, slot.send(row, self._slots.stream), slot)

@@ -133,13 +133,16 @@ class Feed:
         self.position = (epoch, len(sizes), 0)
 
     def _updates(self, epoch: int, i: int, skip: int, limits: tuple[int, int]) -> Iterator[Update]:
-        sizes, plan, rows = self.order.sizes(epoch), self.plan(limits), self._current.rows
+        sizes = self.order.sizes(epoch)
+        plan = self.plan(limits)
         number = self.number - skip
         for j in range(skip, len(plan)):
             before, done = (epoch + (sum(sizes[:i]) + sizes[i] * k / len(plan)) / sum(sizes) for k in (j, j + 1))
             position = (epoch, i, j + 1) if j + 1 < len(plan) else (epoch, i + 1, 0)
-            yield Update(number + j + 1, before, done, rows, plan.update(j), position)
+            yield Update(number + j + 1, before, done, self._current.rows, plan.update(j), position)
 
     def take(self, update: Update) -> None:
         "The update is under way: what comes next is what follows it"
-        self.number, self.done, self.position = update.number, update.done, update.position
+        self.number = update.number
+        self.done = update.done
+        self.position = update.position

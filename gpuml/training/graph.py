@@ -29,9 +29,8 @@ class Graph:
         self._computation = computation
         self._recording: torch.cuda.CUDAGraph | None = None
         gpu = device.type == "cuda"
-        with torch.random.fork_rng([device] if gpu else []):  # so that what comes next draws what it would have drawn
-            with _aside(device) if gpu else nullcontext():
-                computation()
+        with torch.random.fork_rng([device] if gpu else []), _aside(device) if gpu else nullcontext():
+            computation()  # what comes next draws what it would have drawn
         if not gpu:
             return
         self._recording = torch.cuda.CUDAGraph()

@@ -65,8 +65,8 @@ class Answer:
                 self._event.synchronize()  # a GPU raises when it is waited for
         loss, norm, overflowed, failed = self._values.tolist()
         if failed:
-            what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradients are not finite"
-            raise TrainError(f"{what} at {update.where(update.rows)}; {REMEDY}")
+            problem = f"the loss is {loss}" if not math.isfinite(loss) else "the gradients are not finite"
+            raise TrainError(f"{problem} at {update.where(update.rows)}; {REMEDY}")
         return Step(update, loss, self._rate, norm, bool(overflowed), settled)
 
 # %% ../../nbs/training/71_outcomes.ipynb #d5ac7c9a

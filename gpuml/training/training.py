@@ -37,10 +37,10 @@ def make_learner(setting: Setting, prepared: Prepared, world: World) -> Learner:
     tokenizer = prepared.chosen.tokenizer
     hardware.allow_tf32()
     dtype = hardware.autocast_dtype(prepared.chosen.precision)
-    known = prepared.material.longest()  # none while not all of the data is there
-    longest = known or prepared.chosen.max_length
+    longest_text = prepared.material.longest()  # none while not all of the data is there
+    longest = longest_text or prepared.chosen.max_length
     learner = Learner(config.train, classifier, tokenizer.pad_token_id, world, dtype, longest=longest)
-    if not known and classifier.device.type != "cuda":  # where an index out of range does no lasting harm
+    if not longest_text and classifier.device.type != "cuda":  # where an index out of range does no lasting harm
         longest = min(longest, TRIAL_TOKENS)
     verdict = try_model(classifier, tokenizer, config.model.name, longest)
     padding.keep_padding(classifier, tokenizer, verdict.padding)

@@ -17,7 +17,7 @@ from ..data.rows import Rows
 from ..data.updates import pad
 from . import graph, hardware, packing, padding
 from .descent import Descent
-from .learner import Learner
+from .learner import Learner, filling_for
 from .loop import seed_draws
 from .model import first_line
 from .row import Row, fill, shape_for
@@ -31,7 +31,7 @@ def row_of(
     "Texts of an update of their own in a row on the device"
     shape = shape_for(int(source.tokens.lengths[rows].sum()), len(rows), learner.longest)
     row = Row(shape, torch.empty(shape.bytes, dtype=torch.uint8))
-    fill(row, source.tokens, rows, source.classes, learner.filling(), len(rows))
+    fill(row, source.tokens, rows, source.classes, filling_for(learner), len(rows))
     return Row(shape, row.memory.to(learner.world.device))
 
 
@@ -94,7 +94,8 @@ def record(
     tolerance: float = 1e-2,  # relative, where kernels add in any order
 ) -> str:
     "Compute by graphs from now on; returns why not, where they can't be made or come to something else"
-    device, found = learner.world.device, []
+    device = learner.world.device
+    results = []
     try:
         for is_recorded in (False, True):
             if is_recorded:
@@ -102,9 +103,9 @@ def record(
             seed_draws(learner.config.seed, 0, 0)
             with waiting_refused(device):
                 learner.add(row)
-            found.append(marks(learner.descent))
+            results.append(marks(learner.descent))
             learner.descent.forget()
-        plain, recorded = found
+        plain, recorded = results
         exact = device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
         apart = ((plain - recorded).norm() / plain.norm()).item()
         problem = (
