@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from . import attention
-from .forward import logits
+from .architecture import reason_to_pad
+from .bounds import Checked
+from .forward import logits, row_logits
 from .model import first_line, quiet
 
 # %% ../../nbs/training/29_packing.ipynb #3d753cef
@@ -25,13 +27,17 @@ def use_packed(
     attend: Callable[..., torch.Tensor] = attention.attend,
 ) -> str:
     "Switch to attention that takes packed rows; returns nothing, or why it can't be used and was switched back"
+    if problem := reason_to_pad(classifier.config):
+        return problem
     before, training = classifier.config._attn_implementation, classifier.training
     try:
         with quiet():
             attention.register(attend)
             classifier.set_attn_implementation(attention.PACKED)
-        classifier.eval()
-        problem = _apart(classifier, ids, mask, tolerance) or _mixes(classifier, ids, mask)
+        with Checked():
+            classifier.eval()
+            problem = _apart(classifier, ids, mask, tolerance) or _mixes(classifier, ids, mask)
+            problem = problem or _not_finite(classifier.train(), ids, mask)
     except Exception as e:  # whatever an architecture raises that was not made for this
         problem = f"{type(e).__name__}: {first_line(e)}"
     classifier.zero_grad()
@@ -41,12 +47,26 @@ def use_packed(
     return problem
 
 # %% ../../nbs/training/29_packing.ipynb #5a2cdaf0
+def _in_a_row(classifier: Any, ids: np.ndarray, mask: np.ndarray, unit: int = 64) -> torch.Tensor:
+    "Logits of the batch's texts, in a row of whole units: spare tokens in texts of their own, then two texts of no length"
+    lengths = mask.sum(1).tolist()
+    longest = max(lengths)
+    spare = unit - sum(lengths) % unit
+    lengths += [longest] * (spare // longest) + [spare % longest, 0, 0]
+    pad_id = classifier.config.get_text_config().pad_token_id or 0
+    row = np.append(ids[mask == 1], np.full(spare, pad_id))
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    starts = np.append(0, np.cumsum(lengths)).astype(np.int32)
+    tensors = (torch.from_numpy(a).to(classifier.device) for a in (row, positions, starts))
+    return row_logits(classifier, *tensors, longest)[: len(ids)]
+
+
 def _apart(classifier: Any, ids: np.ndarray, mask: np.ndarray, tolerance: float) -> str:
     "How logits or gradients of packed rows differ from those of padded ones, or nothing"
     pairs = {"logits": [], "gradients": []}
-    for packed in (False, True):
+    for texts_through in (logits, _in_a_row):
         classifier.zero_grad()
-        out = logits(classifier, ids, mask, packed)
+        out = texts_through(classifier, ids, mask)
         out.square().sum().backward()
         pairs["logits"].append(out.detach())
         grads = [p.grad for p in classifier.parameters() if p.grad is not None]
@@ -57,11 +77,24 @@ def _apart(classifier: Any, ids: np.ndarray, mask: np.ndarray, tolerance: float)
             return f"{name} differ by {apart:.1e} of their size"
     return ""
 
-
+# %% ../../nbs/training/29_packing.ipynb #af159c75
 def _mixes(classifier: Any, ids: np.ndarray, mask: np.ndarray) -> str:
-    "Whether a text's logits depend on its neighbour in the row"
-    other = ids.copy()
-    other[1, : mask[1].sum()] = ids[1, 0]
-    with torch.no_grad():
-        first, second = (logits(classifier, x, mask, packed=True)[0] for x in (ids, other))
-    return "" if torch.equal(first, second) else "texts attend to their neighbours"
+    "Whether a text's logits depend on one before or behind it in the row"
+    for changed in (0, 1):
+        other = ids.copy()
+        places = np.flatnonzero(mask[changed])
+        other[changed, places] = ids[changed, places[0]]
+        with torch.no_grad():
+            before, after = (_in_a_row(classifier, x, mask) for x in (ids, other))
+        same = np.arange(len(ids)) != changed
+        if not torch.equal(before[same], after[same]):
+            return "texts attend to their neighbours"
+    return ""
+
+
+def _not_finite(classifier: Any, ids: np.ndarray, mask: np.ndarray) -> str:
+    "Whether gradients with the model's dropout are no finite numbers"
+    classifier.zero_grad()
+    _in_a_row(classifier, ids, mask).square().sum().backward()
+    grads = [p.grad for p in classifier.parameters() if p.grad is not None]
+    return "" if all(bool(g.isfinite().all()) for g in grads) else "gradients are no finite numbers"
