@@ -3,9 +3,13 @@
 from typing import Any
 
 import numpy as np
+import torch
 
+from gpuml.data.tokens import join
 from gpuml.training import attention
 from gpuml.training.architecture import CAUSAL, ENCODERS
+from gpuml.training.positions import first_position
+from gpuml.training.row import Filling, Row, Shape, fill, shape_for
 
 SIZES = dict(vocab_size=99, num_labels=3, hidden_size=32, num_hidden_layers=3, num_attention_heads=4)
 SIZES |= dict(pad_token_id=1, bos_token_id=0, eos_token_id=2, initializer_range=0.3)  # attention matters with it
@@ -48,15 +52,16 @@ def batch(pad_id: int = 1, lengths: tuple[int, ...] = LENGTHS, side: str = "righ
     return np.where(mask == 1, ids, pad_id), mask
 
 
-def row_of(ids: np.ndarray, mask: np.ndarray, spare: int = 5, empty: int = 2) -> tuple[Any, Any, Any]:
-    "The batch's texts in one row; behind them padding in texts of its own, and texts of no length"
-    import torch
-
-    lengths = [*mask.sum(1), 3, spare - 3]
-    row = np.append(ids[mask == 1], [1] * spare)
-    positions = np.concatenate([np.arange(n) for n in lengths])
-    starts = np.append(0, np.cumsum(lengths + [0] * empty))
-    return torch.from_numpy(row), torch.from_numpy(positions), torch.from_numpy(starts.astype(np.int32))
+def row_of(classifier: Any, ids: np.ndarray, mask: np.ndarray, empty: int = 2) -> tuple[Any, Any, Any]:
+    "The batch's texts in a row; behind them padding in texts of its own, and texts of no length"
+    lengths = mask.sum(1)
+    tokens = join([(ids[mask == 1], lengths)])
+    shape = shape_for(int(lengths.sum()), len(lengths), int(lengths.max()))
+    shape = Shape(shape.tokens, shape.texts + empty)
+    row = Row(shape, torch.empty(shape.bytes, dtype=torch.uint8))
+    filling = Filling(classifier.config.pad_token_id, int(lengths.max()), first_position(classifier.config))
+    fill(row, tokens, np.arange(len(lengths)), None, filling)
+    return row.ids, row.positions, row.starts
 
 
 def switch(classifier: Any, attend: Any = attention.attend) -> Any:

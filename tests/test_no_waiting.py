@@ -102,7 +102,7 @@ def test_transformers_does_not_look_either(kind):
         return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(0, 1) for x in rows)).transpose(0, 1)
 
     classifier = switch(of(kind), whole).train()
-    row = row_of(*batch())
+    row = row_of(classifier, *batch())
     with Watch():
         logits = forward.row_logits(classifier, *row, longest=19)
         cross_entropy(logits, torch.full((len(logits),), -100), ignore_index=-100, reduction="sum").backward()
