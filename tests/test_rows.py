@@ -67,6 +67,27 @@ def test_rows_train_as_padded_texts_do():
     assert np.abs(packed[1] - padded[1]).max() < 1e-4
 
 
+def test_positions_that_start_behind_the_padding():
+    "RoBERTa counts positions from the padding's index on: in a row as in padded texts, to the last position that it has"
+    from transformers import RobertaConfig, RobertaForSequenceClassification, set_seed
+
+    from gpuml.training.learner import Learner
+    from gpuml.training.tune import tune
+
+    results = []
+    for choice in ("padded", "packed"):
+        set_seed(0)
+        sizes = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=99)
+        calm = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, max_position_embeddings=2 + 38)
+        classifier = RobertaForSequenceClassification(RobertaConfig(**sizes, **calm, num_labels=3, pad_token_id=1))
+        config = TrainConfig(batch_size=8, learning_rate=1e-3, warmup=0.0, rows=choice, epochs=2)
+        learner = Learner(config, classifier, 1, longest=38)
+        if choice == "packed":
+            tune(learner, rows_of())
+        results.append(trained(learner))
+    assert LENGTHS.max() == 38 and np.abs(results[1][1] - results[0][1]).max() < 1e-4
+
+
 def test_a_graph_does_what_python_does():
     "With dropout: what is drawn is the same, too"
     plain = learner_of()

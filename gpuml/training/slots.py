@@ -68,7 +68,8 @@ class Slots:
         for i, slot in enumerate(self._free):
             if slot.size >= size:
                 return self._free.pop(i)
-        return Slot(max(4096, 1 << (size - 1).bit_length()), self._device)
+        with torch.cuda.stream(self.stream):  # this memory is none that the GPU still computes with
+            return Slot(max(4096, 1 << (size - 1).bit_length()), self._device)
 
     def give(self, slot: Slot) -> None:
         "The slot may be taken again; what uses its row was given to the device already"
