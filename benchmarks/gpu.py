@@ -58,7 +58,9 @@ def versions() -> dict[str, str]:
 def environment() -> dict[str, str]:
     "The environment of what is measured"
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # Trainer would take all
+    always = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": first}
+    return {**os.environ, **always, "PYTHONPATH": path}
 
 
 def lines_of(process: subprocess.Popen, deadline: float) -> Iterator[str]:

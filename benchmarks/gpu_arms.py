@@ -118,7 +118,7 @@ class TimedUpdates(TrainerCallback):
 
 
 def time_trainer(arm: str, batch: int, classifier: Any, texts: Texts, window: Window) -> str:
-    "Train with HuggingFace's Trainer until the window is full"
+    "Train with HuggingFace's Trainer until the window is full; returns its number format"
     tokens, classes = texts.tokens, texts.classes
     common = dict(num_train_epochs=ENDLESS, learning_rate=1e-4)
     trainer = make_trainer(f"{arm}:{batch}", classifier, texts.tokenizer, tokens, classes, **common)
@@ -131,7 +131,7 @@ def time_trainer(arm: str, batch: int, classifier: Any, texts: Texts, window: Wi
     trainer.data_collator = counted
     trainer.add_callback(TimedUpdates(window, batches))
     trainer.train()
-    return ""
+    return {"no": "fp32"}.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision)
 
 
 def time_gpuml(arm: str, batch: int, classifier: Any, texts: Texts, window: Window) -> str:
@@ -141,16 +141,19 @@ def time_gpuml(arm: str, batch: int, classifier: Any, texts: Texts, window: Wind
     def after(step) -> bool:
         return window.update(lengths[step.update.rows])
 
+    rows = "auto" if torch.cuda.is_available() else "packed"  # as on a GPU
     learner = train_gpuml(
-        classifier, texts.tokenizer, texts.tokens, texts.classes, batch_size=batch, after=after,
-        epochs=ENDLESS, learning_rate=1e-4, deterministic=not arm.endswith(":any"),
+        classifier, texts.tokenizer, texts.tokens, texts.classes, batch_size=batch, after=after, epochs=ENDLESS,
+        learning_rate=1e-4, deterministic=not arm.endswith(":any"), rows=rows,
     )  # fmt: skip
-    return "packed" if learner.packed else "padded"
+    graphs = f"{len(learner.replay.rows)} graphs" if learner.replay else "no graphs"
+    return f"{'packed' if learner.packed else 'padded'}, {graphs}"
 
 
 def measure(name: str, texts: Texts, best: float, given: argparse.Namespace) -> dict[str, Any]:
     "An arm's figures"
     shape, batch, arm = name.split("/")
+    torch.set_float32_matmul_precision("highest")  # as a process begins
     classifier = make_classifier(shape, given.tiny)
     window = Window(texts.tokens.lengths, classifier.config, given.seconds, given.seconds / 2)
     gpu = torch.cuda.is_available()

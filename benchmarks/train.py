@@ -138,11 +138,13 @@ def train_gpuml(
     feed = Feed(Global(rows), batch_size, seed, config.epochs)
     with world() as alone, hardware.keeping_memory(), deterministic(config.deterministic, alone.device):
         dtype = hardware.autocast_dtype(hardware.precision("auto"))
-        learner = Learner(config, classifier, tokenizer.pad_token_id, alone, dtype)
-        if alone.device.type == "cuda":
-            tune(learner, feed.rows)
+        longest = int(tokens.lengths.max())
+        learner = Learner(config, classifier, tokenizer.pad_token_id, alone, dtype, longest=longest)
+        if alone.device.type == "cuda" or config.rows == "packed":
+            for note in tune(learner, feed.rows):
+                print(f"note: {note}", file=sys.stderr)
         while feed.epochs_done < config.epochs:
-            for step in loop.updates(learner, feed.updates(hardware.batch_limits(learner.packed))):
+            for step in loop.updates(learner, feed):
                 if after and after(step):
                     return learner
     return learner
