@@ -8,7 +8,6 @@ import torch
 from gpuml.data.tokens import join
 from gpuml.training import attention
 from gpuml.training.architecture import CAUSAL, ENCODERS
-from gpuml.training.positions import first_position
 from gpuml.training.row import Filling, Row, Shape, fill, shape_for
 
 SIZES = dict(vocab_size=99, num_labels=3, hidden_size=32, num_hidden_layers=3, num_attention_heads=4)
@@ -59,7 +58,7 @@ def row_of(classifier: Any, ids: np.ndarray, mask: np.ndarray, empty: int = 2) -
     shape = shape_for(int(lengths.sum()), len(lengths), int(lengths.max()))
     shape = Shape(shape.tokens, shape.texts + empty)
     row = Row(shape, torch.empty(shape.bytes, dtype=torch.uint8))
-    filling = Filling(classifier.config.pad_token_id, int(lengths.max()), first_position(classifier.config))
+    filling = Filling(classifier.config.pad_token_id, int(lengths.max()))
     fill(row, tokens, np.arange(len(lengths)), None, filling)
     return row.ids, row.positions, row.starts
 

@@ -11,9 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../../nbs/training/23_bounds.ipynb #6cf525a3
 _ATEN = torch.ops.aten
-_ALONG = {
-    *(_ATEN.gather, _ATEN.index_select, _ATEN.index_add, _ATEN.scatter, _ATEN.scatter_, _ATEN.scatter_add),
+_ALONG = {  # operators with an index along one axis: their second and third arguments
+    *(_ATEN.gather, _ATEN.index_select, _ATEN.scatter, _ATEN.scatter_, _ATEN.scatter_add, _ATEN.scatter_add_),
+    *(_ATEN.scatter_reduce, _ATEN.scatter_reduce_, _ATEN.index_add, _ATEN.index_add_, _ATEN.index_copy),
+    *(_ATEN.index_copy_, _ATEN.index_reduce, _ATEN.index_reduce_),
 }
+_BY_AXES = {_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_, _ATEN._unsafe_index}
+_FLAT = {_ATEN.take, _ATEN.put, _ATEN.put_}  # a table is one row of numbers for them
 
 
 class Checked(TorchDispatchMode):
@@ -25,11 +29,21 @@ class Checked(TorchDispatchMode):
             _check(args[1], args[0].shape[0], 0)
         elif operator in _ALONG and args[0].dim():
             _check(args[2], args[0].shape[args[1]], 0)
-        elif operator is _ATEN.index:
-            for size, index in zip(args[0].shape, args[1], strict=False):
-                if index is not None and index.dtype == torch.int64:
-                    _check(index, size, -size)
+        elif operator in _BY_AXES:
+            _check_axes(args[0].shape, args[1])
+        elif operator in _FLAT:
+            _check(args[1], args[0].numel(), -args[0].numel())
         return func(*args, **kwargs or {})
+
+
+def _check_axes(shape: torch.Size, indices: list[torch.Tensor | None]) -> None:
+    "Check an index for each axis; one of truth values takes as many axes as it has itself"
+    axis = 0
+    for index in indices:
+        by_number = index is not None and index.dtype in (torch.int64, torch.int32)
+        if by_number:
+            _check(index, shape[axis], -shape[axis])
+        axis += 1 if index is None or by_number else index.dim()
 
 
 def _check(index: torch.Tensor, rows: int, least: int) -> None:

@@ -71,19 +71,20 @@ def _in_one_row(classifier: Any, ids: torch.Tensor, starts: torch.Tensor, mask: 
 def row_logits(
     classifier: Any,  # transformers' model that `use_packed` switched to packed rows
     ids: torch.Tensor,  # int64 [tokens], on the classifier's device: texts, one behind the other
-    positions: torch.Tensor,  # int64 [tokens]: of each token in its text, from `first_position` on
+    positions: torch.Tensor,  # int64 [tokens]: of each token in its text, from 0
     starts: torch.Tensor,  # int32 [texts + 1]: text i is tokens starts[i] to starts[i + 1]; the last ones may be empty
     longest: int,  # tokens: no text of the row has more
 ) -> torch.Tensor:
     "Logits of the row's texts, float32 [texts, classes]; nothing is copied from the device, so it can be captured as a graph"
     mask = torch.ones(1, 1, 1, 1, device=ids.device)
+    places = (positions + first_position(classifier.config))[None]
     texts = dict(cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=longest, max_length_k=longest)
     if pooling(classifier.config) == LAST:
         encoder = classifier.base_model
-        out = encoder(input_ids=ids[None], position_ids=positions[None], attention_mask=mask, use_cache=False, **texts)
+        out = encoder(input_ids=ids[None], position_ids=places, attention_mask=mask, use_cache=False, **texts)
         return classifier.score(pooled(out.last_hidden_state[0], ids, starts, classifier.config)).float()
     with _in_one_row(classifier, ids, starts, mask):
-        return classifier(input_ids=ids[None], position_ids=positions[None], **texts).logits.float()
+        return classifier(input_ids=ids[None], position_ids=places, **texts).logits.float()
 
 # %% ../../nbs/training/28_forward.ipynb #278c8a63
 def logits(
@@ -96,8 +97,7 @@ def logits(
     if packed:
         real, lengths = mask.astype(bool), mask.sum(1)
         starts = np.append(0, np.cumsum(lengths)).astype(np.int32)
-        positions = (np.cumsum(mask, 1) - 1)[real] + first_position(classifier.config)
-        row = (torch.from_numpy(a).to(classifier.device) for a in (ids[real], positions, starts))
+        row = (torch.from_numpy(a).to(classifier.device) for a in (ids[real], (np.cumsum(mask, 1) - 1)[real], starts))
         return row_logits(classifier, *row, int(lengths.max()))
     ids, mask = (torch.from_numpy(a).to(classifier.device) for a in (ids, mask))
     return classifier(input_ids=ids, attention_mask=mask).logits.float()

@@ -17,7 +17,6 @@ from .architecture import reason_to_pad
 from .bounds import Checked
 from .forward import logits, row_logits
 from .model import first_line, quiet
-from .positions import first_position
 
 # %% ../../nbs/training/29_packing.ipynb #3d753cef
 def use_packed(
@@ -56,7 +55,7 @@ def _in_a_row(classifier: Any, ids: np.ndarray, mask: np.ndarray, unit: int = 64
     lengths += [longest] * (spare // longest) + [spare % longest, 0, 0]
     pad_id = classifier.config.get_text_config().pad_token_id or 0
     row = np.append(ids[mask == 1], np.full(spare, pad_id))
-    positions = np.concatenate([np.arange(n) for n in lengths]) + first_position(classifier.config)
+    positions = np.concatenate([np.arange(n) for n in lengths])
     starts = np.append(0, np.cumsum(lengths)).astype(np.int32)
     tensors = (torch.from_numpy(a).to(classifier.device) for a in (row, positions, starts))
     return row_logits(classifier, *tensors, longest)[: len(ids)]
