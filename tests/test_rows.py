@@ -3,6 +3,8 @@
 What differs on a GPU is tested there.
 """
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,7 +44,7 @@ def learner_of(choice="packed", late=0, **more):
     config = TrainConfig(batch_size=8, learning_rate=1e-3, warmup=0.0, rows=choice, epochs=2)
     learner = Learner(config, classifier, 0, longest=40, **more)
     if choice == "packed":
-        assert tune(learner, rows_of()) == []
+        assert tune(learner, rows_of()).notes == []
     learner.late = late
     return learner
 
@@ -188,6 +190,8 @@ def test_stopped_and_gone_on(moments, store, undisturbed):
     assert result(done) == undisturbed
     (run,) = [r for r in runs_in(store) if r.data.params.get("tracking.experiment") == "test"]
     check_steps(store, run)
+    choices = json.loads((done.folder / "machine.json").read_text())
+    assert choices["packed"] and choices["graphs"] and run.data.params["machine.packed"] == "True"
 
 
 def test_padded_texts_give_nearly_the_same(store):
@@ -204,3 +208,17 @@ def test_a_model_that_can_not_is_refused_where_rows_are_asked_for():
 
     with pytest.raises(ConfigError, match="train.rows: packed: batches of equal length have no padding .*; use auto"):
         tune(learner, rows_of())
+
+
+def test_a_later_attempt_cuts_updates_as_the_first_one(store):
+    "Even where the first one made no checkpoint: what it had found counts, whatever would be found now"
+    with pytest.raises(Preempted):
+        fit(load("dev", PACKED), watch=stop_at(1))
+    (folder,) = (store.parent / "outputs").iterdir()
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    shutil.rmtree(checkpoint)
+    path = folder / "machine.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_tokens": 32}))
+    steps = []
+    fit(load("dev", PACKED), resume="latest", watch=lambda p: steps.append(p.step))
+    assert json.loads(path.read_text())["max_tokens"] == 32

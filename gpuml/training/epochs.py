@@ -15,6 +15,7 @@ from ..data.dataset import Data
 from ..data.rows import Rows
 from . import hardware, loop, model
 from .best import Best
+from .deterministic import deterministic
 from .evaluation import logits_of
 from .failure import REMEDY, naming
 from .feed import places
@@ -137,10 +138,11 @@ def train(training: Training) -> Trained:
     p, feed = training.progress, training.feed
     report = training.setting.report
     report.now("training", steps=feed.total() or p.steps, url=training.record.url)
-    stopped = had_stopped(training)
-    if not stopped and feed.epochs_done < feed.epochs:
+    if feed.epochs_done < feed.epochs or feed.epochs_done > len(p.evaluations):
         fit_to_machine(training)
-    with model.quiet(), hardware.keeping_memory(), vain_updates_told(training):
+    exactly = deterministic(training.learner.exact, training.learner.world.device)
+    with model.quiet(), hardware.keeping_memory(), vain_updates_told(training), exactly:
+        stopped = had_stopped(training)
         while not stopped and feed.epochs_done < feed.epochs:
             for step in loop.updates(training.learner, feed, training.is_waited_for):
                 after_update(training, step)

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['CPU', 'GPU', 'EVALUATION_TOKENS', 'precision', 'autocast_dtype', 'allow_tf32', 'device_name', 'BatchLimits',
-           'batch_limits', 'smaller', 'tokens_that_fit', 'measure', 'gpu_metrics', 'GpuGauge', 'keeping_memory']
+           'batch_limits', 'smaller', 'gpu_metrics', 'GpuGauge', 'keeping_memory']
 
 # %% ../../nbs/training/62_hardware.ipynb #feda19e5
 import ctypes
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,30 +89,6 @@ def smaller(
             f"out of memory with one example of {lengths[0]} tokens: a smaller model, or a smaller data.max_length"
         )
     return size // 2
-
-# %% ../../nbs/training/62_hardware.ipynb #a1809372
-def tokens_that_fit(
-    tokens: int,  # that a micro-batch had
-    spent: int,  # bytes that it took
-    free: int,  # bytes that are left for a micro-batch
-    most: int = GPU.most,  # tokens
-) -> int:
-    "Tokens of a micro-batch for which a fifth of the memory stays free, a power of two, 512 at least"
-    fit = 0.8 * free / max(spent / tokens, 1)
-    return min(most, 2 ** max(9, int(math.log2(max(fit, 1)))))
-
-# %% ../../nbs/training/62_hardware.ipynb #9ec34de9
-def measure(
-    trial: Callable[[], None],  # forward and backward of one micro-batch
-    weights: int,  # bytes of the model's
-) -> tuple[int, int]:
-    "Bytes that a trial takes on this GPU, and bytes that are left for one beside gradients and the optimiser's averages"
-    cuda = torch.cuda
-    cuda.reset_peak_memory_stats()
-    before = cuda.memory_allocated()
-    trial()
-    spent = cuda.max_memory_allocated() - before - weights  # the gradients are as large as the weights
-    return spent, cuda.mem_get_info()[0] - 3 * weights
 
 # %% ../../nbs/training/62_hardware.ipynb #91d1dc6d
 def gpu_metrics() -> dict[str, float]:

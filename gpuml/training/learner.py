@@ -34,6 +34,7 @@ class Learner:
     packed: bool = False  # texts lie in rows, without padding
     max_tokens: int = 2**40  # that a micro-batch may have: less on a GPU, and after one did not fit
     longest: int = 512  # tokens of the longest text that a row may have
+    exact: bool = True  # on a GPU, only kernels that always add in the same order
     late: int = 0  # updates that may be under way behind the one whose step is read
     replay: Replay | None = field(default=None, init=False)  # rows and steps as graphs
 

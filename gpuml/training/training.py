@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+import torch
+
 from ..base.errors import DataError, Preempted
 from . import hardware, model, padding
 from .best import Best
@@ -20,8 +22,10 @@ from .failure import naming
 from .feed import Feed, places
 from .history import History
 from .learner import Learner
+from .machine_choices import read_choices
 from .prepared import TRIAL_TOKENS, Prepared
 from .progress import Progress
+from .run_copy import keep_choices
 from .saver import Saver
 from .setting import Setting
 from .snapshot import Snapshot, recall, restore
@@ -126,14 +130,19 @@ def stopped_at_once(training: Training) -> Preempted:
 
 # %% ../../nbs/training/89_training.ipynb #9037607d
 def fit_to_machine(training: Training) -> None:
-    "Choose rows, micro-batches and graphs for this machine, or take those of the checkpoint"
-    learner = training.learner
-    last = training.prepared.checkpoint
-    if learner.world.device.type == "cuda" or learner.config.rows == "packed":
-        rows = training.feed.rows
-        with model.quiet(), naming(lambda bad: f"in a trial (training rows {places(rows, bad)})"):
-            training.setting.report.note(*tune(learner, rows))
-    if last and learner.packed == last.state["packed"]:  # another GPU may need other micro-batches
+    "Choose rows, micro-batches and graphs for this machine, or take those of the attempt before"
+    learner, setting = training.learner, training.setting
+    if learner.world.device.type != "cuda" and learner.config.rows != "packed":
+        return
+    last, rows = training.prepared.checkpoint, training.feed.rows
+    before, note = read_choices(setting.start.folder, hardware.device_name(), torch.__version__)
+    with model.quiet(), naming(lambda bad: f"in a trial (training rows {places(rows, bad)})"):
+        choices, notes = tune(learner, rows, before)
+    setting.report.note(note, *notes)
+    if not before:
+        keep_choices(setting.copy, choices)
+        training.record.add(choices.params)
+    if last and learner.packed == last.state["packed"]:  # fewer tokens since, where a micro-batch did not fit
         learner.max_tokens = last.state["max_tokens"]
 
 # %% ../../nbs/training/89_training.ipynb #1c90aaa1
