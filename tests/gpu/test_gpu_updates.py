@@ -8,7 +8,7 @@ import torch
 
 from gpuml.base.errors import TrainError
 from gpuml.training.deterministic import deterministic
-from gpuml.training.tune import waiting_refused
+from gpuml.training.graph_trial import waiting_refused
 from tests.gpu.learners import CALM, MOST, TEXTS, distilbert, learner_on, train
 
 
