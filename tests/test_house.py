@@ -59,6 +59,7 @@ HEAVY_ROOMS = {
     "training.ahead",
     "training.descent",
     "training.graph",
+    "training.graph_trial",
     "training.learner",
     "training.outcomes",
     "training.replay",
