@@ -17,7 +17,6 @@ from ..base.config import TrainConfig
 from ..data.updates import pad
 from . import forward, padding
 from .descent import Descent
-from .positions import first_position
 from .replay import Replay
 from .row import IGNORED, Filling, Row
 from .world import World
@@ -99,4 +98,4 @@ def filling_for(
     learner: Learner,
 ) -> Filling:
     "How rows are filled for the learner's classifier"
-    return Filling(learner.pad_id, learner.longest, first_position(learner.classifier.config))
+    return Filling(learner.pad_id, learner.longest)

@@ -83,11 +83,10 @@ class Row:
 # %% ../../nbs/training/31_row.ipynb #afec9bc4
 @dataclass(frozen=True)
 class Filling:
-    "What is written where no text is, and how positions are counted"
+    "What is written where no text is"
 
     pad_id: int  # the tokenizer's padding token
     longest: int  # tokens of the longest text: no text of padding is longer
-    first_position: int = 0  # of a text's first token
 
 
 def fill(
@@ -110,7 +109,7 @@ def fill(
     starts[len(rows) + 1 : len(rows) + 1 + len(ends)] = ends
     starts[len(rows) + 1 + len(ends) :] = size
     text_starts = np.repeat(starts[:-1], np.diff(starts))
-    row.positions.numpy()[:] = np.arange(filling.first_position, filling.first_position + size) - text_starts
+    row.positions.numpy()[:] = np.arange(size) - text_starts
     row.targets[:] = IGNORED
     if classes is not None:
         row.targets.numpy()[: len(rows)] = classes[rows]
