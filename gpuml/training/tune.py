@@ -17,6 +17,7 @@ from ..data.rows import Rows
 from ..data.updates import pad
 from . import memory, packing, padding
 from .deterministic import deterministic, without_deterministic_kernel
+from .failure import BatchError, computing
 from .graph_trial import record
 from .hardware import device_name
 from .learner import Learner, filling_for
@@ -45,10 +46,11 @@ def trial(
     "Loss and gradients of the longest texts, one at least; returns the tokens of that micro-batch"
     longest = int(source.tokens.lengths[longest_first[0]])
     rows = longest_first[: max(1, size // longest)]
-    if learner.packed:
-        learner.add_row(row_of(learner, source, rows))
-    else:
-        learner.add_padded(source, rows, len(rows), counts=True)
+    with computing(rows):
+        if learner.packed:
+            learner.add_row(row_of(learner, source, rows))
+        else:
+            learner.add_padded(source, rows, len(rows), counts=True)
     return learner.size(source.tokens.lengths[rows])
 
 # %% ../../nbs/training/74_tune.ipynb #5b22e649
@@ -72,7 +74,7 @@ def choose_rows(learner: Learner, rows: Rows, longest_first: np.ndarray) -> str:
     if problem and choice == "packed":
         raise ConfigError(f"train.rows: packed: {problem}; use auto")
     learner.packed = choice != "padded" and not problem
-    learner.late = LATE if learner.packed else 0
+    learner.late = LATE if learner.packed or learner.world.device.type == "cuda" else 0
     is_news = learner.dtype and padding.side_of(learner.classifier) != padding.EQUAL
     return f"texts are padded on this GPU: {problem}" if problem and is_news else ""
 
@@ -104,7 +106,9 @@ def choose_exactness(learner: Learner, rows: Rows, longest_first: np.ndarray) ->
     try:
         with deterministic(True, learner.world.device):
             trial(learner, rows, longest_first, 1)
-    except RuntimeError as e:
+    except torch.OutOfMemoryError:
+        return ""  # said where one text alone is trained on
+    except BatchError as e:
         if not (kernel := without_deterministic_kernel(e)):
             raise
         learner.exact = False

@@ -59,6 +59,8 @@ def world(
 ) -> Iterator[World]:
     "This process's world, until the block ends"
     device = device_of(rank if local_rank is None else local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if size > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size)
