@@ -5,7 +5,7 @@ import pytest
 from gpuml.training import memory, packing
 from gpuml.training.forward import logits
 from tests.models import model_of
-from tests.test_packed import batch
+from tests.rows import batch
 
 KINDS = ["bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert", "gpt2", "llama", "qwen2"]
 DROPOUT = {
@@ -15,14 +15,14 @@ DROPOUT = {
 }  # of architectures that have none by default
 
 
-def gradients(model, ids, mask, packed=False, dtype=None, seed=3):
+def gradients(model, ids, mask, way=logits, dtype=None, seed=3):
     "All gradients of a loss, with dropout"
     import torch
 
     model.train().zero_grad()
     torch.manual_seed(seed)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        out = logits(model, ids, mask, packed)
+        out = way(model, ids, mask)
     out.square().sum().backward()
     return torch.cat([p.grad.ravel() for p in model.parameters() if p.grad is not None])
 
@@ -61,7 +61,7 @@ def test_gradients_of_rows_are_equal_in_bf16(kind):
     ids, mask = batch(model.config.pad_token_id or 0)
     if problem := packing.use_packed(model, ids, mask):
         pytest.skip(f"rows of this architecture are padded: {problem}")
-    check_equal(model, ids, mask, packed=True, dtype=torch.bfloat16)
+    check_equal(model, ids, mask, way=packing.in_a_row, dtype=torch.bfloat16)
 
 
 def kept_bytes(model, ids, mask):

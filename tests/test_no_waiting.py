@@ -38,7 +38,7 @@ class Watch(TorchDispatchMode):
         if operator is aten.index:
             assert all(i is None or i.dtype != torch.bool for i in args[1]), func
         if operator is aten._flash_attention_forward:
-            self.kernels.append((*args[:3], args[8], kwargs))
+            self.kernels.append((*args[:3], args[5], args[8], kwargs))
         result = func(*args, **kwargs)
         tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
         assert len({x.device.type for x in tensors if x.dim() or x.device.type != "cpu"}) <= 1, f"{func} copies"
@@ -74,7 +74,7 @@ def test_an_update_reads_no_value(kind):
         assert logits.shape == (10, 3) and logits.dtype == torch.float32
         assert all(p.grad is not None for name, p in classifier.named_parameters() if "pooler" not in name)
     assert len(watch.kernels) == 3
-    for query, key, value, _, options in watch.kernels:
+    for query, key, value, *_, options in watch.kernels:
         assert {x.dtype for x in (query, key, value)} == {torch.bfloat16}
         assert query.shape[-1] % 8 == 0 and key.shape == value.shape and options["scale"] is not None
 
@@ -120,10 +120,19 @@ def test_what_the_kernel_is_given(kind):
         texts = (torch.zeros(64, dtype=torch.int64), torch.zeros(64, dtype=torch.int64))
         with Watch() as watch:
             forward.row_logits(classifier, *texts, torch.zeros(3, dtype=torch.int32), longest=64)
-    query, key, _, causal, options = watch.kernels[-1]
+    query, key, _, _, causal, options = watch.kernels[-1]
     windows = [[k[-1].get(f"window_size_{side}") for side in ("left", "right")] for k in watch.kernels]
     width = 16 if kind == "mistral" else 8
     assert query.shape == (64, 4, width) and key.shape == (64, 4 if kind == "modernbert" else 2, width)
     assert causal == (kind != "modernbert") and options["scale"] == (12 if kind == "mistral" else 8) ** -0.5
     expected = {"modernbert": [[None] * 2, [4, 4], [None] * 2], "mistral": [[3, 0]] * 3, "llama": [[None] * 2] * 3}
     assert windows == expected[kind]
+
+
+def test_texts_of_one_token():
+    "With one as the longest the kernel would lay out heads as tokens, one for each text, also those of no length"
+    row = torch.zeros(64, 4, 8, dtype=torch.bfloat16)
+    with FakeTensorMode() as mode, Watch() as watch:
+        rows = (mode.from_tensor(x) for x in (row, row[:, :2], row[:, :2], torch.zeros(9, dtype=torch.int32)))
+        attention.flash(*rows, 1, attention.Rule(causal=True))
+    assert [longest for _, _, _, longest, _, _ in watch.kernels] == [2]

@@ -37,7 +37,7 @@ def test_packed_is_padded_without_the_padding(kind):
     every = forward.row_logits(classifier, *row, longest=19)
     assert len(every) > len(ids) + 2 and every.shape[1] == 3 and every.dtype == torch.float32 and every.isfinite().all()
     assert off(with_gradients(classifier, lambda: forward.row_logits(classifier, *row, longest=19)), expected) <= 1e-5
-    assert off(with_gradients(classifier, lambda: forward.logits(classifier, ids, mask, True)), expected) <= 1e-5
+    assert off(with_gradients(classifier, lambda: packing.in_a_row(classifier, ids, mask)), expected) <= 1e-5
     again = with_gradients(classifier, lambda: forward.logits(classifier, ids, mask))
     assert off(again, expected) <= 1e-6  # padded batches still work, for evaluation
 
@@ -58,7 +58,7 @@ def test_a_batch_padded_on_the_left(kind):
     ids, mask = batch(side="left")
     expected = forward.logits(classifier, ids, mask).detach().numpy()
     assert packing.use_packed(classifier, ids, mask) == ""
-    packed = forward.logits(classifier, ids, mask, packed=True).detach().numpy()
+    packed = packing.in_a_row(classifier, ids, mask).detach().numpy()
     assert off([packed], [expected]) <= 1e-5
 
 
@@ -68,11 +68,11 @@ def test_a_text_that_ends_in_the_padding(kind):
     classifier = switch(classifier_of(kind))
     ids, mask = batch()
     ids[0, 17:] = ids[1, 8] = ids[4, 0] = 1
-    padded, packed = (forward.logits(classifier, ids, mask, p).detach().numpy() for p in (False, True))
+    padded, packed = (way(classifier, ids, mask).detach().numpy() for way in (forward.logits, packing.in_a_row))
     assert off([packed], [padded]) <= 1e-5
     classifier.config.pad_token_id = None  # the padded way takes one text at a time then
     ids, mask = batch(lengths=(19,))
-    padded, packed = (forward.logits(classifier, ids, mask, p).detach().numpy() for p in (False, True))
+    padded, packed = (way(classifier, ids, mask).detach().numpy() for way in (forward.logits, packing.in_a_row))
     assert off([packed], [padded]) <= 1e-5
 
 
@@ -91,7 +91,7 @@ def test_a_rule_that_is_left_out_shows(kind):
     wrong = [dict(causal=False)] * (kind in CAUSAL) + [dict(window=None)] * (kind in WINDOWED)
     for changes in wrong:
         switch(classifier, lambda *a, changes=changes: lax(*a, **changes))
-        assert off([forward.logits(classifier, ids, mask, packed=True).detach().numpy()], [expected]) > 1e-2
+        assert off([packing.in_a_row(classifier, ids, mask).detach().numpy()], [expected]) > 1e-2
     assert {rule.causal for rule in rules} == {kind in CAUSAL}
     assert {rule.window for rule in rules} <= {None, 4, 5} and (rules != {None}) == bool(wrong)
 
@@ -177,8 +177,8 @@ def test_dropout_in_attention_is_drawn():
         return attention.attend(*arguments)
 
     classifier = switch(classifier_of("distilbert"), recorded)
-    forward.logits(classifier, *batch(), packed=True)
-    forward.logits(classifier.train(), *batch(), packed=True)
+    packing.in_a_row(classifier, *batch())
+    packing.in_a_row(classifier.train(), *batch())
     assert drawn == [0.0] * 3 + [0.1] * 3
 
 

@@ -57,6 +57,7 @@ def flash(
     options = {"scale": width**-0.5 if rule.scale is None else rule.scale}
     if rule.window is not None:
         options |= {"window_size_left": rule.window - 1, "window_size_right": 0 if rule.causal else rule.window - 1}
+    longest = max(longest, 2)  # with 1 it would take every text to have a token
     kernel = torch.ops.aten._flash_attention_forward
     out = kernel(*parts, starts, starts, longest, longest, rule.dropout, rule.causal, False, **options)[0]
     return out[..., :width]

@@ -91,13 +91,7 @@ def logits(
     classifier: Any,  # transformers' model, on any device
     ids: np.ndarray,  # int64 [texts, longest]
     mask: np.ndarray,  # int64 [texts, longest], 1 where a token is, 0 where padding is
-    packed: bool = False,  # without the padding, once `use_packed` found that right
-) -> Any:
-    "Logits of the texts, float32 [texts, classes], a tensor on the classifier's device"
-    if packed:
-        real, lengths = mask.astype(bool), mask.sum(1)
-        starts = np.append(0, np.cumsum(lengths)).astype(np.int32)
-        row = (torch.from_numpy(a).to(classifier.device) for a in (ids[real], (np.cumsum(mask, 1) - 1)[real], starts))
-        return row_logits(classifier, *row, int(lengths.max()))
+) -> torch.Tensor:
+    "Logits of a padded batch's texts, float32 [texts, classes], on the classifier's device"
     ids, mask = (torch.from_numpy(a).to(classifier.device) for a in (ids, mask))
     return classifier(input_ids=ids, attention_mask=mask).logits.float()
