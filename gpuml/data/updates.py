@@ -103,6 +103,7 @@ def halve(
     micro_batches: list[np.ndarray],  # example indices, longest first
     size: Callable[[np.ndarray], int],  # tokens of a micro-batch with these examples
     max_tokens: int,  # that a micro-batch may have; one example always may
+    mixed: bool = False,  # both halves get long and short examples, and so about as many tokens
 ) -> list[np.ndarray]:
     "The micro-batches, those that are too large cut in halves until none is"
     small = []
@@ -110,7 +111,7 @@ def halve(
     while waiting:
         rows = waiting.pop(0)
         if len(rows) > 1 and size(rows) > max_tokens:
-            waiting[:0] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+            waiting[:0] = [rows[::2], rows[1::2]] if mixed else [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
         else:
             small.append(rows)
     return small

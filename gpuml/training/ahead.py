@@ -25,7 +25,7 @@ from .slots import Slot, Slots
 def cut(learner: Learner, update: Update) -> list[np.ndarray]:
     "The micro-batches in parts that fit into memory; of equally long texts, where the model needs that"
     lengths = update.lengths
-    parts = halve(update.micro_batches, lambda rows: learner.size(lengths[rows]), learner.max_tokens)
+    parts = halve(update.micro_batches, lambda rows: learner.size(lengths[rows]), learner.max_tokens, learner.packed)
     if padding.side_of(learner.classifier) != padding.EQUAL:
         return parts
     sorted_parts = [rows[np.argsort(-lengths[rows], kind="stable")] for rows in parts]

@@ -6,6 +6,7 @@
 __all__ = ['Learner', 'filling_for']
 
 # %% ../../nbs/training/71_learner.ipynb #f7a04631
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ class Learner:
     packed: bool = False  # texts lie in rows, without padding
     max_tokens: int = 2**40  # that a micro-batch may have: less on a GPU, and after one did not fit
     longest: int = 512  # tokens of the longest text that a row may have
+    note: Callable[[str], None] = lambda text: None  # hears what a person should know
     exact: bool = True  # on a GPU, only kernels that always add in the same order
     late: int = 0  # updates that may be under way behind the one whose step is read
     replay: Replay | None = field(default=None, init=False)  # rows and steps as graphs
@@ -85,7 +87,7 @@ class Learner:
 
     def record(self, row: Row) -> None:
         "Compute rows and steps by graphs from now on; no update is under way"
-        self.replay = Replay(self.add_row, self.descent, row)
+        self.replay = Replay(self.add_row, self.descent, row, self.note)
 
     def unrecord(self) -> None:
         "Compute without graphs from now on; no update is under way"

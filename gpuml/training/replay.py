@@ -23,10 +23,11 @@ class Replay:
         add_row: Callable[[Row], None],  # adds loss and gradients of a row's texts
         descent: Descent,  # no update is under way
         row: Row,  # on the device: any
+        note: Callable[[str], None] = lambda text: None,  # hears why rows can't be recorded any more
     ):
         device = row.memory.device
         descent.in_place = True
-        self.rows = Graphs(add_row, device)
+        self.rows = Graphs(add_row, device, note)
         self.rows.run(ignoring(row))  # each weight that has a gradient has it where it stays
         failed = descent.failed.clone()
         descent.failed.fill_(True)

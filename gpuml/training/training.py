@@ -45,7 +45,9 @@ def make_learner(setting: Setting, prepared: Prepared, world: World) -> Learner:
     longest = longest_text or prepared.chosen.max_length
     if world.device.type == "cuda":
         try_model(classifier, tokenizer, config.model.name, min(longest, FIRST_TOKENS))
-    learner = Learner(config.train, classifier, tokenizer.pad_token_id, world, dtype, longest=longest)
+    learner = Learner(
+        config.train, classifier, tokenizer.pad_token_id, world, dtype, longest=longest, note=setting.report.note
+    )
     if not longest_text and classifier.device.type != "cuda":  # where an index out of range does no lasting harm
         longest = min(longest, TRIAL_TOKENS)
     verdict = try_model(classifier, tokenizer, config.model.name, longest)
