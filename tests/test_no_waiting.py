@@ -131,8 +131,7 @@ def test_what_the_kernel_is_given(kind):
 
 def test_texts_of_one_token():
     "With one as the longest the kernel would lay out heads as tokens, one for each text, also those of no length"
-    row = torch.zeros(64, 4, 8, dtype=torch.bfloat16)
-    with FakeTensorMode() as mode, Watch() as watch:
-        rows = (mode.from_tensor(x) for x in (row, row[:, :2], row[:, :2], torch.zeros(9, dtype=torch.int32)))
-        attention.flash(*rows, 1, attention.Rule(causal=True))
+    with FakeTensorMode(), Watch() as watch:
+        query, key = (torch.zeros(64, heads, 8, dtype=torch.bfloat16) for heads in (4, 2))
+        attention.flash(query, key, key, torch.zeros(9, dtype=torch.int32), 1, attention.Rule(causal=True))
     assert [longest for _, _, _, longest, _, _ in watch.kernels] == [2]
