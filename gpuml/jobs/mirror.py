@@ -108,9 +108,10 @@ def _count(mirror: Mirror, storage: Storage) -> int:
     "The attempt's number: one more than there are logs of others, or than the last one that has a file; those are closed"
     logs = [file.url for file in storage.match(mirror.place / "logs", "*")]
     others = sum(not log.endswith(mirror.log.name) for log in logs)
-    number = 1 + max([others, *attempts.numbers(storage, mirror.place)])
+    listed = attempts.numbers(storage, mirror.place)
+    number = 1 + max([others, *listed])
     with suppress(GpumlError, ValueError, TypeError):  # of a file that is damaged; the next attempt tries again
-        attempts.close_silent(storage, mirror.place, number)
+        attempts.close_silent(storage, mirror.place, number, listed)
     return number
 
 # %% ../../nbs/jobs/24_mirror.ipynb #5b23c93e

@@ -93,9 +93,11 @@ def numbers(
 def read(
     storage: Storage,
     place: str,  # folder or s3:// prefix of the run
+    listed: list[int] | None = None,  # their numbers, where they are known
 ) -> list[Attempt]:
     "Return the attempts of a run, the first one first; raises `GpumlError` where storage does not answer"
-    texts = [storage.read_now(f"{place}/attempts/{number}.json") for number in numbers(storage, place)]
+    listed = numbers(storage, place) if listed is None else listed
+    texts = [storage.read_now(f"{place}/attempts/{number}.json") for number in listed]
     return [attempt_of(text) for text in texts if text]
 
 
@@ -145,9 +147,10 @@ def close_silent(
     storage: Storage,
     place: str,  # folder or s3:// prefix of the run
     number: int,  # the attempt that begins: those before it work no more
+    listed: list[int] | None = None,  # the numbers of all attempts, where they are known
 ) -> list[int]:
     "Write into earlier attempts without an end that they ended without a word; returns their numbers"
-    silent = [attempt for attempt in read(storage, place) if attempt.is_open and attempt.attempt < number]
+    silent = [attempt for attempt in read(storage, place, listed) if attempt.is_open and attempt.attempt < number]
     checkpoint = newest_checkpoint(storage, place) if silent else None
     for attempt in silent:
         last = attempt.alive or attempt.started

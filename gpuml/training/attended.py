@@ -81,8 +81,9 @@ def _begin(start: Start, storage: Storage, place: str, world: World) -> Attempt:
     "The attempt with its number, written down, after those that ended without a word"
     number = None
     with suppress(GpumlError, OSError, ValueError, TypeError):
-        number = 1 + max(attempts.numbers(storage, place), default=0)
-        attempts.close_silent(storage, place, number)
+        listed = attempts.numbers(storage, place)
+        number = 1 + max(listed, default=0)
+        attempts.close_silent(storage, place, number, listed)
     attempt = begun(start, number, world.size if world.device.type == "cuda" else 0)
     _write(storage, place, attempt)
     return attempt

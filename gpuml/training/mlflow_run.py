@@ -8,6 +8,7 @@ __all__ = ['open_client', 'errors_only', 'open_run', 'send_params', 'send_points
 # %% ../../nbs/training/40_mlflow_run.ipynb #183a0c61
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..base.errors import ConfigError
 from .record import SPOOL, Record, write_record
 from .score_table import LOSS
 from .spool import Point, read_batch
-from .store import file_of
+from .store import file_of, sqlite_url
 
 # %% ../../nbs/training/40_mlflow_run.ipynb #46b5287e
 def open_client(
@@ -52,10 +53,17 @@ def errors_only(*names: str) -> Iterator[None]:
 
 # %% ../../nbs/training/40_mlflow_run.ipynb #9e752d3c
 def _make_store(uri: str) -> None:
-    "Make MLflow's tables in a file that is not there yet"
+    "Make MLflow's tables in a file that is not there yet; it is whole or absent"
     file = file_of(uri)
-    if file.name and not file.exists():
-        SqlAlchemyStore(uri, (file.absolute().parent / "mlruns").as_uri())
+    if not file.name or file.exists():
+        return
+    folder = file.absolute().parent
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=folder) as aside:
+        own = Path(aside) / file.name
+        with _no_folder_of(sqlite_url(own)):
+            SqlAlchemyStore(sqlite_url(own), (folder / "mlruns").as_uri()).engine.dispose()
+        if not file.exists():  # another process may have been quicker
+            os.replace(own, file)
 
 
 @contextmanager

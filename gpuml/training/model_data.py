@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
-from ..base.errors import ModelError, Preempted
+from ..base.errors import ModelError
 from ..data import reading
 from ..data.dataset import Data
 from ..data.early import Early
@@ -19,7 +19,7 @@ from ..data.order_choice import choose_order
 from . import model, origin
 from .feed import refuse_tokenless
 from .progress import Reporter, Watch
-from .stop import StopRequest, stop_signals
+from .stop import StopRequest, is_stop, stop_signals
 from .vocabulary import case_note, check_fit, unknown_note
 
 # %% ../../nbs/training/74_model_data.ipynb #845a3130
@@ -87,7 +87,7 @@ def prepare_data(
             data = read_data(config, place, tokenizer, order, **asides)
             data.notes[:0] = [note] if note else []
         except BaseException as e:
-            report.now("stopped" if isinstance(e, Preempted | KeyboardInterrupt) else "failed")
+            report.now("stopped" if is_stop(e) else "failed")
             raise
     report.now("done")
     return data

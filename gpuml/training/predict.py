@@ -36,7 +36,7 @@ from .failure import naming, some
 from .progress import Reporter, Watch
 from .runs import check_writable
 from .scores import log_softmax
-from .stop import stop_signals
+from .stop import is_stop, stop_signals
 
 # %% ../../nbs/training/78_predict.ipynb #f225039d
 TOGETHER = {"cpu": 2048, "cuda": 16384}  # rows that are predicted, and kept, together
@@ -138,7 +138,7 @@ def predict_file(
             with locked(task.folder.parents[1] / "locks" / task.folder.name, lambda: _wait_for_other(stop, report)):
                 return _predict(task)
         except BaseException as e:
-            report.now("stopped" if isinstance(e, Preempted | KeyboardInterrupt) else "failed")
+            report.now("stopped" if is_stop(e) else "failed")
             if isinstance(e, KeyboardInterrupt):
                 stop.signal = "SIGINT"
                 stop.check()

@@ -9,6 +9,7 @@ __all__ = ['WORTH_KEEPING', 'data_params', 'run_params', 'recording', 'ends_reco
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from ..base.config import data_moved
@@ -20,7 +21,8 @@ from . import tracking
 from .prepared import Prepared
 from .run_copy import SHORT_PATIENCE, withdraw_certificate
 from .runs import RECORD_FILES
-from .setting import Setting, is_stop, report_end
+from .setting import Setting, report_end
+from .stop import is_stop
 from .sync import catch_up
 from .tracking import TrackedRun
 
@@ -57,9 +59,9 @@ def recording(setting: Setting, prepared: Prepared) -> Iterator[TrackedRun]:
         placed = config.model_copy(update={"data": data_moved(config, str)})
         write_file(start.folder / "config.yaml", to_yaml(placed))
     setting.report.keep(start.folder / "progress.json")
-    catch_up(start.folder.parent, start.folder)
     params = run_params(prepared)
     record = tracking.open_run(config, start.run_id, start.folder, params, prepared.store, start.job.bundle)
+    catch_up(start.folder.parent, start.folder, partial(record.begun.wait, tracking.BEGIN))
     with ends_recorded(setting, record):
         setting.report.note(record.note)
         if start.epochs_before:  # MLflow changes no param that it has

@@ -8,6 +8,7 @@ __all__ = ['sync', 'behind', 'catch_up']
 # %% ../../nbs/training/42_sync.ipynb #f29596b8
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,17 @@ def _mark_dead(folder: Path, record: Record) -> None:
 def catch_up(
     output: Path,  # the folder that has a folder per run
     but: Path,  # a run that somebody works on
+    wait: Callable[[], Any] = lambda: None,  # until it may begin
 ) -> threading.Thread:
     "Send what MLflow missed of other runs, beside whatever comes next"
-    thread = threading.Thread(target=_catch_up, args=(output, but), name="gpuml-catch-up", daemon=True)
+    thread = threading.Thread(target=_catch_up, args=(output, but, wait), name="gpuml-catch-up", daemon=True)
     thread.start()
     return thread
 
 
-def _catch_up(output: Path, but: Path) -> None:
+def _catch_up(output: Path, but: Path, wait: Callable[[], Any]) -> None:
     "Send what MLflow missed of other runs; what it does not take, the next command sends"
+    wait()
     for folder in behind(output):
         if folder != but:
             try:

@@ -9,6 +9,7 @@ __all__ = ['TOLERANCE', 'FIRST_TOKENS', 'made_up', 'longest_taken', 'padding_tha
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,13 +32,7 @@ def made_up(
     seed: int = 0,
 ) -> Tokens:
     "Tokens of texts with these lengths"
-    special = set(tokenizer.all_special_ids)
-    words = np.array(sorted(i for i in possible_ids(tokenizer) if i not in special), np.int64)
-    example = tokenizer("a", return_special_tokens_mask=True)
-    inside = np.flatnonzero(np.array(example["special_tokens_mask"]) == 0)
-    first, last = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (len(example["input_ids"]),) * 2
-    before = example["input_ids"][:first]
-    after = example["input_ids"][last:]
+    words, before, after = _parts_of_texts(tokenizer)
     rng = np.random.default_rng(seed)
     texts = []
     for length in lengths:
@@ -45,6 +40,17 @@ def made_up(
         middle[0] = words[-1]
         texts.append(np.concatenate([before, middle, after]).astype(np.int64))
     return join([(ids, np.array([len(ids)])) for ids in texts])
+
+
+@lru_cache(maxsize=1)  # a trial asks nine times, and a vocabulary takes a while to list
+def _parts_of_texts(tokenizer: Any) -> tuple[np.ndarray, list[int], list[int]]:
+    "The ids that can stand inside a text, and those that the tokenizer puts before and behind it"
+    special = set(tokenizer.all_special_ids)
+    words = np.array(sorted(i for i in possible_ids(tokenizer) if i not in special), np.int64)
+    example = tokenizer("a", return_special_tokens_mask=True)
+    inside = np.flatnonzero(np.array(example["special_tokens_mask"]) == 0)
+    first, last = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (len(example["input_ids"]),) * 2
+    return words, example["input_ids"][:first], example["input_ids"][last:]
 
 # %% ../../nbs/training/30_trial.ipynb #c42429ac
 @contextmanager
