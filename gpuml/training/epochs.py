@@ -16,7 +16,6 @@ from ..data.rows import Rows
 from . import hardware, loop, model
 from .best import Best
 from .deterministic import deterministic
-from .evaluation import logits_of
 from .failure import REMEDY, naming
 from .feed import places
 from .history import History
@@ -89,9 +88,8 @@ def _validation_logits(training: Training, rows: Rows, epoch: int) -> np.ndarray
     def where(bad: np.ndarray) -> str:
         return f"in the evaluation of epoch {epoch}, at {len(bad):,} of {len(rows):,} validation rows ({places(rows, bad)})"
 
-    learner = training.learner
-    with learner.autocast(), naming(where, REMEDY):
-        return logits_of(learner.classifier, rows.tokens, learner.pad_id, check=training.check)
+    with naming(where, REMEDY):
+        return training.inference.logits_of(rows.tokens, training.check)
 
 # %% ../../nbs/training/90_epochs.ipynb #02c07f2d
 def is_out_of_patience(training: Training) -> bool:

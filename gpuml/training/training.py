@@ -10,6 +10,7 @@ __all__ = ['make_learner', 'Training', 'begin_training', 'stop_with_checkpoint',
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NoReturn
 
 import torch
@@ -21,6 +22,7 @@ from .checkpoint import Writer
 from .failure import naming
 from .feed import Feed, places
 from .history import History
+from .inference import Inference
 from .learner import Learner
 from .machine_choices import read_choices
 from .prepared import TRIAL_TOKENS, Prepared
@@ -73,6 +75,12 @@ class Training:
     def progress(self) -> Progress:
         "How far it is"
         return self.history.progress
+
+    @cached_property
+    def inference(self) -> Inference:
+        "How validation rows are computed, from the moment on when rows and micro-batches are chosen"
+        learner, note = self.learner, self.setting.report.note
+        return Inference(learner.classifier, learner.pad_id, learner.dtype, learner.packed, learner.max_tokens, note)
 
     def save(self) -> None:
         "Start to write a checkpoint, where there is anything new"
