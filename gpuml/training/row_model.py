@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import forward, graph
+from . import forward
 from .failure import computing
 from .graph import Graphs
 from .graph_trial import waiting_refused
@@ -67,7 +67,7 @@ class RowModel:
     ):
         self._classifier = classifier
         self._dtype = dtype
-        self.graphs: Graphs | None = Graphs(self.plain, classifier.device)
+        self.graphs: Graphs | None = Graphs(self.plain, classifier.device, note)
         self._is_tried = False
         self._note = note
 
@@ -104,14 +104,12 @@ class RowModel:
     def _be_without_graphs(self, problem: str) -> None:
         self.graphs = None
         self._note(f"evaluations run without graphs: {problem}")
-        graph.mend(self._classifier.device)
 
     def free(self) -> None:
         "Forget all graphs, and give back what memory can be"
         if self.graphs is not None:
             self.graphs.clear()
         torch.cuda.empty_cache()
-        graph.mend(self._classifier.device)
 
 # %% ../../nbs/training/76_row_model.ipynb #9d558d45
 LATE = 4  # rows that are under way behind the one that is read
