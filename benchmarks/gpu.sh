@@ -14,12 +14,13 @@ pack() {
 }
 
 run() {
-  local results=${1:-benchmarks/results} python=${PYTHON:-python3} log status=0
+  local results=${1:-benchmarks/results} python=${PYTHON:-python3} log workers status=0
   mkdir -p "$results"
   log=$(mktemp)
   if [ -d .gpu/wheels ] && [ ! -d .gpu/site ]; then $python benchmarks/parcel.py unpack; fi
   export PYTHONPATH="$PWD:$PWD/.gpu/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-  { timeout 180 $python -m pytest -o addopts= -q -ra --durations=12 -p no:cacheprovider tests/gpu \
+  workers=$($python -c "import xdist" 2>/dev/null && echo "-n 4 --dist worksteal" || true)
+  { timeout -s INT 200 $python -m pytest -o addopts= -q -ra --durations=12 -p no:cacheprovider $workers tests/gpu \
       || { status=$?; echo "the tests ended with $status"; }
     $python benchmarks/gpu.py --results "$results" || status=$?
     exit $status; } 2>&1 | tee "$log" || status=$?

@@ -1,4 +1,4 @@
-"""Tests that use a GPU where there is one: `pytest tests/gpu -n 0` there, in under 3 minutes.
+"""Tests that use a GPU where there is one: `pytest tests/gpu -n 4` there, in under 3 minutes.
 
 Each test runs on the GPU of its machine, else on the CPU. What says nothing there is marked `gpu`, and left out without
 one; `--pretend-gpu` runs it all the same, so that a change that breaks it shows before there is a GPU.
