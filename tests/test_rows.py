@@ -18,6 +18,7 @@ from gpuml.data.tokens import join
 from gpuml.training.fit import fit
 from tests.test_interrupt import OVERRIDES, check_steps, result, runs_in, stop_at
 
+CALM_MODEL = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
 LENGTHS = np.random.default_rng(0).integers(3, 40, 30)
 
 
@@ -63,7 +64,7 @@ def trained(learner, rows=None):
 
 
 def test_rows_train_as_padded_texts_do():
-    calm = dict(model={"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0})
+    calm = dict(model=CALM_MODEL)
     padded, packed = trained(learner_of("padded", **calm)), trained(learner_of(**calm))
     assert len(packed[2]) == 8 and np.abs(packed[0] / padded[0] - 1).max() < 1e-4
     assert np.abs(packed[1] - padded[1]).max() < 1e-4
@@ -150,7 +151,7 @@ def test_a_row_that_does_not_fit_is_split(recorded):
         if options["input_ids"].numel() > 128:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    calm = dict(model={"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0})
+    calm = dict(model=CALM_MODEL)
     whole, learner = trained(learner_of(**calm)), learner_of(**calm)
     if not recorded:
         learner.unrecord()

@@ -73,6 +73,7 @@ class Descent:
         device: torch.device,
         fp16: bool = False,
     ):
+        self.device = device
         gpu = device.type == "cuda"
         self._max_norm = config.max_grad_norm
         self._weights = list(classifier.parameters())
@@ -101,14 +102,14 @@ class Descent:
         "Change the weights once; returns loss, norm of the gradients, whether they were too large for fp16, whether training failed: float32 [4]"
         weights = [p for p in self._weights if p.grad is not None]
         norm = get_total_norm([p.grad for p in weights])
-        scale = 1.0 if self.scale is None else self.scale.value
-        clip_grads_with_norm_(weights, self._max_norm * scale, norm)
+        norm = norm if self.scale is None else norm / self.scale.value
+        clip_grads_with_norm_(weights, self._max_norm, norm)
         overflowed = self._judge(norm)
         self.optimizer.found_inf = (self.failed | overflowed).float()
         if self.scale is not None:
             self.optimizer.grad_scale = self.scale.value
         self.optimizer.step()
-        values = (self.loss, norm / scale, overflowed.float(), self.failed.float())
+        values = (self.loss, norm, overflowed.float(), self.failed.float())
         answer = torch.stack([value.float() for value in values])
         if self.scale is not None:
             self.scale.adapt(overflowed, self.failed)

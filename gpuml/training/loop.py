@@ -56,7 +56,7 @@ def launch(learner: Learner, ready: Ready, ahead: Ahead) -> Answer:
         add_gradients(learner, ready, ahead)
     rate = learning_rate(t, update.epochs_before / t.epochs, update.done / t.epochs)
     learner.descent.rate.fill_(rate)
-    return Answer(update, rate, learner.step())
+    return Answer(update, rate, learner.step(), learner.world.device)
 
 # %% ../../nbs/training/73_loop.ipynb #2e28cf1b
 def add_gradients(learner: Learner, ready: Ready, ahead: Ahead) -> None:

@@ -43,10 +43,11 @@ class Answer:
         update: Update,
         rate: float,  # the learning rate
         values: torch.Tensor,  # what `Descent.step` returned
+        device: torch.device = torch.device("cpu"),  # that computes it
     ):
         self.update = update
         self._rate = rate
-        gpu = values.is_cuda
+        gpu = device.type == "cuda"
         self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=gpu)
         self._values.copy_(values, non_blocking=True)
         self._event = torch.cuda.Event() if gpu else None

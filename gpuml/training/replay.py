@@ -25,14 +25,13 @@ class Replay:
         row: Row,  # on the device: any
         note: Callable[[str], None] = lambda text: None,  # hears why rows can't be recorded any more
     ):
-        device = row.memory.device
         descent.in_place = True
-        self.rows = Graphs(add_row, device, note)
+        self.rows = Graphs(add_row, descent.device, note)
         self.rows.run(ignoring(row))  # each weight that has a gradient has it where it stays
         failed = descent.failed.clone()
         descent.failed.fill_(True)
         try:
-            self._step = Graph(descent.step, device)
+            self._step = Graph(descent.step, descent.device)
         finally:
             descent.failed.copy_(failed)
 

@@ -1,0 +1,153 @@
+"""A GPU that is none, for processes of its own: what Python does only where there is a GPU runs, on tensors of the CPU.
+
+torch is told that `cuda:0` is there, and its streams, events and memory numbers stand still. A CUDA graph is a list of the
+operations that were called while it was recorded: a replay calls them again on the memory of then, so that what Python
+had decided by then stays as it was, as on a GPU; what would wait for the GPU raises.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GPU = torch.device("cuda", 0)
+WAITS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
+def here(value: Any) -> Any:
+    "The CPU in place of the GPU"
+    is_gpu = isinstance(value, torch.device | str) and str(value).startswith("cuda")
+    return torch.device("cpu") if is_gpu else value
+
+
+class OnThisGpu(TorchFunctionMode):
+    "What is asked for on the GPU is made on the CPU"
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        options = {name: here(value) for name, value in (options or {}).items() if name != "pin_memory"}
+        if function == torch.Tensor.is_cuda.__get__:
+            return True
+        if function is torch.device:
+            return function(*arguments, **options)
+        return function(*map(here, arguments), **options)
+
+
+class Tape(TorchDispatchMode):
+    "Notes the operations that are called, and what they made"
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function in WAITS:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        answer = function(*arguments, **(options or {}))
+        if not function.is_view:
+            self.calls.append((function, arguments, options or {}, tree_leaves(answer)))
+        return answer
+
+    @torch.no_grad()
+    def play(self) -> None:
+        "Call all of them again, into the memory of then"
+        for function, arguments, options, made in self.calls:
+            for old, new in zip(made, tree_leaves(function(*arguments, **options)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class Stream:
+    "Does nothing: on a CPU all is done when it is called"
+
+    def __init__(self, device=None):
+        pass
+
+    def wait_stream(self, other):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+
+class Event:
+    "Is there when it was asked three times"
+
+    def __init__(self):
+        self.questions = 0
+
+    def record(self):
+        self.questions = 0
+
+    def query(self):
+        self.questions += 1
+        return self.questions > 3
+
+    def synchronize(self):
+        pass
+
+
+class CUDAGraph:
+    "A recording"
+
+    def __init__(self):
+        self.tape = Tape()
+        self.replays = 0
+
+    def pool(self):
+        return (0, 1)
+
+    def replay(self):
+        self.replays += 1
+        self.tape.play()
+
+
+@contextlib.contextmanager
+def graph(recording, pool=None, capture_error_mode="global"):
+    "Record what is called inside the block; a GPU would draw nothing meanwhile"
+    with torch.random.fork_rng([]), recording.tape:
+        yield
+
+
+class Generator:
+    "The random numbers of the GPU, which are those of the CPU"
+
+    def clone_state(self):
+        return self
+
+    def graphsafe_set_state(self, state):
+        pass
+
+
+def attend(query, key, value, starts, _, longest, __, dropout, causal, ___, scale=None, **window):
+    "FlashAttention's kernel, without a look at where texts start: each token sees those of its own text"
+    assert not causal and not any(size not in (None, -1) for size in window.values())
+    texts = torch.searchsorted(starts, torch.arange(len(query), dtype=starts.dtype), right=True)
+    row = (x.transpose(0, 1)[None] for x in (query, key, value))
+    mask = texts[:, None] == texts[None]
+    out = torch.nn.functional.scaled_dot_product_attention(*row, mask, dropout, scale=scale)
+    return (out[0].transpose(0, 1),)
+
+
+def install() -> None:
+    "Pretend from now on, in this thread and in those of executors"
+    from concurrent.futures import ThreadPoolExecutor
+
+    from gpuml.training import ahead
+
+    numbers = {"memory_allocated": 10**6, "max_memory_allocated": 2 * 10**6, "memory_reserved": 2 * 10**6}
+    cuda, fork = torch.cuda, torch.random.fork_rng
+    for name, value in {**numbers, "mem_get_info": (10**11, 10**11), "get_sync_debug_mode": 0}.items():
+        setattr(cuda, name, lambda *_, value=value: value)
+    for name in ("synchronize", "empty_cache", "set_device", "set_sync_debug_mode", "reset_peak_memory_stats"):
+        setattr(cuda, name, lambda *_: None)
+    cuda.Stream, cuda.Event, cuda.CUDAGraph, cuda.graph = Stream, Event, CUDAGraph, graph
+    cuda.stream = lambda stream: contextlib.nullcontext()
+    cuda.current_stream = lambda device=None: Stream()
+    cuda.default_generators = [Generator()]
+    torch.random.fork_rng = lambda devices=None: fork([])
+    ahead.ThreadPoolExecutor = lambda most, name: ThreadPoolExecutor(most, name, lambda: OnThisGpu().__enter__())
+    torch.ops.aten._flash_attention_forward = attend
+    OnThisGpu().__enter__()

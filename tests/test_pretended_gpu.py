@@ -1,0 +1,53 @@
+"""What Python does only on a GPU: recording and replaying, pinned memory and streams, losses that come late.
+
+The GPU is pretended (see pretended_gpu.py), in a process of its own; the numbers are those of the CPU.
+"""
+
+import json
+import subprocess
+
+import pytest
+
+from tests import forked
+
+CODE = """
+import json, sys
+import numpy as np, torch
+from tests import pretended_gpu
+from tests.test_rows import CALM_MODEL, learner_of, trained, rows_of
+dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[sys.argv[1]]
+expected, weights, _ = trained(learner_of("packed" if dtype else "padded", model=CALM_MODEL))
+pretended_gpu.install()
+from gpuml.training.tune import tune
+from gpuml.training.world import World
+
+def on_gpu(**model):
+    learner = learner_of("auto", world=World(device=pretended_gpu.GPU), dtype=dtype, note=notes.append, model=model)
+    return learner, tune(learner, rows_of())
+
+notes = []
+calm, tuned = on_gpu(**CALM_MODEL)
+losses, changed, steps = trained(calm)
+drawing, plain = on_gpu()[0], on_gpu()[0]
+plain.unrecord()
+drawn = [trained(learner)[1] for learner in (drawing, plain)]
+graphs = calm.replay.rows._graphs.values() if calm.replay else ()
+print(json.dumps({
+    "losses": np.abs(losses / expected - 1).max(), "weights": float(np.abs(changed - weights).max()),
+    "packed": tuned.choices.packed, "notes": tuned.notes + notes, "late": calm.late, "graphs": len(graphs),
+    "replays": sum(graph._recording.replays for _, graph in graphs), "same draws": bool((drawn[0] == drawn[1]).all()),
+    "settled": [step.update.number for step in steps if step.settled],
+}))
+"""
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_updates_on_a_gpu_are_those_of_the_cpu(precision):
+    done = subprocess.run([forked.python(), "-c", CODE, precision], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["losses"] < 1e-4 and found["weights"] < 1e-4
+    assert (found["notes"], found["late"], found["settled"]) == ([], 16, [4, 8])
+    packed = precision != "fp32"
+    assert found["packed"] == packed and (found["replays"] >= 8) == packed and (found["graphs"] > 1) == packed
+    assert found["same draws"]  # a recording draws what Python draws
