@@ -1920,6 +1920,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'gpuml.training.predict._reading_config': ( 'training/predict.html#_reading_config',
                                                                                     'gpuml/training/predict.py'),
                                         'gpuml.training.predict._survey': ('training/predict.html#_survey', 'gpuml/training/predict.py'),
+                                        'gpuml.training.predict._trained_with': ( 'training/predict.html#_trained_with',
+                                                                                  'gpuml/training/predict.py'),
                                         'gpuml.training.predict._try_write': ( 'training/predict.html#_try_write',
                                                                                'gpuml/training/predict.py'),
                                         'gpuml.training.predict._wait_for_other': ( 'training/predict.html#_wait_for_other',

@@ -177,6 +177,7 @@ def inference_for(
 ) -> Inference:
     "How a finished run's model computes texts like these on this machine"
     device = classifier.device
+    hardware.allow_tf32()  # as in training
     dtype = number_format(trained, device)
     tries_rows = rows == "packed" or rows == "auto" and device.type == "cuda"
     return Inference(classifier, pad_id, dtype, tries_rows and not take_rows(classifier, tokens, pad_id, dtype))

@@ -9,8 +9,10 @@ __all__ = ['TOGETHER', 'State', 'Stop', 'Task', 'predict_file', 'PredictedFile']
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ from ..data.unlabelled import Mark, read_texts, survey
 from . import model
 from .failure import naming, some
 from .progress import Reporter, Watch
+from .record import read_record
 from .runs import check_writable
 from .scores import log_softmax
 from .stop import is_stop, stop_signals
@@ -141,7 +144,8 @@ def predict_file(
             report.now("stopped" if is_stop(e) else "failed")
             if isinstance(e, KeyboardInterrupt):
                 stop.signal = "SIGINT"
-                stop.check()
+            if isinstance(e, Preempted | KeyboardInterrupt):
+                stop.check()  # says how far it is, now that the last rows are kept
             raise
 
 
@@ -242,14 +246,15 @@ class _Chunk:
 
 # %% ../../nbs/training/78_predict.ipynb #ea215794
 def _chunks(task: Task, state: State, job: Preparation, most: int) -> Iterator[_Chunk]:
-    "The good rows that are not predicted yet, in order, one chunk ahead of what is asked for"
-    waiting = None
-    for chunk in _cut(task, state, job, most):
-        if waiting:
-            yield waiting
-        waiting = chunk
-    if waiting:
-        yield waiting
+    "The good rows that are not predicted yet, in order, read by a thread two chunks ahead of what is asked for"
+    chunks, thread = _cut(task, state, job, most), ThreadPoolExecutor(1, "gpuml-read")
+    try:
+        waiting = deque(thread.submit(next, chunks, None) for _ in range(2))
+        while chunk := waiting.popleft().result():
+            waiting.append(thread.submit(next, chunks, None))
+            yield chunk
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def _cut(task: Task, state: State, job: Preparation, most: int) -> Iterator[_Chunk]:
@@ -291,22 +296,32 @@ def _predict_rows(task: Task, state: State) -> State:
         return state
     report = task.report
     report.now("model")
-    from gpuml.training import evaluation
+    from gpuml.training import evaluation, inference
 
     device = evaluation.device_here()
     tokenizer = model.load_tokenizer(task.run.model_folder)
     classifier = model.load_classifier(task.run.model_folder).to(device)
+    answers_for = partial(inference.inference_for, classifier, tokenizer.pad_token_id, *_trained_with(task.run))
     report.now("predicting", step=state.done, steps=state.rows)
     report.advance(0, 0)
     length = min(task.config.data.max_length, model.token_limit(classifier, tokenizer))
-    with preparation(task.config, None, tokenizer, length, **task.asides) as job:
-        for chunk in _chunks(task, state, job, TOGETHER[device]):
+    with preparation(task.config, None, tokenizer, length, **task.asides) as job, ExitStack() as stack:
+        writer = stack.enter_context(ThreadPoolExecutor(1, "gpuml-keep"))
+        newest, answers = writer.submit(lambda: state), None
+        for chunk in stack.enter_context(closing(_chunks(task, state, job, TOGETHER[device]))):
             tokens = join([future.result() for future in chunk.encoded])
             with naming(partial(_at_rows, chunk), evaluation.DAMAGED):
-                logits = evaluation.logits_of(classifier, tokens, tokenizer.pad_token_id, check=task.stop.check)
-            state = _keep_chunk(task, state, chunk, np.exp(log_softmax(logits)))
+                answers = answers or answers_for(tokens)
+                logits = answers.logits_of(tokens, task.stop.check)
+            newest = writer.submit(_keep_chunk, task, newest.result(), chunk, logits)
             report.advance(len(chunk.places), len(chunk.places))
-    return state
+        return newest.result()
+
+
+def _trained_with(run: Any) -> tuple[str, str]:
+    "The number format that the run was trained in, or its config's where no record says so; and its `train.rows`"
+    record, train = read_record(run.folder), run.config.train
+    return (record.params if record else {}).get("train.precision_used", train.precision), train.rows
 
 
 def _at_rows(chunk: _Chunk, rows: np.ndarray) -> str:
@@ -329,9 +344,9 @@ def _keep(task: Task, state: State, rows: bytes) -> State:
     return state
 
 
-def _keep_chunk(task: Task, state: State, chunk: _Chunk, probabilities: np.ndarray) -> State:
+def _keep_chunk(task: Task, state: State, chunk: _Chunk, logits: np.ndarray) -> State:
     "Add a chunk's rows; returns the state with them"
-    labels = task.run.labels
+    labels, probabilities = task.run.labels, np.exp(log_softmax(logits))
     best = probabilities.argmax(1)
     counts = dict(state.counts)
     for i, n in enumerate(np.bincount(best, minlength=len(labels)).tolist()):
