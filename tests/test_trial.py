@@ -106,6 +106,28 @@ def test_what_is_too_long_is_found_before_any_operator_runs(case):
     assert message in str(e.value)
 
 
+BEYOND = {  # architecture, the table that is too short and its rows: what is said
+    "no row for a text's first part": ("bert", "token_type_embeddings", 0, "IndexError: row 0 of a table of 0"),
+    "positions of a causal model": ("gpt2", "wpe", 9, "IndexError: row 47 of a table of 9"),
+    "no row for the largest id": ("llama", "embed_tokens", 98, "its tokenizer's 'w94' is number 98, and the model's embeddings end at 97"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_what_would_end_a_process_on_a_gpu(case):
+    "Found by what is checked before each look-up, not by the look-up itself"
+    import torch
+
+    kind, table, rows, message = BEYOND[case]
+    tokenizer = tokenizer_of()
+    classifier = classifier_for(kind, tokenizer)
+    part = next(part for name, part in classifier.named_modules() if name.endswith(table))
+    part.weight = torch.nn.Parameter(part.weight[:rows])
+    with pytest.raises(ModelError) as e:
+        try_model(classifier, tokenizer, "./mine", 48)
+    assert message in str(e.value)
+
+
 def test_weights_that_are_no_numbers():
     import torch
 
