@@ -1616,6 +1616,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'gpuml/training/hardware.py'),
                                          'gpuml.training.hardware.precision': ( 'training/hardware.html#precision',
                                                                                 'gpuml/training/hardware.py'),
+                                         'gpuml.training.hardware.short_turns': ( 'training/hardware.html#short_turns',
+                                                                                  'gpuml/training/hardware.py'),
                                          'gpuml.training.hardware.smaller': ( 'training/hardware.html#smaller',
                                                                               'gpuml/training/hardware.py')},
             'gpuml.training.head': { 'gpuml.training.head.class_tensors': ('training/head.html#class_tensors', 'gpuml/training/head.py'),

@@ -139,7 +139,7 @@ def train(training: Training) -> Trained:
     if feed.epochs_done < feed.epochs or feed.epochs_done > len(p.evaluations):
         fit_to_machine(training)
     exactly = deterministic(training.learner.exact, training.learner.world.device)
-    with model.quiet(), hardware.keeping_memory(), vain_updates_told(training), exactly:
+    with model.quiet(), hardware.keeping_memory(), hardware.short_turns(), vain_updates_told(training), exactly:
         stopped = had_stopped(training)
         while not stopped and feed.epochs_done < feed.epochs:
             for step in loop.updates(training.learner, feed, training.is_waited_for):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CPU', 'GPU', 'EVALUATION_TOKENS', 'precision', 'autocast_dtype', 'allow_tf32', 'device_name', 'BatchLimits',
-           'batch_limits', 'smaller', 'gpu_metrics', 'GpuGauge', 'keeping_memory']
+           'batch_limits', 'smaller', 'gpu_metrics', 'GpuGauge', 'keeping_memory', 'short_turns']
 
 # %% ../../nbs/training/62_hardware.ipynb #feda19e5
 import ctypes
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,3 +145,16 @@ def keeping_memory() -> Iterator[None]:
         libc.mallopt(grow, usual)
         libc.mallopt(trim, usual)
         libc.malloc_trim(0)
+
+# %% ../../nbs/training/62_hardware.ipynb #2bc53942
+@contextmanager
+def short_turns(
+    seconds: float = 0.0002,  # after which a thread gives way to another
+) -> Iterator[None]:
+    "Inside the block no thread of Python waits long for its turn"
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
