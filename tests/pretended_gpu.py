@@ -139,8 +139,10 @@ def install() -> None:
 
     numbers = {"memory_allocated": 10**6, "max_memory_allocated": 2 * 10**6, "memory_reserved": 2 * 10**6}
     cuda, fork = torch.cuda, torch.random.fork_rng
-    for name, value in {**numbers, "mem_get_info": (10**11, 10**11), "get_sync_debug_mode": 0}.items():
-        setattr(cuda, name, lambda *_, value=value: value)
+    facts = {"is_available": True, "is_bf16_supported": True, "is_initialized": False, "get_device_name": "Pretended"}
+    states = {"mem_get_info": (10**11, 10**11), "get_sync_debug_mode": 0, "utilization": 50}
+    for name, value in {**numbers, **facts, **states}.items():
+        setattr(cuda, name, lambda *_, value=value, **__: value)
     for name in ("synchronize", "empty_cache", "set_device", "set_sync_debug_mode", "reset_peak_memory_stats"):
         setattr(cuda, name, lambda *_: None)
     cuda.Stream, cuda.Event, cuda.CUDAGraph, cuda.graph = Stream, Event, CUDAGraph, graph
@@ -150,4 +152,5 @@ def install() -> None:
     torch.random.fork_rng = lambda devices=None: fork([])
     ahead.ThreadPoolExecutor = lambda most, name: ThreadPoolExecutor(most, name, lambda: OnThisGpu().__enter__())
     torch.ops.aten._flash_attention_forward = attend
+    torch.optim.Optimizer._accelerator_graph_capture_health_check = lambda self: None  # it asks the driver
     OnThisGpu().__enter__()

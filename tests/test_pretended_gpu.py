@@ -51,3 +51,39 @@ def test_updates_on_a_gpu_are_those_of_the_cpu(precision):
     packed = precision != "fp32"
     assert found["packed"] == packed and (found["replays"] >= 8) == packed and (found["graphs"] > 1) == packed
     assert found["same draws"]  # a recording draws what Python draws
+
+
+RUN = """
+import json, sys
+from tests import pretended_gpu
+pretended_gpu.install()
+from gpuml.base.errors import Preempted
+from gpuml.base.loading import load
+from gpuml.training.fit import fit
+from tests.test_interrupt import OVERRIDES, result, stop_at
+line = [*OVERRIDES, *sys.argv[1:]]
+calm = fit(load("dev", [*line, "output=calm"]))
+for number, moment in enumerate((2, "evaluating", 7)):
+    try:
+        fit(load("dev", line), watch=stop_at(moment), resume="latest" if number else None)
+    except Preempted as e:
+        pass
+done = fit(load("dev", line), resume="latest")
+print(json.dumps({
+    "equal": result(done) == result(calm), "notes": done.metrics["notes"],
+    "choices": json.loads((done.folder / "machine.json").read_text()),
+}))
+"""
+
+
+@pytest.mark.parametrize("line", [[], ["train.precision=fp16"], ["train.rows=padded", "train.precision=fp32"]])
+def test_a_run_that_is_stopped_comes_to_the_same(line, project):
+    "Trials, graphs, evaluation in rows, and what later attempts take over from the first"
+    command = [forked.python(), "-c", RUN, "model.dropout=0", *line]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["equal"] and not [note for note in found["notes"] if "no MLflow server" not in note]
+    packed = "train.rows=padded" not in line
+    assert (found["choices"]["packed"], found["choices"]["graphs"]) == (packed, packed)
+    assert (found["choices"]["device"], found["choices"]["max_tokens"]) == ("Pretended", 65_536)
