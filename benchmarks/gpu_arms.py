@@ -8,7 +8,7 @@ import gc
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,26 +72,30 @@ def settle() -> None:
 class Window:
     "Times the updates that come after the warm-up, for some seconds"
 
-    lengths: np.ndarray  # tokens of each text that can come
     config: Any  # the model's
     seconds: float
     warm_up: float  # seconds
+    most: float = 5.0  # seconds after which it warms up no more, whatever is new
     least: int = 3  # updates, of the warm-up and of what is timed
     clock: Callable[[], float] = time.perf_counter
-    begin: float = 0.0  # of the first update's end
+    first: float = 0.0  # of the first update's end
+    begin: float = 0.0  # of the warm-up
     start: float = 0.0  # of what is timed
     end: float = 0.0
+    before: int = 0  # updates of the warm-up
     updates: int = 0
     tokens: int = 0
     flops: float = 0.0
-    before: int = field(default=0, init=False)  # updates of the warm-up
 
-    def update(self, lengths: np.ndarray) -> bool:
-        "An update with texts of these lengths is done; returns whether enough is timed"
+    def update(self, lengths: np.ndarray, is_new: bool = False) -> bool:
+        "An update with texts of these lengths is done; returns whether enough is timed. What is new is warmed up first"
         now = self.clock()
+        self.first = self.first or now
+        if not self.begin or is_new and now - self.first < self.most:
+            self.begin, self.start, self.before = now, 0.0, 0
+            self.updates, self.tokens, self.flops = 0, 0, 0.0
         if not self.start:
             self.before += 1
-            self.begin = self.begin or now
             if self.before >= self.least and now - self.begin >= self.warm_up:
                 settle()
                 self.start = self.clock()
@@ -137,17 +141,19 @@ def time_trainer(arm: str, batch: int, classifier: Any, texts: Texts, window: Wi
 def time_gpuml(arm: str, batch: int, classifier: Any, texts: Texts, window: Window) -> str:
     "Train as `gpuml train` does until the window is full; returns how"
     lengths = texts.tokens.lengths
+    graphs, notes = 0, []
 
-    def after(step) -> bool:
-        return window.update(lengths[step.update.rows])
+    def after(step, learner) -> bool:
+        nonlocal graphs
+        before, graphs = graphs, len(learner.replay.rows) if learner.replay else 0
+        return window.update(lengths[step.update.rows], graphs > before)
 
     rows = "auto" if torch.cuda.is_available() else "packed"  # as on a GPU
     learner = train_gpuml(
-        classifier, texts.tokenizer, texts.tokens, texts.classes, batch_size=batch, after=after, epochs=ENDLESS,
+        classifier, texts.tokenizer, texts.tokens, texts.classes, batch_size=batch, after=after, say=notes.append, epochs=ENDLESS,
         learning_rate=1e-4, deterministic=not arm.endswith(":any"), rows=rows,
     )  # fmt: skip
-    graphs = f"{len(learner.replay.rows)} graphs" if learner.replay else "no graphs"
-    return f"{'packed' if learner.packed else 'padded'}, {graphs}"
+    return "; ".join([f"{'packed' if learner.packed else 'padded'}, {graphs} graphs", *notes])
 
 
 def measure(name: str, texts: Texts, best: float, given: argparse.Namespace) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def measure(name: str, texts: Texts, best: float, given: argparse.Namespace) -> 
     shape, batch, arm = name.split("/")
     torch.set_float32_matmul_precision("highest")  # as a process begins
     classifier = make_classifier(shape, given.tiny)
-    window = Window(texts.tokens.lengths, classifier.config, given.seconds, given.seconds / 2)
+    window = Window(classifier.config, given.seconds, given.seconds / 2)
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.reset_peak_memory_stats()

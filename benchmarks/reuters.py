@@ -112,7 +112,7 @@ def until_target(name: str, seed: int) -> list[tuple[float, float, float]]:
             steps = epochs * -(-len(classes["train"]) // size)
             clock.update(started=time.perf_counter(), spent=0.0)
             recipe = dict(epochs=epochs, learning_rate=1e-4, warmup=40 / steps)
-            train_gpuml(*common, size, lambda step: look(step.update.number, steps, epochs), **recipe)
+            train_gpuml(*common, size, lambda step, learner: look(step.update.number, steps, epochs), **recipe)
         else:
             trainer = make_trainer(name, *common)
             trainer.add_callback(Look())

@@ -118,12 +118,25 @@ def make_trainer(name: str, classifier, tokenizer, tokens, classes: list[int], s
     return trainer
 
 
+def warn(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
+
+
 def train_gpuml(
-    classifier, tokenizer, tokens, classes: list[int], seed: int = 0, batch_size: int = 32, after=None, **train
+    classifier,
+    tokenizer,
+    tokens,
+    classes: list[int],
+    seed: int = 0,
+    batch_size: int = 32,
+    after=None,
+    say=warn,
+    **train,
 ):
     """Train as `fit` does, and return the learner; the others are of `TrainConfig`.
 
-    `after` is called with each step, and ends the training by returning true."""
+    `after` is called with each step and the learner, and ends the training by returning true;
+    `say` with each note for people."""
     from gpuml.base.config import TrainConfig
     from gpuml.data.orders import Global
     from gpuml.training import hardware, loop
@@ -142,11 +155,11 @@ def train_gpuml(
         learner = Learner(config, classifier, tokenizer.pad_token_id, alone, dtype, longest=longest)
         if alone.device.type == "cuda" or config.rows == "packed":
             for note in tune(learner, feed.rows).notes:
-                print(f"note: {note}", file=sys.stderr)
+                say(note)
         with deterministic(learner.exact, alone.device):
             while feed.epochs_done < config.epochs:
                 for step in loop.updates(learner, feed):
-                    if after and after(step):
+                    if after and after(step, learner):
                         return learner
     return learner
 
