@@ -5,12 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gpuml.base.errors import ModelError
 from gpuml.data.tokens import join
 from gpuml.data.updates import pad
-from gpuml.training import model, padding
+from gpuml.training import bounds, model, padding
 from gpuml.training.evaluation import equally_long, logits_of
+from gpuml.training.forward import logits
 from gpuml.training.padding import EQUAL
 from gpuml.training.trial import made_up, try_model
 from tests.models import ARCHITECTURES, folder_of, model_of, tokenizer_of
@@ -88,8 +92,6 @@ LONG = {  # architecture, sizes: a limit that its config does not state, and wha
 @pytest.mark.parametrize("case", LONG)
 def test_what_is_too_long_is_found_before_any_operator_runs(case):
     "A table of positions that is cut off: what fails is the look-up itself, on a GPU as here"
-    import torch
-
     kind, sizes, rows, message = LONG[case]
     tokenizer = tokenizer_of()
     classifier = classifier_for(kind, tokenizer, **sizes)
@@ -116,8 +118,6 @@ BEYOND = {  # architecture, the table that is too short and its rows: what is sa
 @pytest.mark.parametrize("case", BEYOND)
 def test_what_would_end_a_process_on_a_gpu(case):
     "Found by what is checked before each look-up, not by the look-up itself"
-    import torch
-
     kind, table, rows, message = BEYOND[case]
     tokenizer = tokenizer_of()
     classifier = classifier_for(kind, tokenizer)
@@ -128,9 +128,37 @@ def test_what_would_end_a_process_on_a_gpu(case):
     assert message in str(e.value)
 
 
-def test_weights_that_are_no_numbers():
-    import torch
+ARITHMETIC = ["_local_scalar_dense", "_to_copy", "_unsafe_view", "abs", "add", "add_", "alias", "argmax", "as_strided", "clamp", "clone", "copy_", "cumsum", "div", "embedding_dense_backward", "eq", "expand", "fill_", "full_like", "ge", "gt", "le", "lift_fresh", "lt", "masked_fill_", "max", "minimum", "mul", "ne", "neg", "new_ones", "new_zeros", "pow", "rsub", "select", "sign", "slice", "squeeze", "sub", "sum", "transpose", "unbind", "unique_consecutive", "unsqueeze", "view", "where", "zeros_like"]  # with whole numbers, which are no places in a table, or those of a look-up that was checked
 
+
+class WholeNumbers(TorchDispatchMode):
+    "Keeps the operators that get whole numbers"
+
+    def __init__(self):
+        super().__init__()
+        self.operators = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = (x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor))
+        if any(x.dtype in (torch.int32, torch.int64) for x in tensors):
+            self.operators.add(func.overloadpacket)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES.keys() - REFUSED.keys()))
+def test_every_look_up_is_checked(kind):
+    "An operator that a new release brings shows here, and not by the end of a process that uses a GPU"
+    tokenizer = tokenizer_of(3 if kind.endswith("3") else 1)
+    classifier = classifier_for(kind, tokenizer)
+    batch = pad(made_up(tokenizer, [16, 8]), np.arange(2), tokenizer.pad_token_id)
+    with WholeNumbers() as whole:
+        logits(classifier.train(), *batch).sum().backward()
+        logits(classifier.eval(), *batch)
+    unknown = {operator.__name__ for operator in whole.operators - bounds.LOOKUPS} - set(ARITHMETIC)
+    assert not unknown and torch.ops.aten.embedding in whole.operators
+
+
+def test_weights_that_are_no_numbers():
     tokenizer = tokenizer_of()
     classifier = classifier_for("bert", tokenizer)
     with torch.no_grad():
@@ -180,14 +208,10 @@ class State:
 
     @classmethod
     def of(cls, classifier):
-        import torch
-
         weights = {k: v.clone() for k, v in [*classifier.state_dict().items(), *classifier.named_buffers()]}
         return cls(weights, (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()))
 
     def same(self, other):
-        import torch
-
         weights = all(torch.equal(v, other.weights[k]) for k, v in self.weights.items())
         return weights and torch.equal(self.draws[0], other.draws[0]) and self.draws[1:] == other.draws[1:]
 

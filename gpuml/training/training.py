@@ -32,7 +32,7 @@ from .saver import Saver
 from .setting import Setting
 from .snapshot import Snapshot, recall, restore
 from .tracking import TrackedRun
-from .trial import FIRST_TOKENS, try_model
+from .trial import try_model
 from .tune import tune
 from .world import World
 
@@ -45,8 +45,6 @@ def make_learner(setting: Setting, prepared: Prepared, world: World) -> Learner:
     dtype = hardware.autocast_dtype(prepared.chosen.precision)
     longest_text = prepared.material.longest()  # none while not all of the data is there
     longest = longest_text or prepared.chosen.max_length
-    if world.device.type == "cuda":
-        try_model(classifier, tokenizer, config.model.name, min(longest, FIRST_TOKENS))
     learner = Learner(
         config.train, classifier, tokenizer.pad_token_id, world, dtype, longest=longest, note=setting.report.note
     )
