@@ -22,7 +22,7 @@ import numpy as np
 
 from ..base.config import Config
 from ..base.errors import ConfigError, DataError, Exit, OutputError, Preempted
-from ..base.files import as_csv, fingerprint, write_json, writing
+from ..base.files import fingerprint, write_json, writing
 from ..base.keys import parse_override
 from ..base.loading import load
 from ..base.local import File
@@ -35,6 +35,7 @@ from ..data.tokens import join
 from ..data.unlabelled import Mark, read_texts, survey
 from . import model
 from .failure import naming, some
+from .predicted_table import header, predicted_rows
 from .progress import Reporter, Watch
 from .record import read_record
 from .runs import check_writable
@@ -286,8 +287,7 @@ def _survey(task: Task) -> State:
     "Look at all rows before the first is predicted, and begin the table"
     with preparation(task.config, **task.asides) as job:
         rows, skipped, first = survey(task.files, job)
-    names = ["file", "line", "label", "probability", *(f"p_{label}" for label in task.run.labels)]
-    return _keep(task, State(rows, skipped, first), as_csv([names]))
+    return _keep(task, State(rows, skipped, first), header(task.run.labels))
 
 # %% ../../nbs/training/78_predict.ipynb #bd95017d
 def _predict_rows(task: Task, state: State) -> State:
@@ -351,9 +351,8 @@ def _keep_chunk(task: Task, state: State, chunk: _Chunk, logits: np.ndarray) -> 
     counts = dict(state.counts)
     for i, n in enumerate(np.bincount(best, minlength=len(labels)).tolist()):
         counts[labels[i]] = counts.get(labels[i], 0) + n
-    rows = zip(chunk.places, best.tolist(), probabilities.tolist(), strict=True)
-    table = ([*place, labels[c], f"{shares[c]:.6f}", *(f"{x:.6f}" for x in shares)] for place, c, shares in rows)
-    return _keep(task, replace(state, counts=counts, mark=list(chunk.mark)), as_csv(table))
+    table = predicted_rows(chunk.places, labels, probabilities)
+    return _keep(task, replace(state, counts=counts, mark=list(chunk.mark)), table)
 
 # %% ../../nbs/training/78_predict.ipynb #f5ae2df1
 def _put_output(task: Task) -> None:
