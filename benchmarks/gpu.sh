@@ -24,7 +24,7 @@ run() {
       || { status=$?; echo "the tests ended with $status"; }
     $python benchmarks/gpu.py --results "$results" || status=$?
     exit $status; } 2>&1 | tee "$log" || status=$?
-  cp "$log" "$results/$($python -c "import sys; sys.path.insert(0, 'benchmarks'); import gpu; print(gpu.file_name((gpu.devices() or ['no gpu'])[0]))").txt"
+  cat "$log" > "$results/$($python -c "import sys; sys.path.insert(0, 'benchmarks'); import gpu; print(gpu.file_name((gpu.devices() or ['no gpu'])[0]))").txt"
   return $status
 }
 

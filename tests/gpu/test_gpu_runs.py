@@ -46,6 +46,8 @@ def train(*overrides: str, watch=None, resume=None):
 def test_two_equal_runs(long_project):
     first, second = (train(*LONG, f"output={name}") for name in ("first", "second"))
     assert result(first) == result(second)
+    texts = list(WORDS.values())
+    assert first.predict(texts).labels == second.predict(texts).labels
 
 
 def test_sigterm_then_resume(long_project):
@@ -91,7 +93,15 @@ def test_what_does_not_fit_is_split(long_project):
     assert (result(split) == result(whole)) != torch.cuda.is_available()  # another cut rounds otherwise
     with pytest.raises(Preempted):
         train(*large, watch=stop_at(3))
-    assert result(train(*large, resume="latest")) == result(split)
+    interrupted = train(*large, resume="latest")
+    if choices(interrupted) == choices(split):  # its own trial found the same memory
+        assert result(interrupted) == result(split)
+
+
+def choices(run) -> str | None:
+    "How a run's updates were cut, and computed"
+    file = run.folder / "machine.json"
+    return file.read_text() if file.exists() else None
 
 
 @pytest.fixture
