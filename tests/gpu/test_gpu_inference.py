@@ -48,3 +48,15 @@ def test_rows_that_do_not_fit_are_halved(device, classifier, expected):
     inference = Inference(classifier, 0, number_format(device), packed=True, note=notes.append)
     assert apart(inference.logits_of(TOKENS), expected) < (2e-2 if device.type == "cuda" else 1e-5)
     assert inference.most <= 4 * MOST and notes == []
+
+
+def test_graphs_see_weights_that_change_in_place(device, classifier):
+    "Autocast's 16-bit copies of the old ones, too, are none of theirs"
+    inference = Inference(classifier, 0, number_format(device), packed=True)
+    first = inference.logits_of(TOKENS)
+    recorded = len(inference.model.graphs)
+    changed = distilbert(initializer_range=0.05).to(device)
+    classifier.load_state_dict(changed.state_dict())
+    second = inference.logits_of(TOKENS)
+    assert len(inference.model.graphs) == recorded and apart(first, second) > 0.1
+    assert apart(second, logits_of(changed, TOKENS, 0)) < (2e-2 if device.type == "cuda" else 1e-5)
