@@ -2396,6 +2396,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'gpuml.training.tune.choose_size': ('training/tune.html#choose_size', 'gpuml/training/tune.py'),
                                      'gpuml.training.tune.pack': ('training/tune.html#pack', 'gpuml/training/tune.py'),
                                      'gpuml.training.tune.row_of': ('training/tune.html#row_of', 'gpuml/training/tune.py'),
+                                     'gpuml.training.tune.spread': ('training/tune.html#spread', 'gpuml/training/tune.py'),
                                      'gpuml.training.tune.trial': ('training/tune.html#trial', 'gpuml/training/tune.py'),
                                      'gpuml.training.tune.tune': ('training/tune.html#tune', 'gpuml/training/tune.py')},
             'gpuml.training.unfinished': { 'gpuml.training.unfinished._refuse_changes': ( 'training/unfinished.html#_refuse_changes',

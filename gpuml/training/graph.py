@@ -106,7 +106,7 @@ class Graphs:
                 self._graphs[row.shape] = self._record(row)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as e:
+            except Exception as e:  # what is wrong with the row itself is raised below
                 self._most = len(self)
                 self._note(
                     f"rows of {row.shape.tokens:,} tokens and other new sizes are computed without a graph: {first_line(e)}"
