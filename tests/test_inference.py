@@ -12,7 +12,8 @@ from gpuml.data.tokens import join
 from gpuml.training import evaluation
 from gpuml.training.failure import BatchError, NotFinite
 from gpuml.training.fit import fit
-from gpuml.training.inference import Inference, inference_for, take_rows
+from gpuml.training.inference import Inference, inference_for
+from gpuml.training.packing import take_rows
 from gpuml.training.row_model import LATE, next_row, up_to
 from tests.rows import classifier_of
 from tests.tiny import WORDS

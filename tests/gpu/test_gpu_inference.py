@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from gpuml.training.evaluation import logits_of
-from gpuml.training.inference import Inference, take_rows
+from gpuml.training.inference import Inference
+from gpuml.training.packing import take_rows
 from tests.gpu.learners import MOST, TEXTS, distilbert, number_format
 
 TOKENS = TEXTS.tokens
