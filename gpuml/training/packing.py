@@ -110,18 +110,19 @@ def take_rows(
     tokens: Tokens,
     pad_id: int,  # the tokenizer's padding token
     dtype: torch.dtype | None,  # of autocast
+    device: torch.device | None = None,  # that computes; by default where the classifier is
 ) -> str:
     "Switch a classifier to rows, where a trial with a few of these texts allows it; returns why it doesn't"
     side = padding.side_of(classifier)
-    kind = classifier.device.type
+    device = device or classifier.device
     if side == padding.EQUAL:
         return "batches of equal length have no padding to leave out"
-    if dtype is None and kind == "cuda":
+    if dtype is None and device.type == "cuda":
         return "packed rows need bf16 or fp16 on a GPU"
     if len(tokens) < 2:
         return "one text is no trial"
     few = pad(tokens, spread(tokens.lengths), pad_id, side=side)
-    with quiet(), torch.autocast(kind, dtype, enabled=dtype is not None):
+    with quiet(), torch.autocast(device.type, dtype, enabled=dtype is not None):
         return use_packed(classifier, *few)
 
 

@@ -56,9 +56,7 @@ def trial(
 def choose_rows(learner: Learner, rows: Rows) -> str:
     "Let texts lie in rows where the config and the model allow it; returns a note where they can't; raises `ConfigError`"
     choice = learner.config.rows
-    problem = (
-        "" if choice == "padded" else packing.take_rows(learner.classifier, rows.tokens, learner.pad_id, learner.dtype)
-    )
+    problem = "" if choice == "padded" else _take_rows(learner, rows)
     if problem and choice == "packed":
         raise ConfigError(f"train.rows: packed: {problem}; use auto")
     learner.packed = choice != "padded" and not problem
@@ -84,6 +82,10 @@ def choose_size(learner: Learner, rows: Rows, longest_first: np.ndarray, before:
 
     learner.max_tokens, is_lean = memory.fit_to_memory(learner.classifier, probe_now)
     return is_lean
+
+
+def _take_rows(learner: Learner, rows: Rows) -> str:
+    return packing.take_rows(learner.classifier, rows.tokens, learner.pad_id, learner.dtype, learner.world.device)
 
 # %% ../../nbs/training/74_tune.ipynb #a2dd2d16
 def choose_exactness(learner: Learner, rows: Rows, longest_first: np.ndarray) -> str:
