@@ -2219,6 +2219,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'gpuml/training/slots.py'),
                                       'gpuml.training.slots.Slot.arrive': ('training/slots.html#slot.arrive', 'gpuml/training/slots.py'),
                                       'gpuml.training.slots.Slot.blank': ('training/slots.html#slot.blank', 'gpuml/training/slots.py'),
+                                      'gpuml.training.slots.Slot.is_idle': ('training/slots.html#slot.is_idle', 'gpuml/training/slots.py'),
                                       'gpuml.training.slots.Slot.release': ('training/slots.html#slot.release', 'gpuml/training/slots.py'),
                                       'gpuml.training.slots.Slot.send': ('training/slots.html#slot.send', 'gpuml/training/slots.py'),
                                       'gpuml.training.slots.Slots': ('training/slots.html#slots', 'gpuml/training/slots.py'),

@@ -25,6 +25,10 @@ class Slot:
         self._arrived, self._used = (torch.cuda.Event(), torch.cuda.Event()) if gpu else (None, None)
         self.size = size
 
+    def is_idle(self) -> bool:
+        "Whether the row before was used, so that nobody waits for it"
+        return self._used is None or self._used.query()
+
     def blank(self, shape: Shape) -> Row:
         "A row on the host, to be filled; waits until the one before it was used"
         if self._used:
@@ -53,10 +57,16 @@ class Slot:
 
 # %% ../../nbs/training/71_slots.ipynb #db5b56d1
 class Slots:
-    "Memory for rows, used again and again"
+    "Memory for rows, used again and again; as much of it as rows wait for the device"
 
-    def __init__(self, device: torch.device):
+    def __init__(
+        self,
+        device: torch.device,
+        most: int = 64,  # slots; with so many, whoever takes one waits for the device
+    ):
         self._device = device
+        self._most = most
+        self._made = 0
         self._free: list[Slot] = []
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -64,10 +74,15 @@ class Slots:
         self,
         size: int,  # bytes
     ) -> Slot:
-        "A slot of at least this size: a free one, or a new one"
-        for i, slot in enumerate(self._free):
-            if slot.size >= size:
-                return self._free.pop(i)
+        "A slot of at least this size: an idle one, or a new one; the oldest where there are many"
+        large = [slot for slot in self._free if slot.size >= size]
+        slot = next((slot for slot in large if slot.is_idle()), None)
+        if slot is None and large and self._made >= self._most:
+            slot = large[0]
+        if slot is not None:
+            self._free.remove(slot)
+            return slot
+        self._made += 1
         with torch.cuda.stream(self.stream):  # this memory is none that the GPU still computes with
             return Slot(max(4096, 1 << (size - 1).bit_length()), self._device)
 
