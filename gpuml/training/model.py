@@ -23,6 +23,7 @@ _KNOWN = (  # lines of transformers that need no reader, by what stands in them
     "You should probably TRAIN this model",
     "Token indices sequence length is longer than",  # of the whole text; it is cut afterwards
     "Attention type 'block_sparse' is not possible",
+    "is incompatible with gradient checkpointing",  # a cache, which nothing here uses
 )
 
 
