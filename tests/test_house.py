@@ -61,6 +61,7 @@ HEAVY_ROOMS = {
     "training.graph",
     "training.graph_trial",
     "training.inference",
+    "training.host_copy",
     "training.learner",
     "training.outcomes",
     "training.replay",

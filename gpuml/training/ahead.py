@@ -100,10 +100,10 @@ class Ahead:
 
     def _on_its_way(self, update: Update, part: Part) -> Part:
         tokens, classes = update.source.tokens, update.source.classes if part.counts else None
-        learner, examples = self._learner, sum(map(len, update.micro_batches))
+        learner = self._learner
         size = int(update.lengths[part.rows].sum())
         shape = shape_for(size, max(learner.config.batch_size, len(part.rows)), learner.longest)
         slot = self._slots.take(shape.bytes)
         row = slot.blank(shape)
-        fill(row, tokens, part.rows, classes, filling_for(learner), examples)
+        fill(row, tokens, part.rows, classes, filling_for(learner), update.examples)
         return Part(part.number, part.rows, part.counts, slot.send(row, self._slots.stream), slot)

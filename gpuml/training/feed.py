@@ -36,6 +36,11 @@ class Update:
         return np.concatenate(self.micro_batches)
 
     @property
+    def examples(self) -> int:
+        "How many there are"
+        return sum(map(len, self.micro_batches))
+
+    @property
     def lengths(self) -> np.ndarray:
         "Tokens of each row of the source"
         return self.source.tokens.lengths

@@ -88,8 +88,7 @@ def add(learner: Learner, update: Update, part: Part) -> None:
             part.slot.arrive()
             learner.add(part.row)
         else:
-            examples = sum(map(len, update.micro_batches))
-            learner.add_padded(update.source, part.rows, examples, part.counts)
+            learner.add_padded(update.source, part.rows, update.examples, part.counts)
 
 # %% ../../nbs/training/73_loop.ipynb #f6d00ada
 def seed_draws(*numbers: int) -> None:

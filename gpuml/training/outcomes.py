@@ -16,6 +16,7 @@ import torch
 from ..base.errors import TrainError
 from .failure import REMEDY, computing, naming
 from .feed import Update
+from .host_copy import HostCopy
 
 # %% ../../nbs/training/71_outcomes.ipynb #ac54206e
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Step:
     @property
     def examples(self) -> int:
         "How many there were"
-        return len(self.update.rows)
+        return self.update.examples
 
 # %% ../../nbs/training/71_outcomes.ipynb #93da0927
 class Answer:
@@ -47,24 +48,17 @@ class Answer:
     ):
         self.update = update
         self._rate = rate
-        gpu = device.type == "cuda"
-        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=gpu)
-        self._values.copy_(values, non_blocking=True)
-        self._event = torch.cuda.Event() if gpu else None
-        if self._event:
-            self._event.record()
+        self._copy = HostCopy(values, device)
 
     def is_there(self) -> bool:
-        "Whether it can be read without waiting"
-        return self._event is not None and self._event.query()
+        "Whether it is known that it can be read without waiting"
+        return self._copy.is_there()
 
     def read(self, settled: bool) -> Step:
         "The update's step, once it is there; raises `TrainError` where its loss or gradients were no number"
         update = self.update
         with naming(lambda rows: f"at {update.where(rows)}"), computing(update.rows):
-            if self._event:
-                self._event.synchronize()  # a GPU raises when it is waited for
-        loss, norm, overflowed, failed = self._values.tolist()
+            loss, norm, overflowed, failed = self._copy.read().tolist()
         if failed:
             problem = f"the loss is {loss}" if not math.isfinite(loss) else "the gradients are not finite"
             raise TrainError(f"{problem} at {update.where(update.rows)}; {REMEDY}")

@@ -19,7 +19,7 @@ from .architecture import reason_to_pad
 from .bounds import Checked
 from .forward import logits, row_logits
 from .model import first_line, quiet
-from .row import Filling, Row, fill, shape_for
+from .row import Filling, filled_row, shape_for
 
 # %% ../../nbs/training/32_packing.ipynb #ea377311
 def in_a_row(
@@ -31,10 +31,9 @@ def in_a_row(
     lengths = mask.sum(1)
     longest = int(lengths.max())
     shape = shape_for(int(lengths.sum()) + 1, len(lengths) + 2, longest)
-    row = Row(shape, torch.empty(shape.bytes, dtype=torch.uint8))
     filling = Filling(classifier.config.get_text_config().pad_token_id or 0, longest)
-    fill(row, join([(ids[mask == 1], lengths)]), np.arange(len(ids)), None, filling)
-    row = Row(shape, row.memory.to(classifier.device))
+    tokens = join([(ids[mask == 1], lengths)])
+    row = filled_row(shape, tokens, np.arange(len(ids)), None, filling, classifier.device)
     return row_logits(classifier, row.ids, row.positions, row.starts, longest)[: len(ids)]
 
 # %% ../../nbs/training/32_packing.ipynb #3d753cef

@@ -16,6 +16,7 @@ from . import forward
 from .failure import computing
 from .graph import Graphs
 from .graph_trial import waiting_refused
+from .host_copy import HostCopy
 from .model import first_line
 from .row import GRAIN, Row, Shape
 
@@ -124,16 +125,9 @@ class Arriving:
         logits: torch.Tensor,  # [at least so many, classes]; what is computed next may overwrite them
     ):
         self.rows = rows
-        logits = logits[: len(rows)]
-        self._values = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=logits.is_cuda)
-        self._values.copy_(logits, non_blocking=True)
-        self._event = torch.cuda.Event() if logits.is_cuda else None
-        if self._event:
-            self._event.record()
+        self._copy = HostCopy(logits[: len(rows)], logits.device)
 
     def read(self) -> np.ndarray:
         "The logits, float32 [texts, classes], once they are there; raises `BatchError`"
         with computing(self.rows):
-            if self._event:
-                self._event.synchronize()  # a GPU raises when it is waited for
-        return self._values.numpy()
+            return self._copy.read().numpy()

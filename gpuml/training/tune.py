@@ -21,7 +21,7 @@ from .graph_trial import record
 from .hardware import device_name
 from .learner import Learner, filling_for
 from .machine_choices import MachineChoices
-from .row import Row, fill, shape_for
+from .row import Row, filled_row, shape_for
 
 # %% ../../nbs/training/74_tune.ipynb #78becd76
 def row_of(
@@ -31,9 +31,8 @@ def row_of(
 ) -> Row:
     "Texts of an update of their own in a row on the device"
     shape = shape_for(int(source.tokens.lengths[rows].sum()), len(rows), learner.longest)
-    row = Row(shape, torch.empty(shape.bytes, dtype=torch.uint8))
-    fill(row, source.tokens, rows, source.classes, filling_for(learner), len(rows))
-    return Row(shape, row.memory.to(learner.world.device))
+    filling = filling_for(learner)
+    return filled_row(shape, source.tokens, rows, source.classes, filling, learner.world.device)
 
 # %% ../../nbs/training/74_tune.ipynb #b9f25f6e
 def trial(
