@@ -17,6 +17,7 @@ import torch
 
 from ..data.tokens import Tokens
 from . import evaluation, hardware, packing
+from .ahead import in_advance
 from .failure import computing
 from .row import Filling, Row, Shape, fill
 from .row_model import LATE, Arriving, RowModel, next_row
@@ -46,18 +47,19 @@ class RowWriter:
         most: int,  # tokens of a row
     ) -> Iterator[FilledRow]:
         "Rows of the texts"
-        lengths, waiting = tokens.lengths[texts], deque()
         thread = ThreadPoolExecutor(1, "gpuml-rows")
         try:
-            while len(texts) or waiting:
-                if len(texts) and len(waiting) <= self._depth:
-                    count, shape = next_row(lengths, most)
-                    waiting.append(thread.submit(self._fill, tokens, texts[:count], shape))
-                    texts, lengths = texts[count:], lengths[count:]
-                else:
-                    yield waiting.popleft().result()
+            yield from in_advance(thread, self._fill, self._cut(tokens, texts, most), self._depth)
         finally:
             thread.shutdown(cancel_futures=True)
+
+    def _cut(self, tokens: Tokens, texts: np.ndarray, most: int) -> Iterator[tuple[Tokens, np.ndarray, Shape]]:
+        lengths = tokens.lengths[texts]
+        while len(texts):
+            count, shape = next_row(lengths, most)
+            yield tokens, texts[:count], shape
+            texts = texts[count:]
+            lengths = lengths[count:]
 
     def _fill(self, tokens: Tokens, texts: np.ndarray, shape: Shape) -> FilledRow:
         slot = self._slots.take(shape.bytes)
