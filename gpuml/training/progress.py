@@ -70,12 +70,13 @@ Watch = Callable[[Progress], None]
 
 # %% ../../nbs/training/66_progress.ipynb #04a2655f
 class Reporter:
-    "Passes progress on, at most `UPDATES_A_SECOND` times a second, and keeps the speed"
+    "Passes progress on: a phase and its first step at once, others at most `UPDATES_A_SECOND` times a second; keeps the speed"
 
     def __init__(self, watch: Watch | None):
         self.progress = Progress()
         self._watch = watch
         self._last = 0.0  # when it was called, by time.monotonic()
+        self._stepless = True  # nobody has been told of a step of this phase
         self._marks: list[tuple[float, int, int]] = []  # times, steps and examples, for the speed
         self._file: HeadwayFile | None = None
 
@@ -91,6 +92,7 @@ class Reporter:
         for name, value in {**changes, **({"phase": phase, "doing": ""} if phase else {})}.items():
             setattr(self.progress, name, value)
         self._last = time.monotonic()
+        self._stepless = self._stepless or phase is not None
         if self._watch:
             self._watch(self.progress)
         if self._file:
@@ -127,7 +129,8 @@ class Reporter:
             seconds = max(now - self._marks[0][0], 1e-9)
             p.examples_per_second = sum(n for _, _, n in self._marks[1:]) / seconds
             p.seconds_left = (p.steps - p.step) * seconds / sum(n for _, n, _ in self._marks[1:])
-        if now - self._last >= 1 / UPDATES_A_SECOND:
+        if now - self._last >= 1 / UPDATES_A_SECOND or (steps and self._stepless):
+            self._stepless = False
             self.now()
 
     def pause(self) -> None:
