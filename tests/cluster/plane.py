@@ -1,5 +1,6 @@
 "A real Kubernetes control plane on loopback: etcd, API server, controller manager and scheduler"
 
+import ipaddress
 import json
 import os
 import re
@@ -24,6 +25,7 @@ SERVERS = {  # in the order in which they start, with the path that says whether
 }
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuml-tests" / "kubernetes-1.20.2"
 USERS = {"admin": ["system:masters"], "prod-user": ["gpuml-prod"], "dev-user": ["gpuml-dev"], "outsider": []}  # groups
+NAMES = [f"DNS:kubernetes{end}" for end in ("", ".default", ".default.svc", ".default.svc.cluster.local")]
 
 
 class MissingServers(Exception):
@@ -46,18 +48,27 @@ def find_servers() -> dict[str, str]:
 class Plane:
     "The control plane; `start` it, and `stop` kills it. It dies with the thread that started it in every case"
 
-    def __init__(self, folder: Path, apiserver_flags: dict | None = None):
-        self.folder, self.processes, self.more = folder, {}, apiserver_flags or {}
+    def __init__(
+        self,
+        folder: Path,
+        apiserver_flags: dict | None = None,
+        controller_flags: dict | None = None,
+        address: str = "127.0.0.1",  # the API server's
+        services: str = "10.0.0.0/24",  # addresses of Services
+        users: dict[str, list[str]] = USERS,  # their groups
+    ):
+        self.folder, self.processes, self.address, self.services, self.users = folder, {}, address, services, users
+        self.apiserver_flags, self.controller_flags = apiserver_flags or {}, controller_flags or {}
         self.servers = find_servers()
         text = subprocess.check_output([self.servers["kube-apiserver"], "--version"], text=True)
         self.version = tuple(int(n) for n in re.search(r"v(\d+)\.(\d+)", text).groups())
         self.ports = {server: free_port() for server in SERVERS}
-        self.url = f"https://127.0.0.1:{self.ports['kube-apiserver']}"
+        self.url = f"https://{address}:{self.ports['kube-apiserver']}"
         self.certificate, self.key = folder / "server.crt", folder / "server.key"
-        self.tokens = {user: secrets.token_hex(16) for user in USERS}
+        self.tokens = {user: secrets.token_hex(16) for user in users}
+        self._write_credentials()
 
     def start(self) -> "Plane":
-        self._write_credentials()
         self.flags = {
             "etcd": self._etcd(),
             "kube-apiserver": self._apiserver(),
@@ -148,7 +159,7 @@ class Plane:
             "service-account-issuer": "https://kubernetes.default.svc",
             "service-account-signing-key-file": self.key,
             "service-account-key-file": self.key,
-            "service-cluster-ip-range": "10.0.0.0/24",
+            "service-cluster-ip-range": self.services,
             "kubelet-preferred-address-types": "InternalIP",
             "audit-policy-file": self._audit_policy(),
             "audit-log-path": self.folder / "audit.log",
@@ -156,7 +167,8 @@ class Plane:
             "default-unreachable-toleration-seconds": 3,
             **self._listens("kube-apiserver"),
             **self._features(),
-            **self.more,
+            "bind-address": self.address,
+            **self.apiserver_flags,
         }
 
     def _audit_policy(self) -> Path:
@@ -179,6 +191,7 @@ class Plane:
             "leader-elect": "false",
             **self._listens("kube-controller-manager"),
             **self._features(),
+            **self.controller_flags,
         }
 
     def _scheduler(self) -> dict:
@@ -197,9 +210,11 @@ class Plane:
     def _write_credentials(self) -> None:
         "One key for everything: the server's certificate, the agent's, and the tokens of service accounts"
         command = "openssl req -x509 -newkey rsa:2048 -nodes -days 7 -subj /CN=gpuml-tests -addext"
-        command = [*command.split(), "subjectAltName=IP:127.0.0.1", "-keyout", self.key, "-out", self.certificate]
+        first = next(ipaddress.ip_network(self.services).hosts())  # of the Service `kubernetes`
+        names = ",".join(dict.fromkeys([*(f"IP:{a}" for a in ("127.0.0.1", self.address, first)), *NAMES]))
+        command = [*command.split(), f"subjectAltName={names}", "-keyout", self.key, "-out", self.certificate]
         subprocess.run(command, check=True, capture_output=True)
-        lines = [f'{self.tokens[user]},{user},{user},"{",".join(groups)}"\n' for user, groups in USERS.items()]
+        lines = [f'{self.tokens[user]},{user},{user},"{",".join(groups)}"\n' for user, groups in self.users.items()]
         (self.folder / "tokens.csv").write_text("".join(lines))
 
     def _start(self, server: str, flags: dict) -> None:
@@ -221,7 +236,8 @@ class Plane:
             time.sleep(0.1)
 
     def _is_ready(self, server: str) -> bool:
-        url = f"{'http' if server == 'etcd' else 'https'}://127.0.0.1:{self.ports[server]}/{SERVERS[server]}"
+        address = self.address if server == "kube-apiserver" else "127.0.0.1"
+        url = f"{'http' if server == 'etcd' else 'https'}://{address}:{self.ports[server]}/{SERVERS[server]}"
         http = urllib3.PoolManager(ca_certs=str(self.certificate), retries=False, timeout=5)
         try:
             return http.request("GET", url).status == 200
