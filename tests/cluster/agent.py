@@ -34,7 +34,7 @@ class Agent:
     "The nodes, and the workers of the pods that are bound to them"
 
     def __init__(self, plane, folder: Path):
-        self.api, self.folder, self.version = plane.api(patience=60), folder, plane.version
+        self.api, self.folder = plane.api(patience=60), folder
         self.nodes, self.vanished, self.workers = set(), set(), {}  # names; names; by the pod's uid
         self.services = {}  # addresses that pods know by name, such as {"mlflow": "127.1.2.3"}
         self.image = {"PATH": f"{Path(sys.executable).parent}:{PATH}"}  # as an image's ENV

@@ -7,7 +7,7 @@
         assert cluster.admin.logs(namespace, pod["metadata"]["name"]) == "hello\\n"
 
 plane      (session) the control plane; where its servers are missing, all these tests are skipped
-    plane.version                           such as (1, 20)
+    plane.version                           such as (1, 37)
     plane.kubeconfig(user, namespace)       a file for KUBECONFIG; users: admin, prod-user, dev-user, outsider
     plane.api(user)                         an `Api`: that user's requests, as plain dicts
     plane.url, plane.tokens[user], plane.certificate
@@ -53,18 +53,18 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.plane import MissingServers, Plane, find_servers
+from tests.cluster.plane import READY, Plane
+from tests.cluster.programs import missing
 from tests.cluster.site import Site
 
 
 def pytest_collection_modifyitems(items):
     "Where there are no servers, the tests are left out, and one line for each file says so"
-    try:
-        find_servers()
-    except MissingServers as missing:
+    if names := missing(READY):
+        reason = f"no {', '.join(names)} for a cluster: `make servers` builds what the tests need"
         for item in items:
             if item.path.is_relative_to(Path(__file__).parent):
-                item.add_marker(pytest.mark.skip(reason=str(missing)))
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,8 @@
 
 import ipaddress
 import json
-import os
 import re
 import secrets
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,34 +13,17 @@ from pathlib import Path
 import urllib3
 
 from tests.cluster.api import Api, ApiError
+from tests.cluster.programs import program
 from tests.conftest import free_port
 
-SERVERS = {  # in the order in which they start, with the path that says whether they are ready
+READY = {  # by server, in the order in which they start: the path that says whether it is ready
     "etcd": "health",
     "kube-apiserver": "readyz",
     "kube-controller-manager": "healthz",
     "kube-scheduler": "healthz",
 }
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuml-tests" / "kubernetes-1.20.2"
 USERS = {"admin": ["system:masters"], "prod-user": ["gpuml-prod"], "dev-user": ["gpuml-dev"], "outsider": []}  # groups
 NAMES = [f"DNS:kubernetes{end}" for end in ("", ".default", ".default.svc", ".default.svc.cluster.local")]
-
-
-class MissingServers(Exception):
-    "There are no servers to start, and what to do about it"
-
-
-def find_servers() -> dict[str, str]:
-    "Where each server is: in the folder that GPUML_TEST_KUBERNETES names, or in the cache that build.sh fills"
-    named = os.environ.get("GPUML_TEST_KUBERNETES")
-    paths = {"etcd": f"{named or CACHE}:{os.environ['PATH']}:{CACHE}"}
-    found = {server: shutil.which(server, path=paths.get(server, named or str(CACHE))) for server in SERVERS}
-    missing = ", ".join(server for server, path in found.items() if not path)
-    if missing and named:
-        raise MissingServers(f"GPUML_TEST_KUBERNETES={named} has no {missing}")
-    if missing:
-        raise MissingServers(f"no {missing} in {CACHE}: `make test-all` puts them there")
-    return found
 
 
 class Plane:
@@ -59,10 +40,9 @@ class Plane:
     ):
         self.folder, self.processes, self.address, self.services, self.users = folder, {}, address, services, users
         self.apiserver_flags, self.controller_flags = apiserver_flags or {}, controller_flags or {}
-        self.servers = find_servers()
-        text = subprocess.check_output([self.servers["kube-apiserver"], "--version"], text=True)
+        text = subprocess.check_output([program("kube-apiserver"), "--version"], text=True)
         self.version = tuple(int(n) for n in re.search(r"v(\d+)\.(\d+)", text).groups())
-        self.ports = {server: free_port() for server in SERVERS}
+        self.ports = {server: free_port() for server in READY}
         self.url = f"https://{address}:{self.ports['kube-apiserver']}"
         self.certificate, self.key = folder / "server.crt", folder / "server.key"
         self.tokens = {user: secrets.token_hex(16) for user in users}
@@ -75,7 +55,7 @@ class Plane:
             "kube-controller-manager": self._controller_manager(),
             "kube-scheduler": self._scheduler(),
         }
-        for server in SERVERS:
+        for server in READY:
             self.up(server)
         self._wait("kube-controller-manager", lambda: self.has_service_account("default"))
         return self
@@ -131,12 +111,11 @@ class Plane:
                 found.add((event["verb"], "/".join(filter(None, (of.get("resource"), of.get("subresource"))))))
 
     def has_service_account(self, namespace: str) -> bool:
-        "Whether pods can be made in a namespace: its default ServiceAccount is there, before 1.24 with its token"
+        "Whether pods can be made in a namespace: its default ServiceAccount is there"
         try:
-            account = self.api().get("serviceaccounts", namespace, "default")
+            return bool(self.api().get("serviceaccounts", namespace, "default"))
         except ApiError:
             return False
-        return self.version >= (1, 24) or bool(account.get("secrets"))
 
     def _etcd(self) -> dict:
         clients, peers = f"http://127.0.0.1:{self.ports['etcd']}", f"http://127.0.0.1:{free_port()}"
@@ -166,7 +145,6 @@ class Plane:
             "default-not-ready-toleration-seconds": 3,  # by default a lost node's pods are left for 5 minutes
             "default-unreachable-toleration-seconds": 3,
             **self._listens("kube-apiserver"),
-            **self._features(),
             "bind-address": self.address,
             **self.apiserver_flags,
         }
@@ -190,7 +168,6 @@ class Plane:
             "node-eviction-rate": 1,
             "leader-elect": "false",
             **self._listens("kube-controller-manager"),
-            **self._features(),
             **self.controller_flags,
         }
 
@@ -200,12 +177,7 @@ class Plane:
     def _listens(self, server: str) -> dict:
         "On loopback only, with the certificate that all share"
         flags = {"bind-address": "127.0.0.1", "secure-port": self.ports[server]}
-        flags |= {"tls-cert-file": self.certificate, "tls-private-key-file": self.key}
-        has_open_port = server != "kube-apiserver" and self.version < (1, 24)  # on all addresses, with no password
-        return flags | ({"port": 0} if has_open_port else {})
-
-    def _features(self) -> dict:
-        return {} if self.version >= (1, 21) else {"feature-gates": "TTLAfterFinished=true"}
+        return flags | {"tls-cert-file": self.certificate, "tls-private-key-file": self.key}
 
     def _write_credentials(self) -> None:
         "One key for everything: the server's certificate, the agent's, and the tokens of service accounts"
@@ -218,7 +190,7 @@ class Plane:
         (self.folder / "tokens.csv").write_text("".join(lines))
 
     def _start(self, server: str, flags: dict) -> None:
-        command = ["setpriv", "--pdeathsig", "KILL", self.servers[server]]
+        command = ["setpriv", "--pdeathsig", "KILL", program(server)]
         command += [f"--{flag}={value}" for flag, value in flags.items()]
         with open(self.folder / f"{server}.log", "a") as log:
             self.processes[server] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -237,7 +209,7 @@ class Plane:
 
     def _is_ready(self, server: str) -> bool:
         address = self.address if server == "kube-apiserver" else "127.0.0.1"
-        url = f"{'http' if server == 'etcd' else 'https'}://{address}:{self.ports[server]}/{SERVERS[server]}"
+        url = f"{'http' if server == 'etcd' else 'https'}://{address}:{self.ports[server]}/{READY[server]}"
         http = urllib3.PoolManager(ca_certs=str(self.certificate), retries=False, timeout=5)
         try:
             return http.request("GET", url).status == 200

@@ -241,7 +241,7 @@ def test_production_preempts_development(cluster, namespace):
     last = last_seen(cluster, namespace, victim, since)
     conditions = {c["type"]: c.get("reason") for c in last["status"]["conditions"]}
     assert state(last)["exitCode"] == 75
-    assert conditions.get("DisruptionTarget") == ("PreemptionByScheduler" if cluster.plane.version >= (1, 26) else None)
+    assert conditions["DisruptionTarget"] == "PreemptionByScheduler"
     prod = logged(cluster, namespace, "prod")
     assert cluster.wait_event(namespace, "Preempted").startswith("Preempted by")
     cluster.wait_pod(namespace, "dev", lambda pod: pod["metadata"]["name"] != victim and phase("Pending")(pod))
@@ -304,7 +304,7 @@ def test_evicted_by_the_kubelet(cluster, namespace):
     status = cluster.wait_pod(namespace, "j", phase("Failed"))["status"]
     assert status["reason"] == "Evicted" and "low on resource: memory" in status["message"]
     disrupted = [c["reason"] for c in status["conditions"] if c["type"] == "DisruptionTarget"]
-    assert disrupted == (["TerminationByKubelet"] if cluster.plane.version >= (1, 26) else [])
+    assert disrupted == ["TerminationByKubelet"]
 
 
 def test_a_lost_node(cluster, namespace):

@@ -296,7 +296,7 @@ class Worker(threading.Thread):
         readiness = {"status": str(ready), "lastTransitionTime": now(), **unready}
         conditions = [{"type": "Initialized", "status": "True"}]
         conditions += [{"type": kind, **readiness} for kind in ("Ready", "ContainersReady")]
-        if more and self.agent.version >= (1, 26):
+        if more:
             conditions.append({"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"})
         container = {"name": self.container["name"], "image": self.container["image"], "imageID": "", "restartCount": 0}
         container |= {"ready": ready, "started": ready, "state": state}
