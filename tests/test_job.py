@@ -7,12 +7,13 @@ import pytest
 
 from gpuml.base.errors import Exit
 from gpuml.base.loading import load
+from gpuml.cluster.device_claim import claim_template
 from gpuml.cluster.manifest import Source, manifest, run_id, verdict, yaml
 from tests.conftest import ROOT
 from tests.schemas import validate  # noqa: F401  a fixture
 
 GOLDEN = Path(__file__).parent / "golden" / "job.yaml"
-VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
+VERSIONS = [f"1.{minor}" for minor in range(33, 38)]
 EVERYTHING = [
     "compute.image=registry.example.com/gpuml-train@sha256:" + "0" * 64,
     "compute.image_pull_secrets=[registry]",
@@ -25,6 +26,7 @@ EVERYTHING = [
     "compute.env={HF_HUB_OFFLINE: '1'}",
     "compute.grace=90",
 ]
+CLAIMED = ["compute.device_class=gpu.nvidia.com", "compute.gpus=2"]
 SOURCE = Source(
     "0f2a9c11d4e5aa01", "s3://models/production/.bundles/0f2a9c11d4e5aa01.tar.gz", "nbs/train.ipynb", "Ada L.", "c0ffee"
 )
@@ -37,7 +39,7 @@ def made(*overrides: str) -> dict:
 
 def test_golden():
     "What is sent changes on purpose only: GPUML_GOLDEN=1 writes the file anew"
-    text = yaml([made(), made(*EVERYTHING)])
+    text = yaml([made(), made(*EVERYTHING), made(*CLAIMED)])
     if os.environ.get("GPUML_GOLDEN"):
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(text)
@@ -46,7 +48,7 @@ def test_golden():
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_valid_by_the_schema_of(version, validate):  # noqa: F811
-    for job in (made(), made(*EVERYTHING)):
+    for job in (made(), made(*EVERYTHING), made(*CLAIMED)):
         assert validate(version, yaml([job])) == [None]
     job = made()
     job["spec"]["podFailurePolicies"] = job["spec"].pop("podFailurePolicy")
@@ -121,6 +123,18 @@ def test_restricted():
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
     assert all("hostPath" not in volume for volume in pod["volumes"])
     assert pod["automountServiceAccountToken"] is False
+
+
+def test_gpus_of_a_device_class_are_claimed():
+    "The container names its claim, the pod its template, and no GPU stands in the limits"
+    pod = made(*CLAIMED)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["claims"] == [{"name": pod["resourceClaims"][0]["name"]}]
+    assert not any("/" in resource for resource in container["resources"]["limits"])
+    config = load("prod", CLAIMED, start=ROOT)
+    assert pod["resourceClaims"][0]["resourceClaimTemplateName"] == claim_template(config.compute)["metadata"]["name"]
+    without = made("compute.device_class=gpu.nvidia.com", "compute.gpus=0")["spec"]["template"]["spec"]
+    assert "resourceClaims" not in without and "claims" not in without["containers"][0]["resources"]
 
 
 def test_no_secret_in_it(monkeypatch):

@@ -190,6 +190,12 @@ class ComputeConfig(Section):
         pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$",
         description="What a GPU is called, such as nvidia.com/mig-1g.10gb for a part of one",
     )
+    device_class: str | None = Field(
+        None,
+        pattern=LONG_NAME,
+        max_length=240,
+        description="DeviceClass that GPUs are taken from, in place of gpu_resource, where the cluster has them by DRA",
+    )
     cpu: Quantity = Field("4", description="CPU cores that are kept for a job")
     memory: Quantity = Field("16Gi", description="Memory of a job; with more it is killed")
     shared_memory: Quantity = Field("1Gi", description="Size of /dev/shm, as a part of the memory")

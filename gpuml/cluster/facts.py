@@ -8,7 +8,7 @@ __all__ = ['job_facts', 'is_ours']
 # %% ../../nbs/cluster/17_facts.ipynb #2fb06424
 from typing import Any
 
-from .manifest import PREFIX
+from .manifest import GPUS, PREFIX
 from .pod import training_container
 
 # %% ../../nbs/cluster/17_facts.ipynb #7d650079
@@ -19,7 +19,7 @@ def job_facts(
     notes = manifest["metadata"].get("annotations", {})
     pod = manifest["spec"]["template"]["spec"]
     limits = training_container(pod).get("resources", {}).get("limits", {})
-    gpus = next((count for resource, count in limits.items() if "/" in resource), 0)
+    gpus = notes.get(GPUS) or next((count for resource, count in limits.items() if "/" in resource), 0)
     named = {name: notes.get(f"{PREFIX}/{name}", "") for name in ("notebook", "owner", "tracking", "bundle", "commit")}
     return named | {
         "config": notes.get(f"{PREFIX}/config") or manifest["metadata"]["labels"][f"{PREFIX}/config"],

@@ -20,6 +20,7 @@ from . import manifest as job
 from .admission import answering, check_cluster
 from .answers import ApiServer, NoCluster
 from .checks import check_code, check_here, check_kernel
+from .device_claim import claim_template
 from .elsewhere import check_places, data_here, for_here, for_pods
 from .findings import Finding, Findings
 from .jobs import own_folders
@@ -46,14 +47,20 @@ class Submission:
     local: bool = False
     api: ApiServer | None = None  # none: a job on this machine, or no cluster
 
+    @property
+    def template(self) -> dict[str, Any] | None:
+        "The ResourceClaimTemplate that its pods name; none where they name none"
+        return None if self.local else claim_template(self.config.compute)
+
     def __repr__(self):
         target = "on this machine" if self.local else f"to the namespace {self.config.compute.namespace}"
+        manifests = [*filter(None, [self.template]), self.manifest]
         parts = [
             f"{self.manifest['metadata']['name']} would be submitted {target}:",
             str(self.findings),
             str(self.bundle),
         ]
-        return "\n\n".join([*parts, f"differences:\n{self.changes}", job.yaml([self.manifest])])
+        return "\n\n".join([*parts, f"differences:\n{self.changes}", job.yaml(manifests)])
 
 # %% ../../nbs/cluster/55_submission.ipynb #e8e49e5c
 def prepare(
