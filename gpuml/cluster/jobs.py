@@ -27,6 +27,7 @@ from .local import LocalJob, jobs_folder, local_job
 from .manifest import PREFIX
 from .objects import JOBS, PODS, events_about, events_in, gpu_count_of
 from .projects import is_named, short_names
+from .queues import queue_entries
 from .remote import ClusterJob, cluster_job, headway_of_pod
 from .state import Seen, explain
 from ..jobs.handle import Job, State
@@ -133,11 +134,15 @@ def _see_namespace(api: ApiServer, config: Config, name: str | None) -> list[See
         is_pending = any(p["status"].get("phase") == "Pending" for p in pods)
         gpu_count = gpu_count_of(api, namespace) if is_pending else GpuCount()
         events = events_in(api, namespace) if is_pending else []
+        entries = queue_entries(api, namespace, jobs)
     by_run: dict[str, list[dict[str, Any]]] = {}
     for pod in pods:
         by_run.setdefault(pod["metadata"]["labels"].get(f"{PREFIX}/run", ""), []).append(pod)
     named = [(job, job["metadata"]["name"], by_run.get(job["metadata"]["name"], [])) for job in jobs]
-    return [Seen(job, own, events_about(events, run, own), gpu_count) for job, run, own in named]
+    return [
+        Seen(job, own, events_about(events, run, own), gpu_count, queue_entry=entries.get(run))
+        for job, run, own in named
+    ]
 
 # %% ../../nbs/cluster/46_jobs.ipynb #ab387197
 def local_jobs(

@@ -22,6 +22,7 @@ from .logs import follow_pods, read_log
 from .manifest import PREFIX
 from .objects import JobAddress, events_about, events_in, gpu_count_of, nodes_of
 from .pod import time_of
+from .queues import queue_entries
 from .state import Seen, explain
 from .watch import WATCH_SECONDS, watched, watches_of
 from ..jobs.handle import Job, State, StoredRun, read_json
@@ -111,7 +112,9 @@ def look_at(
         look = replace(look, gpu_count=nodes_of(handle.api, pods))
     elif phase not in ("succeeded", "failed", "cancelled", "released"):
         events = events_about(events_in(handle.api, handle.namespace), handle.run_id, pods)
-        look = replace(look, events=events, gpu_count=gpu_count_of(handle.api, handle.namespace))
+        gpu_count = gpu_count_of(handle.api, handle.namespace)
+        entries = queue_entries(handle.api, handle.namespace, [job])
+        look = replace(look, events=events, gpu_count=gpu_count, queue_entry=entries.get(handle.run_id))
     state = explain(look)
     return replace(state, headway=headway_of_pod(handle, state)) if state.phase == "running" else state
 

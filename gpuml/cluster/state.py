@@ -26,6 +26,7 @@ from gpuml.cluster.pod import (
     time_of,
     training_state,
 )
+from .queue import QueueEntry, queue_of, stopped_words, suspended_state
 from .waiting import refusal_of, unscheduled
 from ..jobs.handle import State
 
@@ -39,6 +40,7 @@ class Seen:
     events: list[dict[str, Any]] = field(default_factory=list)  # about the job and its pods
     gpu_count: GpuCount = GpuCount()  # of the cluster, as far as it matters and may be seen
     outcome: dict[str, Any] | None = None  # what the last attempt wrote into storage
+    queue_entry: QueueEntry | None = None  # of a job that Kueue has suspended
 
     @property
     def name(self) -> str:
@@ -170,9 +172,10 @@ def _failed(failed: dict[str, Any], ended: dict[str, Any], look: Seen) -> str:
 def _without_pod(look: Seen, pod: dict[str, Any] | None, ended: dict[str, Any]) -> tuple[str, str]:
     "Phase and cause of a job of which no attempt is at work; `pod`: of the last one"
     if look.job["spec"].get("suspend"):
-        queue = look.job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
-        command = "is suspended; `kubectl patch job` with suspend=false starts it"
-        return "pending", f"waits in the queue {queue}" if queue else command
+        if queue := queue_of(look.job):
+            entry = look.queue_entry or QueueEntry(queue, look.job["metadata"].get("namespace", ""))
+            return suspended_state(entry, _latest(look, "Stopped"))
+        return "pending", "is suspended; `kubectl patch job` with suspend=false starts it"
     if ended or look.job.get("status", {}).get("failed") or look.outcome:
         return "waiting", _between(pod, ended, look)
     refusal = _latest(look, "FailedCreate")
@@ -203,7 +206,8 @@ def _of_pod(pod: dict[str, Any], look: Seen) -> tuple[str, str]:
     "Phase and cause of a job whose pod is there"
     beside = failed_beside(pod)
     if pod["metadata"].get("deletionTimestamp"):
-        by = outside_cause(pod) or _latest(look, "Preempted", pod=pod)
+        by_queue = stopped_words(look.queue_entry) if look.queue_entry else ""
+        by = outside_cause(pod) or _latest(look, "Preempted", pod=pod) or by_queue
         act = "saves a checkpoint" if _runs(pod) else "its pod is being removed, and nothing runs in it"
         return "stopping", f"{act}; {by or 'it was stopped'}"
     if _runs(pod):
