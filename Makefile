@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE      # where it is set, every import compiles a
 # pip's own folder of wheels, if it is set up with one, is passed on to uv
 FIND_LINKS = $$(echo "$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" | tr -s ' \n' ',')
 
-.PHONY: install demo test test-all nbdev_test lessons pytest say-test servers check house export lab pictures clean chromium prometheus postgres
+.PHONY: install demo test test-all nbdev_test lessons pytest say-test servers check house export lab pictures clean chromium prometheus postgres nodes
 
 install: .venv/.installed
 
@@ -25,13 +25,13 @@ demo: install                         ## train the sample on the offline encoder
 
 test: say-test demo check nbdev_test pytest    ## the demo, then every check that needs no building; about 10 minutes on 2 cores
 
-test-all: servers test                ## that, and the tests on a real Kubernetes control plane; three times that
+test-all: servers test                ## that, and the tests on a real Kubernetes; three times that
 
 say-test:
-	@echo "On 2 cores this takes about 10 minutes, and with the tests on a cluster, where its servers are built, three times that"
+	@echo "On 2 cores this takes about 10 minutes, and with the tests on a cluster, where its programs are built, three times that"
 
-servers:                              # its programs, in a cache; the first time takes about 10 minutes
-	tests/cluster/build.sh
+servers: install                      ## the tests' Kubernetes and what goes with it, in a cache; from nothing about 22 minutes
+	PYTHON=$(BIN)/python tests/cluster/build.sh $(ONLY)
 
 nbdev_test: install                   ## the lessons on the pages, and whether they show what is stored; train.ipynb runs in pytest
 	$(BIN)/python tests/lessons.py
@@ -39,7 +39,7 @@ nbdev_test: install                   ## the lessons on the pages, and whether t
 lessons: install                      ## runs them too, and stores what they show in the notebooks
 	$(BIN)/python tests/lessons.py --store
 
-pytest: install chromium prometheus postgres
+pytest: install chromium prometheus postgres nodes
 	$(BIN)/python -m pytest --ignore tests/cluster
 	$(BIN)/python -m pytest tests/cluster -n 0    # in one process: it starts one control plane
 
@@ -61,6 +61,12 @@ postgres:                             # PostgreSQL's programs, for the tests of 
 	  && sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf \
 	  && $$install postgresql >/dev/null; } \
 	  || echo "no PostgreSQL: the tests of MLflow on it are left out; install it and run again"
+
+nodes:                                # what real nodes of the tests' cluster run and route pods with; none of it starts a service
+	@PATH=$$PATH:/usr/sbin; command -v runc iptables ipset conntrack busybox gcc | wc -l | grep -q 6 && test -x /usr/lib/cni/bridge \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && export DEBIAN_FRONTEND=noninteractive && apt-get update -qq \
+	  && apt-get install -y -qq --no-install-recommends runc containernetworking-plugins iptables ipset conntrack busybox-static \
+	  gcc libc6-dev >/dev/null; } || echo "no runc and what goes with it: the tests on real nodes are left out; install it and run again"
 
 check: install                        ## format, lint, the house's rules, notebooks clean, modules, schema and README in step
 	$(BIN)/ruff format --check -q nbs tests benchmarks docs/rooms.py
