@@ -8,14 +8,19 @@ __all__ = ['check_cluster', 'answering']
 # %% ../../nbs/cluster/53_admission.ipynb #8440da35
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ClusterError, Exit
 from .answers import Answer, ApiServer, plainly
+from .capacity import excesses
 from .findings import Findings, Unknown
 from .gpus import count_gpus
 from .objects import JOBS
+from .pod import training_container
+from .queue import QueueEntry, queue_trouble
+from .queues import CLUSTER_QUEUES, COHORTS, LOCAL_QUEUES, readable_items
 
 # %% ../../nbs/cluster/53_admission.ipynb #82ba1308
 def check_cluster(
@@ -28,6 +33,8 @@ def check_cluster(
     findings.add("permission", lambda: _check_permission(api, c.namespace))
     findings.add("priority class", lambda: _check_priority(api, c.priority_class, c.namespace))
     findings.add("GPUs", lambda: _check_gpus(api, c.gpus, c.gpu_resource))
+    if c.queue:
+        findings.add("queue", lambda: _check_queue(api, c.queue, manifest))
     findings.add("manifest", lambda: _check_manifest(api, manifest))
     return findings
 
@@ -102,6 +109,38 @@ def _check_gpus(api: ApiServer, count: int, resource: str) -> str:
         largest = f"the largest node, {most}, has {have[most]}" if most else f"no node has any {resource}"
         raise ClusterError(f"compute.gpus: {count} never fit: {largest}")
     return f"{count} of {sum(have.values())} {resource}"
+
+# %% ../../nbs/cluster/53_admission.ipynb #d377b704
+def _check_queue(api: ApiServer, name: str, manifest: dict[str, Any]) -> str:
+    "Whether the LocalQueue is there, and can ever give what the job asks for; a remark where nothing in it starts now"
+    namespace = manifest["metadata"]["namespace"]
+    try:
+        listed = api.get(LOCAL_QUEUES.format(namespace))
+    except Answer as e:
+        raise Unknown(f"{name}: {e}") from None
+    if listed is None:
+        raise Unknown(
+            f"{name}: this cluster has no Kueue, or one before 0.15; where there is none, the job starts at once"
+        )
+    local_queues = {queue["metadata"]["name"]: queue for queue in listed["items"]}
+    if name not in local_queues:
+        others = f"; there is {', '.join(sorted(local_queues))}" if local_queues else ", and no other"
+        raise ClusterError(f"compute.queue: there is no LocalQueue {name} in {namespace}{others}")
+    return _check_quota(api, QueueEntry(name, namespace, local_queue=local_queues[name]), manifest)
+
+
+def _check_quota(api: ApiServer, entry: QueueEntry, manifest: dict[str, Any]) -> str:
+    "Whether the queue can ever give what the job asks for, as far as one may see that"
+    cluster_queues = readable_items(api, CLUSTER_QUEUES) or []
+    of_local = entry.local_queue["spec"]["clusterQueue"]
+    shared = next((queue for queue in cluster_queues if queue["metadata"]["name"] == of_local), None)
+    requests = training_container(manifest["spec"]["template"]["spec"])["resources"]["requests"]
+    excess = excesses(requests, shared, cluster_queues, readable_items(api, COHORTS)) if shared else []
+    if excess:
+        words = ", ".join(f"{e.need} of {e.resource}, where it gives {e.most:g} at most" for e in excess)
+        raise ClusterError(f"compute.queue: {entry.queue} never fits, by its ClusterQueue {of_local}: {words}")
+    trouble = queue_trouble(replace(entry, cluster_queue=shared))
+    return trouble or f"{entry.queue}, of the ClusterQueue {of_local}"
 
 # %% ../../nbs/cluster/53_admission.ipynb #f790ee5e
 def _check_manifest(api: ApiServer, manifest: dict[str, Any]) -> str:
