@@ -1,4 +1,4 @@
-"What a test works with: the control plane and an agent, and short ways to say what is wanted of them"
+"What a test works with: the control plane, with an agent or without, and short ways to say what is wanted of them"
 
 import json
 import os
@@ -17,21 +17,13 @@ CLASSES = {"gpuml-prod": (100_000, "PreemptLowerPriority"), "gpuml-dev": (-1000,
 
 
 class Cluster:
-    "A cluster with one node, `gpu-1`, of one GPU, and a node without, `control`, that takes no pods and is never lost"
+    "A control plane with gpuml's PriorityClasses, and what all tests do with it"
 
-    def __init__(self, plane: Plane, folder: Path):
+    def __init__(self, plane: Plane):
         self.plane, self.admin = plane, plane.api()
-        self.agent = Agent(plane, folder).start()
-        self.agent.add_node(
-            "control", 0, taints=[{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]
-        )
-        self.agent.add_node("gpu-1")
         for name, (value, policy) in CLASSES.items():
             body = {"metadata": {"name": name}, "value": value, "preemptionPolicy": policy}
             self.admin.create("priorityclasses", "", body)
-
-    def stop(self) -> None:
-        self.agent.stop()
 
     def make_namespace(self, name: str | None = None) -> str:
         "A namespace in which pods can be made"
@@ -57,14 +49,6 @@ class Cluster:
     def secret(self, namespace: str, name: str, **values: str) -> None:
         "A Secret with these keys, such as the S3 keys of `gpuml-s3`"
         self.admin.create("secrets", namespace, {"metadata": {"name": name}, "stringData": values})
-
-    def service(self, name: str) -> str:
-        "An address of this machine that pods know by this name: a server can listen there, on its usual port"
-        if not self.agent.isolated:
-            pytest.skip("names of services need namespaces of Linux: run as root")
-        number = len(self.agent.services) + 2
-        process = os.getpid()  # so that two test runs do not meet
-        return self.agent.services.setdefault(name, f"127.{64 + process // 250 % 128}.{1 + process % 250}.{number}")
 
     def wait(self, check: Callable, seconds: float = 60, what: str = ""):
         "The first answer of `check` that is true"
@@ -113,6 +97,29 @@ class Cluster:
             return next((message for why, message in self.events(namespace) if why == reason), None)
 
         return self.wait(find, seconds, f"event {reason}")
+
+
+class AgentCluster(Cluster):
+    "A cluster with one node, `gpu-1`, of one GPU, and a node without, `control`, that takes no pods and is never lost"
+
+    def __init__(self, plane: Plane, folder: Path):
+        super().__init__(plane)
+        self.agent = Agent(plane, folder).start()
+        self.agent.add_node(
+            "control", 0, taints=[{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]
+        )
+        self.agent.add_node("gpu-1")
+
+    def stop(self) -> None:
+        self.agent.stop()
+
+    def service(self, name: str) -> str:
+        "An address of this machine that pods know by this name: a server can listen there, on its usual port"
+        if not self.agent.isolated:
+            pytest.skip("names of services need namespaces of Linux: run as root")
+        number = len(self.agent.services) + 2
+        process = os.getpid()  # so that two test runs do not meet
+        return self.agent.services.setdefault(name, f"127.{64 + process // 250 % 128}.{1 + process % 250}.{number}")
 
 
 def job(name: str, command: list[str] | str, *, gpus: int = 1, grace: int = 5, retries: int = 0, **more) -> dict:

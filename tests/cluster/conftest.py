@@ -40,6 +40,17 @@ cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `c
 namespace  the name of a namespace that is this test's alone
 site       a project whose `prod` is that namespace, with data and output on a real S3 server: `site.submit(…)`
 mlflow     (session) a tracking server that pods know as http://mlflow:5000: the file of its database
+real       (session) a control plane of its own with two real nodes, `node-1` and `node-2`: kubelet, containerd, kube-proxy,
+           kube-router, a device plugin with one GPU, each in a network of its own, and CoreDNS. As root only. It has what
+           `cluster` has but for the agent and `service`, and
+    real.nodes["node-1"]                    .gpus.set(2), .gpus.set(0, unhealthy=1), .ctr("containers", "ls").stdout,
+                                            .programs.stop("kubelet"), .start_kubelet(), .folder with logs and settings
+    real.add_nodes(1, memorySwap={...})     another one, with a GPU and settings of its kubelet (tests.cluster.nodes.node)
+    real.kubectl("get", "pods", namespace=...).stdout      real.administrator.apply(manifest)
+    real.network.host, .service(20)         this machine as pods reach it; an address for a Service
+           Its image is `gpuml-train:test` (other names: tests.cluster.nodes.image): busybox, and for a container that asks for
+           a GPU or for `gpuml.test/host: 1` this machine's Python, with gpuml, at the same places
+real_namespace  a namespace of `real` that is this test's alone
 job(name, command, gpus=1, grace=5, retries=0, env=[...], memory="1Gi", image="...", priority="gpuml-dev", ...), phase(name),
 state(pod) are in tests.cluster.cluster. An image whose name contains `no-such-image` can't be pulled.
 A memory limit is kept for the whole process tree; what exceeds it ends with 137, OOMKilled.
@@ -52,7 +63,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import AgentCluster
+from tests.cluster.nodes import real as real_cluster
 from tests.cluster.plane import READY, Plane
 from tests.cluster.programs import missing
 from tests.cluster.site import Site
@@ -76,9 +88,24 @@ def plane(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cluster(plane, tmp_path_factory):
-    cluster = Cluster(plane, tmp_path_factory.mktemp("pods"))
+    cluster = AgentCluster(plane, tmp_path_factory.mktemp("pods"))
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def real():
+    if reason := real_cluster.lacks():
+        pytest.skip(reason)
+    with real_cluster.start() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def real_namespace(real):
+    name = real.make_namespace()
+    yield name
+    real.remove_namespace(name)
 
 
 @pytest.fixture

@@ -363,10 +363,10 @@ def test_nothing_outlives_the_tests(plane, tmp_path):
     "Neither servers nor pods, also when the tests are killed"
     script = """
         import pathlib, sys, time
-        from tests.cluster.cluster import Cluster, job, phase
+        from tests.cluster.cluster import AgentCluster, job, phase
         from tests.cluster.plane import Plane
         folder = pathlib.Path(sys.argv[1])
-        cluster = Cluster(Plane(folder).start(), folder)
+        cluster = AgentCluster(Plane(folder).start(), folder)
         cluster.admin.create("jobs", "default", job("j", "sleep 12345 & sleep 12345"))
         cluster.wait_pod("default", "j", phase("Running"))
         print("running", flush=True)

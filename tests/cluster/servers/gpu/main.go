@@ -111,7 +111,10 @@ func offerDevices(arguments []string) error {
 }
 
 func (p *Plugin) serve(folder, name string) error {
-	socket := filepath.Join(folder, name)
+	socket, registry := filepath.Join(folder, name), filepath.Join(folder, "kubelet.sock")
+	if _, err := os.Stat(registry); err != nil { // it removes sockets of others before it makes its own
+		return err
+	}
 	os.Remove(socket)
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
@@ -121,7 +124,7 @@ func (p *Plugin) serve(folder, name string) error {
 	defer server.Stop()
 	api.RegisterDevicePluginServer(server, p)
 	go server.Serve(listener)
-	kubelet, err := grpc.NewClient("unix://"+filepath.Join(folder, "kubelet.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	kubelet, err := grpc.NewClient("unix://"+registry, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
