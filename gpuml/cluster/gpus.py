@@ -10,9 +10,10 @@ __all__ = ['count_of', 'is_device', 'pod_devices', 'own_gpus', 'gpu_resource', '
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .devices import IMPLICIT, DraObjects, node_devices, noted_devices, pod_claims
 from .pod import condition, training_container
 
 # %% ../../nbs/cluster/18_gpus.ipynb #2c04b666
@@ -58,8 +59,13 @@ def own_gpus(
     devices: Mapping[str, int],  # by `pod_devices`
 ) -> int:
     "GPUs, or parts of GPUs, that a pod has for itself: how busy one is that several pods share is not known of each"
-    names = [name for name in devices if name.startswith("nvidia.com/") and not name.endswith(".shared")]
-    return sum(devices[name] for name in names)
+    return sum(count for name, count in devices.items() if _is_own_gpu(name))
+
+
+def _is_own_gpu(resource: str) -> bool:
+    "Whether a resource is a GPU of NVIDIA, or a part of one, by a device plugin or by a DeviceClass of its driver"
+    by_plugin = resource.startswith("nvidia.com/") and not resource.endswith(".shared")
+    return by_plugin or (resource.startswith(IMPLICIT) and resource.endswith("nvidia.com"))
 
 
 def gpu_resource(
@@ -67,7 +73,7 @@ def gpu_resource(
 ) -> str:
     "What the pod's training calls a GPU"
     limits = training_container(pod["spec"]).get("resources", {}).get("limits", {})
-    return next(filter(is_device, limits), "nvidia.com/gpu")
+    return next(iter(noted_devices(pod)), next(filter(is_device, limits), "nvidia.com/gpu"))
 
 # %% ../../nbs/cluster/18_gpus.ipynb #bb0aef70
 @dataclass(frozen=True)
@@ -99,12 +105,30 @@ class GpuCount:
     nodes: tuple[Node, ...] | None = None  # none: one may not see them
     holders: tuple[Claim, ...] = ()
     waiting: tuple[Claim, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)  # resource of a DeviceClass → what it is counted as
+    sees_slices: bool = True  # whether what DRA offers was read too
+
+    def knows(
+        self,
+        resource: str = "nvidia.com/gpu",
+    ) -> bool:
+        "Whether it is known how much of it each node has"
+        counted = self.names.get(resource, resource)
+        return self.nodes is not None and (self.sees_slices or any(node.devices.get(counted) for node in self.nodes))
+
+    def is_dynamic(
+        self,
+        resource: str = "nvidia.com/gpu",
+    ) -> bool:
+        "Whether it is given by DRA, where the scheduler preempts nobody"
+        return resource.startswith(IMPLICIT) or resource in self.names.values()
 
     def free(
         self,
         resource: str = "nvidia.com/gpu",
     ) -> dict[str, tuple[int, int]]:
         "(free, all) devices of every node that has some"
+        resource = self.names.get(resource, resource)
         held: Counter[str] = Counter()
         for claim in self.holders:
             held[claim.node] += claim.devices.get(resource, 0)
@@ -116,28 +140,52 @@ class GpuCount:
         resource: str = "nvidia.com/gpu",
     ) -> list[Claim]:
         "Who holds some of it"
+        resource = self.names.get(resource, resource)
         return [claim for claim in self.holders if claim.devices.get(resource)]
 
 # %% ../../nbs/cluster/18_gpus.ipynb #43d1d3d8
 def count_gpus(
     nodes: list[dict[str, Any]] | None,  # as the API server has them; none: one may not see them
     pods: Iterable[dict[str, Any]] = (),  # anywhere
+    objects: DraObjects = DraObjects(),
 ) -> GpuCount:
     "Who holds and who waits: a pod holds from when it has a node until it is over, also while it ends"
-    claims = [claim_of(pod) for pod in pods if pod["status"].get("phase") not in ("Succeeded", "Failed")]
+    claimed = pod_claims(objects)
+    names = objects.names()
+    alive = [pod for pod in pods if pod["status"].get("phase") not in ("Succeeded", "Failed")]
+    claims = [_counted_as(names, claim_of(pod, claimed)) for pod in alive]
     holders = tuple(claim for claim in claims if claim.node)
     waiting = tuple(claim for claim in claims if not claim.node and claim.devices)
-    return GpuCount(None if nodes is None else tuple(map(_node_of, nodes)), holders, waiting)
+    machines = None if nodes is None else _with_offers(tuple(map(_node_of, nodes)), objects)
+    return GpuCount(machines, holders, waiting, names, objects.slices is not None)
 
 
 def claim_of(
     pod: dict[str, Any],
+    claimed: Mapping[tuple[str, str], Mapping[str, int]] = {},  # by `pod_claims`
 ) -> Claim:
     "What a pod holds, or waits for"
     meta, spec = pod["metadata"], pod["spec"]
     node, priority = spec.get("nodeName") or "", spec.get("priorityClassName") or ""
     ends = "deletionTimestamp" in meta
-    return Claim(meta.get("namespace", ""), meta.get("name", ""), node, pod_devices(spec), priority, ends)
+    address = meta.get("namespace", ""), meta.get("name", "")
+    devices = Counter(pod_devices(spec)) + Counter(claimed.get(address) or noted_devices(pod))
+    return Claim(*address, node, dict(devices), priority, ends)
+
+
+def _counted_as(names: Mapping[str, str], claim: Claim) -> Claim:
+    "The claim, each resource under the name that its class has"
+    devices: Counter[str] = Counter()
+    for resource, count in claim.devices.items():
+        devices[names.get(resource, resource)] += count
+    return replace(claim, devices=dict(devices))
+
+
+def _with_offers(nodes: tuple[Node, ...], objects: DraObjects) -> tuple[Node, ...]:
+    "The nodes with what DRA offers on them; what a device plugin gives goes first, as with the scheduler"
+    offers = node_devices(objects)
+    own = [replace(node, devices={**offers.pop(node.name, {}), **node.devices}) for node in nodes]
+    return (*own, *(Node(name, devices, True, "") for name, devices in offers.items()))
 
 
 def _node_of(node: dict[str, Any]) -> Node:

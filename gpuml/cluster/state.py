@@ -213,7 +213,9 @@ def _of_pod(pod: dict[str, Any], look: Seen) -> tuple[str, str]:
     if _runs(pod):
         return "running", f"{beside}, and it goes on without" if beside else ""
     if not pod["spec"].get("nodeName"):
-        return "pending", unscheduled(pod, _latest(look, "FailedScheduling"), look.gpu_count)
+        return "pending", unscheduled(
+            pod, _latest(look, "FailedScheduling", "FailedResourceClaimCreation"), look.gpu_count
+        )
     return "pending", pending_cause(pod, _about(look, pod))
 
 

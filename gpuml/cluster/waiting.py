@@ -10,7 +10,8 @@ import re
 from collections import Counter
 from typing import Any
 
-from .gpus import GpuCount, gpu_resource, pod_devices
+from .devices import resource_words
+from .gpus import GpuCount, claim_of, gpu_resource
 
 # %% ../../nbs/cluster/21_waiting.ipynb #5d72ffbd
 def refusal_of(
@@ -19,7 +20,7 @@ def refusal_of(
     "Why the pod is not made, from the controller's event"
     if quota := re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", message):
         name, _, used, limited = quota.groups()
-        resource = limited.split("=")[0].removeprefix("requests.")
+        resource = limited.split("=")[0].removeprefix("requests.").removesuffix(".deviceclass.resource.k8s.io/devices")
         amounts = {k: v for text in (used, limited) for k, v in [text.split(",")[0].split("=")]}
         of = f"{used.split(',')[0].split('=')[1]} of {amounts[limited.split('=')[0]]}"
         return f"quota {name}: {of} {'GPUs' if 'gpu' in resource else resource} used; it starts when others end"
@@ -42,11 +43,24 @@ def unscheduled(
     if scheduled.get("reason") == "SchedulingGated":
         gates = ", ".join(gate["name"] for gate in pod["spec"].get("schedulingGates") or [])
         return f"is held back by the scheduling gate {gates or '?'}: what set it takes it away, such as a queue"
+    if message and pod["spec"].get("resourceClaims") and not pod["status"].get("resourceClaimStatuses"):
+        return _unclaimed(message)
     if not message:
         return "the scheduler has not looked at it yet"
-    if resource not in message or gpu_count.nodes is None:
+    lacks = resource in message or any(words in message for words in _LACKS)
+    if not lacks or not gpu_count.knows(resource):
         return f"no node takes it: {message}"
-    return gpus_lacking(pod_devices(pod["spec"]).get(resource, 0), resource, gpu_count)
+    return gpus_lacking(claim_of(pod).devices.get(resource, 0), resource, gpu_count)
+
+
+def _unclaimed(message: str) -> str:
+    "Why a pod has no claim of GPUs yet, from the controller's event"
+    if missing := re.search(r'resource claim template "([^"]+)": .*not found', message):
+        return f"the ResourceClaimTemplate {missing[1]} is gone; submitting the same makes it again"
+    return refusal_of(message) if "exceeded quota" in message else f"its GPUs can't be claimed: {message}"
+
+
+_LACKS = ("cannot allocate all claims", "cannot schedule extended resource claim", "cannot fit resource")  # of DRA
 
 # %% ../../nbs/cluster/21_waiting.ipynb #1d0a506b
 def gpus_lacking(
@@ -59,9 +73,10 @@ def gpus_lacking(
     need = f"needs {count} {'GPU' if count == 1 else 'GPUs'}"
     most, node = max(((count, name) for name, (_, count) in free.items()), default=(0, ""))
     if most < count:
-        largest = f"the largest, {node}, has {most}" if most else f"no node has any {resource}"
+        largest = f"the largest, {node}, has {most}" if most else f"no node has any {resource_words(resource)}"
         return f"{need}: never fits, {largest}; lower compute.gpus"
-    return f"{need}: {_free_words(free)}; {_holders_words(gpu_count, resource)}"
+    alone = "; by DRA, where the scheduler preempts nobody" if gpu_count.is_dynamic(resource) else ""
+    return f"{need}: {_free_words(free)}; {_holders_words(gpu_count, resource)}{alone}"
 
 
 def _free_words(free: dict[str, tuple[int, int]]) -> str:
