@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['queue_of', 'state_of', 'QueueEntry', 'queue_trouble', 'waiting_words', 'stopped_words', 'suspended_state',
-           'is_waiting', 'count_before']
+           'is_waiting', 'waiting_places']
 
 # %% ../../nbs/cluster/16_queue.ipynb #ba2ea3ae
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from .capacity import Usage, amount_of, usage_of
+from .capacity import Excess, Usage, amount_of, quotas_of, usage_of
 from .manifest import QUEUE_LABEL
 from .pod import condition
 
@@ -40,6 +41,7 @@ class QueueEntry:
     local_queue: dict[str, Any] | None = None
     cluster_queue: dict[str, Any] | None = None  # which the LocalQueue belongs to
     before: int = 0  # jobs of the LocalQueue that wait and come first
+    never: tuple[Excess, ...] = ()  # what it asks for and the queue can't ever give
 
     def quota(self) -> dict[str, Any]:
         "What Kueue says of its quota"
@@ -51,18 +53,27 @@ class QueueEntry:
         return state_of(self.workload or {}, "Admitted").get("status") == "True"
 
 # %% ../../nbs/cluster/16_queue.ipynb #5251f48e
+_OTHERWISE = "cancel it and name another queue by compute.queue"
+
+
 def _usage_words(entry: QueueEntry) -> str:
     "What its ClusterQueue has too little of at the moment; empty where that is not known"
     shared = entry.cluster_queue
     requests = [r["resources"] for r in (entry.workload or {}).get("status", {}).get("resourceRequests") or []]
     if not shared or not requests:
         return ""
+    name = shared["metadata"]["name"]
     needs = {resource: sum(amount_of(r.get(resource, 0)) for r in requests) for r in requests for resource in r}
+    if lacking := [resource for resource in sorted(needs) if not quotas_of(shared, resource)]:
+        return f": {name} has no quota of {', '.join(lacking)}; {_OTHERWISE}, or an administrator adds it"
+    if entry.never:
+        words = " and ".join(f"needs {e.need} {e.resource}, where {name} gives {e.most:g} at most" for e in entry.never)
+        return f": never fits: {words}; {_OTHERWISE}, or ask for less"
     usages = {resource: usage_of(shared, resource) for resource in needs}
     scarce = [r for r in sorted(needs) if needs[r] + usages[r].total > usages[r].nominal]
     if not scarce:
-        return f": {shared['metadata']['name']} has lent what it needs, and gets it back once those jobs have saved"
-    words = "; ".join(_scarce_words(r, needs[r], usages[r], shared["metadata"]["name"]) for r in scarce)
+        return f": {name} has lent what it needs, and gets it back once those jobs have saved"
+    words = "; ".join(_scarce_words(r, needs[r], usages[r], name) for r in scarce)
     return f": {words}; it starts when others end"
 
 
@@ -78,7 +89,7 @@ def queue_trouble(
     name, shared = entry.queue, entry.cluster_queue
     local = entry.local_queue
     if local == {}:
-        return f"there is no LocalQueue {name} in {entry.namespace}; cancel it and name another by compute.queue, or an administrator makes it"
+        return f"there is no LocalQueue {name} in {entry.namespace}; {_OTHERWISE}, or an administrator makes it"
     if state_of(local or {}, "Active").get("reason") == "Stopped":
         return f"the queue {name} is stopped; it starts once an administrator lets the queue go on"
     of_local = (local or {}).get("spec", {}).get("clusterQueue", "")
@@ -179,14 +190,17 @@ def is_waiting(
     return not is_over and workload["spec"].get("active", True)
 
 
-def count_before(
-    workload: dict[str, Any],
-    workloads: list[dict[str, Any]],  # of its namespace
-) -> int:
-    "How many of its LocalQueue wait and come first: by priority, then by age"
-    queue = workload["spec"].get("queueName")
-    rivals = [w for w in workloads if w["spec"].get("queueName") == queue and is_waiting(w)]
-    return sum(_rank(w) < _rank(workload) for w in rivals)
+def waiting_places(
+    workloads: list[dict[str, Any]],  # of a namespace
+) -> dict[str, int]:
+    "Workload → how many of its LocalQueue wait and come first: by priority, then by age"
+    places: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    for workload in sorted(filter(is_waiting, workloads), key=_rank):
+        queue = workload["spec"].get("queueName", "")
+        places[workload["metadata"]["name"]] = counts[queue]
+        counts[queue] += 1
+    return places
 
 
 def _rank(workload: dict[str, Any]) -> tuple[int, str]:

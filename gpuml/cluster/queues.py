@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .answers import Answer, ApiServer
-from .queue import QueueEntry, count_before, queue_of
+from .capacity import Excess, excesses
+from .pod import training_container
+from .queue import QueueEntry, queue_of, waiting_places
 
 # %% ../../nbs/cluster/35_queues.ipynb #6cf2daae
 _KUEUE = "/apis/kueue.x-k8s.io/v1beta2"
@@ -39,6 +41,8 @@ class Queues:
     workloads: dict[str, dict[str, Any]] | None  # by the uid of their Job
     local_queues: dict[str, dict[str, Any]] | None  # by name
     cluster_queues: dict[str, dict[str, Any]] | None  # by name
+    cohorts: list[dict[str, Any]] | None  # that are objects
+    places: dict[str, int]  # of the workloads that wait
 
     def entry_of(
         self,
@@ -50,8 +54,13 @@ class Queues:
         local_queue = _object(self.local_queues, name)
         of_local = (local_queue or {}).get("spec", {}).get("clusterQueue", "")
         cluster_queue = _object(self.cluster_queues, of_local) if of_local else None
-        before = count_before(workload, [*self.workloads.values()]) if workload else 0
-        return QueueEntry(name, job["metadata"]["namespace"], workload, local_queue, cluster_queue, before)
+        before = self.places.get(workload["metadata"]["name"], 0) if workload else 0
+        never = self._never(job, cluster_queue) if cluster_queue else ()
+        return QueueEntry(name, job["metadata"]["namespace"], workload, local_queue, cluster_queue, before, never)
+
+    def _never(self, job: dict[str, Any], cluster_queue: dict[str, Any]) -> tuple[Excess, ...]:
+        requests = training_container(job["spec"]["template"]["spec"]).get("resources", {}).get("requests") or {}
+        return tuple(excesses(requests, cluster_queue, [*self.cluster_queues.values()], self.cohorts))
 
 
 def _object(by_name: dict[str, dict[str, Any]] | None, name: str) -> dict[str, Any] | None:
@@ -63,14 +72,15 @@ def queues_in(
     server: ApiServer,
     namespace: str,
 ) -> Queues:
-    "What can be read of a namespace's queues: three requests"
+    "What can be read of a namespace's queues: four requests"
     workloads = readable_items(server, WORKLOADS.format(namespace))
     of_jobs = None if workloads is None else {w["metadata"].get("labels", {}).get(_JOB_UID, ""): w for w in workloads}
     local_queues, cluster_queues = (
         None if (items := readable_items(server, path)) is None else {q["metadata"]["name"]: q for q in items}
         for path in (LOCAL_QUEUES.format(namespace), CLUSTER_QUEUES)
     )
-    return Queues(of_jobs, local_queues, cluster_queues)
+    cohorts = readable_items(server, COHORTS)
+    return Queues(of_jobs, local_queues, cluster_queues, cohorts, waiting_places(workloads or []))
 
 
 _JOB_UID = "kueue.x-k8s.io/job-uid"  # Kueue's label
@@ -83,5 +93,7 @@ def queue_entries(
 ) -> dict[str, QueueEntry]:
     "The jobs that wait in a queue, by name: suspended, with a label that names it; nothing is asked where none does"
     waiting = [job for job in jobs if job["spec"].get("suspend") and queue_of(job)]
-    queues = queues_in(server, namespace) if waiting else Queues(None, None, None)
+    if not waiting:
+        return {}
+    queues = queues_in(server, namespace)
     return {job["metadata"]["name"]: queues.entry_of(job) for job in waiting}
