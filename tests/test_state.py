@@ -81,8 +81,8 @@ def event(reason, message, about="p-1"):
     return {"reason": reason, "message": message, "involvedObject": {"name": about}}
 
 
-def seen(made, *pods, events=(), nodes=None, outcome=None):
-    return Seen(made, list(pods), list(events), count_gpus(nodes), outcome)
+def seen(made, *pods, events=(), nodes=None, record=None):
+    return Seen(made, list(pods), list(events), count_gpus(nodes), record)
 
 
 FAILED = {
@@ -112,7 +112,7 @@ ENDS = {  # what is seen; the phase; what the sentence says, and what it must no
     ),
     "container over its disk": (
         seen(job(failed=1), pod("Failed", ended(137), {}, {}, "Evicted", 'Container train exceeded its local ephemeral storage limit "50Gi". ')),
-        "waiting", ["compute.disk=50Gi", "another attempt would end the same way"], ["memory limit"],
+        "failed", ["compute.disk=50Gi"], ["memory limit", "next attempt"],
     ),
     "pod over its disk": (
         seen(job(FAILED, failed=1), pod("Failed", ended(137), {}, {}, "Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 50Gi. ")),
@@ -120,7 +120,7 @@ ENDS = {  # what is seen; the phase; what the sentence says, and what it must no
     ),
     "a sidecar over its disk": (
         seen(job(failed=1), pod("Failed", ended(137), {"vault-agent": LOST}, {}, "Evicted", 'Container vault-agent exceeded its local ephemeral storage limit "1Gi". ')),
-        "waiting", ["vault-agent", "limit of 1Gi"], ["compute.disk", "memory limit"],
+        "failed", ["vault-agent", "limit of 1Gi"], ["compute.disk", "memory limit", "next attempt"],
     ),
     # the node: kubernetes#97131, #130145
     "node low on memory": (
@@ -137,7 +137,7 @@ ENDS = {  # what is seen; the phase; what the sentence says, and what it must no
     ),
     "no healthy GPU, four times": (
         seen(job(GAVE_UP, failed=4), pod("Failed", None, {}, {}, "UnexpectedAdmissionError", DEVICES)),
-        "failed", ["gave up after 4 attempts", "no healthy devices present"], [],
+        "failed", ["gave up after 4 failures", "no healthy devices present"], [],
     ),
     "out of CPU": (
         seen(job(failed=1), pod("Failed", None, {}, {}, "OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu, requested: 4000, used: 15000, capacity: 16000")),
@@ -282,7 +282,7 @@ ENDS = {  # what is seen; the phase; what the sentence says, and what it must no
     # containers that a cluster injects: katib#1042, trainer#1577
     "the proxy has ended well": (
         seen(job(failed=1), pod("Failed", ended(65, "Error", "data/a.csv:3: bad row"), {"istio-proxy": ended(0, "Completed")})),
-        "waiting", ["data/a.csv:3: bad row", "another attempt would end the same way"], [],
+        "failed", ["data/a.csv:3: bad row"], ["next attempt"],
     ),
     "the proxy fails, training is done": (
         seen(job(GAVE_UP, failed=4), pod("Failed", ended(0, "Completed"), {"istio-proxy": ended(1)})),
@@ -316,10 +316,10 @@ ENDS = {  # what is seen; the phase; what the sentence says, and what it must no
     # words of an earlier attempt
     "preempted long ago": (
         seen(job(failed=1), pod("Failed", ended(65, "Error", "data/a.csv:3: bad row"), name="p-2"), events=[event("Preempted", "Preempted by pod 5f on node n1")]),
-        "waiting", ["data/a.csv:3: bad row"], ["preempted"],
+        "failed", ["data/a.csv:3: bad row"], ["preempted", "next attempt"],
     ),
     "an earlier attempt's word in storage": (
-        seen(job(failed=1), pod("Failed", None, {}, {}, "UnexpectedAdmissionError", DEVICES), outcome={"attempt": 1, "exit_code": 75, "reason": "stopped at update 6 of 270, with a checkpoint"}),
+        seen(job(failed=1), pod("Failed", None, {}, {}, "UnexpectedAdmissionError", DEVICES), record={"attempt": 1, "exit_code": 75, "reason": "stopped at update 6 of 270, with a checkpoint"}),
         "waiting", ["no healthy devices present"], ["exit code 75"],
     ),
     # k8sgpt-ai/k8sgpt#1474: a pod that is held back, with and without a message

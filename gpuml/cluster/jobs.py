@@ -21,11 +21,14 @@ from ..base.place import place_of
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 from .answers import PATIENCE, ApiServer, NoServer, plainly
+from .events import events_about
 from .facts import is_ours
 from .gpus import GpuCount
 from .local import LocalJob, jobs_folder, local_job
 from .manifest import PREFIX
-from .objects import JOBS, PODS, events_about, events_in, gpu_count_of
+from .objects import JOBS, PODS, events_in, gpu_count_of
+from .over import at_work
+from .pod import condition
 from .projects import is_named, short_names
 from .queues import queue_entries
 from .remote import ClusterJob, cluster_job, headway_of_pod
@@ -113,15 +116,36 @@ def cluster_jobs(
     api: ApiServer,
     config: Config,  # whose namespace is looked at
     name: str | None,  # one of them only
-    pool: ThreadPoolExecutor,  # that reads the logs
+    pool: ThreadPoolExecutor,  # that reads logs and records
 ) -> list[tuple[ClusterJob, State]]:
-    "The jobs of a namespace with their states, newest first: five requests, and the logs of those that run"
+    "The jobs of a namespace with their states, newest first: five requests, the logs of those that run, the records of those between two attempts"
     looks = _see_namespace(api, config, name)
     looks.sort(key=lambda look: look.job["metadata"]["creationTimestamp"], reverse=True)
-    jobs = [(cluster_job(look.job, api, config.data.endpoint), explain(look)) for look in looks]
-    at_work = [(job, state) for job, state in jobs if state.phase == "running"][:100]
-    headways = dict(zip((job.run_id for job, _ in at_work), pool.map(lambda pair: headway_of_pod(*pair), at_work)))
+    handles = [cluster_job(look.job, api, config.data.endpoint) for look in looks]
+    looks = _with_records(handles, looks, pool)
+    jobs = [(handle, explain(look)) for handle, look in zip(handles, looks, strict=True)]
+    training = [(job, state) for job, state in jobs if state.phase == "running"][:100]
+    headways = dict(zip((job.run_id for job, _ in training), pool.map(lambda pair: headway_of_pod(*pair), training)))
     return [(job, replace(state, headway=headways.get(job.run_id))) for job, state in jobs]
+
+# %% ../../nbs/cluster/46_jobs.ipynb #a5c2077f
+def _with_records(
+    handles: list[ClusterJob], looks: list[Seen], pool: ThreadPoolExecutor, most: int = 100
+) -> list[Seen]:
+    "The looks, those at jobs without a pod with their records; none where storage does not answer for the first"
+    bare = [i for i, look in enumerate(looks) if _is_between(look)][:most]
+    first = handles[bare[0]].record(1.0) if bare else None
+    if first is None:
+        return looks
+    others = pool.map(lambda i: handles[i].record(1.0), bare[1:])
+    records = dict(zip(bare, [first, *others], strict=True))
+    return [replace(look, record=records[i]) if i in records else look for i, look in enumerate(looks)]
+
+
+def _is_between(look: Seen) -> bool:
+    "Whether a job has no pod at work, and no end yet: nothing but its record may know its last attempt"
+    is_open = not (condition(look.job, "Complete") or condition(look.job, "Failed") or look.job["spec"].get("suspend"))
+    return is_open and not at_work(look.own_pods())
 
 # %% ../../nbs/cluster/46_jobs.ipynb #df347528
 def _see_namespace(api: ApiServer, config: Config, name: str | None) -> list[Seen]:
@@ -129,20 +153,20 @@ def _see_namespace(api: ApiServer, config: Config, name: str | None) -> list[See
     namespace = config.compute.namespace
     chosen = {"labelSelector": "app.kubernetes.io/managed-by=gpuml" + (f",{PREFIX}/run={name}" if name else "")}
     with plainly(f"jobs in {namespace}", config.compute.context):
+        pods = api.items(PODS.format(namespace), **chosen)  # first: what a Job says is never older than they are
         jobs = [job for job in api.items(JOBS.format(namespace), **chosen) if is_ours(job)]
-        pods = api.items(PODS.format(namespace), **chosen)
         is_pending = any(p["status"].get("phase") == "Pending" for p in pods)
         gpu_count = gpu_count_of(api, namespace) if is_pending else GpuCount()
-        events = events_in(api, namespace) if is_pending else []
         entries = queue_entries(api, namespace, jobs)
     by_run: dict[str, list[dict[str, Any]]] = {}
     for pod in pods:
         by_run.setdefault(pod["metadata"]["labels"].get(f"{PREFIX}/run", ""), []).append(pod)
-    named = [(job, job["metadata"]["name"], by_run.get(job["metadata"]["name"], [])) for job in jobs]
-    return [
-        Seen(job, own, events_about(events, run, own), gpu_count, queue_entry=entries.get(run))
-        for job, run, own in named
-    ]
+    named = [(job["metadata"]["name"], job) for job in jobs]
+    looks = [Seen(job, by_run.get(n, []), gpu_count=gpu_count, queue_entry=entries.get(n)) for n, job in named]
+    if not (is_pending or any(map(_is_between, looks))):
+        return looks
+    events = events_in(api, namespace)
+    return [replace(look, events=events_about(events, look.job, look.own_pods())) for look in looks]
 
 # %% ../../nbs/cluster/46_jobs.ipynb #ab387197
 def local_jobs(

@@ -84,7 +84,8 @@ def _is_over(job: Work, code: int) -> bool:
     "Whether the job is over with an attempt of this exit code: if not, the time of the next one has come"
     rule = verdict(job.manifest, code)
     job.attempts[-1]["verdict"] = rule
-    end = ending({"exitCode": code}, job.manifest, local_outcome(job.manifest))
+    reason = (local_outcome(job.manifest) or {}).get("reason")
+    end = ending({"exitCode": code, "message": reason}, job.manifest)
     failures = sum(a.get("verdict") == "Count" for a in job.attempts)
     if rule == "Complete":
         job.end("succeeded", "")

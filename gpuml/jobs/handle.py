@@ -31,6 +31,9 @@ PHASES = ("pending", "running", "stopping", "waiting", *OVER)  # waiting: for it
 SIGNS = dict(zip(PHASES, "○▶■○✓✗✗■?", strict=True))  # of each phase, where a job is shown
 
 
+_ENDS = {"succeeded": Exit.DONE, "gone": Exit.NOT_FOUND}  # of those with one code; released, cancelled: interrupted
+
+
 @dataclass(frozen=True)
 class State:
     "What is known of a job at a moment"
@@ -38,7 +41,7 @@ class State:
     phase: str  # one of `PHASES`
     why: str = ""  # cause and next action, in a sentence
     attempts: int = 0  # pods, or processes, so far
-    exit_code: int | None = None  # of the last attempt that ended
+    exit_code: int | None = None  # of the last attempt that ended; 75 of a job that its deadline ended
     started: datetime | None = None  # the first attempt
     finished: datetime | None = None  # the job
     pod: str = ""  # the one at work, or the last
@@ -53,6 +56,13 @@ class State:
     def over(self) -> bool:
         "Whether nothing will change any more"
         return self.phase in OVER
+
+    @property
+    def command_code(self) -> int:
+        "With which code a command ends that has waited for the job's end: one for each way in which it can end"
+        if self.phase == "failed":
+            return self.exit_code or int(Exit.FAILED)
+        return int(_ENDS.get(self.phase, Exit.INTERRUPTED))
 
     def __str__(self):
         if self.why and self.phase == "cancelled":  # as the sentence says
@@ -119,6 +129,10 @@ class StoredRun:
     def outcome(self) -> dict[str, Any] | None:
         "What the last attempt that ended has written into storage"
         return attempts.outcome(Storage(self.endpoint), self.place)
+
+    def record(self, patience: float = 5.0) -> dict[str, Any] | None:
+        "What the newest attempt has written, ended or not; empty where there is none, none where storage does not answer"
+        return attempts.record(Storage(self.endpoint, patience=patience, first_patience=patience), self.place)
 
 # %% ../../nbs/jobs/80_handle.ipynb #e58af02b
 class Executor(Protocol):

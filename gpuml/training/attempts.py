@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PULSE', 'Attempt', 'content', 'now', 'surroundings', 'owner', 'numbers', 'read', 'attempt_of', 'newest', 'outcome',
-           'newest_checkpoint', 'close_silent']
+           'record', 'newest_checkpoint', 'close_silent']
 
 # %% ../../nbs/training/12_attempts.ipynb #0dc208b5
 import getpass
@@ -130,6 +130,19 @@ def outcome(
     try:
         attempt = newest(storage, place)
         return asdict(attempt) if attempt else None
+    except (GpumlError, ValueError, TypeError):
+        return None
+
+# %% ../../nbs/training/12_attempts.ipynb #94ac683f
+def record(
+    storage: Storage,
+    place: str,  # folder or s3:// prefix of the run
+) -> dict[str, Any] | None:
+    "Return what the newest attempt has written, ended or not; empty where there is none; none where storage does not answer"
+    try:
+        listed = numbers(storage, place)
+        text = storage.read_now(f"{place}/attempts/{listed[-1]}.json") if listed else None
+        return asdict(attempt_of(text)) if text else {}
     except (GpumlError, ValueError, TypeError):
         return None
 

@@ -46,7 +46,7 @@ def _follow(job: Any) -> int:
     state = job.status
     if state.phase == "succeeded":
         print_run(job.run)
-    return 0 if state.phase == "succeeded" else state.exit_code or 1
+    return state.command_code
 
 # %% ../../nbs/ui/76_job_commands.ipynb #7b6eae57
 def submit(
@@ -103,7 +103,7 @@ def wait(
     job = cluster.find(arguments.name, projects())
     with _looking_on(job.address):
         state = job.wait(say=print)
-    return 0 if state.phase == "succeeded" else state.exit_code or 1
+    return state.command_code
 
 # %% ../../nbs/ui/76_job_commands.ipynb #1a26f414
 def cancel(
