@@ -32,7 +32,6 @@ import pytest
 from gpuml.base.errors import ConfigError, DataError, Exit, OutputError, Preempted
 from gpuml.base.files import as_csv
 from gpuml.base.place import is_s3
-from gpuml.base.retry import Clock
 from gpuml.base.s3_errors import bucket_and_key
 from gpuml.base.s3_read import list_objects
 from gpuml.base.s3_write import PART, moving
@@ -40,23 +39,13 @@ from gpuml.base.storage import Storage
 from tests.conftest import ROOT, free_port
 from tests.faults import GATEWAY, INTERNAL, SLOW_DOWN, Fault, Proxy, s3_error
 from tests.s3 import KEY, READER, READER_SECRET, SECRET, keys_in_environment
+from tests.waiting import Passing
 
 
 @pytest.fixture
 def proxy(s3):
     with Proxy(s3.endpoint) as proxy:
         yield proxy
-
-
-class Passing:
-    "A clock on which waiting costs nothing: its seconds pass where somebody sleeps"
-
-    def __init__(self):
-        self.seconds = 0.0
-        self.clock = Clock(lambda: self.seconds, self.sleep)
-
-    def sleep(self, seconds):
-        self.seconds += seconds
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from tests.cluster.agent import Agent
 from tests.cluster.api import ApiError
 from tests.cluster.plane import Plane
 
+PATIENCE = 5  # times the seconds in which a machine with nothing else to do is there, before a wait is given up
 CLASSES = {"gpuml-prod": (100_000, "PreemptLowerPriority"), "gpuml-dev": (-1000, "Never")}
 
 
@@ -52,9 +53,9 @@ class Cluster:
 
     def wait(self, check: Callable, seconds: float = 60, what: str = ""):
         "The first answer of `check` that is true"
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * PATIENCE
         while not (answer := check()):
-            assert time.monotonic() < end, f"not within {seconds:.0f} s: {what or check.__name__}"
+            assert time.monotonic() < end, f"not within {seconds * PATIENCE:.0f} s: {what or check.__name__}"
             time.sleep(0.05)
         return answer
 
@@ -65,14 +66,14 @@ class Cluster:
 
     def wait_pod(self, namespace: str, job: str, check: Callable[[dict], bool], seconds: float = 60) -> dict:
         "The Job's first pod of which `check` is true"
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * PATIENCE
         while time.monotonic() < end:
             pods = self.pods(namespace, job)
             if found := next((pod for pod in pods if check(pod)), None):
                 return found
             time.sleep(0.05)
         said = "\n".join([json.dumps(pod["status"]) for pod in pods] + [" ".join(e) for e in self.events(namespace)])
-        raise AssertionError(f"no such pod of Job {job} within {seconds:.0f} s:\n{said}")
+        raise AssertionError(f"no such pod of Job {job} within {seconds * PATIENCE:.0f} s:\n{said}")
 
     def wait_job(self, namespace: str, job: str, seconds: float = 90) -> str:
         "Complete or Failed, when the Job is"
