@@ -28,6 +28,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 
 PICTURES = os.environ.get("GPUML_PICTURES")  # what is to be seen on them is trained on a real model
 ENDLESS = 500 if PICTURES else 5000  # epochs
+PATIENCE = 600_000  # milliseconds: for a machine that hangs, not for a slow one
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def server(tmp_path_factory):
     try:
         for _ in range(120):
             try:
-                if requests.get(f"{address}/api", timeout=1).ok:
+                if requests.get(f"{address}/api", timeout=5).ok:
                     break
             except requests.RequestException:
                 time.sleep(0.5)
@@ -68,7 +69,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=PATIENCE)
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -81,6 +84,7 @@ def page(browser, request):
     "A page with nothing of earlier ones"
     with browser.new_context(viewport={"width": 1280, "height": 1000}) as context:
         page = context.new_page()
+        page.set_default_timeout(PATIENCE)
         yield page
         if getattr(request.node, "failed", False):
             picture(page, f"failed-{request.node.name}.png")
@@ -100,7 +104,7 @@ def open_notebook(page, server, path: Path):
     "Open it in JupyterLab and wait until its kernel answers"
     address, work = server
     page.goto(address.replace("/lab?", f"/lab/tree/{path.relative_to(work)}?reset&"))
-    page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
     page.evaluate(
         """async () => {
             while (!window.jupyterapp?.shell?.currentWidget?.sessionContext) await new Promise(r => setTimeout(r, 100));
@@ -153,17 +157,16 @@ def test_train_and_look(page, server, mlflow_template, model):
     open_notebook(page, server, place / "train.ipynb")
     run_all(page)
     line = page.locator("svg[aria-label='loss curve'] polyline").first
-    line.wait_for(timeout=120_000)
+    line.wait_for()
     first = line.get_attribute("points")
     page.wait_for_function(
         "before => document.querySelector(\"svg[aria-label='loss curve'] polyline\")?.getAttribute('points').length > before",
         arg=len(first),
-        timeout=60_000,
     )
     page.locator("progress").first.wait_for()
     picture(page, "training.png")
-    page.locator("svg[aria-label='confusion matrix']").first.wait_for(timeout=300_000)
-    page.get_by_text("where is my parcel??").last.wait_for(timeout=60_000)
+    page.locator("svg[aria-label='confusion matrix']").first.wait_for()
+    page.get_by_text("where is my parcel??").last.wait_for()
     assert page.locator(".jp-RenderedHTMLCommon", has_text="✓").count() >= 1  # the bar gave way to one line
     assert "Traceback" not in page.locator(".jp-Notebook").inner_text()
     page.locator("svg[aria-label='confusion matrix']").first.scroll_into_view_if_needed()
@@ -202,11 +205,11 @@ def test_stop_button_ends_training_cleanly(page, server, lab_project):
     path.write_text(notebook("%load_ext gpuml", f"run = %gpu_train dev train.epochs={ENDLESS}", "print('went on')"))
     open_notebook(page, server, path)
     run_all(page)
-    page.get_by_text("examples/s").first.wait_for(timeout=120_000)
+    page.get_by_text("examples/s").first.wait_for()
     page.locator(
         "button[data-command='notebook:interrupt-kernel'], jp-button[data-command='notebook:interrupt-kernel']"
     ).first.click()
-    page.get_by_text("stopped at update").first.wait_for(timeout=60_000)
+    page.get_by_text("stopped at update").first.wait_for()
     time.sleep(1)
     assert page.locator(".jp-OutputArea-output", has_text="went on").count() == 0  # the cells below don't run
     text = page.locator(".jp-Notebook").inner_text()
@@ -221,9 +224,7 @@ def test_help_and_mistakes_are_readable(page, server, lab_project):
     path.write_text(notebook("%load_ext gpuml", "%gpu_train dev train.epoch=5", "%gpu_train --help"))
     open_notebook(page, server, path)
     run_all(page)
-    page.get_by_text("ConfigError: train.epoch=5: unknown key 'train.epoch'; did you mean 'train.epochs'?").wait_for(
-        timeout=60_000
-    )
+    page.get_by_text("ConfigError: train.epoch=5: unknown key 'train.epoch'; did you mean 'train.epochs'?").wait_for()
     assert "Traceback" not in page.locator(".jp-Notebook").inner_text()
     picture(page, "help.png")
 
@@ -254,7 +255,7 @@ def open_panel(page, server, place):
     path.write_text(notebook("%load_ext gpuml", "%gpuml"))
     open_notebook(page, server, path)
     run_all(page)
-    page.locator(".gpuml-panel").wait_for(timeout=60_000)
+    page.locator(".gpuml-panel").wait_for()
     return path
 
 
@@ -272,15 +273,15 @@ def middle(locator):
 def submit(page, name):
     "Submit what the tab Production describes, and go where the job is followed"
     page.get_by_role("button", name="Submit", exact=True).click()
-    page.locator(".gpuml-panel", has_text=f"{name} is submitted").wait_for(timeout=60_000)
+    page.locator(".gpuml-panel", has_text=f"{name} is submitted").wait_for()
     page.get_by_role("tab", name="Jobs").click()
 
 
 def see_notebook(page, name):
     "Wait for the end of the job, which is open, and look at its executed notebook"
-    page.locator(".gpuml-jobs tr", has_text=name).locator(".gpuml-succeeded").wait_for(timeout=300_000)
+    page.locator(".gpuml-jobs tr", has_text=name).locator(".gpuml-succeeded").wait_for()
     page.locator(".gpuml-panel").get_by_role("button", name="notebook", exact=True).click()
-    page.frame_locator(".gpuml-notebook").get_by_text("Train a text classifier").wait_for(timeout=30_000)
+    page.frame_locator(".gpuml-notebook").get_by_text("Train a text classifier").wait_for()
 
 
 def theme(page, name):
@@ -311,32 +312,32 @@ def test_panel_trains_stops_resumes_and_is_found_again(page, server, lab_project
     assert page.evaluate("() => getSelection().toString()") == line(page).input_value()
     page.get_by_role("button", name="Train", exact=True).click()
     curve = page.locator(".gpuml-panel svg[aria-label='loss'] .line").first
-    curve.wait_for(timeout=120_000)
+    curve.wait_for()
     page.wait_for_function(
         "before => document.querySelector(\".gpuml-panel svg[aria-label='loss'] .line\")?.getAttribute('d') != before",
         arg=curve.get_attribute("d"),
     )
-    page.get_by_text(re.compile(r"\bleft\b")).first.wait_for(timeout=60_000)
+    page.get_by_text(re.compile(r"\bleft\b")).first.wait_for()
     picture(page, "panel-training.png")
     theme(page, "JupyterLab Dark")
     picture(page, "panel-training-dark.png")
     theme(page, "JupyterLab Light")
     page.get_by_role("button", name="Stop", exact=True).click()
-    page.locator(".gpuml-panel").get_by_text("stopped at update").first.wait_for(timeout=60_000)
+    page.locator(".gpuml-panel").get_by_text("stopped at update").first.wait_for()
     picture(page, "panel-stopped.png")
     page.get_by_role("button", name="Resume", exact=True).click()
-    page.locator(".gpuml-panel [role=status]", has_text="examples/s").wait_for(timeout=120_000)
+    page.locator(".gpuml-panel [role=status]", has_text="examples/s").wait_for()
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     page.wait_for_timeout(2000)
     open_notebook(page, server, path)
     run_all(page)
-    page.locator(".gpuml-panel [role=status]", has_text="examples/s").wait_for(timeout=60_000)  # still at work
+    page.locator(".gpuml-panel [role=status]", has_text="examples/s").wait_for()  # still at work
     page.get_by_role("button", name="Stop", exact=True).click()
-    page.locator(".gpuml-panel").get_by_text("stopped at update").first.wait_for(timeout=60_000)
+    page.locator(".gpuml-panel").get_by_text("stopped at update").first.wait_for()
     assert len(runs_in(lab_project / "mlflow.db")) == 1
     field(page, "epochs").fill("1")
     page.get_by_role("button", name="Train", exact=True).click()
-    page.locator(".gpuml-panel svg[aria-label='confusion matrix']").wait_for(timeout=120_000)
+    page.locator(".gpuml-panel svg[aria-label='confusion matrix']").wait_for()
     picture(page, "panel-done.png")
     saved_without_a_kernel(page, server, path)
     assert not [url for url in asked if not re.match(r"(http://127\.0\.0\.1|ws://127\.0\.0\.1|data:|blob:)", url)]
@@ -346,7 +347,7 @@ def saved_without_a_kernel(page, server, path):
     "The notebook, saved and opened again where its kernel is gone, shows what was there"
     from playwright.sync_api import expect
 
-    expect(page.get_by_role("button", name="Train", exact=True)).to_be_enabled(timeout=30_000)
+    expect(page.get_by_role("button", name="Train", exact=True)).to_be_enabled()
 
     def saved():
         page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
@@ -356,7 +357,7 @@ def saved_without_a_kernel(page, server, path):
     until(saved)
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     open_notebook(page, server, path)
-    page.locator(".gpuml-static svg[aria-label='confusion matrix']").wait_for(timeout=30_000)
+    page.locator(".gpuml-static svg[aria-label='confusion matrix']").wait_for()
     assert (
         page.get_by_text("Error displaying widget").count() == 0
         or not page.get_by_text("Error displaying").is_visible()
@@ -388,7 +389,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
             }""",
             code,
         )
-    page.locator(".gpuml-panel").wait_for(timeout=60_000)
+    page.locator(".gpuml-panel").wait_for()
     page.locator(".gpuml-panel").scroll_into_view_if_needed()
     page.get_by_role("tab", name="Production").click()
     page.get_by_label("on this machine").check()
@@ -397,7 +398,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     field(page, "epochs").fill("40" if PICTURES else "100")
     page.get_by_label("name", exact=True).fill("spring")
     page.get_by_role("button", name="Check", exact=True).click()
-    page.locator(".gpuml-checks").wait_for(timeout=60_000)
+    page.locator(".gpuml-checks").wait_for()
     page.get_by_text("manifest", exact=True).click()
     picture(page, "panel-production.png")
     theme(page, "JupyterLab Dark")
@@ -407,11 +408,11 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     assert brightest - darkest > 60  # the arrow is seen
     submit(page, "spring")
     name = page.locator(".gpuml-list button", has_text="spring")
-    name.wait_for(timeout=30_000)
-    page.locator(".gpuml-jobs tr", has_text="spring").locator("progress").wait_for(timeout=120_000)
+    name.wait_for()
+    page.locator(".gpuml-jobs tr", has_text="spring").locator("progress").wait_for()
     name.focus()
     page.keyboard.press("Enter")
-    page.locator(".gpuml-log", has_text="spring").wait_for(timeout=60_000)
+    page.locator(".gpuml-log", has_text="spring").wait_for()
     picture(page, "panel-jobs-dark.png")
     theme(page, "JupyterLab Light")
     page.locator(".gpuml-list button", has_text=LONG).wait_for()

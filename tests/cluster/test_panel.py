@@ -33,7 +33,7 @@ def open_panel(page, server, site):  # noqa: F811
     (place / "panel.ipynb").write_text(notebook(*more))
     open_notebook(page, server, place / "panel.ipynb")
     run_all(page)
-    page.locator(".gpuml-panel").wait_for(timeout=60_000)
+    page.locator(".gpuml-panel").wait_for()
 
 
 def test_a_job_from_the_mouse(page, server, site):  # noqa: F811
@@ -44,16 +44,16 @@ def test_a_job_from_the_mouse(page, server, site):  # noqa: F811
     page.get_by_role("tab", name="Production").click()
     page.get_by_label("name", exact=True).fill("spring")
     page.get_by_role("button", name="Check", exact=True).click()
-    page.locator(".gpuml-checks", has_text="accepted by the API server").wait_for(timeout=60_000)
+    page.locator(".gpuml-checks", has_text="accepted by the API server").wait_for()
     picture(page, "panel-checks.png")
     submit(page, "spring")
     why = page.locator(".gpuml-jobs td", has_text="needs 1 GPU: none of 1 is free")
-    why.wait_for(timeout=60_000)
+    why.wait_for()
     page.locator(".gpuml-list button", has_text="spring").click()
     page.locator(".gpuml-panel", has_text="needs 1 GPU").first.wait_for()
     picture(page, "panel-pending.png")
     cluster.admin.delete("jobs", namespace, "holder", propagationPolicy="Background")
-    page.locator(".gpuml-jobs .gpuml-running").wait_for(timeout=120_000)
+    page.locator(".gpuml-jobs .gpuml-running").wait_for()
     see_notebook(page, "spring")
     theme(page, "JupyterLab Dark")
     picture(page, "panel-notebook-dark.png")
