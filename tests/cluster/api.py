@@ -21,9 +21,10 @@ PATCHES = {"merge": "application/merge-patch+json", "strategic": "application/st
 class ApiError(Exception):
     "What the server answered instead"
 
-    def __init__(self, status: int, message: str):
+    def __init__(self, status: int, message: str, audit: str = ""):
         super().__init__(f"{status}: {message}")
         self.status, self.message = status, message
+        self.audit = audit  # the request's id in the audit log
 
 
 def address(resource: str, namespace: str = "", name: str = "", part: str = "") -> str:
@@ -36,13 +37,14 @@ def address(resource: str, namespace: str = "", name: str = "", part: str = "") 
 class Api:
     "One user's requests; for any number of threads"
 
-    def __init__(self, url: str, token: str, certificate: str, patience: float = 0):
+    def __init__(self, url: str, token: str, certificate: str, patience: float = 0, headers: dict | None = None):
         self.url, self.token, self.patience = url, token, patience  # seconds in which a server may come back
+        self.headers = headers or {}
         self.http = urllib3.PoolManager(maxsize=20, ca_certs=certificate, retries=False)
 
     def request(self, method: str, path: str, body=None, query=None, kind: str = "application/json", **options):
         "The server's answer, or an ApiError"
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": kind}
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": kind} | self.headers
         data = None if body is None else json.dumps(body)
         text = "?" + "&".join(f"{k}={v}" for k, v in query.items()) if query else ""
         answer = self._send(method, self.url + path + text, body=data, headers=headers, **options)
@@ -52,7 +54,7 @@ class Api:
             message = json.loads(answer.data)["message"]
         except (ValueError, KeyError, TypeError):
             message = answer.data.decode(errors="replace")
-        raise ApiError(answer.status, message)
+        raise ApiError(answer.status, message, answer.headers.get("Audit-Id", ""))
 
     def _send(self, *request, **options) -> urllib3.BaseHTTPResponse:
         end = time.monotonic() + self.patience

@@ -39,6 +39,7 @@ cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `c
     cluster.agent.isolated                            pods have their own processes, mounts, host name and /etc/hosts
 namespace  the name of a namespace that is this test's alone
 site       a project whose `prod` is that namespace, with data and output on a real S3 server: `site.submit(…)`
+team, maker, administrator, overlays, tidy          the team's overlay of k8s/, applied: tests/cluster/applied.py
 mlflow     (session) a tracking server that pods know as http://mlflow:5000: the file of its database
 real       (session) a control plane of its own with two real nodes, `node-1` and `node-2`: kubelet, containerd, kube-proxy,
            kube-router, a device plugin with one GPU, each in a network of its own, and CoreDNS. As root only. It has what
@@ -63,6 +64,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.applied import administrator, maker, overlays, team, tidy, watching  # noqa: F401  fixtures
 from tests.cluster.cluster import AgentCluster
 from tests.cluster.nodes import real as real_cluster
 from tests.cluster.plane import READY, Plane

@@ -138,6 +138,7 @@ class Plane:
             "service-account-issuer": "https://kubernetes.default.svc",
             "service-account-signing-key-file": self.key,
             "service-account-key-file": self.key,
+            "allow-privileged": "true",  # as clusters have it: Pod Security says where not
             "service-cluster-ip-range": self.services,
             "kubelet-preferred-address-types": "InternalIP",
             "audit-policy-file": self._audit_policy(),
