@@ -150,22 +150,27 @@ def death(
     code = session.stop.kernel.returncode
     if session.stop.signal and code == -signal.SIGTERM:
         return Preempted(f"stopped by {session.stop.signal} {position}")
-    return CellError(f"the kernel died {position} ({_cause(code, session.oom_kills)})", Exit.CRASHED)
+    exceeded = code == -signal.SIGKILL and count_oom_kills() > session.oom_kills
+    exit_code = Exit.KILLED if exceeded else Exit.CRASHED
+    return CellError(f"the kernel died {position} ({_cause(code, exceeded)})", exit_code)
 
 
-def _cause(code: int | None, oom_kills: int) -> str:
+def _cause(code: int | None, exceeded: bool) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
-    memory = "; out of memory" + ("" if count_oom_kills() > oom_kills else "?")
+    memory = "; out of memory" if exceeded else "; out of memory?"
     note = {-signal.SIGKILL: memory, -signal.SIGSEGV: "; a segmentation fault"}.get(code, "")
     return f"killed by signal {-code}{note}"
 
 
-def count_oom_kills() -> int:
+def count_oom_kills(
+    groups: Path = Path("/sys/fs/cgroup"),
+) -> int:
     "Return how many processes of this container were killed because its memory was used up"
-    with suppress(OSError):
-        events = Path("/sys/fs/cgroup/memory.events").read_text()
-        return int(re.search(r"^oom_kill (\d+)", events, re.MULTILINE)[1])
+    for file in ("memory.events", "memory/memory.oom_control"):  # of cgroups of version 2 and 1
+        with suppress(OSError):
+            count = re.search(r"^oom_kill (\d+)", (groups / file).read_text(), re.MULTILINE)
+            return int(count[1]) if count else 0
     return 0
 
 # %% ../../nbs/jobs/28_engine.ipynb #7c19aa01
