@@ -5,8 +5,9 @@
 #   build.sh                                everything; from nothing about 22 minutes on 2 cores
 #   build.sh --agent-only                   without what real nodes, Kueue and KWOK are made of: about 9 minutes
 #   build.sh NAME...                        only these, such as: kueue manifests/kueue.yaml
-#   build.sh --kubernetes VERSION FOLDER    Kubernetes' own programs in another version, such as 1.36.3, for
-#                                           GPUML_TEST_KUBERNETES=FOLDER
+#   build.sh --kubernetes VERSION FOLDER [NAME...]
+#                                           Kubernetes' own programs, or some of them, in another version, such as 1.36.3,
+#                                           for GPUML_TEST_KUBERNETES=FOLDER
 #   build.sh --renew MODULE VERSION         writes servers/MODULE/go.mod and go.sum anew
 #
 # It needs a Go as new as the modules ask for, or pip, which brings one. What it downloads and compiles is kept in the folders that GOMODCACHE
@@ -162,12 +163,13 @@ write_module() {    # FOLDER MODULE VERSION: a go.mod from nothing
     [ ${#packages[@]} = 0 ] || go get -tool "${packages[@]}"
 }
 
-build_kubernetes() {    # VERSION FOLDER
+build_kubernetes() {    # VERSION FOLDER [NAME...]
     local name list
     say "Kubernetes $1 in $2"
     mkdir -p "$2" "$work/kubernetes" "$work/other"
     write_module "$work/kubernetes" kubernetes "$1" 2>/dev/null || give_up "there is no module of Kubernetes $1"
-    list=$(names kubernetes) begun=$SECONDS made=0 total=0
+    list=${*:3}
+    list=${list:-$(names kubernetes)} begun=$SECONDS made=0 total=0
     for name in $list; do total=$((total + $(field "$name" 4))); done
     for name in $list; do
         start=$SECONDS
@@ -205,7 +207,7 @@ prune
 work=$(mktemp -d "$cache/.build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 case ${1:-} in
-    --kubernetes) prepare_go; build_kubernetes "$2" "$(realpath -m "$3")" ;;
+    --kubernetes) prepare_go; build_kubernetes "$2" "$(realpath -m "$3")" "${@:4}" ;;
     --renew) prepare_go; mkdir -p "$here/$2"; write_module "$here/$2" "$2" "$3" ;;
     *)
         all=$(asked "$@")
