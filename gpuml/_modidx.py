@@ -250,6 +250,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'gpuml/cluster/admission.py'),
                                          'gpuml.cluster.admission._check_quota': ( 'cluster/admission.html#_check_quota',
                                                                                    'gpuml/cluster/admission.py'),
+                                         'gpuml.cluster.admission._dra_remark': ( 'cluster/admission.html#_dra_remark',
+                                                                                  'gpuml/cluster/admission.py'),
                                          'gpuml.cluster.admission._keeps_out': ( 'cluster/admission.html#_keeps_out',
                                                                                  'gpuml/cluster/admission.py'),
                                          'gpuml.cluster.admission._no_node_words': ( 'cluster/admission.html#_no_node_words',

@@ -23,7 +23,7 @@ MOST = 32  # devices that one claim may be given
 def class_resource(
     name: str,  # of a DeviceClass
 ) -> str:
-    "What Kubernetes calls a device of the class, where nothing else is said"
+    "What Kubernetes calls a devices of the class, where nothing else is said"
     return f"{IMPLICIT}{name}"
 
 
@@ -31,7 +31,7 @@ def resource_words(
     resource: str,
 ) -> str:
     "A resource for people"
-    return f"device of the class {resource.removeprefix(IMPLICIT)}" if resource.startswith(IMPLICIT) else resource
+    return f"devices of the class {resource.removeprefix(IMPLICIT)}" if resource.startswith(IMPLICIT) else resource
 
 # %% ../../nbs/cluster/16_devices.ipynb #0e96637a
 @dataclass(frozen=True)
