@@ -9,6 +9,9 @@ import urllib3
 GROUPS = {
     "jobs": "/apis/batch/v1",
     "leases": "/apis/coordination.k8s.io/v1",
+    "clusterqueues": "/apis/kueue.x-k8s.io/v1beta2",
+    "localqueues": "/apis/kueue.x-k8s.io/v1beta2",
+    "workloads": "/apis/kueue.x-k8s.io/v1beta2",
     "priorityclasses": "/apis/scheduling.k8s.io/v1",
     "roles": "/apis/rbac.authorization.k8s.io/v1",
     "rolebindings": "/apis/rbac.authorization.k8s.io/v1",
