@@ -425,6 +425,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'gpuml.cluster.ending.own_record': ('cluster/ending.html#own_record', 'gpuml/cluster/ending.py'),
                                       'gpuml.cluster.ending.recorded_end': ('cluster/ending.html#recorded_end', 'gpuml/cluster/ending.py')},
             'gpuml.cluster.events': { 'gpuml.cluster.events.about': ('cluster/events.html#about', 'gpuml/cluster/events.py'),
+                                      'gpuml.cluster.events.by_job_name': ('cluster/events.html#by_job_name', 'gpuml/cluster/events.py'),
                                       'gpuml.cluster.events.concerns': ('cluster/events.html#concerns', 'gpuml/cluster/events.py'),
                                       'gpuml.cluster.events.events_about': ('cluster/events.html#events_about', 'gpuml/cluster/events.py'),
                                       'gpuml.cluster.events.moment_of': ('cluster/events.html#moment_of', 'gpuml/cluster/events.py'),

@@ -21,7 +21,7 @@ from ..base.place import place_of
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 from .answers import PATIENCE, ApiServer, NoServer, plainly
-from .events import events_about
+from .events import by_job_name, events_about
 from .facts import is_ours
 from .gpus import GpuCount
 from .local import LocalJob, jobs_folder, local_job
@@ -165,8 +165,11 @@ def _see_namespace(api: ApiServer, config: Config, name: str | None) -> list[See
     looks = [Seen(job, by_run.get(n, []), gpu_count=gpu_count, queue_entry=entries.get(n)) for n, job in named]
     if not (is_pending or any(map(_is_between, looks))):
         return looks
-    events = events_in(api, namespace)
-    return [replace(look, events=events_about(events, look.job, look.own_pods())) for look in looks]
+    heaps = by_job_name(events_in(api, namespace))
+    return [
+        replace(look, events=events_about(heaps.get(look.job["metadata"]["name"], []), look.job, look.own_pods()))
+        for look in looks
+    ]
 
 # %% ../../nbs/cluster/46_jobs.ipynb #ab387197
 def local_jobs(

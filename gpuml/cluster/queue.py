@@ -74,7 +74,8 @@ def _usage_words(entry: QueueEntry) -> str:
     if not scarce:
         return f": {name} has lent what it needs, and gets it back once those jobs have saved"
     words = "; ".join(_scarce_words(r, needs[r], usages[r], name) for r in scarce)
-    return f": {words}; it starts when others end"
+    lends = ", and its cohort has no more to lend" if shared["spec"].get("cohortName") else ""
+    return f": {words}{lends}; it starts when others end"
 
 
 def _scarce_words(resource: str, need: float, usage: Usage, queue: str) -> str:

@@ -9,6 +9,7 @@ import urllib3
 GROUPS = {
     "jobs": "/apis/batch/v1",
     "leases": "/apis/coordination.k8s.io/v1",
+    "replicasets": "/apis/apps/v1",
     "clusterqueues": "/apis/kueue.x-k8s.io/v1beta2",
     "localqueues": "/apis/kueue.x-k8s.io/v1beta2",
     "workloads": "/apis/kueue.x-k8s.io/v1beta2",

@@ -34,12 +34,14 @@ class Plane:
         folder: Path,
         apiserver_flags: dict | None = None,
         controller_flags: dict | None = None,
+        scheduler_flags: dict | None = None,
         address: str = "127.0.0.1",  # the API server's
         services: str = "10.0.0.0/24",  # addresses of Services
         users: dict[str, list[str]] = USERS,  # their groups
     ):
         self.folder, self.processes, self.address, self.services, self.users = folder, {}, address, services, users
         self.apiserver_flags, self.controller_flags = apiserver_flags or {}, controller_flags or {}
+        self.scheduler_flags = scheduler_flags or {}
         text = subprocess.check_output([program("kube-apiserver"), "--version"], text=True)
         self.version = tuple(int(n) for n in re.search(r"v(\d+)\.(\d+)", text).groups())
         self.ports = {server: free_port() for server in READY}
@@ -173,7 +175,8 @@ class Plane:
         }
 
     def _scheduler(self) -> dict:
-        return {"kubeconfig": self.kubeconfig(), "leader-elect": "false", **self._listens("kube-scheduler")}
+        flags = {"kubeconfig": self.kubeconfig(), "leader-elect": "false"}
+        return flags | self._listens("kube-scheduler") | self.scheduler_flags
 
     def _listens(self, server: str) -> dict:
         "On loopback only, with the certificate that all share"

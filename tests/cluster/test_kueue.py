@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from gpuml.base.errors import ClusterError
+from gpuml.base.errors import GpumlError
 from gpuml.base.storage import Storage
 from gpuml.cluster import jobs as c
 from tests.cluster.administer import Administrator
@@ -80,9 +80,7 @@ def give(cluster, name, gpus):
 
 def is_active(cluster, namespace, name="gpuml"):
     queue = cluster.admin.get("localqueues", namespace, name)
-    return any(
-        c["type"] == "Active" and c["status"] == "True" for c in queue.get("status", {}).get("conditions") or []
-    )
+    return any(c["type"] == "Active" and c["status"] == "True" for c in queue.get("status", {}).get("conditions") or [])
 
 
 @pytest.fixture
@@ -178,7 +176,7 @@ def test_production_takes_back_what_it_has_lent_and_nothing_is_lost(site, mlflow
 def test_why_jobs_wait_behind_others(site, held, cluster):
     "Their places, what the queue has, the same in the list; cancelled while they wait"
     first = site.submit(of="dev")
-    has = "gpuml-dev has 0, and 1 are in use, 1 of them lent by others; it starts when others end (Kueue: couldn't"
+    has = "gpuml-dev has 0, and 1 are in use, 1 of them lent by others, and its cohort has no more to lend; it starts when others end (Kueue: couldn't"
     said = site.why(first, f"waits in the queue gpuml, the first of its namespace: needs 1 nvidia.com/gpu; {has}")
     assert said.startswith("pending: ")
     cluster.wait(lambda at=time.time(): time.time() > at + 1, 5)  # Kueue goes by seconds
@@ -216,10 +214,12 @@ def test_a_queue_that_goes_away_and_one_that_gives_too_little(site, cluster):
     for name, of in (("cpus", "cpus"), ("research", DEV)):
         make(cluster, "LocalQueue", name, {"clusterQueue": of}, namespace=DEV)
     cluster.wait(lambda: is_active(cluster, DEV, "cpus"), 30)
-    with pytest.raises(ClusterError, match="there is no LocalQueue nowhere in gpuml-dev; there is cpus, gpuml, research"):
+    with pytest.raises(GpumlError, match="there is no LocalQueue nowhere in gpuml-dev; there is cpus, gpuml, research"):
         site.submit("compute.queue=nowhere", of="dev")
-    with pytest.raises(ClusterError, match="gpuml never fits, by its ClusterQueue gpuml-dev: 250 of cpu, where it gives"):
-        site.submit("compute.cpu=250", of="dev")  # production may lend 200, and its own are 100
+    with pytest.raises(
+        GpumlError, match="gpuml never fits, by its ClusterQueue gpuml-dev: 350 of cpu, where it gives 300"
+    ):
+        site.submit("compute.cpu=350", of="dev")  # production may lend 200, and its own are 100
     without = site.submit("compute.queue=cpus", of="dev")
     site.why(without, "cpus has no quota of cpu, ephemeral-storage, memory, nvidia.com/gpu; cancel it and name another")
     cluster.admin.patch("localqueues", DEV, "research", {"spec": {"stopPolicy": "Hold"}})
@@ -261,7 +261,6 @@ def test_who_may_not_read_workloads_is_told_what_the_job_says(site, held, cluste
     cluster.admin.delete("rolebindings", DEV, "gpuml-queues")
     try:
         site.why(job, "pending: waits in the queue gpuml; its Workload says why, which you may not read")
-        assert "✓ queue" not in repr(site.submit("train.epochs=4", of="dev").note)
         cluster.admin.delete("jobs", DEV, "holder", propagationPolicy="Background")
         site.why(job, "running", 60)
         cluster.admin.patch("clusterqueues", "", DEV, {"spec": {"stopPolicy": "HoldAndDrain"}})
@@ -274,11 +273,11 @@ def test_who_may_not_read_workloads_is_told_what_the_job_says(site, held, cluste
 def test_cancelled_while_it_waits_after_a_preemption(site, cluster):
     "The checkpoint stays"
     job = site.submit("train.epochs=200", of="dev")
-    cluster.wait(lambda: "update" in job.status.progress and "update 0" not in job.status.progress, 60)
+    cluster.wait(lambda: "update" in job.status.progress and "update 0" not in job.status.progress, 300)
     cluster.admin.patch("localqueues", DEV, "gpuml", {"spec": {"stopPolicy": "HoldAndDrain"}})
     try:
         site.why(job, "stopping: saves a checkpoint; stopped by Kueue: its queue was stopped")
-        site.why(job, "waiting: stopped by Kueue: its queue was stopped; the queue gpuml is stopped", 60)
+        site.why(job, "waiting: stopped by Kueue: its queue was stopped; the queue gpuml is stopped", 120)
         state = job.cancel()
         assert state.phase == "cancelled" and f"its checkpoint stays in {job.place}" in state.why
         assert Storage(site.s3.endpoint).find(f"{job.place}/checkpoints/*/*")
