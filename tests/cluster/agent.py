@@ -23,7 +23,7 @@ import urllib3
 
 from tests.cluster.api import ApiError
 from tests.cluster.logs import log_server
-from tests.cluster.worker import ISOLATED, Worker
+from tests.cluster.worker import ISOLATED, ROOT, Worker
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HEARTBEAT = 2.0  # seconds; the control plane takes a node for lost after 10
@@ -37,7 +37,7 @@ class Agent:
         self.api, self.folder = plane.api(patience=60), folder
         self.nodes, self.vanished, self.workers = set(), set(), {}  # names; names; by the pod's uid
         self.services = {}  # addresses that pods know by name, such as {"mlflow": "127.1.2.3"}
-        self.image = {"PATH": f"{Path(sys.executable).parent}:{PATH}"}  # as an image's ENV
+        self.image = {"PATH": f"{Path(sys.executable).parent}:{PATH}", "PYTHONPATH": str(ROOT)}  # as an image's ENV
         self.entrypoint = []  # as an image's ENTRYPOINT: for containers without `command`
         self.isolated = _may_isolate()  # may be set to False, for the pods that start from then on
         self.logs = log_server(self, plane.certificate, plane.key)

@@ -117,9 +117,10 @@ follow() {    # NAME: what the compiler says, into the log; and how it goes, for
     done
 }
 
-time_left() {    # by the estimates, and by how long what is made already took
-    local pace=$((200 / $(nproc))) left
+time_left() {    # by the estimates, and by how long what is made, and what is under way, already took
+    local pace=$((200 / $(nproc))) late=$(((SECONDS - begun) * 100 / (made + current))) left
     [ "$made" = 0 ] || pace=$(((start - begun) * 100 / made))
+    [ $pace -ge $late ] || pace=$late
     left=$(((total - made) * pace / 100 - (SECONDS - start)))
     if [ $left -lt 60 ]; then echo "less than a minute left"; else echo "about $(((left + 59) / 60)) minutes left"; fi
 }
@@ -131,7 +132,7 @@ make_all() {    # NAMES
     begun=$SECONDS made=0 total=0
     for name in "$@"; do total=$((total + $(field "$name" 4))); done
     for name in "$@"; do
-        number=$((number + 1)) start=$SECONDS
+        number=$((number + 1)) start=$SECONDS current=$(field "$name" 4)
         say "$name ($number of $count), $(time_left)"
         new=$(mktemp -d "$work/new.XXXXXX")
         case $name in manifests/*) manifest "$name" "$new" ;; *) program "$name" "$new" ;; esac
@@ -139,7 +140,7 @@ make_all() {    # NAMES
         rm -rf "$(stamp_file "$name")" "${cache:?}/$name"
         mv "$new/$name" "$cache/$name"
         stamp "$name" > "$(stamp_file "$name")"
-        made=$((made + $(field "$name" 4)))
+        made=$((made + current))
     done
     say "ready in $cache after $(((SECONDS - begun + 30) / 60)) minutes"
 }
@@ -172,11 +173,11 @@ build_kubernetes() {    # VERSION FOLDER [NAME...]
     list=${list:-$(names kubernetes)} begun=$SECONDS made=0 total=0
     for name in $list; do total=$((total + $(field "$name" 4))); done
     for name in $list; do
-        start=$SECONDS
+        start=$SECONDS current=$(field "$name" 4)
         say "$name, $(time_left)"
         program "$name" "$work/other" "$work/kubernetes"
         mv "$work/other/$name" "$2/$name"
-        made=$((made + $(field "$name" 4)))
+        made=$((made + current))
     done
 }
 
