@@ -40,6 +40,7 @@ manifests/kueue.yaml            kueue                sigs.k8s.io/kueue          
 kwok                            kwok                 sigs.k8s.io/kwok/cmd/kwok                                 105
 manifests/kwok                  kwok                 sigs.k8s.io/kwok                                            5
 "
+other=$(awk '$2 == "kubernetes" && $1 != "kubectl" { print $1 }' <<< "$everything")    # what may be of another version
 agent="kube-apiserver kube-controller-manager kube-scheduler kubectl etcd manifests/prometheus-operator"
 
 say() { echo "cluster tests: $*" >&2; }
@@ -49,7 +50,10 @@ names() { awk -v module="${1:-}" 'NF && (module == "" || $2 == module) { print $
 stamp_file() { echo "$cache/.stamps/${1//\//:}"; }
 
 stamp() {    # NAME: of all that it is made from
-    { find "$here/$(field "$1" 2)" -type f | sort | xargs cat; field "$1" 3; declare -f program manifest; } | sha256sum
+    local recipe="program flags"
+    case $1 in manifests/*) recipe=manifest ;; esac
+    # shellcheck disable=SC2086
+    { find "$here/$(field "$1" 2)" -type f | sort | xargs cat; field "$1" 3; declare -f $recipe; } | sha256sum
 }
 
 is_current() { [ -e "$cache/$1" ] && [ "$(cat "$(stamp_file "$1")" 2>/dev/null)" = "$(stamp "$1")" ]; }
@@ -91,16 +95,16 @@ program() {    # NAME FOLDER [MODULE'S FOLDER]: compiled into a folder
 }
 
 manifest() {    # NAME FOLDER: taken from its module into a folder
-    local source part kubectl=${GPUML_TEST_KUBERNETES:-$cache}/kubectl
+    local source part
     cd "$here/$(field "$1" 2)"
     source=$(source_of "$(field "$1" 3)")
     mkdir -p "$(dirname "$2/$1")"
     case $1 in
-        */kueue.yaml) "$kubectl" kustomize "$source/config/default" > "$2/$1" ;;
+        */kueue.yaml) "$cache/kubectl" kustomize "$source/config/default" > "$2/$1" ;;
         */kwok)
             mkdir "$2/$1"
             for part in node/fast node/heartbeat-with-lease pod/fast pod/general; do
-                "$kubectl" kustomize "$source/kustomize/stage/$part" > "$2/$1/${part/\//-}.yaml"
+                "$cache/kubectl" kustomize "$source/kustomize/stage/$part" > "$2/$1/${part/\//-}.yaml"
             done ;;
         */prometheus-operator) cp -r "$source/example/prometheus-operator-crd" "$2/$1"; chmod -R u+w "$2/$1" ;;
     esac
@@ -170,7 +174,7 @@ build_kubernetes() {    # VERSION FOLDER [NAME...]
     mkdir -p "$2" "$work/kubernetes" "$work/other"
     write_module "$work/kubernetes" kubernetes "$1" 2>/dev/null || give_up "there is no module of Kubernetes $1"
     list=${*:3}
-    list=${list:-$(names kubernetes)} begun=$SECONDS made=0 total=0
+    list=${list:-$other} begun=$SECONDS made=0 total=0
     for name in $list; do total=$((total + $(field "$name" 4))); done
     for name in $list; do
         start=$SECONDS current=$(field "$name" 4)
@@ -214,7 +218,7 @@ case ${1:-} in
         all=$(asked "$@")
         list=()
         for name in $all; do
-            [ -z "${GPUML_TEST_KUBERNETES:-}" ] || [ "$(field "$name" 2)" != kubernetes ] || continue
+            [ -z "${GPUML_TEST_KUBERNETES:-}" ] || ! grep -qx "$name" <<< "$other" || continue
             is_current "$name" || list+=("$name")
         done
         if [ ${#list[@]} -gt 0 ]; then

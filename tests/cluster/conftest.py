@@ -68,17 +68,16 @@ from tests.cluster.applied import administrator, maker, overlays, team, tidy, wa
 from tests.cluster.cluster import AgentCluster
 from tests.cluster.nodes import real as real_cluster
 from tests.cluster.plane import READY, Plane
-from tests.cluster.programs import missing
+from tests.cluster.programs import missing, remedy
 from tests.cluster.site import Site
 
 
 def pytest_collection_modifyitems(items):
     "Where there are no servers, the tests are left out, and one line for each file says so"
     if names := missing(READY):
-        reason = f"no {', '.join(names)} for a cluster: `make servers` builds what the tests need"
         for item in items:
             if item.path.is_relative_to(Path(__file__).parent):
-                item.add_marker(pytest.mark.skip(reason=reason))
+                item.add_marker(pytest.mark.skip(reason=remedy(names)))
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuml-tests" / "servers"
-KUBERNETES = {  # of one version: GPUML_TEST_KUBERNETES may name another folder for them
-    "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy"
-}  # fmt: skip
+# of one version: GPUML_TEST_KUBERNETES may name another folder for them
+KUBERNETES = {"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"}
 
 
 class MissingServers(Exception):
@@ -16,19 +15,22 @@ class MissingServers(Exception):
 
 def program(name: str) -> str:
     "The path of a program, such as kubelet"
-    if missing([name]):
-        other = os.environ.get("GPUML_TEST_KUBERNETES") if name in KUBERNETES else None
-        raise MissingServers(
-            f"GPUML_TEST_KUBERNETES={other} has no {name}"
-            if other
-            else f"no {name} in {CACHE}: `make servers` builds it"
-        )
+    if names := missing([name]):
+        raise MissingServers(remedy(names))
     return str(_path(name))
 
 
 def missing(names: Iterable[str]) -> list[str]:
     "Those programs that are not there"
     return [name for name in names if not os.access(_path(name), os.X_OK)]
+
+
+def remedy(names: list[str]) -> str:
+    "What to do about missing programs, in one line"
+    other = os.environ.get("GPUML_TEST_KUBERNETES")
+    if other and (lacking := [name for name in names if name in KUBERNETES]):
+        return f"GPUML_TEST_KUBERNETES={other} has no {', '.join(lacking)}"
+    return f"no {', '.join(names)} in {CACHE}: `make servers` builds what the tests need"
 
 
 def manifests(name: str) -> Path:

@@ -15,7 +15,7 @@ from tests.cluster.nodes.image import write_images
 from tests.cluster.nodes.network import Network
 from tests.cluster.nodes.node import Node
 from tests.cluster.plane import USERS, Plane
-from tests.cluster.programs import missing, program
+from tests.cluster.programs import missing, program, remedy
 
 PROGRAMS = [
     "kubelet",
@@ -40,7 +40,7 @@ ROUTER = [  # what kube-router reads
 def lacks() -> str:
     "Why there can be no real nodes, in a line; empty where they can be"
     names = missing(PROGRAMS)
-    return f"no {', '.join(names)} for real nodes: `make servers` builds them" if names else machine.lacks()
+    return remedy(names) if names else machine.lacks()
 
 
 class Real(Cluster):
