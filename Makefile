@@ -63,10 +63,10 @@ postgres:                             # PostgreSQL's programs, for the tests of 
 	  || echo "no PostgreSQL: the tests of MLflow on it are left out; install it and run again"
 
 nodes:                                # what real nodes of the tests' cluster run and route pods with; none of it starts a service
-	@PATH=$$PATH:/usr/sbin; command -v runc iptables ipset conntrack busybox | wc -l | grep -q 5 && test -x /usr/lib/cni/ptp \
+	@PATH=$$PATH:/usr/sbin; command -v ip runc iptables ipset conntrack busybox | wc -l | grep -q 6 && test -x /usr/lib/cni/ptp \
 	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && export DEBIAN_FRONTEND=noninteractive && apt-get update -qq \
-	  && apt-get install -y -qq --no-install-recommends runc containernetworking-plugins iptables ipset conntrack busybox-static \
-	  >/dev/null; } || echo "no runc and what goes with it: the tests on real nodes are left out; install it and run again"
+	  && apt-get install -y -qq --no-install-recommends iproute2 runc containernetworking-plugins iptables ipset \
+	  conntrack busybox-static >/dev/null; } || echo "no runc and what goes with it: the tests on real nodes are left out; install it and run again"
 
 check: install                        ## format, lint, the house's rules, notebooks clean, modules, schema and README in step
 	$(BIN)/ruff format --check -q nbs tests benchmarks docs/rooms.py

@@ -29,7 +29,7 @@ class S3:
         return f"{self.prefix}/{name}"
 
 
-def _write_keys(file: Path) -> Path:
+def write_keys(file: Path) -> Path:
     def identity(name, key, secret, actions):
         return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
 
@@ -46,7 +46,7 @@ def start(folder: Path) -> tuple[subprocess.Popen, str]:
     "The server's process and endpoint; started again in the same folder, it has the same data at the same place"
     from tests.conftest import free_port  # which imports this file's fixtures
 
-    keys, chosen = _write_keys(folder / "s3.json"), folder / "ports.json"
+    keys, chosen = write_keys(folder / "s3.json"), folder / "ports.json"
     if not chosen.exists():
         chosen.write_text(json.dumps([free_port() for _ in range(10)]))
     ports = iter(json.loads(chosen.read_text()))

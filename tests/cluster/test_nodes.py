@@ -114,7 +114,7 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(tmp_path):
     assert is_running(child) and Path(f"/run/netns/gpuml-{process.pid}-1").exists()
     command = [sys.executable, "-c", "from tests.cluster.nodes import footprint; footprint.clear(footprint.begin()[0])"]
     subprocess.run(command, check=True)
-    assert not is_running(child) and not (footprint.RUNS / str(process.pid)).exists()
+    assert not is_running(child) and not (machine.runs() / str(process.pid)).exists()
     network = subprocess.check_output(["ip", "-o", "link"], text=True) + subprocess.check_output(
         ["ip", "netns"], text=True
     )

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from tests.cluster.nodes.devices import HOST
+from tests.cluster.nodes.image import TRAIN
 from tests.cluster.programs import program
 
-NAME, IMAGE = "coredns", "docker.io/library/gpuml-train:test"
+NAME = "coredns"
 COREFILE = """\
 .:53 {
     errors
@@ -54,7 +55,7 @@ def _pod() -> dict:
     security = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     container = {
         "name": NAME,
-        "image": IMAGE,
+        "image": TRAIN,
         "command": [str(Path(program(NAME)).resolve()), "-conf", "/etc/coredns/Corefile"],
         "resources": {"limits": {HOST: 1, "memory": "170Mi"}, "requests": {"cpu": "50m"}},
         "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 1},

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import time
 from pathlib import Path
 
@@ -13,25 +12,23 @@ import psutil
 
 from tests.cluster.nodes import machine, network
 
-RUNS = Path(tempfile.gettempdir()) / "gpuml-nodes"  # a folder for each run, named by its process
 PATIENCE = 20.0  # seconds until killed processes are gone
 
 
 def begin() -> tuple[Path, network.Network]:
     "This run's folder and network, after what killed runs have left is removed"
-    RUNS.mkdir(mode=0o755, exist_ok=True)
-    with open(RUNS.with_suffix(".lock"), "w") as lock:
+    with open(machine.runs().with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for folder in RUNS.iterdir():
+        for folder in machine.runs().iterdir():
             if not _is_alive(folder):
                 clear(folder)
         return _write_down(os.getpid())
 
 
 def _write_down(number: int) -> tuple[Path, network.Network]:
-    taken = {_written(folder).get("block") for folder in RUNS.iterdir()}
+    taken = {_written(folder).get("block") for folder in machine.runs().iterdir()}
     block = next(b for i in range(network.BLOCKS) if (b := (number + i) % network.BLOCKS) not in taken)
-    folder = RUNS / str(number)
+    folder = machine.runs() / str(number)
     folder.mkdir()
     started = psutil.Process(number).create_time()
     facts = {"started": started, "block": block, "settings": machine.settings()}

@@ -16,11 +16,8 @@ from pathlib import Path
 from tests.cluster.programs import CACHE
 from tests.conftest import ROOT
 
-TRAIN = [  # under each of these names: a policy may let in only those of a registry
-    "docker.io/library/gpuml-train:test",
-    "registry.example.com/gpuml-train:0.1.0",
-    "ghcr.io/mlflow/mlflow:v3.17.2-full",
-]
+TRAIN = "docker.io/library/gpuml-train:test"
+REGISTRY = "registry.example.com/gpuml-train:0.1.0"  # the same, as the policies of k8s/ let it in
 PAUSE = "registry.k8s.io/pause:tests"  # holds a pod's network
 FOLDERS = ["bin", "dev", "etc", "proc", "run", "sys", "tmp", "usr", "usr/lib", "usr/lib64", "var", "var/run", "work"]
 LINKS = {"lib": "usr/lib", "lib64": "usr/lib64"}
@@ -46,7 +43,7 @@ def write_images(folder: Path) -> list[Path]:
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     layer = _layer()
     train, pause = folder / "train.tar", folder / "pause.tar"
-    _write_image(train, TRAIN, layer, {"Cmd": ["/bin/sh"], "User": "10001:10001", "Env": environment})
+    _write_image(train, [TRAIN, REGISTRY], layer, {"Cmd": ["/bin/sh"], "User": "10001:10001", "Env": environment})
     _write_image(pause, [PAUSE], layer, {"Entrypoint": ["/bin/sleep", "2147483647"], "User": "65535:65535", "Env": {}})
     return [train, pause]
 

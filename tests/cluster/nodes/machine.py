@@ -4,8 +4,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
+from tests.cluster.programs import CACHE
+
+PLACES = [Path(tempfile.gettempdir()) / "gpuml-nodes", CACHE.parent / "nodes"]
+OTHERS = "others"  # the cgroup of all other processes of a container
 CNI = Path("/usr/lib/cni")
 COMMANDS = ["ip", "nsenter", "openssl", "runc", "iptables", "ipset", "conntrack", "busybox"]
 PLUGINS = ["ptp", "host-local", "loopback", "portmap"]
@@ -31,9 +37,17 @@ def lacks() -> str:
     absent += [f"{CNI}/{name}" for name in PLUGINS if not (CNI / name).exists()]
     if absent:
         return f"real nodes need {', '.join(absent)}: `make nodes` installs them"
-    if not os.access("/sys/fs/cgroup", os.W_OK) or not groups():
-        return "real nodes need cgroups that may be written"
-    return _network_lacks() or _overlay_lacks()
+    return _groups_lack() or _network_lacks() or _overlay_lacks()
+
+
+def _groups_lack() -> str:
+    name = f"gpuml-trial-{os.getpid()}"
+    try:
+        make_group(name)
+        remove_group(name)
+    except OSError as error:
+        return f"real nodes need cgroups that may be written: {error}"
+    return "" if groups() else "real nodes need cgroups"
 
 
 def _network_lacks() -> str:
@@ -49,7 +63,18 @@ def _network_lacks() -> str:
 
 
 def _overlay_lacks() -> str:
-    with tempfile.TemporaryDirectory() as folder:
+    return "" if runs() else f"real nodes need overlayfs, which {' and '.join(map(str, PLACES))} can't have"
+
+
+@cache
+def runs() -> Path | None:
+    "Where each run has a folder: a place whose file system takes overlays, as that of a container often does not"
+    return next((place for place in PLACES if _takes_overlays(place)), None)
+
+
+def _takes_overlays(place: Path) -> bool:
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         lower, upper, work, merged = (Path(folder) / name for name in ("lower", "upper", "work", "merged"))
         for path in (lower, upper, work, merged):
             path.mkdir()
@@ -57,9 +82,9 @@ def _overlay_lacks() -> str:
         try:
             run("mount", "-t", "overlay", "overlay", "-o", options, merged)
         except RuntimeError:
-            return f"real nodes need overlayfs, which {folder} can't have"
+            return False
         run("umount", merged)
-    return ""
+    return True
 
 
 def groups() -> list[Path]:
@@ -73,13 +98,25 @@ def groups() -> list[Path]:
 def make_group(name: str) -> None:
     "A cgroup in each hierarchy, which may give out what the machine has"
     for root in groups():
+        if (root / "cgroup.controllers").exists():
+            _open_controllers(root)
         (root / name).mkdir(exist_ok=True)
         for amount in ("cpuset.cpus", "cpuset.mems"):  # of version 1, where a new one has none
             if (root / amount).exists() and not (root / "cgroup.controllers").exists():
                 (root / name / amount).write_text((root / amount).read_text())
-        if (root / "cgroup.controllers").exists():
-            controllers = (root / "cgroup.controllers").read_text().split()
-            (root / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in controllers))
+
+
+def _open_controllers(root: Path) -> None:
+    "Version 2: groups below the root may limit things. In a container the root must have no processes of its own then"
+    text = " ".join(f"+{name}" for name in (root / "cgroup.controllers").read_text().split())
+    try:
+        (root / "cgroup.subtree_control").write_text(text)
+    except OSError:
+        (root / OTHERS).mkdir(exist_ok=True)
+        for pid in (root / "cgroup.procs").read_text().split():
+            with suppress(OSError):  # it has ended
+                (root / OTHERS / "cgroup.procs").write_text(pid)
+        (root / "cgroup.subtree_control").write_text(text)
 
 
 def processes_in(group: str) -> set[int]:

@@ -29,6 +29,7 @@ PROGRAMS = [
 ]
 PROGRAMS += ["gpu-plugin"]
 MOST = 6  # nodes: the accounts of all are made at the start
+TEAM = "team-user"  # who develops, and submits to production
 LOST = "16s"  # after so long without a sign of life a node counts as lost
 ROUTER = [  # what kube-router reads
     {"apiGroups": [""], "resources": ["namespaces", "pods", "services", "nodes", "endpoints"], "verbs": ["get", "list", "watch"]},
@@ -75,10 +76,16 @@ class Real(Cluster):
             self.administrator.apply(manifest)
         self.wait(lambda: self._available("kube-system", dns.NAME), 60, "CoreDNS")
 
-    def kubectl(self, *arguments: str, check: bool = True, namespace: str = "default") -> subprocess.CompletedProcess:
+    def kubectl(self, *arguments: str, check: bool = True, namespace: str = "") -> subprocess.CompletedProcess:
         "As the administrator"
-        line = [program("kubectl"), "--kubeconfig", str(self.plane.kubeconfig()), "-n", namespace, *arguments]
-        return subprocess.run(line, capture_output=True, text=True, check=check)
+        line = [program("kubectl"), "--kubeconfig", str(self.plane.kubeconfig()), *arguments]
+        line += ["--namespace", namespace] if namespace else []
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert not (check and done.returncode), f"kubectl {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        return done
+
+    def namespaces(self) -> set[str]:
+        return {item["metadata"]["name"] for item in self.admin.get("namespaces")["items"]}
 
     def stop(self) -> None:
         for node in self.nodes.values():
@@ -99,7 +106,7 @@ class Real(Cluster):
 def make_plane(folder: Path, network: Network) -> Plane:
     "A control plane that nodes reach, and that knows them"
     nodes = {f"system:node:node-{i}": ["system:nodes"] for i in range(1, MOST + 1)}
-    users = {**USERS, **nodes, "system:kube-proxy": [], "kube-router": []}
+    users = {**USERS, TEAM: ["gpuml-dev", "gpuml-prod"], **nodes, "system:kube-proxy": [], "kube-router": []}
     controllers = {"node-monitor-grace-period": LOST}
     plane = Plane(
         folder, controller_flags=controllers, address=network.host, services=str(network.services), users=users
