@@ -8,7 +8,7 @@ import pytest
 from gpuml.base.errors import Exit
 from gpuml.base.loading import load
 from gpuml.cluster.device_claim import claim_template
-from gpuml.cluster.manifest import Source, manifest, run_id, verdict, yaml
+from gpuml.cluster.manifest import Source, manifest, run_id, yaml
 from tests.conftest import ROOT
 from tests.schemas import validate  # noqa: F401  a fixture
 
@@ -93,22 +93,6 @@ def test_numbers_of_exit_codes():
         "NO_COMMAND": 127,
         "KILLED": 137,
     }
-
-
-@pytest.mark.parametrize("code", [0, 1, 65, 66, 70, 73, 75, 77, 78, 137, 139, 143])
-def test_verdicts(code):
-    "Interruptions are free, errors final, the rest counts; a disruption is free whatever the exit code"
-    expected = (
-        "Complete"
-        if code == 0
-        else "Ignore"
-        if code == 75
-        else "FailJob"
-        if code in (1, 65, 66, 73, 77, 78, 137)
-        else "Count"
-    )
-    assert verdict(made(), code) == expected
-    assert verdict(made(), code, disrupted=True) == ("Complete" if code == 0 else "Ignore")
 
 
 def test_restricted():

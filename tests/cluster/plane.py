@@ -38,13 +38,14 @@ class Plane:
         address: str = "127.0.0.1",  # the API server's
         services: str = "10.0.0.0/24",  # addresses of Services
         users: dict[str, list[str]] = USERS,  # their groups
+        port: int = 0,  # the API server's; 0: any that is free
     ):
         self.folder, self.processes, self.address, self.services, self.users = folder, {}, address, services, users
         self.apiserver_flags, self.controller_flags = apiserver_flags or {}, controller_flags or {}
         self.scheduler_flags = scheduler_flags or {}
         text = subprocess.check_output([program("kube-apiserver"), "--version"], text=True)
         self.version = tuple(int(n) for n in re.search(r"v(\d+)\.(\d+)", text).groups())
-        self.ports = {server: free_port() for server in READY}
+        self.ports = {server: free_port() for server in READY} | ({"kube-apiserver": port} if port else {})
         self.url = f"https://{address}:{self.ports['kube-apiserver']}"
         self.certificate, self.key = folder / "server.crt", folder / "server.key"
         self.tokens = {user: secrets.token_hex(16) for user in users}

@@ -9,15 +9,17 @@ import threading
 from dataclasses import replace
 
 import pytest
+from ruamel.yaml import YAML
 
 from gpuml.base.errors import GpumlError
 from gpuml.cluster import jobs as c
-from tests.cluster.administer import may
+from tests.cluster import programs
+from tests.cluster.administer import Administrator, may
 from tests.cluster.api import Api, ApiError
-from tests.cluster.applied import IMAGE
+from tests.cluster.applied import IMAGE, trial
 from tests.cluster.site import Site
 from tests.conftest import ROOT
-from tests.manifests import OVERLAYS, WITH_IDLE, find, kubectl
+from tests.manifests import OVERLAYS, WITH_IDLE, find, kubectl, pod_of, prepared, render
 
 KUEUE = {"ResourceFlavor", "ClusterQueue", "LocalQueue", "WorkloadPriorityClass"}  # no Kueue here
 USERS_PAGE = (ROOT / "docs" / "cluster-user.md").read_text()
@@ -33,6 +35,25 @@ def test_accepted(overlay, overlays, team, administrator):
             administrator.apply(m, trial=True)
 
 
+def a_pod(made: dict) -> dict:
+    "As a controller makes one of it, with something in the place of its claims"
+    claims = made["spec"].get("volumeClaimTemplates", [])
+    volumes = [{"name": claim["metadata"]["name"], "emptyDir": {}} for claim in claims]
+    spec = pod_of(made) | {"volumes": [*pod_of(made).get("volumes", []), *volumes]}
+    metadata = {"name": "x", "namespace": made["metadata"]["namespace"]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+@pytest.mark.parametrize("overlay", [*OVERLAYS, WITH_IDLE])
+def test_pods_keep_the_standard(overlay, overlays, team, administrator):
+    "Pod Security `restricted`, which the namespaces enforce: the pods that Kubernetes would make of each object"
+    tried = [a_pod(m) for m in overlays[overlay] if pod_of(m)]
+    for body in tried:
+        assert trial(administrator, administrator.api, body) == ""
+    tried[0]["spec"]["hostPID"] = True
+    assert "violates PodSecurity" in trial(administrator, administrator.api, tried[0])
+
+
 def test_what_is_wrong_is_not_accepted(team, administrator):
     "A field that does not exist, a value that is not possible"
     mlflow = copy.deepcopy(find(team, "Deployment", "mlflow"))
@@ -43,6 +64,45 @@ def test_what_is_wrong_is_not_accepted(team, administrator):
     mlflow["spec"]["selector"]["matchLabels"] = {"app": "other"}
     with pytest.raises(ApiError, match="does not match"):
         administrator.apply(mlflow, trial=True)
+
+
+@pytest.fixture
+def operator(team, administrator, cluster):
+    "The kinds of Prometheus' operator that k8s/monitoring is made of; an administrator who knows them"
+    read = YAML(typ="safe").load
+    names = ("podmonitors", "prometheusrules")
+    kinds = [read(programs.manifests(f"prometheus-operator/monitoring.coreos.com_{name}.yaml")) for name in names]
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "monitoring"}}
+    for m in (space, *kinds):
+        administrator.apply(m)
+    path = "/apis/monitoring.coreos.com/v1/namespaces/monitoring"
+    cluster.wait(lambda: all(is_served(cluster.admin, f"{path}/{name}") for name in names), 30)
+    yield Administrator(cluster.plane)
+    for m in (*kinds, space):
+        administrator.remove(m)
+
+
+def is_served(api: Api, path: str) -> bool:
+    try:
+        return api.request("GET", path).status == 200
+    except ApiError:
+        return False
+
+
+def test_monitoring_is_accepted(operator, tmp_path):
+    "Rules, alerts and what collects, by the operator's own schemas; a field that does not exist is not"
+    manifests = render(prepared(tmp_path), "../monitoring")
+    assert {"PrometheusRule", "PodMonitor", "NetworkPolicy", "ConfigMap"} == {m["kind"] for m in manifests}
+    for m in manifests:
+        operator.apply(m, trial=True)
+    wrong = copy.deepcopy(find(manifests, "PodMonitor", "gpuml"))
+    wrong["spec"]["podMetricsEndpoints"][0]["intervall"] = "15s"
+    with pytest.raises(ApiError, match="intervall"):
+        operator.apply(wrong, trial=True)
+    wrong = copy.deepcopy(find(manifests, "PrometheusRule", "gpuml"))
+    wrong["spec"]["groups"][0]["rules"][0]["expr"] = ["up"]
+    with pytest.raises(ApiError, match="expr"):
+        operator.apply(wrong, trial=True)
 
 
 # Who may do what: d the development user, p the production submitter, o an outsider, j a development job's own account,

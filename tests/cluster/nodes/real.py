@@ -109,7 +109,12 @@ def make_plane(folder: Path, network: Network) -> Plane:
     users = {**USERS, TEAM: ["gpuml-dev", "gpuml-prod"], **nodes, "system:kube-proxy": [], "kube-router": []}
     controllers = {"node-monitor-grace-period": LOST}
     plane = Plane(
-        folder, controller_flags=controllers, address=network.host, services=str(network.services), users=users
+        folder,
+        controller_flags=controllers,
+        address=network.host,
+        services=str(network.services),
+        users=users,
+        port=6443,  # which NetworkPolicies name: they see where a Service leads
     )
     certificate, key = sign(plane, "kubelet-client", "/O=system:masters/CN=kube-apiserver-kubelet-client")
     plane.apiserver_flags |= {
