@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build both images without Docker, and try them as a cluster runs them: user 10001, no capabilities, no network, and a
 # root file system that can't be written. A job in the one, JupyterLab in the other. Needs root, buildah, debootstrap,
-# iproute2 and 15 GB.
+# iproute2 and, with CUDA, 21 GB while it builds.
 #
 #   docker/try.sh [FOLDER]     # works there; /var/tmp/gpuml-try by default
 #   buildah rmi -a             # removes the images that it leaves for the next time

@@ -100,7 +100,7 @@ SAID = {  # of each recording what follows each other: phase, sentence, attempts
     ],
     "quota": [NOT_MADE, ("pending", "quota gpuml-dev: 0 of 0 pods used; it starts when others end", 0), *runs(1), ("succeeded", "", 1)],
     "image": [
-        NOT_MADE, *begins(1), ("pending", "image can't be pulled: WORDS; check compute.image and compute.image_pull_secrets", 1),
+        NOT_MADE, *begins(1), ("pending", "image can't be pulled: WORDS; check compute.image", 1),
         ("stopping", f"it was cancelled, and {REMOVED}", 1), ("cancelled", UNSTARTED, 0),
     ],
 }  # fmt: skip

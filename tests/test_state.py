@@ -45,7 +45,8 @@ def pod(
     spec = MADE["spec"]["template"]["spec"]
     strangers = [{"name": n, "resources": {"limits": {"memory": "128Mi"}}} for n in others]
     spec = {**spec, "nodeName": NODE, "containers": [*strangers, *spec["containers"]]}
-    spec["initContainers"] = [{"name": n, "restartPolicy": "Always"} if "proxy" in n else {"name": n} for n in init]
+    image = {"image": "istio/proxyv2:1.30"}
+    spec["initContainers"] = [{"name": n} | image | ({"restartPolicy": "Always"} if "proxy" in n else {}) for n in init]
     status = {
         "phase": phase,
         "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": BEGAN}, *conditions],
@@ -129,7 +130,7 @@ ENDS = {  # what is seen; the phase; what the sentence says, and what it must no
     ),
     "evicted before any container was made": (
         seen(job(failed=1), pod("Failed", None, {}, {}, "Evicted", "The node had condition: [DiskPressure]. ")),
-        "waiting", ["node n1", "DiskPressure", "starts the next attempt"], ["starts on n1"],
+        "waiting", ["node n1", "low on disk", "starts the next attempt"], ["starts on n1"],
     ),
     "no healthy GPU": (
         seen(job(failed=1), pod("Failed", None, {}, {}, "UnexpectedAdmissionError", DEVICES)),

@@ -12,6 +12,7 @@ from typing import Any
 from ..base.errors import Exit, Preempted, meaning_of
 from .events import moment_of, of_gone_pod, reason_of, subject_of
 from .pod import clock, end_of, event_cause, time_of, training_container, with_cause
+from .runtime import last_words
 from ..jobs.outlet import is_headway_line
 
 # %% ../../nbs/cluster/20_ending.ipynb #8b2520ea
@@ -32,7 +33,7 @@ def _training_end(ended: dict[str, Any], job: dict[str, Any]) -> str:
     code = ended.get("exitCode")
     message = (ended.get("message") or "").strip()
     if ended.get("reason") in ("StartError", "ContainerCannotRun"):
-        return f"the container can't be started: {' '.join(message.split())[:200]} (exit code {code})"
+        return f"the container can't be started: {last_words(message)[:200]} (exit code {code})"
     if ended.get("reason") == "OOMKilled" or (code == Exit.KILLED and not message):
         limit = _memory_limit(job)
         return f"killed: it needed more memory than compute.memory={limit}; give it more, or a smaller data.max_length"
@@ -57,7 +58,10 @@ def recorded_end(
     cause = event_cause([*reasons], record.get("node") or "")
     if record.get("exit_code") is not None:
         end = {"exitCode": record["exit_code"], "message": record.get("reason") or "", "cause": cause}
-        return end | {"finishedAt": record.get("finished")}
+        exceeded = (
+            {"reason": "OOMKilled"} if record["exit_code"] == Exit.KILLED else {}
+        )  # who wrote it outlived its kernel
+        return end | {"finishedAt": record.get("finished")} | exceeded
     last_sign = clock(record.get("alive") or record.get("started"))
     return {"cause": cause or f"it ended without a word; its last sign of life was at {last_sign}"}
 

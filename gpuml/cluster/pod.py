@@ -13,6 +13,7 @@ from typing import Any
 
 from ..base.errors import Exit, codes_with
 from .manifest import CONTAINER
+from .runtime import PullFailure, last_words, pull_failure
 from ..jobs.sidecars import remedy
 
 # %% ../../nbs/cluster/15_pod.ipynb #49e217e6
@@ -89,8 +90,10 @@ def failed_beside(
 ) -> str:
     "Containers beside the one that trains that have ended badly, as a part of a sentence; empty where none has"
     ends = {name: state["terminated"] for name, state in _beside(pod).items() if "terminated" in state}
-    bad = [f"{name} ({_ending(end)})" for name, end in ends.items() if end.get("exitCode")]
-    return f"beside it {' and '.join(bad)} ended" if bad else ""
+    bad = [f"{name} ({_ending(end)}) ended" for name, end in ends.items() if end.get("exitCode")]
+    natives = pod.get("status", {}).get("initContainerStatuses") or []
+    bad += [f"{status['name']} ({end}) ends again and again" for status in natives if (end := _crash(status))]
+    return f"beside it {' and '.join(bad)}" if bad else ""
 
 
 def _ending(terminated: dict[str, Any]) -> str:
@@ -175,6 +178,7 @@ def outside_cause(
     return f"{reason or disrupted.get('reason')}: {message or words['node']}" if reason or disrupted else ""
 
 # %% ../../nbs/cluster/15_pod.ipynb #82093f95
+_PRESSURES = {"Disk": "disk", "Memory": "memory", "PID": "process numbers"}
 _DISKS = {"work": "compute.disk", "tmp": "compute.disk", "shm": "compute.shared_memory"}  # volumes of a job's pod
 
 
@@ -193,6 +197,8 @@ def _evicted(node: str, message: str) -> str:
         return f"it wrote more than compute.disk={pod[1]}; give it more"
     if lacking := re.search(r"The node was low on resource: ([\w-]+)", message):
         return f"evicted: {node} was low on {lacking[1]}"
+    if pressure := re.search(r"The node had condition: \[(\w+)Pressure\]", message):  # when its kubelet starts
+        return f"evicted: {node} was low on {_PRESSURES.get(pressure[1], pressure[1])}"
     return f"evicted from {node}: {message}"
 
 # %% ../../nbs/cluster/15_pod.ipynb #0fc7c2cf
@@ -244,12 +250,13 @@ _TROUBLE = ("FailedCreatePodSandBox", "FailedPodSandBoxStatus", "FailedMount", "
             "NetworkNotReady", "FailedCreatePodContainer", "FailedKillPod")  # fmt: skip
 
 
-def _pull_failure(events: list[tuple[str, str]]) -> str:
-    "What the latest event says of an image that can't be pulled: not the one that has its state alone"
+def _pull_failure(image: str, waiting: dict[str, Any], events: list[tuple[str, str]]) -> PullFailure:
+    "Why an image can't be pulled, by the latest event that says more than that it can't"
     bare = {f"Error: {state}" for state in _IMAGE}
-    return next(
-        (m for reason, m in reversed(events) if reason == "Failed" and "pull" in m.lower() and m not in bare), ""
+    messages = (
+        m for reason, m in reversed(events) if reason in ("Failed", "InspectFailed") and m not in bare and image in m
     )
+    return pull_failure(next(messages, "") or waiting.get("message") or waiting["reason"], image)
 
 
 def pending_cause(
@@ -257,15 +264,13 @@ def pending_cause(
     events: list[tuple[str, str]],  # (reason, message) about this pod, oldest first
 ) -> str:
     "What the start of a pod's training waits for, and what to do where that won't come by itself"
-    for name, state in _states(pod, "initContainerStatuses").items():
-        if stuck := _init_cause(name, state, pod, events):
+    for status in pod["status"].get("initContainerStatuses") or []:
+        if stuck := _init_cause(status, pod, events):
             return stuck
     waiting = training_state(pod).get("waiting", {})
     if waiting.get("reason") in _IMAGE:
-        words = _line(_pull_failure(events) or waiting.get("message") or waiting["reason"])
-        image = training_container(pod["spec"]).get("image", "")
-        named = "" if not image or image in words else f" ({image})"
-        return f"image can't be pulled: {words}{named}; check compute.image and compute.image_pull_secrets"
+        failure = _pull_failure(training_container(pod["spec"]).get("image", ""), waiting, events)
+        return f"image can't be pulled: {failure.cause}; {failure.cure}"
     if waiting.get("reason") in _MADE:
         return config_error(waiting.get("message", ""))
     node = f"node {pod['spec'].get('nodeName', '?')}"
@@ -279,19 +284,28 @@ def pending_cause(
     return f"{pod['metadata']['name']} starts on {node.removeprefix('node ')}{since_words}"
 
 # %% ../../nbs/cluster/15_pod.ipynb #d6854e76
-def _init_cause(name: str, state: dict[str, Any], pod: dict[str, Any], events: list[tuple[str, str]]) -> str:
+def _init_cause(status: dict[str, Any], pod: dict[str, Any], events: list[tuple[str, str]]) -> str:
     "What an init container, or a native sidecar, that somebody injected holds the training up with; empty where it does not"
+    name, state = status["name"], status.get("state") or {}
     spec = next((c for c in pod["spec"].get("initContainers") or [] if c.get("name") == name), {})
     is_native = spec.get("restartPolicy") == "Always"
     subject = f"its {'sidecar' if is_native else 'init container'} {name}"
     waiting = state.get("waiting", {})
-    if waiting.get("reason", "PodInitializing") not in ("PodInitializing", "ContainerCreating"):
-        is_image = waiting["reason"] in _IMAGE
-        pulls = (m for reason, m in reversed(events) if reason == "Failed" and spec.get("image", "?") in m)
-        words = _line((is_image and next(pulls, "")) or waiting.get("message") or waiting["reason"])
-        verb = "its image can't be pulled" if is_image else "it can't be started"
-        return f"waits for {subject}: {verb}: {words}; an administrator mends what injects it"
-    return "" if is_native or "running" not in state else f"{subject} has not ended yet"
+    if waiting.get("reason", "PodInitializing") in ("PodInitializing", "ContainerCreating"):
+        return "" if is_native or "running" not in state else f"{subject} has not ended yet"
+    if waiting["reason"] in _IMAGE:
+        problem = f"its image can't be pulled: {_pull_failure(spec.get('image', ''), waiting, events).cause}"
+    else:
+        problem = f"it can't be started: {_crash(status) or _line(waiting.get('message') or waiting['reason'])}"
+    return f"waits for {subject}: {problem}; an administrator mends what injects it"
+
+
+def _crash(status: dict[str, Any]) -> str:
+    "How a container ended before its kubelet, which starts it again and again, took a pause; empty where it did not"
+    if status.get("state", {}).get("waiting", {}).get("reason") != "CrashLoopBackOff":
+        return ""
+    end = status.get("lastState", {}).get("terminated", {})
+    return last_words(end.get("message") or "") if end.get("reason") == "StartError" else _ending(end) if end else ""
 
 # %% ../../nbs/cluster/15_pod.ipynb #316d2d53
 def config_error(

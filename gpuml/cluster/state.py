@@ -18,6 +18,7 @@ from .gpus import GpuCount
 from .marks import has_failed, idle_mark
 from .over import at_work, is_by_deadline, of_deleted, of_failed
 from gpuml.cluster.pod import (
+    clock,
     condition,
     end_of,
     event_cause,
@@ -270,6 +271,4 @@ def _on_a_lost_node(pods: list[dict[str, Any]], gpu_count: GpuCount) -> str:
     if not lost or len(of_job) > len(lost):
         return ""
     cure = f"kubectl taint node {lost[-1].name} node.kubernetes.io/out-of-service=:NoExecute"
-    return (
-        f"node {lost[-1].name} does not answer since {lost[-1].since}; if it is lost, an administrator says so: {cure}"
-    )
+    return f"node {lost[-1].name} does not answer since {clock(lost[-1].since)}; if it is lost, an administrator says so: {cure}"
