@@ -21,7 +21,7 @@ from tests.cluster.site import PROD
 from tests.conftest import OFFLINE, ROOT, gpuml, rows
 from tests.s3 import keys_in_environment
 
-EPOCHS = 16
+EPOCHS, GRACE = 12, 120
 WHERE = """\
 import json, os, pathlib
 import urllib.request
@@ -66,6 +66,7 @@ def team(real, system, project, monkeypatch):
             data="s3://datasets/road/", endpoint=system, cache=project / "cache", model=OFFLINE, epochs=EPOCHS,
             tracking="http://mlflow:5000", namespace=f"gpuml-{name}", priority=f"gpuml-{name}", output="s3://models/road",
         )  # fmt: skip
+        config = config.replace("grace: 60", f"grace: {GRACE}")
         config = config.replace("gpuml-train:test", f"{REGISTRY}\n  s3_endpoint: {services.INSIDE}")
         (project / "config" / f"{name}.yaml").write_text(config)
     yield SimpleNamespace(folder=project, notebook=project / "nbs" / "train.ipynb", endpoint=system)
@@ -107,7 +108,7 @@ def test_the_whole_road(real, team):
     by_kubelet = real.kubectl("logs", f"job/{dev.run_id}", namespace="gpuml-dev").stdout
     prod = submit(load("prod", ["train.epochs=2"]), team.notebook)
     passed("production submitted")
-    real.wait_pod("gpuml-prod", prod.run_id, phase("Running"), 70)
+    real.wait_pod("gpuml-prod", prod.run_id, phase("Running"), GRACE + 10)
     passed("production's container runs")
     assert prod.wait(300).phase == "succeeded", prod.logs()
     passed("production is done")

@@ -26,12 +26,14 @@ def begin() -> tuple[Path, network.Network]:
 
 
 def _write_down(number: int) -> tuple[Path, network.Network]:
-    taken = {_written(folder).get("block") for folder in machine.runs().iterdir()}
+    others = [_written(folder) for folder in machine.runs().iterdir()]
+    taken = {facts.get("block") for facts in others}
     block = next(b for i in range(network.BLOCKS) if (b := (number + i) % network.BLOCKS) not in taken)
     folder = machine.runs() / str(number)
     folder.mkdir()
     started = psutil.Process(number).create_time()
-    facts = {"started": started, "block": block, "settings": machine.settings()}
+    settings = next((facts["settings"] for facts in others if "settings" in facts), None) or machine.settings()
+    facts = {"started": started, "block": block, "settings": settings}  # as they were before any of the runs
     (folder / "run.json").write_text(json.dumps(facts))
     return folder, network.Network(number, block)
 

@@ -21,9 +21,15 @@ CHANGED = [  # by kubelets, for the whole machine
 ]
 
 
+def search_path() -> str:
+    "PATH, with the folders of programs for administrators"
+    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
 def run(*command: str | Path, check: bool = True) -> str:
     "What a command prints; where it may fail, nothing is raised"
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    environment = {**os.environ, "PATH": search_path()}
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment)
     if check and done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip() or done.returncode}")
     return done.stdout
@@ -33,7 +39,7 @@ def lacks() -> str:
     "Why there can be no real nodes on this machine, in a line; empty where they can be"
     if os.geteuid() != 0:
         return "real nodes need root"
-    absent = [name for name in COMMANDS if not shutil.which(name)]
+    absent = [name for name in COMMANDS if not shutil.which(name, path=search_path())]
     absent += [f"{CNI}/{name}" for name in PLUGINS if not (CNI / name).exists()]
     if absent:
         return f"real nodes need {', '.join(absent)}: `make nodes` installs them"

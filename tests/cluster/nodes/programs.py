@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.cluster.nodes.machine import search_path
+
 HOLD = """
 for place in /var/lib /var/log /run; do
     mkdir -p "$1$place/upper" "$1$place/work"
@@ -34,7 +36,7 @@ class Programs:
 
     def start(self, name: str, *command: str | Path) -> None:
         line = ["setpriv", "--pdeathsig", "KILL", *self.entry, *map(str, command)]
-        environment = {**os.environ, "PATH": f"{Path(command[0]).parent}:/usr/sbin:/sbin:{os.environ['PATH']}"}
+        environment = {**os.environ, "PATH": f"{Path(command[0]).parent}:{search_path()}"}
         with open(self.log(name), "a") as log:
             self.running[name] = subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True, env=environment)
 
