@@ -15,6 +15,7 @@ from ..base.config import ComputeConfig, Config
 from ..base.errors import ClusterError, Exit
 from .answers import Answer, ApiServer, plainly
 from .capacity import excesses
+from .device_claim import TEMPLATES, claim_template
 from .devices import MOST, DraObjects, class_resource, resource_words
 from .findings import Findings, Unknown
 from .gpus import count_gpus
@@ -31,11 +32,14 @@ def check_cluster(
 ) -> Findings:
     "The checks that the cluster answers: permission, priority class, GPUs, and whether it accepts the manifest"
     findings, c = Findings(), config.compute
-    findings.add("permission", lambda: _check_permission(api, c.namespace))
+    template = claim_template(c)
+    findings.add("permission", lambda: _check_permission(api, c.namespace, template is not None))
     findings.add("priority class", lambda: _check_priority(api, c.priority_class, c.namespace))
     findings.add("GPUs", lambda: check_gpus(api, c))
     if c.queue:
         findings.add("queue", lambda: _check_queue(api, c.queue, manifest))
+    if template:
+        findings.add("claim", lambda: _check_template(api, template))
     findings.add("manifest", lambda: _check_manifest(api, manifest))
     return findings
 
@@ -47,9 +51,10 @@ def answering(api: ApiServer) -> ApiServer:
     return api
 
 # %% ../../nbs/cluster/53_admission.ipynb #0cb792bb
-def _check_permission(api: ApiServer, namespace: str) -> str:
-    "Whether this user may make and follow jobs"
+def _check_permission(api: ApiServer, namespace: str, claims: bool = False) -> str:
+    "Whether this user may make and follow jobs, and make what they claim GPUs by"
     rights = [("batch", "jobs", "create"), ("batch", "jobs", "get"), ("", "pods", "list"), ("", "pods/log", "get")]
+    rights += [("resource.k8s.io", "resourceclaimtemplates", verb) for verb in ("create", "get") if claims]
     lacking = []
     for group, resource, verb in rights:
         name, _, part = resource.partition("/")
@@ -188,12 +193,21 @@ def _check_quota(api: ApiServer, entry: QueueEntry, manifest: dict[str, Any]) ->
 # %% ../../nbs/cluster/53_admission.ipynb #f790ee5e
 def _check_manifest(api: ApiServer, manifest: dict[str, Any]) -> str:
     "Whether the API server would accept the Job"
-    path = JOBS.format(manifest["metadata"]["namespace"])
+    return _try(api, JOBS.format(manifest["metadata"]["namespace"]), manifest)
+
+
+def _check_template(api: ApiServer, template: dict[str, Any]) -> str:
+    "Whether it would accept what the Job's pods claim GPUs by: a policy may let in some classes only"
+    return _try(api, TEMPLATES.format(template["metadata"]["namespace"]), template)
+
+
+def _try(api: ApiServer, path: str, manifest: dict[str, Any]) -> str:
+    kind = manifest["kind"]
     try:
         api.request("POST", path, manifest, dryRun="All", fieldValidation="Strict")
     except Answer as e:
         if e.status == 409:
-            return "a Job of this name is there already"
-        with plainly("the API server refuses the Job"):
+            return f"a {kind} of this name is there already"
+        with plainly(f"the API server refuses the {kind}"):
             raise
     return "accepted by the API server, as a trial"
