@@ -32,7 +32,7 @@ kube-proxy                      kubernetes           k8s.io/kubernetes/cmd/kube-
 containerd                      containerd           $containerd/containerd                                     70
 containerd-shim-runc-v2         containerd           $containerd/containerd-shim-runc-v2                         2
 ctr                             containerd           $containerd/ctr                                             6
-gpu-plugin                      gpu                  .                                                          10
+gpu-plugin                      gpu                  .                                                          60
 coredns                         coredns              github.com/coredns/coredns                                150
 kube-router                     kube-router          github.com/cloudnativelabs/kube-router/v2/cmd/kube-router 144
 kueue                           kueue                sigs.k8s.io/kueue/cmd/kueue                               245

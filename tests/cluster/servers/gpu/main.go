@@ -1,4 +1,5 @@
-// GPUs of the tests' real nodes, offered to a kubelet as a driver of its vendor would: `gpu-plugin plugin`, a device plugin.
+// GPUs of the tests' real nodes, offered to a kubelet as their vendor's programs would: `gpu-plugin plugin`, a device plugin,
+// and `gpu-plugin driver`, a driver for Dynamic Resource Allocation.
 package main
 
 import (
@@ -20,7 +21,7 @@ import (
 
 const interval = 200 * time.Millisecond
 
-var commands = map[string]func(arguments []string) error{"plugin": offerDevices}
+var commands = map[string]func(arguments []string) error{"plugin": offerDevices, "driver": driveDevices}
 
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
@@ -41,8 +42,8 @@ type Plugin struct {
 	resource, variable, file string
 }
 
-func (p *Plugin) state() (state State, err error) {
-	text, err := os.ReadFile(p.file)
+func readState(file string) (state State, err error) {
+	text, err := os.ReadFile(file)
 	if err == nil {
 		err = json.Unmarshal(text, &state)
 	}
@@ -56,7 +57,7 @@ func (p *Plugin) GetDevicePluginOptions(context.Context, *api.Empty) (*api.Devic
 // ListAndWatch says which devices there are, and says it again when that changes.
 func (p *Plugin) ListAndWatch(_ *api.Empty, stream grpc.ServerStreamingServer[api.ListAndWatchResponse]) error {
 	for said := ""; stream.Context().Err() == nil; time.Sleep(interval) {
-		state, err := p.state()
+		state, err := readState(p.file)
 		if err != nil {
 			return err
 		}
@@ -79,7 +80,7 @@ func (p *Plugin) ListAndWatch(_ *api.Empty, stream grpc.ServerStreamingServer[ap
 }
 
 func (p *Plugin) Allocate(_ context.Context, request *api.AllocateRequest) (*api.AllocateResponse, error) {
-	state, err := p.state()
+	state, err := readState(p.file)
 	response := &api.AllocateResponse{}
 	for _, container := range request.ContainerRequests {
 		log.Printf("%s: allocates %v", p.resource, container.DevicesIds)
