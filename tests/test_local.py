@@ -179,7 +179,11 @@ def test_what_it_shows(shipped, project):
 def test_deadline(shipped):
     job = submit(load("dev", ["train.epochs=500", "compute.deadline=0.004"]), shipped, local=True)
     state = job.wait(600)
-    assert state.phase == "failed" and "deadline" in state.why
+    assert (state.phase, state.command_code) == ("failed", 75) and "deadline" in state.why
+    longer = submit(load("dev", ["train.epochs=500", "compute.deadline=1"]), shipped, local=True)
+    assert longer.run_id == job.run_id and longer.note.startswith("goes on where its deadline ended it")
+    assert longer.status.phase in ("pending", "running")
+    longer.cancel()
 
 
 def test_refused_before_anything_is_left(shipped, project):

@@ -139,11 +139,12 @@ def state_of(
 ) -> State:
     "A job on this machine as any other job"
     attempts = job_state.get("attempts", [])
+    last_code = next((a["exit_code"] for a in reversed(attempts) if "exit_code" in a), None)
     state = State(
         job_state["phase"],
         job_state.get("why", ""),
         len(attempts),
-        exit_code=next((a["exit_code"] for a in reversed(attempts) if "exit_code" in a), None),
+        exit_code=job_state.get("exit_code", last_code),
         started=time_of(attempts[0]["started"]) if attempts else None,
         finished=time_of(job_state.get("finished")),
     )

@@ -153,4 +153,4 @@ def _grace(config: Config) -> int:
 
 def _address(config: Config, packed: bundle.Bundle) -> str:
     "Where the bundle will be stored"
-    return f"{config.output.rstrip('/')}/.bundles/{packed.name}.tar.gz"
+    return f"{config.output.rstrip('/')}/.bundles/{packed.file}"

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import Exit
 from ..base.files import write_json
 from ..base.lock import Busy, locked
 from ..base.process import identity
@@ -52,7 +53,12 @@ class Work:
 
     def end(self, phase: str, reason: str) -> None:
         "Write how it ended"
-        self.write(phase, reason, finished=_now())
+        late = (
+            {"is_late": True, "exit_code": int(Exit.INTERRUPTED)}
+            if phase == "failed" and self.end_phase == phase
+            else {}
+        )
+        self.write(phase, reason, finished=_now(), **late)
 
 # %% ../../nbs/cluster/42_work.ipynb #1df199bd
 def _now() -> str:
@@ -115,7 +121,7 @@ def _pause(job: Work, end: str) -> bool:
 def _end_words(job: Work, end: str) -> str:
     "How a job ended that was to end"
     if job.end_phase == "failed":
-        return f"ended by its deadline; {end}"
+        return f"ended by its deadline; {end}; submitted again with a longer compute.deadline, the same run goes on"
     return cancelled(job.manifest["metadata"]["annotations"][f"{PREFIX}/output"], local_outcome(job.manifest))
 
 # %% ../../nbs/cluster/42_work.ipynb #91108760

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base.config import Config
+from ..base.config import ComputeConfig, Config
 from ..base.errors import DataError, Exit, NotebookError
 from ..base.files import fingerprint
 from ..base.loading import to_yaml
@@ -120,16 +120,22 @@ _FORMAT = 1
 class Bundle:
     "Notebook, code and resolved config as one archive"
 
-    name: str  # 16 hexadecimal digits, made of all that it contains
+    name: str  # 16 hexadecimal digits, made of the work: of all that it contains but `compute`
     files: dict[str, int]  # path inside → bytes
     archive: bytes = field(repr=False)  # tar.gz
     notebook: str = ""  # its path inside
     code: Code | None = field(default=None, repr=False, compare=False)  # where it was collected from
+    digest: str = ""  # 16 hexadecimal digits, made of all that it contains
 
     def __repr__(self):
         size = sum(self.files.values())
         names = ", ".join(list(self.files)[:6]) + (f", … ({len(self.files)} files)" if len(self.files) > 6 else "")
         return f"bundle {self.name}: {names}; {size / 1e3:,.0f} kB, {len(self.archive) / 1e3:,.0f} kB packed"
+
+    @property
+    def file(self) -> str:
+        "The name of its file in storage"
+        return f"{self.digest or self.name}.tar.gz"
 
 # %% ../../nbs/jobs/55_bundle.ipynb #7c4871d1
 def pack(
@@ -153,9 +159,15 @@ def pack(
     _check_contents(contents, limit)
     description = {"format": _FORMAT, "notebook": place, "config": config.name, "root": _relative(config.root, top)}
     description["path"] = [_relative(f, top) for f in code.folders]
-    name = fingerprint(description, *(part for n, data in sorted(contents.items()) for part in (n, data)))[:16]
+    work = contents | {settings: to_yaml(config.model_copy(update={"compute": ComputeConfig()})).encode()}
+    name = _digest(description, work)
+    digest = _digest(description, contents)
     contents[ABOUT] = json.dumps(description | (facts or {}) | {"name": name}, indent=1).encode()
-    return Bundle(name, {n: len(data) for n, data in contents.items()}, _archive(contents), place, code)
+    return Bundle(name, {n: len(data) for n, data in contents.items()}, _archive(contents), place, code, digest)
+
+
+def _digest(description: dict[str, Any], contents: dict[str, bytes]) -> str:
+    return fingerprint(description, *(part for n, data in sorted(contents.items()) for part in (n, data)))[:16]
 
 
 def _relative(folder: Path, top: Path) -> str:
@@ -244,7 +256,7 @@ def put(
     storage: Storage,
 ) -> str:
     "Store the bundle unless it is there already; returns its address"
-    address = f"{output.rstrip('/')}/.bundles/{bundle.name}.tar.gz"
+    address = f"{output.rstrip('/')}/.bundles/{bundle.file}"
     if storage.info(address) is None:
         storage.put_bytes(bundle.archive, address)
     return address

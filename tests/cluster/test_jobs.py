@@ -223,8 +223,53 @@ def test_followed_from_another_process_while_the_api_server_is_away(site):
     site.cluster.plane.up("kube-apiserver")
     text, _ = follower.communicate(timeout=400)
     assert follower.returncode == 0 and "succeeded" in text and "training" in text
+    assert_each_line_once(text)
+
+
+def assert_each_line_once(text):
+    "Nothing of a log is printed twice: its first lines have the pod's name, or a time"
     lines = [line for line in text.splitlines() if not line.startswith("[")]
-    assert len(lines) == len(set(lines)) or text.count("reading data") <= 2  # nothing is printed twice
+    twice = {line for line in lines if lines.count(line) > 1 and line.strip()}
+    assert text.count(".ipynb on ") == len({line for line in lines if ".ipynb on " in line}) and not twice, twice
+
+
+def test_followed_late(site):
+    "Who begins to follow in the middle gets the running attempt's log once, though storage has a copy of it"
+    job = site.submit("train.epochs=60")
+    site.cluster.wait(
+        lambda: storage.Storage(site.s3.endpoint).match(job.place, "logs/*.txt"), 180, "a copy of its log"
+    )
+    site.cluster.wait(lambda: "training, update" in job.status.progress, 180, "training")
+    time.sleep(6)  # until the copy has some of the training too
+    printed = []
+    c.find(job.run_id, [site.config()]).follow(printed.append)
+    text = "".join(printed)
+    assert "succeeded" in text and "training" in text, text
+    assert_each_line_once(text)
+
+
+def test_a_longer_deadline_goes_on_with_the_same_run(site):
+    "Stopping while its pod saves; one exit code however it is waited for; submitted again, the run goes on"
+    job = site.submit("train.epochs=40", "compute.deadline=2")
+    site.cluster.wait(lambda: "training, update" in job.status.progress, 180, "training")
+    site.cluster.admin.patch("jobs", site.namespace, job.run_id, {"spec": {"activeDeadlineSeconds": 1}})
+    said = []
+    state = job.wait(120, said.append)
+    assert any(text.startswith("stopping: saves a checkpoint; its deadline has come") for text in said), said
+    assert not any(text.startswith("waiting") for text in said), said
+    assert state.phase == "failed" and "the same run goes on from update" in state.why, said
+    gpuml = [sys.executable, "-m", "gpuml.ui.cli"]
+    codes = [
+        subprocess.run([*gpuml, *words], cwd=site.folder, capture_output=True).returncode
+        for words in (["wait", job.run_id], ["logs", job.run_id, "--follow"])
+    ]
+    assert codes == [75, 75]
+    longer = site.submit("train.epochs=40", "compute.deadline=3")
+    assert longer.run_id == job.run_id and longer.note.startswith("goes on where its deadline ended it")
+    state = longer.wait(300)
+    assert (state.phase, state.attempts, longer.outcome()["attempt"]) == ("succeeded", 2, 2), (
+        f"{state}\n{longer.logs()}"
+    )
 
 
 def test_cancelled(site):
