@@ -95,6 +95,15 @@ def _training(command: Callable) -> None:
     sub.add_argument("--force", action="store_true", help="replace an output that is there already")
 
 # %% ../../nbs/ui/78_parser.ipynb #7614354c
+_JOB_EXITS = (Exit.DONE, Exit.FAILED, Exit.BAD_DATA, Exit.NOT_FOUND, Exit.UNREACHABLE, Exit.CRASHED, Exit.NOT_WRITTEN,
+              Exit.INTERRUPTED, Exit.NOT_PERMITTED, Exit.BAD_CONFIG, Exit.KILLED)  # fmt: skip
+_JOB_WORDS = {
+    "done": "done and certified",
+    "not_found": "data or model not found, or no such job",
+    "interrupted": "cancelled, released, or ended by its deadline",
+}  # of the codes with which a command ends that waits for a job
+
+
 def _jobs(command: Callable) -> None:
     "Everything about jobs"
     sub = command("submit", submit, "run a notebook as a job on the cluster, or on this machine", **_keys())
@@ -117,10 +126,11 @@ def _jobs(command: Callable) -> None:
     sub = command("jobs", jobs, "list everybody's jobs on the cluster and this project's on this machine, or show one")
     sub.add_argument("name", nargs="?", help="of a job; where others have it too, NAMESPACE/NAME or PROJECT/NAME")
     sub.add_argument("--all", action="store_true", help="the jobs of other projects on this machine too")
-    sub = command("logs", logs, "print what all attempts of a job have printed")
+    ended = {"formatter_class": _RAW, "epilog": exit_help(*_JOB_EXITS, **_JOB_WORDS)}
+    sub = command("logs", logs, "print what all attempts of a job have printed", **ended)
     sub.add_argument("name", help="of the job")
     sub.add_argument("-f", "--follow", action="store_true", help="until the job is over; end with its exit code")
-    sub = command("wait", wait, "wait until a job is over; end with its exit code")
+    sub = command("wait", wait, "wait until a job is over; end with its exit code", **ended)
     sub.add_argument("name", help="of the job")
     sub = command("cancel", cancel, "end a job; it saves a checkpoint before")
     sub.add_argument("name", help="of the job")
