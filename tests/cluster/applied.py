@@ -19,6 +19,7 @@ MAKER = "maker"  # may make anything in these namespaces, but has no verb `use` 
 MAKES = [
     {"apiGroups": [""], "resources": ["pods", "pods/ephemeralcontainers", "replicationcontrollers"], "verbs": ["*"]},
     {"apiGroups": ["apps", "batch", "resource.k8s.io"], "resources": ["*"], "verbs": ["*"]},
+    {"apiGroups": ["scheduling.k8s.io"], "resources": ["podgroups"], "verbs": ["*"]},
 ]
 
 
@@ -65,7 +66,7 @@ def overlays(tmp_path_factory):
 @pytest.fixture(scope="module")
 def team(cluster, administrator, overlays, watching):
     "The team's overlay, applied: all but what would start servers"
-    manifests = [*overlays[WITH_IDLE], *_rights(MAKER)]
+    manifests = [*overlays[WITH_IDLE], *rights(MAKER)]
     mine = [m for m in manifests if m["kind"] not in LEFT_OUT]
     cluster.wait(lambda: not ours(cluster), 120, "the namespaces of an earlier module to be gone")
     for m in mine:
@@ -154,7 +155,7 @@ def policies_hold(administrator: Administrator) -> bool:
     return all("ValidatingAdmissionPolicy" in trial(administrator, api, body) for body in refused)
 
 
-def _rights(user: str) -> list[dict]:
+def rights(user: str) -> list[dict]:
     "A role for somebody, and where it holds"
     rbac = "rbac.authorization.k8s.io"
     role = {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": {"name": user}, "rules": MAKES}

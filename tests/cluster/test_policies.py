@@ -6,12 +6,17 @@ import re
 
 import pytest
 
+from gpuml.base.loading import load
+from gpuml.cluster.device_claim import claim_template
+from tests.cluster.administer import Administrator
 from tests.cluster.api import ApiError
-from tests.cluster.applied import MAKER, acting, failures, holding, job_as, made, trial
+from tests.cluster.applied import IMAGE, MAKER, acting, failures, holding, job_as, made, rights, trial
 from tests.cluster.attempts import a_container, a_job, attempts, ordinary, pod_spec
 from tests.cluster.cluster import phase
+from tests.cluster.plane import Plane
 from tests.conftest import ROOT
 from tests.manifests import find, pod_of
+from tests.waiting import until
 
 GOLDEN = ROOT / "tests" / "golden" / "access.md"
 
@@ -311,5 +316,31 @@ def test_claims_of_devices(team, maker, administrator, cluster):
             assert all(refused in trial(administrator, maker, claim(request, kind)) for request in mixed)
             everything = claim({"exactly": one | {"adminAccess": True}}, kind)
             assert "adminAccess" in trial(administrator, maker, everything)
+        compute = ["compute.device_class=gpu.example.com", f"compute.image={IMAGE}"]
+        ours = [claim_template(load("dev", compute, start=ROOT).compute), made("dev", compute[0])]
+        assert [trial(administrator, cluster.plane.api("dev-user"), body) for body in ours] == ["", ""]
     finally:
         administrator.apply(find(team, "ConfigMap", "gpuml-policy", "gpuml-dev"))
+
+
+GANGS = {"feature-gates": "GenericWorkload=true", "runtime-config": "scheduling.k8s.io/v1alpha3=true"}
+
+
+def test_a_group_of_pods_has_no_class_that_its_maker_may_not_use(overlays, tmp_path):
+    "Where native gang scheduling is on, which is off by default, a group's class is its pods'"
+    plane = Plane(tmp_path, apiserver_flags=GANGS)
+    try:
+        administrator = Administrator(plane.start())
+        wanted = ("Namespace", "PriorityClass")
+        mine = [m for m in overlays["team"] if m["kind"] in wanted or m["metadata"]["name"] == "gpuml-production-class"]
+        for m in [*mine, *rights(MAKER)]:
+            administrator.apply(m)
+        maker, refused = acting(administrator, MAKER), "may not use PriorityClass gpuml-prod in namespace default"
+        group = {"apiVersion": "scheduling.k8s.io/v1alpha3", "kind": "PodGroup"}
+        group |= {"metadata": {"name": "x", "namespace": "default"}}
+        spec = {"schedulingPolicy": {"basic": {}}}
+        production = group | {"spec": spec | {"priorityClassName": "gpuml-prod"}}
+        until(lambda: refused in trial(administrator, maker, production), 30)
+        assert trial(administrator, maker, group | {"spec": spec | {"priorityClassName": "gpuml-dev"}}) == ""
+    finally:
+        plane.stop()
