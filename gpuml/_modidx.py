@@ -298,6 +298,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'gpuml.cluster.answers._refusal': ('cluster/answers.html#_refusal', 'gpuml/cluster/answers.py'),
                                        'gpuml.cluster.answers.check_answer': ( 'cluster/answers.html#check_answer',
                                                                                'gpuml/cluster/answers.py'),
+                                       'gpuml.cluster.answers.from_json': ('cluster/answers.html#from_json', 'gpuml/cluster/answers.py'),
                                        'gpuml.cluster.answers.may_pass': ('cluster/answers.html#may_pass', 'gpuml/cluster/answers.py'),
                                        'gpuml.cluster.answers.plainly': ('cluster/answers.html#plainly', 'gpuml/cluster/answers.py'),
                                        'gpuml.cluster.answers.read_object': ( 'cluster/answers.html#read_object',
