@@ -8,10 +8,14 @@ import pytest
 
 from gpuml.base.errors import Exit
 from gpuml.base.loading import load
+from gpuml.cluster.answers import NoServer
+from gpuml.cluster.events import events_about
 from gpuml.cluster.facts import job_facts
 from gpuml.cluster.gpus import count_gpus
 from gpuml.cluster.manifest import Source, manifest
+from gpuml.cluster.remote import ClusterJob, forgotten
 from gpuml.cluster.state import Seen, explain
+from gpuml.training.attempts import Attempt, content
 from tests.conftest import ROOT
 
 RUN, NODE, BEGAN = "prod-0f2a9c11d4-1", "n1", "2026-11-26T12:03:00Z"
@@ -381,3 +385,27 @@ def test_the_job_s_own_container_is_found_wherever_it_stands():
     killed = explain(seen({**job(FAILED, failed=1), "spec": made["spec"]}, pod("Failed", ended(137, "OOMKilled"))))
     assert "compute.memory=16Gi" in killed.why
     assert job_facts(made)["gpus"] == "1"
+
+
+def test_a_job_that_was_deleted_in_the_background(tmp_path):
+    "As `kubectl delete job` does: the Job is gone at once, while its pod saves"
+    handle = ClusterJob(RUN, str(tmp_path), None, {}, "", NoServer(), "gpuml-prod")
+    saves = forgotten(handle, [pod("Running", RUNS, deleted=True)])
+    assert (saves.phase, saves.why) == ("stopping", "its Job was deleted; saves a checkpoint")
+    ended = Attempt(RUN, 1, 75, "stopped at update 6 of 270, with a checkpoint", None, BEGAN, BEGAN, "p-1")
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts" / "1.json").write_bytes(content(ended))
+    gone = forgotten(handle, [])
+    assert (gone.phase, gone.command_code, gone.attempts) == ("failed", 75, 1)
+    assert gone.why.startswith("stopped at update 6 of 270, with a checkpoint (exit code 75)")
+
+
+def test_events_of_a_job_before_say_nothing_of_this_one():
+    "Neither those of an earlier Job of its name, nor those of a run whose name begins alike"
+    made = job(active=1)
+    made["metadata"] = made["metadata"] | {"uid": "2", "creationTimestamp": "2026-11-26T12:00:00Z"}
+    before = event("FailedCreate", NO_QUOTA, RUN)
+    before["involvedObject"] |= {"kind": "Job", "uid": "1"}
+    other = event("Preempted", "x", f"{RUN}-2-x2z7k") | {"lastTimestamp": "2026-11-26T12:05:00Z"}
+    events = events_about([before, other], made, [])
+    assert not events and explain(seen(made, events=events)).why == "Kubernetes has not made its pod yet"

@@ -2,7 +2,7 @@
 
     python -m tests.cluster.record [SCENARIO ...]      writes tests/recordings/SCENARIO.json; without names, all of them
 
-tests/test_states.py holds `explain` against every moment of a recording. The Job is the one that gpuml makes; in the
+tests/test_recordings.py holds `explain` against every moment of a recording. The Job is the one that gpuml makes; in the
 place of training a shell script says what `gpuml run` would say, and leaves the record of its attempts.
 A recording is a list of changes, oldest first: (seconds, kind, key, JSON merge patch; null where the object is gone).
 """
