@@ -25,7 +25,7 @@ from gpuml.base.loading import load
 from gpuml.cluster.manifest import Source, manifest
 from gpuml.training.attempts import Attempt, content, now
 from tests.cluster.api import ApiError
-from tests.cluster.cluster import Cluster, phase
+from tests.cluster.cluster import AgentCluster, phase
 from tests.cluster.cluster import job as holder
 from tests.cluster.plane import Plane
 from tests.cluster.worker import Worker
@@ -47,7 +47,7 @@ GRACE_USED=1
 class Scenario:
     "One job in a namespace of its own, and what is done to it"
 
-    def __init__(self, cluster: Cluster, name: str):
+    def __init__(self, cluster: AgentCluster, name: str):
         self.cluster, self.name = cluster, name
         self.namespace = cluster.make_namespace(f"r-{name}")
         self.began = time.monotonic()
@@ -415,7 +415,7 @@ SCENARIOS: dict[str, Callable[[Scenario], None]] = {
 }  # fmt: skip
 
 
-def record(cluster: Cluster, name: str) -> None:
+def record(cluster: AgentCluster, name: str) -> None:
     "Play a scenario, and write it down"
     scenario = Scenario(cluster, name)
     try:
@@ -432,7 +432,7 @@ if __name__ == "__main__":
     work = Path(tempfile.mkdtemp())
     (work / "plane").mkdir()
     plane = Plane(work / "plane").start()
-    cluster = Cluster(plane, work / "pods")
+    cluster = AgentCluster(plane, work / "pods")
     cluster.agent.add_node("cpu-1", 0)
     try:
         with ThreadPoolExecutor(6) as pool:
