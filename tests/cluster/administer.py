@@ -50,11 +50,6 @@ class Administrator:
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
         return self.api.create("serviceaccounts", namespace, body, account, "token")["status"]["token"]
 
-    def allowed(self, user: str, groups: list[str], asked: dict) -> bool:
-        "What the server's roles say of somebody, as a policy's `authorizer` asks it"
-        attributes = {k: v for k, v in asked.items() if k != "check"} | {"verb": asked["check"]}
-        return _review(self.api, "SubjectAccessReview", attributes, user=user, groups=groups)
-
 
 def may(api: Api, verb: str, resource: str, namespace: str = "", name: str = "") -> bool:
     "Whether the user of these requests may, by the user's own question; a resource as kubectl has it: jobs.batch, pods/log"

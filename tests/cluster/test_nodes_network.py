@@ -98,6 +98,7 @@ def pod(place: Place, node: str, serves: bool) -> dict:
     spec = {
         "containers": [container],
         "nodeName": node,
+        "tolerations": [{"operator": "Exists"}],  # a node of a busy machine may count as lost for a moment
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 0,
@@ -180,8 +181,8 @@ class Site:
 
     def connects(self, place: Place, targets: list[tuple[str, int]]) -> list[bool]:
         "From a place's client, at the same time"
-        line = ["exec", f"{place.slug}-client", "--", "python", "-c", CONNECT, json.dumps(targets)]
-        return json.loads(self.real.kubectl(*line, namespace=place.namespace).stdout)
+        line = ["exec", "--namespace", place.namespace, f"{place.slug}-client", "--", "python", "-c", CONNECT]
+        return json.loads(self.real.kubectl(*line, json.dumps(targets)).stdout)
 
     def matrix(self) -> dict[str, dict[str, bool]]:
         "Of every kind of pod, whether it reaches each target"
