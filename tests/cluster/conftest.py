@@ -52,6 +52,8 @@ real       (session) a control plane of its own with two real nodes, `node-1` an
            Its image is `gpuml-train:test` (other names: tests.cluster.nodes.image): busybox, and for a container that asks for
            a GPU or for `gpuml.test/host: 1` this machine's Python, with gpuml, at the same places
 real_namespace  a namespace of `real` that is this test's alone
+scene      (module) Jobs as gpuml makes them in a namespace of `real`, with a command in the place of `gpuml run`:
+           `scene.start("a", "sleep 5", memory="64Mi")`, `.says(job, "running")`, `.ends(job)` (tests.cluster.nodes.scene)
 job(name, command, gpus=1, grace=5, retries=0, env=[...], memory="1Gi", image="...", priority="gpuml-dev", ...), phase(name),
 state(pod) are in tests.cluster.cluster. An image whose name contains `no-such-image` can't be pulled.
 A memory limit is kept for the whole process tree; what exceeds it ends with 137, OOMKilled.
@@ -67,6 +69,7 @@ import pytest
 from tests.cluster.applied import administrator, maker, overlays, team, tidy, watching  # noqa: F401  fixtures
 from tests.cluster.cluster import AgentCluster
 from tests.cluster.nodes import real as real_cluster
+from tests.cluster.nodes.scene import Scene
 from tests.cluster.plane import READY, Plane
 from tests.cluster.programs import missing, remedy
 from tests.cluster.site import Site
@@ -106,6 +109,15 @@ def real():
 def real_namespace(real):
     name = real.make_namespace()
     yield name
+    real.remove_namespace(name)
+
+
+@pytest.fixture(scope="module")
+def scene(real, tmp_path_factory):
+    name = real.make_namespace()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(real.plane.kubeconfig("admin", name)))
+        yield Scene(real, name, str(tmp_path_factory.mktemp("output")))
     real.remove_namespace(name)
 
 

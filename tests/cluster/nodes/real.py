@@ -28,7 +28,7 @@ PROGRAMS = [
     "kube-router",
 ]
 PROGRAMS += ["gpu-plugin"]
-MOST = 6  # nodes: the accounts of all are made at the start
+MOST = 12  # nodes: the accounts of all are made at the start
 TEAM = "team-user"  # who develops, and submits to production
 LOST = "16s"  # after so long without a sign of life a node counts as lost
 ROUTER = [  # what kube-router reads
