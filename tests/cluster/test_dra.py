@@ -165,7 +165,7 @@ def test_a_quota_counts_claims(site, template):
 def test_a_template_that_is_gone(site):
     "The next attempt says so, and the same submission makes it again"
     job = site.submit(PLAIN, "train.epochs=200")
-    site.why(job, "running", 60)
+    site.cluster.wait(lambda: "training" in job.logs(), 180)  # it can save from then on
     (kept,) = site.cluster.admin.get("resourceclaimtemplates", site.namespace)["items"]
     site.cluster.admin.delete("resourceclaimtemplates", site.namespace, kept["metadata"]["name"])
     (pod,) = site.cluster.pods(site.namespace, job.run_id)
