@@ -25,10 +25,10 @@ demo: install                         ## train the sample on the offline encoder
 
 test: say-test demo check nbdev_test pytest    ## the demo, then every check that needs no building; about 10 minutes on 2 cores
 
-test-all: servers test                ## that, and the tests on a real Kubernetes; three times that
+test-all: servers test                ## that, and the tests on a real Kubernetes; four times that
 
 say-test:
-	@echo "On 2 cores this takes about 10 minutes, and with the tests on a cluster, where its programs are built, three times that"
+	@echo "On 2 cores this takes about 10 minutes, and with the tests on a cluster, where its programs are built, four times that"
 
 servers: install                      ## the tests' Kubernetes and what goes with it, in a cache; from nothing about 22 minutes
 	PYTHON=$(BIN)/python tests/cluster/build.sh $(ONLY)
