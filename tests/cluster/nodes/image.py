@@ -13,6 +13,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+from tests.cluster.nodes.machine import run
 from tests.cluster.programs import CACHE
 from tests.conftest import ROOT
 
@@ -58,7 +59,7 @@ def _layer() -> bytes:
         for name, target in LINKS.items():
             _add(archive, name, tarfile.SYMTYPE, target=target)
         _add(archive, "bin/busybox", tarfile.REGTYPE, busybox, 0o755)
-        for applet in os.popen("busybox --list").read().split():
+        for applet in run("busybox", "--list").split():
             if applet != "busybox":
                 _add(archive, f"bin/{applet}", tarfile.SYMTYPE, target="busybox")
         for name, text in USERS.items():
