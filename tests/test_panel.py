@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import ipykernel.ipkernel  # noqa: F401  where widgets register; imported later, it would not know those made before
 import pytest
 from ipywidgets.widgets.widget import _instances as alive_widgets
 

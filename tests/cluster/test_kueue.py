@@ -223,7 +223,7 @@ def test_a_queue_that_goes_away_and_one_that_gives_too_little(site, cluster):
     without = site.submit("compute.queue=cpus", of="dev")
     site.why(without, "cpus has no quota of cpu, ephemeral-storage, memory, nvidia.com/gpu; cancel it and name another")
     cluster.admin.patch("localqueues", DEV, "research", {"spec": {"stopPolicy": "Hold"}})
-    gone = site.submit("compute.queue=research", of="dev")
+    gone = site.submit("compute.queue=research", "train.epochs=3", of="dev")
     site.why(gone, "the queue research is stopped")
     cluster.admin.delete("localqueues", DEV, "research")
     site.why(gone, "there is no LocalQueue research in gpuml-dev; cancel it and name another queue by compute.queue")
@@ -234,15 +234,16 @@ def test_a_queue_that_goes_away_and_one_that_gives_too_little(site, cluster):
 
 
 def test_priorities_of_workloads(site, held, cluster):
-    "A WorkloadPriorityClass goes before the pod's class; who may not be production may not by this label either"
+    "A job may tell Kueue the priority of its namespace, and no other, whoever makes it"
     cluster.admin.create("jobs", DEV, queued("plain"))
     site.why(waiting := site.submit(of="dev"), "1 before it")
-    cluster.admin.create("jobs", DEV, queued("urgent", **{"priority-class": PROD}))
-    site.why(waiting, "2 before it")
+    cluster.admin.create("jobs", DEV, queued("named", **{"priority-class": DEV}))
+    cluster.wait(lambda: len(workloads(cluster)) == 4, 30)
     priorities = {w["metadata"]["ownerReferences"][0]["name"]: w["spec"]["priority"] for w in workloads(cluster)}
-    assert priorities == {"holder": -1000, "plain": -1000, waiting.run_id: -1000, "urgent": 100_000}
-    with pytest.raises(ApiError, match="may not use PriorityClass gpuml-prod in namespace gpuml-dev"):
-        cluster.plane.api("dev-user").create("jobs", DEV, queued("sly", **{"priority-class": PROD}))
+    assert priorities == dict.fromkeys(("holder", "plain", "named", waiting.run_id), -1000)
+    for user in ("admin", "dev-user"):
+        with pytest.raises(ApiError, match=f"priority other than {DEV}|may not use PriorityClass {PROD}"):
+            cluster.plane.api(user).create("jobs", DEV, queued("sly", **{"priority-class": PROD}))
 
 
 def workloads(cluster):
