@@ -31,7 +31,7 @@ def kueue(cluster, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def overlay(kueue, cluster, tmp_path_factory):
+def overlay(kueue, cluster, watching, tmp_path_factory):
     "The overlay, applied: all but what would start servers. Production has the only GPU, and lends it"
     manifests, administrator = (
         render(prepared(tmp_path_factory.mktemp("administrator")), "kueue"),
