@@ -51,6 +51,21 @@ class Administrator:
         return self.api.create("serviceaccounts", namespace, body, account, "token")["status"]["token"]
 
 
+def watch_config_maps(plane) -> None:
+    """A policy that concerns nothing, whose values are a ConfigMap: the server watches ConfigMaps while it is there.
+
+    Once no policy has one, the server stops its watch for good, and knows no later change of a ConfigMap (1.37.2)"""
+    spec = {"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}, "validations": [{"expression": "true"}]}
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["nodes/proxy"]}
+    spec |= {"matchConstraints": {"resourceRules": [rule]}}
+    values = {"name": "none", "namespace": "default", "parameterNotFoundAction": "Allow"}
+    binding = {"policyName": "watching", "validationActions": ["Warn"], "paramRef": values}
+    version = "admissionregistration.k8s.io/v1"
+    for kind, body in (("ValidatingAdmissionPolicy", spec), ("ValidatingAdmissionPolicyBinding", binding)):
+        made = {"apiVersion": version, "kind": kind, "metadata": {"name": "watching"}, "spec": body}
+        Administrator(plane).apply(made)
+
+
 def may(api: Api, verb: str, resource: str, namespace: str = "", name: str = "") -> bool:
     "Whether the user of these requests may, by the user's own question; a resource as kubectl has it: jobs.batch, pods/log"
     resource, _, part = resource.partition("/")

@@ -6,7 +6,7 @@ import pytest
 
 from gpuml.base.loading import load
 from gpuml.cluster.manifest import Source, manifest
-from tests.cluster.administer import Administrator
+from tests.cluster.administer import Administrator, watch_config_maps
 from tests.cluster.api import Api, ApiError
 from tests.cluster.cluster import job as holder
 from tests.conftest import ROOT
@@ -123,18 +123,8 @@ def ours(cluster) -> set[str]:
 
 @pytest.fixture(scope="session")
 def watching(cluster) -> None:
-    """A policy that concerns nothing, whose values are a ConfigMap: the server watches ConfigMaps while it is there.
-
-    Once no policy has one, the server stops its watch for good, and knows no later change of a ConfigMap (1.37.2)"""
-    spec = {"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}, "validations": [{"expression": "true"}]}
-    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["nodes/proxy"]}
-    spec |= {"matchConstraints": {"resourceRules": [rule]}}
-    values = {"name": "none", "namespace": "default", "parameterNotFoundAction": "Allow"}
-    binding = {"policyName": "watching", "validationActions": ["Warn"], "paramRef": values}
-    version = "admissionregistration.k8s.io/v1"
-    for kind, body in (("ValidatingAdmissionPolicy", spec), ("ValidatingAdmissionPolicyBinding", binding)):
-        made = {"apiVersion": version, "kind": kind, "metadata": {"name": "watching"}, "spec": body}
-        Administrator(cluster.plane).apply(made)
+    "Policies that are applied after others were removed know their values"
+    watch_config_maps(cluster.plane)
 
 
 def quotas_are_known(cluster, namespace: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.cluster.administer import watch_config_maps
 from tests.cluster.nodes.devices import HOST
 from tests.cluster.nodes.image import REGISTRY
 from tests.cluster.nodes.real import Real
@@ -38,6 +39,7 @@ def applied(real: Real) -> Iterator[None]:
     _write(overlay / "volumes.json", _volumes(real.folder))
     write_keys(overlay / "s3.json")
     _write(overlay / "kustomization.yaml", _kustomization())
+    watch_config_maps(real.plane)
     real.wait(lambda: not NAMESPACES & real.namespaces(), 60, "namespaces of another test to be gone")
     try:
         real.kubectl("apply", "-k", str(overlay))
@@ -46,7 +48,9 @@ def applied(real: Real) -> Iterator[None]:
         yield
     finally:
         real.kubectl("delete", "namespaces", "--wait=false", *NAMESPACES)
-        real.kubectl("delete", "validatingadmissionpolicies,validatingadmissionpolicybindings", "--all")
+        kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings"
+        names = real.kubectl("get", kinds, "--output=name").stdout.split()
+        real.kubectl("delete", *(name for name in names if "/gpuml-" in name))
         real.kubectl("delete", "persistentvolumes", "--wait=false", *CLAIMS)
         shutil.rmtree(folder)
 
