@@ -130,6 +130,11 @@ def make(cluster, kind, name, spec, **metadata):
     Administrator(cluster.plane).apply(body)
 
 
+def next_second(cluster):
+    "Kueue puts jobs in order by the seconds in which they were made"
+    cluster.wait(lambda at=time.time(): time.time() > at + 1, 5)
+
+
 def queued(name, queue="gpuml", **labels):
     "A Job in a queue that is not gpuml's"
     user = {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
@@ -179,7 +184,7 @@ def test_why_jobs_wait_behind_others(site, held, cluster):
     has = "gpuml-dev has 0, and 1 are in use, 1 of them lent by others, and its cohort has no more to lend; it starts when others end (Kueue: couldn't"
     said = site.why(first, f"waits in the queue gpuml, the first of its namespace: needs 1 nvidia.com/gpu; {has}")
     assert said.startswith("pending: ")
-    cluster.wait(lambda at=time.time(): time.time() > at + 1, 5)  # Kueue goes by seconds
+    next_second(cluster)
     second = site.submit("train.epochs=3", of="dev")
     site.why(second, "waits in the queue gpuml, 1 before it: needs 1 nvidia.com/gpu")
     listed = {job.run_id: state.why for job, state in c.jobs([site.config(of="dev")])}
@@ -236,6 +241,7 @@ def test_a_queue_that_goes_away_and_one_that_gives_too_little(site, cluster):
 def test_priorities_of_workloads(site, held, cluster):
     "A job may tell Kueue the priority of its namespace, and no other, whoever makes it"
     cluster.admin.create("jobs", DEV, queued("plain"))
+    next_second(cluster)
     site.why(waiting := site.submit(of="dev"), "1 before it")
     cluster.admin.create("jobs", DEV, queued("named", **{"priority-class": DEV}))
     cluster.wait(lambda: len(workloads(cluster)) == 4, 30)
