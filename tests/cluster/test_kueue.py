@@ -130,6 +130,10 @@ def make(cluster, kind, name, spec, **metadata):
     Administrator(cluster.plane).apply(body)
 
 
+def wait_until_it_trains(cluster, job):
+    cluster.wait(lambda: "update" in job.status.progress and "update 0" not in job.status.progress, 300)
+
+
 def next_second(cluster):
     "Kueue puts jobs in order by the seconds in which they were made"
     cluster.wait(lambda at=time.time(): time.time() > at + 1, 5)
@@ -161,7 +165,7 @@ def test_the_overlay_is_accepted_whole(overlay, cluster):
 def test_production_takes_back_what_it_has_lent_and_nothing_is_lost(site, mlflow, cluster, as_user):
     "Submitted into the queue, admitted on a GPU that production lends, suspended for production, resumed; bit-equal"
     dev = site.submit(of="dev")
-    site.cluster.wait(lambda: "update" in dev.status.progress and "update 0" not in dev.status.progress, 300)
+    wait_until_it_trains(cluster, dev)
     as_user("prod-user")
     prod = site.submit(of="prod")
     cluster.wait_pod(PROD, prod.run_id, phase("Running"), 90)
@@ -259,7 +263,7 @@ def workloads(cluster):
 def test_who_may_not_read_workloads_is_told_what_the_job_says(site, held, cluster, overlay):
     "And the roles are exactly what is asked"
     with cluster.plane.requests_of("dev-user") as asked:
-        job = site.submit(of="dev")
+        job = site.submit("train.epochs=200", of="dev")
         site.why(job, "the first of its namespace")
     names = ("gpuml-queues", "gpuml-cluster-queues")
     rules = [rule for name in names for rule in find(overlay, "ClusterRole", name)["rules"]]
@@ -269,7 +273,7 @@ def test_who_may_not_read_workloads_is_told_what_the_job_says(site, held, cluste
     try:
         site.why(job, "pending: waits in the queue gpuml; its Workload says why, which you may not read")
         cluster.admin.delete("jobs", DEV, "holder", propagationPolicy="Background")
-        site.why(job, "running", 60)
+        wait_until_it_trains(cluster, job)
         cluster.admin.patch("clusterqueues", "", DEV, {"spec": {"stopPolicy": "HoldAndDrain"}})
         site.why(job, "waiting: stopped by Kueue: The ClusterQueue is stopped; waits in the queue gpuml", 60)
     finally:
@@ -280,7 +284,7 @@ def test_who_may_not_read_workloads_is_told_what_the_job_says(site, held, cluste
 def test_cancelled_while_it_waits_after_a_preemption(site, cluster):
     "The checkpoint stays"
     job = site.submit("train.epochs=200", of="dev")
-    cluster.wait(lambda: "update" in job.status.progress and "update 0" not in job.status.progress, 300)
+    wait_until_it_trains(cluster, job)
     cluster.admin.patch("localqueues", DEV, "gpuml", {"spec": {"stopPolicy": "HoldAndDrain"}})
     try:
         site.why(job, "stopping: saves a checkpoint; stopped by Kueue: its queue was stopped")
