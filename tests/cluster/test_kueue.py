@@ -1,6 +1,7 @@
 "Kueue's own controller on the tests' cluster: the overlay `kueue` as an administrator applies it, and gpuml's jobs in its queues"
 
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -103,7 +104,8 @@ def site(overlay, cluster, project, s3, monkeypatch, as_user):
     yield site
     for namespace in (DEV, PROD):
         for job in cluster.admin.get("jobs", namespace)["items"]:
-            cluster.admin.delete("jobs", namespace, job["metadata"]["name"], propagationPolicy="Background")
+            with suppress(ApiError):  # one that was cancelled may be gone by now
+                cluster.admin.delete("jobs", namespace, job["metadata"]["name"], propagationPolicy="Background")
         for pod in cluster.admin.get("pods", namespace)["items"]:
             cluster.remove_pod(namespace, pod["metadata"]["name"])
         for kind in ("pods", "workloads"):

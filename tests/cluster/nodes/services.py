@@ -40,7 +40,7 @@ def applied(real: Real) -> Iterator[None]:
     write_keys(overlay / "s3.json")
     _write(overlay / "kustomization.yaml", _kustomization())
     watch_config_maps(real.plane)
-    real.wait(lambda: not NAMESPACES & real.namespaces(), 60, "namespaces of another test to be gone")
+    await_end(real)
     try:
         real.kubectl("apply", "-k", str(overlay))
         for name in ("statefulset/minio", "deployment/mlflow"):
@@ -52,7 +52,14 @@ def applied(real: Real) -> Iterator[None]:
         names = real.kubectl("get", kinds, "--output=name").stdout.split()
         real.kubectl("delete", *(name for name in names if "/gpuml-" in name))
         real.kubectl("delete", "persistentvolumes", "--wait=false", *CLAIMS)
+        await_end(real)
         shutil.rmtree(folder)
+        shutil.rmtree(real.folder / "volumes", ignore_errors=True)
+
+
+def await_end(real: Real) -> None:
+    "Until namespaces that were removed are gone, with all that was in them"
+    real.wait(lambda: not NAMESPACES & real.namespaces(), 120, "namespaces of another test to be gone")
 
 
 @contextmanager
