@@ -11,9 +11,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from .capacity import Excess, Usage, amount_of, quotas_of, usage_of
+from .capacity import Excess, Usage, quotas_of, usage_of
 from .manifest import QUEUE_LABEL
 from .pod import condition
+from .quantity import amount_of
 
 # %% ../../nbs/cluster/16_queue.ipynb #f3681415
 def queue_of(

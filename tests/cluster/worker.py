@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -13,13 +12,13 @@ from pathlib import Path
 
 import psutil
 
+from gpuml.cluster.quantity import amount_of
 from tests.cluster.api import ApiError
 from tests.cluster.environment import ConfigError, expand, variables, write_volumes
 
 ROOT = Path(__file__).parent.parent.parent
 ISOLATED = ["unshare", "--mount", "--pid", "--uts", "sh", "-c", 'setpriv --pdeathsig KILL "$@"; exit $?', "sh"]
 PULL_BACK_OFF, CONFIG_RETRY = 5.0, 1.0  # seconds; a kubelet takes 10 and more
-UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 class Stopped(Exception):
@@ -253,7 +252,7 @@ class Worker(threading.Thread):
             except subprocess.TimeoutExpired:
                 if self.kill_at is not None and time.monotonic() > self.kill_at:
                     self._signal(signal.SIGKILL)
-                if limit and self._memory() > in_bytes(limit):
+                if limit and self._memory() > amount_of(limit):
                     self.end_as = {"reason": "OOMKilled"}
                     self._signal(signal.SIGKILL)
 
@@ -331,9 +330,3 @@ def now() -> str:
 
 def precise_now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def in_bytes(quantity: str) -> float:
-    "Such as 512Mi"
-    number, unit = re.fullmatch(r"([\d.]+)(\w*)", str(quantity)).groups()
-    return float(number) * UNITS[unit]
