@@ -731,6 +731,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'gpuml.cluster.sending._next_name': ('cluster/sending.html#_next_name', 'gpuml/cluster/sending.py'),
                                        'gpuml.cluster.sending._out_of_time': ( 'cluster/sending.html#_out_of_time',
                                                                                'gpuml/cluster/sending.py'),
+                                       'gpuml.cluster.sending._pods_of': ('cluster/sending.html#_pods_of', 'gpuml/cluster/sending.py'),
                                        'gpuml.cluster.sending._same_jobs': ('cluster/sending.html#_same_jobs', 'gpuml/cluster/sending.py'),
                                        'gpuml.cluster.sending._send': ('cluster/sending.html#_send', 'gpuml/cluster/sending.py'),
                                        'gpuml.cluster.sending._send_local': ( 'cluster/sending.html#_send_local',

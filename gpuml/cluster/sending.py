@@ -27,10 +27,10 @@ from .jobs import own_folders
 from .local import jobs_folder, local_job, local_state, start_local, works
 from .manifest import PREFIX, rename_run
 from .marks import has_failed, was_released
-from .objects import JOBS
+from .objects import JOBS, PODS
 from .over import is_by_deadline
-from .pod import condition
 from .remote import ClusterJob, cluster_job, stored_job
+from .state import Seen, explain
 from .submission import Submission, prepare
 from ..jobs import bundle
 from ..jobs.handle import OVER, Job, read_json
@@ -74,7 +74,7 @@ def _send(planned: Submission, again: bool, name: str | None) -> Job:
     with plainly("submit", planned.config.compute.context):
         make_template(planned.api, planned.template)  # first, and for one at work too: its next attempt needs it
         same = _same_jobs(planned)
-        active = [job for job in same if not _is_over(job)]
+        active = [job for job in same if not _is_over(job, _pods_of(planned.api, job))]
         if active and not again and (not name or name in {job["metadata"]["name"] for job in active}):
             newest = max(active, key=lambda job: job["metadata"]["creationTimestamp"])
             return _handle(planned, newest, AT_WORK if _is_alike(newest, planned.manifest) else OTHER_COMPUTE)
@@ -108,9 +108,14 @@ def _same_jobs(planned: Submission) -> list[dict[str, Any]]:
     return [job for job in jobs if is_ours(job)]
 
 
-def _is_over(job: dict[str, Any]) -> bool:
-    "Whether a Job has ended, or is to"
-    return bool(condition(job, "Complete") or has_failed(job) or job["metadata"].get("deletionTimestamp"))
+def _pods_of(api: ApiServer, job: dict[str, Any]) -> list[dict[str, Any]]:
+    meta = job["metadata"]
+    return api.items(PODS.format(meta["namespace"]), labelSelector=f"{PREFIX}/run={meta['name']}")
+
+
+def _is_over(job: dict[str, Any], pods: list[dict[str, Any]]) -> bool:
+    "Whether a Job has ended, or is to; its pods know it before Kubernetes has noted it"
+    return bool(job["metadata"].get("deletionTimestamp") or has_failed(job) or explain(Seen(job, pods)).over)
 
 # %% ../../nbs/cluster/57_sending.ipynb #e08ac72b
 def _make_first(planned: Submission, run: str, taken: list[str]) -> tuple[dict[str, Any], bool]:

@@ -29,16 +29,18 @@ def many(tmp_path_factory):
             cluster.make_namespace(namespace)
         cluster.fill("others", NODES - RUN, gpus=GPUS)
         cluster.wait_running("others", NODES - RUN)
-        cluster.submit(config(f"compute.gpus={GPUS}"), "running", RUN)
+        cluster.submit(config(cluster, f"compute.gpus={GPUS}"), "running", RUN)
         cluster.wait_running("gpuml-dev", RUN)
-        cluster.submit(config(), "waiting", WAIT)
+        cluster.submit(config(cluster), "waiting", WAIT)
         yield cluster
     finally:
         cluster.stop()
 
 
-def config(*overrides):
-    return load("dev", ["compute.image=gpuml", "compute.cpu=1", *overrides], start=ROOT)
+def config(many, *overrides):
+    "With a cache of the test's own: this checkout may have jobs on this machine"
+    cache = f"data.cache={many.folder / 'cache'}"
+    return load("dev", [cache, "compute.image=gpuml", "compute.cpu=1", *overrides], start=ROOT)
 
 
 @pytest.fixture
@@ -50,10 +52,13 @@ def api(many, monkeypatch):
 def test_jobs_on_many_nodes(many, api):
     "The list, and one of them"
     held = f"needs 1 GPU: none of {NODES * GPUS} is free; held by {NODES} development jobs; it starts when one ends"
-    many.wait(
-        lambda: Counter(state.why for _, state in c.jobs([config()])) == {"": RUN, held: WAIT}, 60, "all to be said"
-    )
-    listed = c.jobs([config()])
+    expected = {"": RUN, held: WAIT}
+
+    def whys():
+        return Counter(state.why for _, state in c.jobs([config(many)]))
+
+    many.wait(lambda: whys() == expected, 60, "all to be said")
+    listed = c.jobs([config(many)])
     assert Counter(state.phase for _, state in listed) == {"running": RUN, "pending": WAIT}
     job, _ = next(pair for pair in listed if pair[1].phase == "pending")
     assert job.status.why == held
@@ -62,7 +67,7 @@ def test_jobs_on_many_nodes(many, api):
 def test_checks_on_many_nodes(many, api):
     "What fits, and what never does"
     for count, good in ((8, True), (9, False)):
-        wanted = config(f"compute.gpus={count}")
+        wanted = config(many, f"compute.gpus={count}")
         findings = check_cluster(api, wanted, manifest(wanted, "new-1", Source("1", "s3://m/b", "a.ipynb")))
         (finding,) = [finding for finding in findings if finding.subject == "GPUs"]
         assert finding.good is good and ("never fit" in finding.text) is not good, finding
