@@ -135,7 +135,7 @@ def train_whole(gpu: bool, seconds: float, output: Path, overrides: list[str]) -
         f"data.cache={output / 'cache'}",
         f"tracking.uri=sqlite:///{output}/mlflow.db",
     ]
-    command = [sys.executable, "-m", "gpuml.ui.cli", "train", str(HERE / "reuters.yaml"), *places, *overrides]
+    command = [sys.executable, "-m", "gpuml", "train", str(HERE / "reuters.yaml"), *places, *overrides]
     utilisation = Utilisation(gpu)
     started = time.time()
     try:

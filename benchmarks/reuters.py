@@ -151,7 +151,7 @@ def main() -> None:
     print(f"R8: {len(parts['train']):,} training and {len(parts['test']):,} test documents")
     print(f"TF-IDF and linear SVM  test accuracy {baseline(parts['train'], parts['test']):.4f}", flush=True)
     started = time.monotonic()
-    command = [sys.executable, "-m", "gpuml.ui.cli", "train", str(HERE / "reuters.yaml"), *sys.argv[1:]]
+    command = [sys.executable, "-m", "gpuml", "train", str(HERE / "reuters.yaml"), *sys.argv[1:]]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.monotonic() - started
     print(done.stdout)

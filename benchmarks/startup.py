@@ -134,7 +134,7 @@ def run(repeats: int) -> None:
             lines = ['config = "dev"'] + [f"x = {i}" for i in range(count - 1)]
             (place / "script.py").write_text("\n".join(lines))
             write_notebook(place / "n.ipynb", lines)
-            jobs = {"gpuml run": ["-m", "gpuml.ui.cli", "run", folder, "--run", "r"], "python": [f"{folder}/script.py"]}
+            jobs = {"gpuml run": ["-m", "gpuml", "run", folder, "--run", "r"], "python": [f"{folder}/script.py"]}
             jobs["papermill"] = ["-m", "papermill", f"{folder}/n.ipynb", f"{folder}/out.ipynb", "-p", "config", "prod"]
             for name, arguments in jobs.items():
                 took[name, count] = statistics.median(command(arguments) for _ in range(repeats))
@@ -168,7 +168,7 @@ def main() -> None:
     print(f"eager over lazy: {medians['peer: eager imports'] / medians['%load_ext gpuml']:.0f}x")
     empty = statistics.median(command(["-c", ""]) for _ in range(repeats))
     for name, arguments in COMMANDS.items():
-        took = statistics.median(command(["-m", "gpuml.ui.cli", *arguments]) for _ in range(repeats))
+        took = statistics.median(command(["-m", "gpuml", *arguments]) for _ in range(repeats))
         print(f"{name:<34} {took:7.0f} ms   of which Python itself {empty:.0f}", flush=True)
     run(max(3, repeats // 4))
     cost_of_one_update()

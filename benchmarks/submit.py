@@ -100,9 +100,7 @@ def running(folder: Path, given: argparse.Namespace, cells: int = 40) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
     script = seconds(lambda i: run(sys.executable, "a.py"), given.repeats)
-    as_job = seconds(
-        lambda i: run(sys.executable, "-m", "gpuml.ui.cli", "run", str(folder), "--run", f"r{i}"), given.repeats
-    )
+    as_job = seconds(lambda i: run(sys.executable, "-m", "gpuml", "run", str(folder), "--run", f"r{i}"), given.repeats)
     show("python script.py", script)
     show(
         f"gpuml run, {cells + 1} cells",

@@ -25,20 +25,24 @@ def panel(notebook=None):
 
 
 def command():
-    "The `gpuml` command; Ctrl-C while it still loads ends it at once, before a library's import shows a traceback"
+    "The `gpuml` command; a signal while it still loads ends it at once: nothing has begun, and no import shows a traceback"
     import os
     import signal
 
     from gpuml.base.errors import Exit
 
-    def stop(*_):
-        os.write(2, b"gpuml: interrupted\n")
+    def stop(number, _):
+        words = "interrupted" if number == signal.SIGINT else "stopped before anything was done"
+        os.write(2, f"gpuml: {words}\n".encode())
         os._exit(Exit.INTERRUPTED)
 
+    signal.signal(signal.SIGTERM, stop)  # first of all: Linux drops it where process 1 of a container has no handler
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else it is ignored, as in the background of a script
         signal.signal(signal.SIGINT, stop)
     from gpuml.ui.cli import main
 
     signal.signal(signal.SIGINT, before)
-    return main()
+    code = main()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return code

@@ -32,7 +32,7 @@ def free_port() -> int:
 
 def gpuml(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProcess:
     "The command, in a process of its own"
-    command = [forked.python(), "-m", "gpuml.ui.cli", *arguments]
+    command = [forked.python(), "-m", "gpuml", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **more)
 
 

@@ -51,7 +51,7 @@ PRELOADED = (
     "tests.forked_kernel",
 )
 STAY = struct.pack("q", -1)  # from a process of tests, in place of a request
-RUNNER = ["-m", "gpuml.ui.cli", "run"]  # what a process has a kernel in reserve for
+RUNNER = ["-m", "gpuml", "run"]  # what a process has a kernel in reserve for
 STAND_IN = """#!{python} -ISE
 import array, json, os, resource, select, signal, socket, struct, sys
 
@@ -289,7 +289,8 @@ def run(words: list[str]) -> None:
     sys.argv = [kind, *rest]
     if kind == "-m":
         sys.path[0] = os.getcwd()
-        sys.modules.pop(what, None)  # or it warns of a module that is imported already
+        if not hasattr(sys.modules.get(what), "__path__"):  # of a package its __main__ is run
+            sys.modules.pop(what, None)  # or it warns of a module that is imported already
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:
         assert kind == "-c", words

@@ -106,7 +106,13 @@ def imports(module):
 
 def test_every_module_has_a_page_in_its_wing():
     modules = {".".join(p.relative_to(ROOT / "gpuml").with_suffix("").parts) for p in (ROOT / "gpuml").rglob("*.py")}
-    assert modules - set(MODULES) == {"__init__", "_modidx", "train", *(f"{wing}.__init__" for wing in WINGS)}
+    assert modules - set(MODULES) == {
+        "__init__",
+        "__main__",
+        "_modidx",
+        "train",
+        *(f"{wing}.__init__" for wing in WINGS),
+    }
     assert {p.name for p in (ROOT / "nbs").iterdir()} - {".ipynb_checkpoints"} >= {*WINGS, "index.ipynb", "train.ipynb"}
 
 

@@ -273,7 +273,7 @@ def test_command_ends_with_75_and_resumes(store):
     "The process as a scheduler sees it: SIGTERM, exit 75, the same command with --resume, exit 0"
     import subprocess
 
-    command = [forked.python(), "-m", "gpuml.ui.cli", "train", "dev", *OVERRIDES, "train.epochs=300"]
+    command = [forked.python(), "-m", "gpuml", "train", "dev", *OVERRIDES, "train.epochs=300"]
     process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if "training" in line:
@@ -292,7 +292,7 @@ def test_sigterm_while_importing(store):
     import sys
 
     for delay in (0.0, 0.5, 1.5, 3.0):  # from the moment when the command listens; before it, there is nothing to lose
-        command = [sys.executable, "-m", "gpuml.ui.cli", "train", "dev"]
+        command = [sys.executable, "-m", "gpuml", "train", "dev"]
         process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
         status = Path(f"/proc/{process.pid}/status")
         while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> (signal.SIGTERM - 1) & 1:

@@ -373,7 +373,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     (lab_project / "nbs").mkdir()
     shutil.copy(ROOT / "nbs" / "train.ipynb", lab_project / "nbs")
     words = ["submit", "prod", "train.epochs=3", f"--name={LONG}", "--local", "--wait"]
-    earlier = subprocess.Popen([forked.python(), "-m", "gpuml.ui.cli", *words], cwd=lab_project, stdout=subprocess.PIPE)
+    earlier = subprocess.Popen([forked.python(), "-m", "gpuml", *words], cwd=lab_project, stdout=subprocess.PIPE)
     path = lab_project / "panel.ipynb"
     cells = json.loads((ROOT / "nbs" / "train.ipynb").read_text())
     more = json.loads(notebook("%gpuml"))["cells"][0]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,6 +20,8 @@ from gpuml.cluster.sending import submit
 from tests import forked
 from tests.conftest import ROOT, gpuml, runs_in
 from tests.waiting import until
+
+PYTHON = sys.executable
 
 
 @pytest.fixture
@@ -98,6 +101,23 @@ def test_stopped_and_killed_it_goes_on(shipped, project):
     assert same.run.metrics["train_loss"] == quiet.run.metrics["train_loss"]
 
 
+def test_an_attempt_is_stopped_in_its_first_second(shipped, monkeypatch):
+    "That is an interruption and no failure: there is a next one, and no retry is used up"
+    monkeypatch.setattr(sys, "executable", PYTHON)  # one that imports, as users have it
+    job = submit(load("dev", ["train.epochs=1000", "compute.retries=0"]), shipped, local=True)
+
+    def first():
+        return json.loads((job.folder / "state.json").read_text())["attempts"][0]
+
+    until(lambda: (job.folder / "state.json").exists() and job.status.attempts)
+    until(lambda: "pydantic_core" in Path(f"/proc/{first()['pid']}/maps").read_text(), pause=0.001)
+    os.kill(first()["pid"], signal.SIGTERM)
+    until(lambda: "verdict" in first())
+    assert (first()["exit_code"], first()["verdict"]) == (Exit.INTERRUPTED, "Ignore")
+    assert job.logs().startswith("gpuml: stopped before anything was done\n")
+    until(lambda: job.status.attempts == 2)
+
+
 def test_cancelled_promises_nothing(shipped, project):
     "What is left of a cancelled job, and that submitting the same does not go on with it"
     config = load("dev", ["train.epochs=1000"])
@@ -121,7 +141,7 @@ def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
     until(lambda: "update" in job.status.progress)
     follow = ["submit", "dev", "train.epochs=300", "--local", "--wait"], ["logs", job.run_id, "--follow"]
     for words in (*follow, ["wait", job.run_id]):
-        command = [forked.python(), "-u", "-m", "gpuml.ui.cli", *words]
+        command = [forked.python(), "-u", "-m", "gpuml", *words]
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         process.stdout.readline()
         time.sleep(1.5)
@@ -137,7 +157,7 @@ def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
 def test_a_reader_that_leaves(shipped, project):
     "`gpuml submit … | head -1`: no traceback, and the job is made"
     for words in (["--dry-run"], []):
-        command = [forked.python(), "-m", "gpuml.ui.cli", "submit", "dev", "train.epochs=90", "--local", *words]
+        command = [forked.python(), "-m", "gpuml", "submit", "dev", "train.epochs=90", "--local", *words]
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.stdout.close()
         said = process.stderr.read().decode()

@@ -58,7 +58,7 @@ def job(tmp_path_factory, mlflow_template, tiny):
         f"tracking.uri=sqlite:///{project / 'mlflow.db'}",
     ]
     address = put(pack(load("dev", made, start=project), notebook), str(home / "outputs"), Storage())
-    command = [forked.python(), "-m", "gpuml.ui.cli", "run", address, "--run", "dev-1"]
+    command = [forked.python(), "-m", "gpuml", "run", address, "--run", "dev-1"]
     environment = {**os.environ, "GPUML_METRICS_PORT": str(port)}
     process = subprocess.Popen(
         command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -149,7 +149,7 @@ def test_ui_shows_the_projects_runs(config, project, store):
     "`gpuml ui` serves the local store, says where, and ends with its servers when it is stopped"
     run = fit(load("dev", ["train.epochs=1"]))
     port = free_port()
-    command = [sys.executable, "-m", "gpuml.ui.cli", "ui", "--no-browser", "--port", str(port)]
+    command = [sys.executable, "-m", "gpuml", "ui", "--no-browser", "--port", str(port)]
     with open(project / "ui.log", "w") as log:
         process = subprocess.Popen(command, cwd=project, stdout=log, stderr=log, start_new_session=True)
     api = f"http://127.0.0.1:{port}/api/2.0/mlflow"

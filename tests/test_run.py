@@ -39,6 +39,7 @@ from tests.test_interrupt import (
     undisturbed,  # noqa: F401
 )
 from tests.test_stored import kept, move  # noqa: F401
+from tests.waiting import until
 
 PARAMETERS = ('config = "dev"', "parameters")
 
@@ -316,7 +317,7 @@ class Attempt:
     "`gpuml run` in a process of its own"
 
     def __init__(self, project, run="job-1", python=(), **environment):
-        command = [*(python or [forked.python()]), "-m", "gpuml.ui.cli", "run", str(project), "--run", run]
+        command = [*(python or [forked.python()]), "-m", "gpuml", "run", str(project), "--run", run]
         self.said, self.environment = "", {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment
@@ -331,7 +332,7 @@ class Attempt:
         raise AssertionError(self.said)
 
     def until_signals_are_caught(self):
-        "The first tenths of a second are Python's own"
+        "The first hundredths of a second are Python's own"
         status = Path(f"/proc/{self.process.pid}/status")
         while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> (signal.SIGTERM - 1) & 1:
             time.sleep(0.01)
@@ -341,6 +342,10 @@ class Attempt:
         "The runner's process: of a prefix, the child"
         me = psutil.Process(self.process.pid)
         return next((p for p in [me, *me.children(recursive=True)] if self.command(p)[:1] == [sys.executable]), me)
+
+    def libraries(self):
+        "What the runner's process has loaded, as Linux lists it"
+        return Path(f"/proc/{self.runner.pid}/maps").read_text()
 
     @staticmethod
     def command(process):
@@ -457,6 +462,17 @@ def test_signal_reaches_the_cell_at_once(prefix, plain):
     delay = float(re.search(r"arrived (\S+)", attempt.said)[1]) - sent
     assert delay < 1.0, f"{delay:.3f} s"  # 2 ms on an idle machine; 50 ms is the promise
     assert "never" not in attempt.said and "stopped by SIGTERM in cell 2" in attempt.said
+
+
+@pytest.mark.parametrize("prefix", [(), PID_1], ids=["a process", "PID 1"])
+def test_a_signal_in_the_first_second_ends_it(prefix, plain):
+    "While the command's own libraries load; as process 1 without a handler it would never hear of it"
+    if prefix and not CAN_UNSHARE:
+        pytest.skip("no permission for a PID namespace of its own")
+    attempt = Attempt(plain("print('never')"), python=[*prefix, sys.executable])
+    until(lambda: "pydantic_core" in attempt.libraries(), pause=0.001)
+    assert attempt.stop().end() == Exit.INTERRUPTED, attempt.said
+    assert attempt.said == "gpuml: stopped before anything was done\n"
 
 
 SWALLOWED = """\

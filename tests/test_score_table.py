@@ -178,7 +178,7 @@ def test_a_row_and_its_computation_are_a_score(store, tmp_path_factory):
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
-    printed = python("-m", "gpuml.ui.cli", "train", "dev")
+    printed = python("-m", "gpuml", "train", "dev")
     (after,) = {*(store.parent / "outputs").iterdir()} - {before}
     metrics = json.loads((after / "metrics.json").read_text())
     shown = f"mean recall {metrics['recall']:.1%}"

@@ -150,7 +150,7 @@ def _start(job: Work, container: dict[str, Any]) -> subprocess.Popen:
     progress = job.folder / PROGRESS_FILE
     progress.unlink(missing_ok=True)  # of the attempt before
     plain["GPUML_PROGRESS"] = str(progress)
-    command = [sys.executable, "-m", "gpuml.ui.cli", *container["command"][1:]]
+    command = [sys.executable, "-m", "gpuml", *container["command"][1:]]
     with open(job.folder / "log.txt", "ab") as log:
         process = subprocess.Popen(
             command,

@@ -59,7 +59,3 @@ def main(
     except KeyboardInterrupt:
         print("gpuml: interrupted", file=sys.stderr)
         return Preempted.exit_code
-
-# %% ../../nbs/ui/80_cli.ipynb #8b3dbf45
-if __name__ == "__main__":
-    sys.exit(main())

@@ -133,7 +133,7 @@ def test_a_job_is_warned_about_released_and_goes_on(site, prometheus, account, t
     done = max(step for step, _ in dev.metrics()["loss"])
     assert Storage(site.s3.endpoint).find(f"{dev.place}/checkpoints/*/*") and state.exit_code == Exit.INTERRUPTED
     assert not Storage(site.s3.endpoint).find(f"{dev.place}/certificate.json")
-    wait = subprocess.run([sys.executable, "-m", "gpuml.ui.cli", "wait", dev.run_id], capture_output=True, text=True)
+    wait = subprocess.run([sys.executable, "-m", "gpuml", "wait", dev.run_id], capture_output=True, text=True)
     assert wait.returncode == Exit.INTERRUPTED and "released: it did not use its GPU" in wait.stdout, wait
     # the GPU is free for others
     site.cluster.admin.create("jobs", site.namespace, holder("other", "true", priority="gpuml-prod"))

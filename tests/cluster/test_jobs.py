@@ -258,7 +258,7 @@ def test_a_longer_deadline_goes_on_with_the_same_run(site):
     assert any(text.startswith("stopping: saves a checkpoint; its deadline has come") for text in said), said
     assert not any(text.startswith("waiting") for text in said), said
     assert state.phase == "failed" and "the same run goes on from update" in state.why, said
-    gpuml = [sys.executable, "-m", "gpuml.ui.cli"]
+    gpuml = [sys.executable, "-m", "gpuml"]
     codes = [
         subprocess.run([*gpuml, *words], cwd=site.folder, capture_output=True).returncode
         for words in (["wait", job.run_id], ["logs", job.run_id, "--follow"])

@@ -100,7 +100,7 @@ def test_the_whole_road(real, team):
     real.wait_pod("gpuml-dev", dev.run_id, phase("Running"))
     passed("its container runs")
     log = open(team.folder / "followed.txt", "w+")
-    command = [sys.executable, "-m", "gpuml.ui.cli", "logs", dev.run_id, "--follow"]
+    command = [sys.executable, "-m", "gpuml", "logs", dev.run_id, "--follow"]
     follower = subprocess.Popen(command, cwd=team.folder, stdout=log, stderr=subprocess.STDOUT)
     real.wait(lambda: "update" in dev.status.progress and "update 0" not in dev.status.progress, 120)
     passed("it trains")

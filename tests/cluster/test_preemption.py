@@ -52,7 +52,7 @@ def undisturbed(site, epochs):
         f"tracking.uri=sqlite:///{site.folder / 'quiet.db'}",
         f"train.epochs={epochs}",
     ]
-    command = [sys.executable, "-m", "gpuml.ui.cli", "train", "dev", *words]
+    command = [sys.executable, "-m", "gpuml", "train", "dev", *words]
     done = subprocess.run(
         command, cwd=site.folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
