@@ -108,7 +108,7 @@ def exchange(
     login: dict[str, str],  # headers
 ) -> Any:
     "The answer to a request that is sent once, read unless it is a stream; raises `Answer`, `NoAnswer`, and what the connection does"
-    headers = login | {"Content-Type": request.content_type}
+    headers = login | {"Content-Type": request.content_type, "Accept-Encoding": "gzip"}
     answer = pool.request(
         request.method, request.url, body=request.body, headers=headers, timeout=request.timeout, preload_content=False
     )

@@ -6,7 +6,7 @@
 __all__ = ['is_device', 'pod_devices', 'own_gpus', 'gpu_resource', 'Node', 'Claim', 'GpuCount', 'count_gpus', 'claim_of']
 
 # %% ../../nbs/cluster/18_gpus.ipynb #c7cf1263
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,19 +31,20 @@ def pod_devices(
     most: Counter[str] = Counter()  # at any moment before its containers run
     for container in spec.get("initContainers") or []:
         if container.get("restartPolicy") == "Always":  # a native sidecar, which runs on
-            sidecars += _container_devices(container)
+            sidecars.update(_container_devices(container))
             most |= sidecars
         else:
-            most |= sidecars + _container_devices(container)
+            most |= sidecars + Counter(_container_devices(container))
     for container in spec.get("containers") or []:
-        sidecars += _container_devices(container)
-    return dict(most | sidecars)
+        for name, count in _container_devices(container).items():
+            sidecars[name] += count
+    return dict(most | sidecars if most else +sidecars)
 
 
-def _container_devices(container: dict[str, Any]) -> Counter[str]:
+def _container_devices(container: dict[str, Any]) -> dict[str, int]:
     resources = container.get("resources") or {}
     amounts = (resources.get("requests") or {}) | (resources.get("limits") or {})
-    return Counter({name: count_of(amount) for name, amount in amounts.items() if is_device(name)})
+    return {name: count_of(amount) for name, amount in amounts.items() if is_device(name)}
 
 # %% ../../nbs/cluster/18_gpus.ipynb #52827039
 def own_gpus(
@@ -75,6 +76,8 @@ class Node:
     devices: Mapping[str, int]  # resource → how many it has to give
     is_ready: bool
     since: str  # it is, or is not; as Kubernetes writes it
+    held: Mapping[str, int] = field(default_factory=dict)  # resource → how many of its devices pods hold
+    holders: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (resource, priority class) → pods
 
 # %% ../../nbs/cluster/18_gpus.ipynb #2f985b57
 @dataclass(frozen=True)
@@ -91,11 +94,9 @@ class Claim:
 # %% ../../nbs/cluster/18_gpus.ipynb #7ca46956
 @dataclass(frozen=True)
 class GpuCount:
-    "The GPUs of a cluster at a moment: its nodes, who holds some, and who waits for some"
+    "The GPUs of a cluster at a moment: its nodes, and who holds some"
 
     nodes: tuple[Node, ...] | None = None  # none: one may not see them
-    holders: tuple[Claim, ...] = ()
-    waiting: tuple[Claim, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)  # resource of a DeviceClass → what it is counted as
     sees_slices: bool = True  # whether what DRA offers was read too
 
@@ -120,19 +121,21 @@ class GpuCount:
     ) -> dict[str, tuple[int, int]]:
         "(free, all) devices of every node that has some"
         resource = self.names.get(resource, resource)
-        held: Counter[str] = Counter()
-        for claim in self.holders:
-            held[claim.node] += claim.devices.get(resource, 0)
-        counts = {node.name: node.devices.get(resource, 0) for node in self.nodes or ()}
-        return {name: (count - held[name], count) for name, count in counts.items() if count}
+        counts = ((node, node.devices.get(resource, 0)) for node in self.nodes or ())
+        return {node.name: (count - node.held.get(resource, 0), count) for node, count in counts if count}
 
     def holders_of(
         self,
         resource: str = "nvidia.com/gpu",
-    ) -> list[Claim]:
-        "Who holds some of it"
+    ) -> Counter[str]:
+        "Priority class → how many pods hold some of it"
         resource = self.names.get(resource, resource)
-        return [claim for claim in self.holders if claim.devices.get(resource)]
+        pods: Counter[str] = Counter()
+        for node in self.nodes or ():
+            for (name, priority), count in node.holders.items():
+                if name == resource:
+                    pods[priority] += count
+        return pods
 
 # %% ../../nbs/cluster/18_gpus.ipynb #43d1d3d8
 def count_gpus(
@@ -140,15 +143,22 @@ def count_gpus(
     pods: Iterable[dict[str, Any]] = (),  # anywhere
     objects: DraObjects = DraObjects(),
 ) -> GpuCount:
-    "Who holds and who waits: a pod holds from when it has a node until it is over, also while it ends"
+    "Who holds what: a pod holds from when it has a node until it is over, also while it ends"
     claimed = pod_claims(objects)
     names = objects.names()
-    alive = [pod for pod in pods if pod["status"].get("phase") not in ("Succeeded", "Failed")]
-    claims = [_counted_as(names, claim_of(pod, claimed)) for pod in alive]
-    holders = tuple(claim for claim in claims if claim.node)
-    waiting = tuple(claim for claim in claims if not claim.node and claim.devices)
     machines = None if nodes is None else _with_offers(tuple(map(_node_of, nodes)), objects)
-    return GpuCount(machines, holders, waiting, names, objects.slices is not None)
+    held: dict[str, Counter[str]] = defaultdict(Counter)
+    holders: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for pod in pods:
+        if not pod["spec"].get("nodeName") or pod["status"].get("phase") in ("Succeeded", "Failed"):
+            continue
+        claim = claim_of(pod, claimed)
+        for resource, count in _counted_as(names, claim.devices).items():
+            held[claim.node][resource] += count
+            holders[claim.node][resource, claim.priority] += 1
+    if machines is not None:
+        machines = tuple(replace(m, held=held.get(m.name, {}), holders=holders.get(m.name, {})) for m in machines)
+    return GpuCount(machines, names, objects.slices is not None)
 
 
 def claim_of(
@@ -160,16 +170,20 @@ def claim_of(
     node, priority = spec.get("nodeName") or "", spec.get("priorityClassName") or ""
     ends = "deletionTimestamp" in meta
     address = meta.get("namespace", ""), meta.get("name", "")
-    devices = Counter(pod_devices(spec)) + Counter(claimed.get(address) or noted_devices(pod))
-    return Claim(*address, node, dict(devices), priority, ends)
+    devices = pod_devices(spec)
+    if by_claim := claimed.get(address) or noted_devices(pod):
+        devices = dict(Counter(devices) + Counter(by_claim))
+    return Claim(*address, node, devices, priority, ends)
 
 
-def _counted_as(names: Mapping[str, str], claim: Claim) -> Claim:
-    "The claim, each resource under the name that its class has"
-    devices: Counter[str] = Counter()
-    for resource, count in claim.devices.items():
-        devices[names.get(resource, resource)] += count
-    return replace(claim, devices=dict(devices))
+def _counted_as(names: Mapping[str, str], devices: Mapping[str, int]) -> Mapping[str, int]:
+    "Devices, each resource under the name that its class has"
+    if not names:
+        return devices
+    counts: Counter[str] = Counter()
+    for resource, count in devices.items():
+        counts[names.get(resource, resource)] += count
+    return counts
 
 
 def _with_offers(nodes: tuple[Node, ...], objects: DraObjects) -> tuple[Node, ...]:

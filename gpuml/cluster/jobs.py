@@ -23,7 +23,6 @@ from ..base.tables import Entry, Table, as_html
 from .answers import PATIENCE, ApiServer, NoServer, plainly
 from .events import by_job_name, events_about
 from .facts import is_ours
-from .gpus import GpuCount
 from .local import LocalJob, jobs_folder, local_job
 from .manifest import PREFIX
 from .objects import JOBS, PODS, events_in, gpu_count_of
@@ -119,7 +118,7 @@ def cluster_jobs(
     pool: ThreadPoolExecutor,  # that reads logs and records
 ) -> list[tuple[ClusterJob, State]]:
     "The jobs of a namespace with their states, newest first: five requests, the logs of those that run, the records of those between two attempts"
-    looks = _see_namespace(api, config, name)
+    looks = _see_namespace(api, config, name, pool)
     looks.sort(key=lambda look: look.job["metadata"]["creationTimestamp"], reverse=True)
     handles = [cluster_job(look.job, api, config.data.endpoint) for look in looks]
     looks = _with_records(handles, looks, pool)
@@ -148,28 +147,29 @@ def _is_between(look: Seen) -> bool:
     return is_open and not at_work(look.own_pods())
 
 # %% ../../nbs/cluster/46_jobs.ipynb #df347528
-def _see_namespace(api: ApiServer, config: Config, name: str | None) -> list[Seen]:
+def _see_namespace(api: ApiServer, config: Config, name: str | None, pool: ThreadPoolExecutor) -> list[Seen]:
     "What the API server has of each job in the config's namespace"
     namespace = config.compute.namespace
     chosen = {"labelSelector": "app.kubernetes.io/managed-by=gpuml" + (f",{PREFIX}/run={name}" if name else "")}
     with plainly(f"jobs in {namespace}", config.compute.context):
         pods = api.items(PODS.format(namespace), **chosen)  # first: what a Job says is never older than they are
-        jobs = [job for job in api.items(JOBS.format(namespace), **chosen) if is_ours(job)]
         is_pending = any(p["status"].get("phase") == "Pending" for p in pods)
-        gpu_count = gpu_count_of(api, namespace) if is_pending else GpuCount()
+        counting = pool.submit(gpu_count_of, api, namespace) if is_pending else None  # the longest of all requests
+        jobs = [job for job in api.items(JOBS.format(namespace), **chosen) if is_ours(job)]
         entries = queue_entries(api, namespace, jobs)
-    by_run: dict[str, list[dict[str, Any]]] = {}
-    for pod in pods:
-        by_run.setdefault(pod["metadata"]["labels"].get(f"{PREFIX}/run", ""), []).append(pod)
-    named = [(job["metadata"]["name"], job) for job in jobs]
-    looks = [Seen(job, by_run.get(n, []), gpu_count=gpu_count, queue_entry=entries.get(n)) for n, job in named]
-    if not (is_pending or any(map(_is_between, looks))):
-        return looks
-    heaps = by_job_name(events_in(api, namespace))
-    return [
-        replace(look, events=events_about(heaps.get(look.job["metadata"]["name"], []), look.job, look.own_pods()))
-        for look in looks
-    ]
+        by_run: dict[str, list[dict[str, Any]]] = {}
+        for pod in pods:
+            by_run.setdefault(pod["metadata"]["labels"].get(f"{PREFIX}/run", ""), []).append(pod)
+        named = [(job["metadata"]["name"], job) for job in jobs]
+        looks = [Seen(job, by_run.get(run, []), queue_entry=entries.get(run)) for run, job in named]
+        if is_pending or any(map(_is_between, looks)):
+            heaps = by_job_name(events_in(api, namespace))
+            looks = [_with_events(look, heaps.get(look.name, [])) for look in looks]
+        return [replace(look, gpu_count=counting.result()) for look in looks] if counting else looks
+
+
+def _with_events(look: Seen, events: list[dict[str, Any]]) -> Seen:
+    return replace(look, events=events_about(events, look.job, look.own_pods()))
 
 # %% ../../nbs/cluster/46_jobs.ipynb #ab387197
 def local_jobs(

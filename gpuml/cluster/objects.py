@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from .answers import Answer, ApiServer
+from .answers import Answer, ApiServer, without_collector
 from .devices import DraObjects
 from .gpus import GpuCount, count_gpus
 from .manifest import PREFIX
@@ -70,11 +70,12 @@ def nodes_of(
         return GpuCount()
 
 
+@without_collector()
 def gpu_count_of(
     server: ApiServer,
     namespace: str,  # of which the pods are taken where no more is permitted
 ) -> GpuCount:
-    "Nodes, holders and waiting pods, as far as one may see them"
+    "Nodes, and who holds their devices, as far as one may see them"
     try:
         nodes = server.items("/api/v1/nodes")
     except Answer:

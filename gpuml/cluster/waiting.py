@@ -94,6 +94,8 @@ _KINDS = {"gpuml-prod": "production", "gpuml-dev": "development"}  # of jobs, by
 
 def _holders_words(gpu_count: GpuCount, resource: str) -> str:
     "Who holds the GPUs"
-    kinds = Counter(_KINDS.get(claim.priority, "other") for claim in gpu_count.holders_of(resource))
+    kinds: Counter[str] = Counter()
+    for priority, pods in gpu_count.holders_of(resource).items():
+        kinds[_KINDS.get(priority, "other")] += pods
     words = " and ".join(f"{n} {kind} {'job' if n == 1 else 'jobs'}" for kind, n in kinds.items())
     return f"held by {words}; it starts when one ends" if words else "it starts when one is free"
