@@ -44,5 +44,6 @@ def command():
 
     signal.signal(signal.SIGINT, before)
     code = main()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGTERM) is stop:  # `gpuml run` ignores it by now: it has said how it ended
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return code
