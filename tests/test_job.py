@@ -26,6 +26,7 @@ EVERYTHING = [
     "compute.env={HF_HUB_OFFLINE: '1'}",
     "compute.grace=90",
 ]
+SEVERAL = ["compute.nodes=2", "compute.gpus=8", "compute.topology=cloud.provider.com/rack", "compute.queue=research"]
 CLAIMED = ["compute.device_class=gpu.nvidia.com", "compute.gpus=2"]
 SOURCE = Source(
     "0f2a9c11d4e5aa01", "s3://models/production/.bundles/0f2a9c11d4e5aa01.tar.gz", "nbs/train.ipynb", "Ada L.", "c0ffee"
@@ -39,7 +40,7 @@ def made(*overrides: str) -> dict:
 
 def test_golden():
     "What is sent changes on purpose only: GPUML_GOLDEN=1 writes the file anew"
-    text = yaml([made(), made(*EVERYTHING), made(*CLAIMED)])
+    text = yaml([made(), made(*EVERYTHING), made(*CLAIMED), made(*SEVERAL)])
     if os.environ.get("GPUML_GOLDEN"):
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(text)
@@ -48,7 +49,7 @@ def test_golden():
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_valid_by_the_schema_of(version, validate):  # noqa: F811
-    for job in (made(), made(*EVERYTHING), made(*CLAIMED)):
+    for job in (made(), made(*EVERYTHING), made(*CLAIMED), made(*SEVERAL)):
         assert validate(version, yaml([job])) == [None]
     job = made()
     job["spec"]["podFailurePolicies"] = job["spec"].pop("podFailurePolicy")

@@ -203,7 +203,7 @@ def may_connect(manifests, source, target, port, protocol="TCP") -> bool:
             if matches(p["spec"]["podSelector"], place[1]) and kind in p["spec"]["policyTypes"]
         ]
         return not chosen or any(
-            any((p["port"], p.get("protocol", "TCP")) == (port, protocol) for p in rule["ports"])
+            ("ports" not in rule or (port, protocol) in [(p["port"], p.get("protocol", "TCP")) for p in rule["ports"]])
             and any(chooses(peer, other, place) for peer in rule[peers])
             for spec in chosen
             for rule in spec.get(kind.lower(), [])
@@ -213,6 +213,9 @@ def may_connect(manifests, source, target, port, protocol="TCP") -> bool:
 
 
 JOB, PROD = ("gpuml-dev", {"job-name": "j"}), ("gpuml-prod", {"job-name": "p"})
+SEVERAL, PROD_SEVERAL = (
+    (space, {"app.kubernetes.io/managed-by": "gpuml", "gpuml.io/nodes": "2"}) for space in ("gpuml-dev", "gpuml-prod")
+)
 MLFLOW, MINIO, POSTGRES, JUPYTER, BUCKETS, IDLE = (
     ("gpuml-system", {"app.kubernetes.io/name": name})
     for name in ("mlflow", "minio", "postgres", "jupyter", "buckets", "idle")
@@ -223,12 +226,15 @@ OPEN = [
     (JOB, MLFLOW, 5000), (PROD, MLFLOW, 5000), (JUPYTER, MLFLOW, 5000), (JOB, MINIO, 9000), (PROD, MINIO, 9000),
     (JUPYTER, MINIO, 9000), (MLFLOW, MINIO, 9000), (BUCKETS, MINIO, 9000), (MLFLOW, POSTGRES, 5432), (JOB, HUB, 443),
     (PROD, HUB, 443), (JUPYTER, HUB, 443), (JUPYTER, API, 443), (JOB, DNS, 53), (PROD, DNS, 53), (MLFLOW, DNS, 53),
+    (SEVERAL, SEVERAL, 29400), (SEVERAL, SEVERAL, 51234), (PROD_SEVERAL, PROD_SEVERAL, 29400), (SEVERAL, MLFLOW, 5000),
 ]  # fmt: skip
 SHUT = [
     (JOB, POSTGRES, 5432), (PROD, POSTGRES, 5432), (JUPYTER, POSTGRES, 5432), (JOB, MINIO, 9001), (JOB, PROD, 8888),
     (PROD, JOB, 8888), (JOB, JUPYTER, 8888), (PROD, JUPYTER, 8888), (JOB, API, 443), (PROD, API, 443), (JOB, METADATA, 80), (JOB, METADATA, 443), (PROD, METADATA, 53),
     (JUPYTER, METADATA, 80), (JUPYTER, METADATA, 443), (MLFLOW, METADATA, 443), (JOB, HUB, 80), (STRANGER, MLFLOW, 5000),
     (STRANGER, MINIO, 9000), (STRANGER, JUPYTER, 8888), (STRANGER, JOB, 8888), (POSTGRES, HUB, 443), (MINIO, HUB, 443),
+    (JOB, SEVERAL, 29400), (SEVERAL, JOB, 8888), (SEVERAL, PROD_SEVERAL, 29400), (PROD_SEVERAL, SEVERAL, 29400),
+    (STRANGER, SEVERAL, 29400), (JUPYTER, SEVERAL, 29400), (SEVERAL, API, 443), (SEVERAL, JUPYTER, 8888),
 ]  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from .capacity import excesses
 from .device_claim import TEMPLATES, claim_template
 from .devices import MOST, DraObjects, class_resource, resource_words
 from .findings import Findings, Unknown
+from .gang import node_count
+from .gang_checks import check_gang, check_together
 from .gpus import count_gpus
 from .objects import JOBS, dra_objects
 from .pod import training_container
@@ -36,6 +38,8 @@ def check_cluster(
     findings.add("permission", lambda: _check_permission(api, c.namespace, template is not None))
     findings.add("priority class", lambda: _check_priority(api, c.priority_class, c.namespace))
     findings.add("GPUs", lambda: check_gpus(api, c))
+    if c.nodes > 1:
+        findings.add("nodes", lambda: check_gang(api, c, manifest))
     if c.queue:
         findings.add("queue", lambda: _check_queue(api, c.queue, manifest))
     if template:
@@ -127,8 +131,10 @@ def check_gpus(
     if count > sizes.get(most, 0):
         largest = f"the largest node, {most}, has {sizes[most]}" if most else _no_node_words(resource, objects)
         raise ClusterError(f"compute.gpus: {count} never fit: {largest}")
+    check_together(compute, sizes)
     remark = _dra_remark(compute) if moment.is_dynamic(resource) else ""
-    return f"{count} of {sum(sizes.values())} {resource_words(resource)}{remark}"
+    times = f"{compute.nodes} × " if compute.nodes > 1 else ""
+    return f"{times}{count} of {sum(sizes.values())} {resource_words(resource)}{remark}"
 
 
 def _dra_remark(compute: ComputeConfig) -> str:
@@ -183,7 +189,8 @@ def _check_quota(api: ApiServer, entry: QueueEntry, manifest: dict[str, Any]) ->
     of_local = entry.local_queue["spec"]["clusterQueue"]
     shared = next((queue for queue in cluster_queues if queue["metadata"]["name"] == of_local), None)
     requests = training_container(manifest["spec"]["template"]["spec"])["resources"]["requests"]
-    excess = excesses(requests, shared, cluster_queues, readable_items(api, COHORTS)) if shared else []
+    cohorts = readable_items(api, COHORTS)
+    excess = excesses(requests, shared, cluster_queues, cohorts, node_count(manifest)) if shared else []
     if excess:
         words = ", ".join(f"{e.need} of {e.resource}, where it gives {e.most:g} at most" for e in excess)
         raise ClusterError(f"compute.queue: {entry.queue} never fits, by its ClusterQueue {of_local}: {words}")

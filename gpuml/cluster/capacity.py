@@ -82,10 +82,11 @@ class Excess:
 
 
 def excesses(
-    requests: dict[str, Any],  # of a job
+    requests: dict[str, Any],  # of a job's pod
     cluster_queue: dict[str, Any],
     others: list[dict[str, Any]],  # ClusterQueues of the cluster
     cohorts: list[dict[str, Any]] | None,  # of the cluster, as far as they are objects; none: one may not read them
+    pods: int = 1,  # of the job at a time
 ) -> list[Excess]:
     "What keeps a job out of a queue for ever; a resource that no quota covers is not among it, as Kueue may be told to ignore it"
     named = None if cohorts is None else {cohort["metadata"]["name"] for cohort in cohorts}
@@ -94,4 +95,5 @@ def excesses(
         return []
     covered = [resource for resource in requests if quotas_of(cluster_queue, resource)]
     most = {resource: most_of(cluster_queue, resource, others) for resource in covered}
-    return [Excess(r, str(requests[r]), most[r]) for r in covered if amount_of(requests[r]) > most[r]]
+    times = f"{pods} × " if pods > 1 else ""
+    return [Excess(r, f"{times}{requests[r]}", most[r]) for r in covered if pods * amount_of(requests[r]) > most[r]]

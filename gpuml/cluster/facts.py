@@ -8,6 +8,7 @@ __all__ = ['job_facts', 'is_ours']
 # %% ../../nbs/cluster/17_facts.ipynb #2fb06424
 from typing import Any
 
+from .gang import node_count
 from .manifest import GPUS, PREFIX
 from .pod import training_container
 
@@ -15,16 +16,16 @@ from .pod import training_container
 def job_facts(
     manifest: dict[str, Any],  # of a Job that is ours
 ) -> dict[str, str]:
-    "Its config, notebook, owner, tracking, bundle, commit, priority and gpus; empty what it does not say"
+    "Its config, notebook, owner, tracking, bundle, commit, priority and gpus (of all its nodes); empty what it does not say"
     notes = manifest["metadata"].get("annotations", {})
     pod = manifest["spec"]["template"]["spec"]
     limits = training_container(pod).get("resources", {}).get("limits", {})
-    gpus = notes.get(GPUS) or next((count for resource, count in limits.items() if "/" in resource), 0)
+    on_each = notes.get(GPUS) or next((count for resource, count in limits.items() if "/" in resource), 0)
     named = {name: notes.get(f"{PREFIX}/{name}", "") for name in ("notebook", "owner", "tracking", "bundle", "commit")}
     return named | {
         "config": notes.get(f"{PREFIX}/config") or manifest["metadata"]["labels"][f"{PREFIX}/config"],
         "priority": pod.get("priorityClassName", ""),
-        "gpus": str(gpus),
+        "gpus": str(int(on_each) * node_count(manifest)),
     }
 
 # %% ../../nbs/cluster/17_facts.ipynb #ef422e18

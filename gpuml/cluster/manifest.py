@@ -18,6 +18,16 @@ from ..base.config import ComputeConfig, Config
 from ..base.credentials import FOLDER
 from ..base.errors import codes_with
 from .device_claim import CLAIM, template_name
+from gpuml.cluster.gang import (
+    HOST,
+    first_host,
+    job_fields,
+    pod_environment,
+    pod_fields,
+    pod_labels,
+    pod_name_field,
+    pod_notes,
+)
 from ..jobs.sidecars import NATIVE
 from ..training.own_job import SUBMISSION
 
@@ -95,8 +105,7 @@ def manifest(
     c = config.compute
     labels = _labels(config, run, source)
     spec = {
-        "completions": 1,
-        "parallelism": 1,
+        **job_fields(c),
         "backoffLimit": c.retries,
         "activeDeadlineSeconds": math.ceil(c.deadline * 3600),
         "ttlSecondsAfterFinished": math.ceil(c.keep * 3600),
@@ -122,7 +131,7 @@ def _pod_metadata(labels: dict[str, str], compute: ComputeConfig) -> dict[str, A
     "The pod's labels, where Prometheus finds its metrics, and what is asked of sidecars that a cluster injects"
     port = compute.metrics_port
     metrics = {"prometheus.io/scrape": "true", "prometheus.io/port": str(port)} if port else {}
-    return {"labels": labels, "annotations": metrics | NATIVE | _claim_notes(compute)}
+    return {"labels": labels, "annotations": metrics | NATIVE | _claim_notes(compute) | pod_notes(compute)}
 
 
 def _claim_notes(compute: ComputeConfig) -> dict[str, str]:
@@ -139,7 +148,8 @@ def _labels(config: Config, run: str, source: Source) -> dict[str, str]:
     "By these jobs are found"
     standard = {"name": "gpuml", "instance": run, "component": "training", "managed-by": "gpuml"}
     ours = {"run": run, "config": slug(config.name), "owner": slug(source.owner), "bundle": source.bundle}
-    return {f"app.kubernetes.io/{k}": v for k, v in standard.items()} | {f"{PREFIX}/{k}": v for k, v in ours.items()}
+    named = {f"app.kubernetes.io/{k}": v for k, v in standard.items()} | {f"{PREFIX}/{k}": v for k, v in ours.items()}
+    return named | pod_labels(config.compute)
 
 # %% ../../nbs/cluster/10_manifest.ipynb #b6359070
 def _pod(config: Config, run: str, source: Source, grace: int) -> dict[str, Any]:
@@ -154,6 +164,7 @@ def _pod(config: Config, run: str, source: Source, grace: int) -> dict[str, Any]
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": user | {"seccompProfile": {"type": "RuntimeDefault"}},
+        **pod_fields(c),
         "containers": [_container(config, run, source)],
         "volumes": [
             {"name": "work", "emptyDir": {"sizeLimit": c.disk}},
@@ -197,7 +208,7 @@ def _container(config: Config, run: str, source: Source) -> dict[str, Any]:
         "image": c.image,
         "command": ["gpuml", "run", source.address, "--run", run],
         "workingDir": WORK,
-        "env": _environment(config, source),
+        "env": _environment(config, run, source),
         **({"ports": ports} if ports else {}),
         "resources": {"requests": {"cpu": c.cpu} | amounts | gpus, "limits": amounts | gpus, **claims},
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -210,7 +221,7 @@ def _container(config: Config, run: str, source: Source) -> dict[str, Any]:
     }
 
 # %% ../../nbs/cluster/10_manifest.ipynb #71b93f60
-def _environment(config: Config, source: Source) -> list[dict[str, Any]]:
+def _environment(config: Config, run: str, source: Source) -> list[dict[str, Any]]:
     "Plain variables, and S3 keys from the Secret"
     c = config.compute
     plain = {"HOME": WORK, "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1", "GPUML_IMAGE": c.image}
@@ -219,12 +230,13 @@ def _environment(config: Config, source: Source) -> list[dict[str, Any]]:
     plain |= {"GPUML_METRICS_PORT": str(c.metrics_port)} if c.metrics_port else {}
     plain |= {SUBMISSION: source.submission} if source.submission else {}
     plain |= {"GPUML_OWNER": source.owner or None, "GPUML_PRIORITY_CLASS": c.priority_class, "GPUML_GPUS": str(c.gpus)}
+    plain |= pod_environment(c, run)
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if c.s3_secret else ()
     secret = [{"name": k, "valueFrom": {"secretKeyRef": {"name": c.s3_secret, "key": k}}} for k in keys]
     if c.s3_secret:  # temporary keys have one
         token = {"name": c.s3_secret, "key": "AWS_SESSION_TOKEN", "optional": True}
         secret.append({"name": "AWS_SESSION_TOKEN", "valueFrom": {"secretKeyRef": token}})
-    fields = {"GPUML_NAMESPACE": "metadata.namespace", "GPUML_NODE": "spec.nodeName"}
+    fields = {"GPUML_NAMESPACE": "metadata.namespace", "GPUML_NODE": "spec.nodeName"} | pod_name_field(c)
     pod = [{"name": k, "valueFrom": {"fieldRef": {"fieldPath": path}}} for k, path in fields.items()]
     return [{"name": k, "value": v} for k, v in (plain | c.env).items() if v is not None] + pod + secret
 
@@ -253,8 +265,11 @@ def rename_run(
         labels.update({f"{PREFIX}/run": run, "app.kubernetes.io/instance": run})
     place = manifest["metadata"]["annotations"][f"{PREFIX}/output"]
     manifest["metadata"]["annotations"][f"{PREFIX}/output"] = f"{place.removesuffix(before)}{run}"
-    command = manifest["spec"]["template"]["spec"]["containers"][0]["command"]
-    command[command.index("--run") + 1] = run
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    container["command"][container["command"].index("--run") + 1] = run
+    for variable in container["env"]:
+        if variable == {"name": HOST, "value": first_host(before)}:
+            variable["value"] = first_host(run)
 
 # %% ../../nbs/cluster/10_manifest.ipynb #e1719254
 def grace_seconds(

@@ -11,6 +11,7 @@ from typing import Any
 
 from .answers import Answer, ApiServer
 from .capacity import Excess, excesses
+from .gang import node_count
 from .pod import training_container
 from .queue import QueueEntry, queue_of, waiting_places
 
@@ -60,7 +61,8 @@ class Queues:
 
     def _never(self, job: dict[str, Any], cluster_queue: dict[str, Any]) -> tuple[Excess, ...]:
         requests = training_container(job["spec"]["template"]["spec"]).get("resources", {}).get("requests") or {}
-        return tuple(excesses(requests, cluster_queue, [*self.cluster_queues.values()], self.cohorts))
+        others = [*self.cluster_queues.values()]
+        return tuple(excesses(requests, cluster_queue, others, self.cohorts, node_count(job)))
 
 
 def _object(by_name: dict[str, dict[str, Any]] | None, name: str) -> dict[str, Any] | None:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import tempfile
 import threading
 import traceback
@@ -28,6 +27,7 @@ from ..base.errors import ConfigError, DataError, Exit, GpumlError, Preempted
 from ..base.files import writing
 from ..base.loading import load
 from ..base.place import Place, place_of
+from ..base.process import host_name
 from ..base.secrets import redact, secrets
 from ..base.storage import Storage
 from .document import Document, untouched
@@ -91,7 +91,7 @@ def begin(
 ) -> Work:
     "Open an attempt's log and the files that it keeps; raises `OutputError` where its folder can't be made"
     hidden = secrets(os.environ)
-    host = socket.gethostname()
+    host = host_name()
     folder = place.local or Path(tempfile.mkdtemp(prefix="gpuml-"))
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z-{re.sub('[^A-Za-z0-9.-]', '-', host)}.txt"
     file = folder / "logs" / name

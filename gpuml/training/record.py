@@ -8,7 +8,6 @@ __all__ = ['STORED', 'SPOOL', 'RECORD', 'LOCK', 'Sent', 'Record', 'this_host', '
 
 # %% ../../nbs/training/37_record.ipynb #4148a1af
 import json
-import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ class Record:
 # %% ../../nbs/training/37_record.ipynb #586d7cc4
 def this_host() -> str:
     "The name by which this machine stands in a record"
-    return socket.gethostname()
+    return process.host_name()
 
 
 def this_process() -> tuple[str, int, float]:

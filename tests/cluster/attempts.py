@@ -47,6 +47,13 @@ def a_job(namespace: str = "gpuml-dev", labels: dict | None = None, notes: dict 
     return job
 
 
+def with_labels(labels: dict, **changes) -> dict:
+    "A job whose pods have labels more, and another spec"
+    job = a_job(**changes)
+    job["spec"]["template"]["metadata"]["labels"] |= labels
+    return job
+
+
 def with_volume(**volume) -> dict:
     "A job with one volume more"
     return a_job(volumes=[*pod_spec()["volumes"], {"name": "another"} | volume])
@@ -211,6 +218,10 @@ def _data() -> dict[str, dict | Request]:
             "/apis/networking.k8s.io/v1/namespaces/gpuml-dev/networkpolicies/default-deny",
             None,
         ),
+        "a name of another's pod, where jobs of several nodes meet": a_job(subdomain="gpuml", hostname="other-1-0"),
+        "the same with labels of such a pod": with_labels(
+            {"batch.kubernetes.io/job-completion-index": "other-1-0"}, subdomain="gpuml", hostname="x-other-1-0"
+        ),
         "a name that pods look up": an_object("v1", "Service", {"type": "ExternalName", "externalName": "evil.test"}),
         "change a Job that is there": ("PATCH", JOBS.format("dev") + "/x", {"spec": {"parallelism": 9}}),
         "change a pod": ("PATCH", f"{DEV}/pods/x", {"metadata": {"labels": {"a": "b"}}}),
@@ -318,6 +329,7 @@ def ordinary() -> dict[str, dict]:
         "a user namespace, also as its root": a_job(
             hostUsers=False, securityContext=pod_spec()["securityContext"] | {"runAsUser": 0, "runAsNonRoot": False}
         ),
+        "a job of several nodes as gpuml makes it": made("dev", "compute.nodes=2"),
         "names of its own: host name, aliases, name servers": a_job(
             hostname="a",
             subdomain="b",

@@ -58,17 +58,29 @@ class Place:
         return self.name.lower().replace(" ", "-").replace("'", "")
 
 
+def labels_of_job(*config: str) -> dict:
+    "Of the pods of a job that gpuml makes"
+    return made(*config)["spec"]["template"]["metadata"]["labels"]
+
+
 def labels_of(manifests: list[dict], kind: str, name: str) -> dict:
     return find(manifests, kind, name)["spec"]["template"]["metadata"]["labels"]
 
 
 def places(manifests: list[dict]) -> list[Place]:
     "Every kind of pod that k8s/ knows, with the labels that it really has"
-    jobs = [made(config)["spec"]["template"]["metadata"]["labels"] for config in ("dev", "prod")]
+    jobs = [labels_of_job(config) for config in ("dev", "prod")]
+    several = [labels_of_job(config, "compute.nodes=2") for config in ("dev", "prod")]
     system = "gpuml-system"
     return [
         Place("development job", "gpuml-dev", jobs[0], {"metrics": 9464, "other": 8888}),
         Place("production job", "gpuml-prod", jobs[1], {"metrics": 9464, "other": 8888}),
+        Place(
+            "development job of 2 nodes", "gpuml-dev", several[0], {"metrics": 9464, "meeting": 29400, "other": 8888}
+        ),
+        Place(
+            "production job of 2 nodes", "gpuml-prod", several[1], {"metrics": 9464, "meeting": 29400, "other": 8888}
+        ),
         Place("JupyterLab", system, labels_of(manifests, "StatefulSet", "jupyter"), {"http": 8888}),
         Place("MLflow", system, labels_of(manifests, "Deployment", "mlflow"), {"http": 5000}),
         Place("MinIO", system, labels_of(manifests, "StatefulSet", "minio"), {"s3": 9000, "console": 9001}),
@@ -168,6 +180,11 @@ class Site:
             "its other ports": (at["development job"], 8888),
             "production job's metrics": (at["production job"], 9464),
             "its other ports ": (at["production job"], 8888),
+            "development job of 2 nodes": (at["development job of 2 nodes"], 29400),
+            "its other ports  ": (at["development job of 2 nodes"], 8888),
+            "its metrics": (at["development job of 2 nodes"], 9464),
+            "production job of 2 nodes": (at["production job of 2 nodes"], 29400),
+            "its other ports   ": (at["production job of 2 nodes"], 8888),
             "Prometheus": ("prometheus-operated.monitoring.svc.cluster.local", 9090),
             "another team's pod": (at["another team's pod"], 8080),
             "the API server": ("kubernetes.default.svc.cluster.local", 443),

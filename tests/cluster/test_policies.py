@@ -116,15 +116,18 @@ def test_development_can_not_act_as_production(team, tidy, cluster, administrato
         assert text == GOLDEN.read_text()
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("config, user", [("dev", "dev-user"), ("prod", "prod-user")])
-def test_gpuml_s_own_jobs_are_admitted(config, user, team, tidy, cluster):
-    "By the server for the user's own token, and so is the pod that Kubernetes makes of it; its token is nowhere"
-    job = made(config)
+def test_gpuml_s_own_jobs_are_admitted(config, user, nodes, team, tidy, cluster):
+    "By the server for the user's own token, and so are the pods that Kubernetes makes of it; its token is nowhere"
+    job = made(config, f"compute.nodes={nodes}")
     namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
     cluster.plane.api(user).create("jobs", namespace, job)
     assert pod_or_refusal(cluster, namespace, name) == ""
-    (pod,) = cluster.pods(namespace, name)
-    assert not any("projected" in volume for volume in pod["spec"]["volumes"])
+    pods = cluster.wait(lambda: len(p := cluster.pods(namespace, name)) == nodes and p, 30)
+    assert not any("projected" in volume for pod in pods for volume in pod["spec"]["volumes"])
+    names = {f"{name}-{index}" for index in range(nodes)} if nodes > 1 else {None}
+    assert {pod["spec"].get("hostname") for pod in pods} == names
 
 
 def test_nothing_but_production_in_its_namespace(team, tidy, cluster, administrator):
