@@ -498,6 +498,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'gpuml.cluster.holders._claims': ('cluster/holders.html#_claims', 'gpuml/cluster/holders.py'),
                                        'gpuml.cluster.holders._gpus': ('cluster/holders.html#_gpus', 'gpuml/cluster/holders.py'),
                                        'gpuml.cluster.holders._idle': ('cluster/holders.html#_idle', 'gpuml/cluster/holders.py'),
+                                       'gpuml.cluster.holders._jobs_by_uid': ( 'cluster/holders.html#_jobs_by_uid',
+                                                                               'gpuml/cluster/holders.py'),
                                        'gpuml.cluster.holders._mark_of': ('cluster/holders.html#_mark_of', 'gpuml/cluster/holders.py'),
                                        'gpuml.cluster.holders._owner': ('cluster/holders.html#_owner', 'gpuml/cluster/holders.py'),
                                        'gpuml.cluster.holders._readable': ('cluster/holders.html#_readable', 'gpuml/cluster/holders.py'),

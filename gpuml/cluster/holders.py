@@ -15,7 +15,7 @@ from .answers import ApiServer
 from .devices import noted_devices, nvidia_devices
 from .gpus import claim_of, own_gpus, pod_devices
 from .marks import IdleMark, idle_mark
-from .objects import PODS
+from .objects import JOBS, PODS
 from .pod import time_of
 from .usage import STEP, Limits, idle_since, query
 
@@ -63,13 +63,14 @@ def holders(
         if gpus[pod["metadata"]["name"]] and claim.node and not claim.is_ending:
             owners.setdefault(_owner(pod), []).append(pod)
     marks = (api.get(MARKS_PATH.format(namespace)) or {}).get("data") or {}
+    jobs = _jobs_by_uid(api, namespace) if any(kind == "Job" for kind, *_ in owners) else {}
     listed = []
     for (kind, name, uid), pods in owners.items():
         idle = [_idle(pod, points.get(pod["metadata"]["name"], []), at, step) for pod in pods]
         least = None if None in idle else min(idle)  # as idle as the busiest
         age = min(at - _bound(pod) for pod in pods)
         count = sum(gpus[pod["metadata"]["name"]] for pod in pods)
-        mark, started = _mark_of(api, namespace, kind, name, marks)
+        mark, started = _mark_of(kind, name, jobs.get(uid), marks)
         listed.append(Holder(namespace, kind, name, count, least, mark, started, uid, age))
     return listed
 
@@ -110,10 +111,15 @@ def _idle(pod: dict[str, Any], points: list[tuple[float, float]], now: float, st
     return None if since is None else now - since
 
 # %% ../../nbs/cluster/60_holders.ipynb #ddee63c9
-def _mark_of(api: ApiServer, namespace: str, kind: str, name: str, marks: dict[str, str]) -> tuple[IdleMark, str]:
-    "What was said of it, and when a Job started"
+def _jobs_by_uid(api: ApiServer, namespace: str) -> dict[str, dict[str, Any]]:
+    "All Jobs of a namespace: one request"
+    return {job["metadata"]["uid"]: job for job in api.items(JOBS.format(namespace))}
+
+
+def _mark_of(kind: str, name: str, job: dict[str, Any] | None, marks: dict[str, str]) -> tuple[IdleMark, str]:
+    "What was said of it, and when a Job started, which may be gone"
     if kind == "Job":
-        job = api.get(OWNER_PATHS[kind].format(namespace, name)) or {"metadata": {}}
+        job = job or {"metadata": {}}
         return _readable(idle_mark(job["metadata"])), job.get("status", {}).get("startTime") or ""
     mark = read_mark(marks.get(name, ""))
     return (IdleMark() if mark.released else mark), ""  # what was released before this pod
