@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -13,10 +15,12 @@ from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.cluster.jobs import find
 from gpuml.cluster.sending import submit
+from gpuml.training.attempts import newest_checkpoint, read
 from tests.cluster.cluster import phase
 from tests.cluster.nodes import services
 from tests.cluster.nodes.image import REGISTRY
 from tests.cluster.nodes.real import TEAM
+from tests.cluster.nodes.scene import TAINT, own_nodes, power_off
 from tests.cluster.site import PROD
 from tests.conftest import OFFLINE, ROOT, gpuml, rows
 from tests.s3 import keys_in_environment
@@ -138,3 +142,55 @@ def test_the_whole_road(real, team):
     printed = [line for line in by_kubelet.splitlines() if not line.startswith("{")]  # progress is for gpuml to draw
     assert printed and set(printed) <= set(followed.splitlines())
     assert find(dev.run_id, [load("dev")]).status.phase == "succeeded"
+
+
+@pytest.fixture
+def doomed(real, team):
+    "A node with the one GPU of the cluster; that of node-1 comes back"
+    gpus = real.nodes["node-1"].gpus
+    gpus.set(0)
+    try:
+        with own_nodes(real, 1, gpus=1) as (node,):
+            real.wait(lambda: real.admin.get("nodes", "", "node-1")["status"]["allocatable"]["nvidia.com/gpu"] == "0")
+            yield node
+    finally:
+        gpus.set(1)
+
+
+def test_the_node_of_a_training_is_lost(real, team, doomed):
+    "It is off, at once: gpuml says that it does not answer, with the cure; with that the training goes on elsewhere"
+    begun = time.monotonic()
+    states = []
+
+    def passed(what):
+        print(f"{time.monotonic() - begun:.1f} s: {what}")
+
+    def says(part):
+        states.append(str(job.status))
+        return part in states[-1]
+
+    words = ["train.epochs=6", "train.checkpoint_updates=2", f"compute.tolerations=[{TAINT}]"]
+    job = submit(load("dev", words), team.notebook)
+    storage = Storage(team.endpoint)
+    real.wait(lambda: newest_checkpoint(storage, job.place), 120, "a checkpoint")
+    (pod,) = real.pods("gpuml-dev", job.run_id)
+    assert pod["spec"]["nodeName"] == doomed.name
+    power_off(real, doomed)
+    saved = newest_checkpoint(storage, job.place)
+    passed(f"the node is off; there is a checkpoint of update {saved}")
+    real.nodes["node-1"].gpus.set(1)
+    real.wait(lambda: says("does not answer"), 60, "a word of the node")
+    passed(states[-1])
+    sentence = (
+        rf"waiting: node {doomed.name} does not answer since .+; if it is lost, an administrator says so: kubectl (.+)"
+    )
+    real.kubectl(*shlex.split(re.fullmatch(sentence, states[-1])[1]))
+    real.wait(lambda: says("running"), 90, "the next attempt")
+    passed(states[-1])
+    assert job.wait(300).phase == "succeeded", job.logs()
+    passed(f"it is done; it was {list(dict.fromkeys(states))}")
+    first, second = read(storage, job.place)
+    assert (first.node, first.exit_code, first.checkpoint) == (doomed.name, None, saved)
+    assert (second.node, second.exit_code) == ("node-1", 0) and job.status.attempts == 2
+    assert f": training, update {saved} of 18," in job.logs().rpartition(": reading data")[2]
+    assert storage.info(f"{job.place}/certificate.json")

@@ -70,9 +70,9 @@ class Scene:
 
 
 @contextmanager
-def own_nodes(real: Real, count: int, **kubelet) -> Iterator[list[Node]]:
-    "Nodes without a GPU for one test, with settings of their kubelets; others' pods don't come, and they go at the end"
-    nodes = real.add_nodes(*[0] * count, **kubelet)
+def own_nodes(real: Real, count: int, gpus: int = 0, **kubelet) -> Iterator[list[Node]]:
+    "Nodes for one test, with settings of their kubelets; others' pods don't come, and they go at the end"
+    nodes = real.add_nodes(*[gpus] * count, **kubelet)
     try:
         for node in nodes:
             real.kubectl("taint", "node", node.name, f"{TAINT}=:NoSchedule")
