@@ -563,7 +563,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'gpuml/cluster/local.py'),
                                      'gpuml.cluster.local.LocalJob.status': ( 'cluster/local.html#localjob.status',
                                                                               'gpuml/cluster/local.py'),
-                                     'gpuml.cluster.local._taken_up': ('cluster/local.html#_taken_up', 'gpuml/cluster/local.py'),
+                                     'gpuml.cluster.local._at_work': ('cluster/local.html#_at_work', 'gpuml/cluster/local.py'),
                                      'gpuml.cluster.local.end_process': ('cluster/local.html#end_process', 'gpuml/cluster/local.py'),
                                      'gpuml.cluster.local.jobs_folder': ('cluster/local.html#jobs_folder', 'gpuml/cluster/local.py'),
                                      'gpuml.cluster.local.local_job': ('cluster/local.html#local_job', 'gpuml/cluster/local.py'),

@@ -118,6 +118,28 @@ def test_an_attempt_is_stopped_in_its_first_second(shipped, monkeypatch):
     until(lambda: job.status.attempts == 2)
 
 
+def test_cancelled_while_its_process_starts_again(shipped, monkeypatch):
+    "After a restart of the machine, as it were: what is said in its first second holds"
+    monkeypatch.setattr(sys, "executable", PYTHON)
+    config = load("dev", ["train.epochs=1000"])
+    job = submit(config, shipped, local=True)
+    until(lambda: job.status.attempts)
+    killed = json.loads((job.folder / "state.json").read_text())
+    psutil.Process(killed["process"][0]).kill()
+    os.killpg(killed["attempts"][-1]["pid"], signal.SIGKILL)
+    until(lambda: job.status.phase == "waiting")
+    same = submit(config, shipped, local=True, name=job.run_id)
+    assert same.cancel().phase == "cancelled"
+
+    def at_work():
+        "Processes of the job"
+        mine = psutil.Process().children(recursive=True)
+        return [p for p in mine if p.status() != psutil.STATUS_ZOMBIE and str(job.folder) in p.cmdline()]
+
+    until(lambda: not at_work() or same.status.phase != "cancelled")
+    assert same.status.phase == "cancelled" and same.status.attempts == 1
+
+
 def test_cancelled_promises_nothing(shipped, project):
     "What is left of a cancelled job, and that submitting the same does not go on with it"
     config = load("dev", ["train.epochs=1000"])

@@ -23,8 +23,9 @@ from ..base.files import write_json
 from ..base.lock import Busy, locked
 from ..base.process import identity
 from .ending import cancelled, ending
-from .local import PROGRESS_FILE, STATE_FILE, local_outcome, local_state
+from .local import LOCK_FILE, PROGRESS_FILE, STATE_FILE, local_outcome, local_state
 from .manifest import PREFIX, verdict
+from ..jobs.handle import OVER
 
 # %% ../../nbs/cluster/42_work.ipynb #a63c4799
 @dataclass
@@ -69,12 +70,14 @@ def work(
     folder: str | Path,  # of the job
 ) -> None:
     "Work on a job until it is over; of several processes one does"
-    with suppress(Busy), locked(Path(folder) / "lock"):
+    with suppress(Busy), locked(Path(folder) / LOCK_FILE):
         _work_on(Path(folder))
 
 
 def _work_on(folder: Path) -> None:
     job = Work(folder, json.loads((folder / "job.json").read_text()), local_state(folder))
+    if job.state["phase"] in OVER:
+        return
     job.state.setdefault("began", time.time())
     job.state["process"] = list(identity())
 
