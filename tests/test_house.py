@@ -80,6 +80,11 @@ HEAVY_ROOMS = {
     "training.trial",
     "training.tune",
     "training.world",
+    "training.common_stop",
+    "training.follow",
+    "training.gradients",
+    "training.hand_over",
+    "training.shared_evaluation",
 }
 
 

@@ -132,6 +132,10 @@ class TrainConfig(Section):
         True, description="Equal bits on each run of the same config on the same GPU type; a CPU gives them in any case"
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Fixes the split, the order, the dropout and the new weights")
+    slots: Literal[1, 2, 4, 8, 16, 32, 64] | None = Field(
+        None,
+        description="Parts in which each update is computed, for equal bits on 1, 2, 4 … processes, at most so many",
+    )
     checkpoint_updates: int = Field(50, ge=1, description="At most so many updates are repeated after a crash")
     best_metric: Literal["macro_f1", "accuracy", "loss"] | None = Field(
         "macro_f1", description="Validation metric that picks the epoch whose weights are kept; null keeps the last"

@@ -25,6 +25,7 @@ class Best:
     state: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     logits: np.ndarray | None = None
+    keeps_weights: bool = True  # else only the scores: another process has the weights
 
     def offer(self, classifier: Any, epoch: int, scores: dict[str, Any], logits: np.ndarray) -> bool:
         "Keep these weights if they are better; says whether they were"
@@ -35,7 +36,8 @@ class Best:
         self.epoch = epoch
         self.scores = scores
         self.logits = logits
-        self.state = {k: v.detach().to("cpu", copy=True) for k, v in classifier.state_dict().items()}
+        if self.keeps_weights:
+            self.state = {k: v.detach().to("cpu", copy=True) for k, v in classifier.state_dict().items()}
         return True
 
     def score_of(self, evaluation: dict[str, Any]) -> float:

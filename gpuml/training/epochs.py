@@ -8,6 +8,7 @@ __all__ = ['after_update', 'after_epoch', 'is_out_of_patience', 'had_stopped', '
 # %% ../../nbs/training/90_epochs.ipynb #5574f432
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -23,7 +24,8 @@ from .outcomes import Step
 from .recording import data_params
 from .score_table import by_metric
 from .scores import evaluate
-from .training import Training, fit_to_machine, vain_updates_told
+from .shared_evaluation import shared_logits
+from .training import Training, fit_to_machine, leave, stop_all, vain_updates_told
 
 # %% ../../nbs/training/90_epochs.ipynb #41025182
 def after_update(training: Training, step: Step) -> None:
@@ -37,6 +39,7 @@ def after_update(training: Training, step: Step) -> None:
     report.step(step.loss, step.examples, step.update.done)
     training.record.log({**_metrics(step, p.examples_per_second), **training.gauge.read()}, step.update.number)
     material.order.check()
+    training.common.hear(step, training.learner.late)
     if step.settled:
         training.check()
         if training.saver.writer.due(step.update.number):
@@ -88,8 +91,14 @@ def _validation_logits(training: Training, rows: Rows, epoch: int) -> np.ndarray
     def where(bad: np.ndarray) -> str:
         return f"in the evaluation of epoch {epoch}, at {len(bad):,} of {len(rows):,} validation rows ({places(rows, bad)})"
 
+    learner, inference = training.learner, training.inference
     with naming(where, REMEDY):
-        return training.inference.logits_of(rows.tokens, training.check)
+        if learner.world.size == 1:
+            return inference.logits_of(rows.tokens, training.check)
+        classes = learner.classifier.config.num_labels
+        return shared_logits(
+            inference, rows.tokens, learner.world, classes, learner.asks_stop, partial(stop_all, training)
+        )
 
 # %% ../../nbs/training/90_epochs.ipynb #02c07f2d
 def is_out_of_patience(training: Training) -> bool:
@@ -138,14 +147,18 @@ def train(training: Training) -> Trained:
     report.now("training", steps=feed.total() or p.steps, url=training.record.url)
     if feed.epochs_done < feed.epochs or feed.epochs_done > len(p.evaluations):
         fit_to_machine(training)
+    training.setting.stop.is_shared = training.learner.world.size > 1
     exactly = deterministic(training.learner.exact, training.learner.world.device)
     with model.quiet(), hardware.keeping_memory(), hardware.short_turns(), vain_updates_told(training), exactly:
         stopped = had_stopped(training)
         while not stopped and feed.epochs_done < feed.epochs:
             for step in loop.updates(training.learner, feed, training.is_waited_for):
                 after_update(training, step)
+            training.common.settle(p.step)
+            training.check()
             stopped = after_epoch(training)
     training.check()
+    leave(training)
     training.save()
     return _trained(training)
 

@@ -8,9 +8,11 @@ __all__ = ['NOTHING_LOST', 'fit', 'train_run', 'store_again', 'finish']
 # %% ../../nbs/training/95_fit.ipynb #1ced66e0
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..base.config import Config
 from ..base.errors import OutputError, Preempted
@@ -61,12 +63,14 @@ NOTHING_LOST = "stopped before the first update; nothing was lost"
 # %% ../../nbs/training/95_fit.ipynb #89b458b5
 def train_run(
     setting: Setting,
+    meet: Callable[[], AbstractContextManager[Any]]
+    | None = None,  # makes the `World` of several processes; none: alone
 ) -> TrackedRun:
     "Train and certify the run, and bring it where it is kept; returns its record, which is still open"
     with prepare(setting) as prepared:
         from gpuml.training import attended, epochs, result_files, training, world
 
-        with world.world() as processes:
+        with (meet or world.world)() as processes:
             learner = training.make_learner(setting, prepared, processes)
             with recording(setting, prepared) as record, attended.attended(setting, processes):
                 attempt = training.begin_training(setting, prepared, learner, record)

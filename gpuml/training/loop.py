@@ -14,11 +14,11 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from .ahead import Ahead, Part, Ready
+from .ahead import Ahead, MicroBatch, Ready
 from .failure import computing, naming
 from .feed import Feed, Update
 from .hardware import batch_limits, smaller
-from .learner import Learner
+from .learner import Learner, begin_again
 from .outcomes import Answer, Outcomes, Step
 from .schedule import learning_rate
 
@@ -56,39 +56,38 @@ def launch(learner: Learner, ready: Ready, ahead: Ahead) -> Answer:
         add_gradients(learner, ready, ahead)
     rate = learning_rate(t, update.epochs_before / t.epochs, update.done / t.epochs)
     learner.descent.rate.fill_(rate)
-    return Answer(update, rate, learner.step(), learner.world.device)
+    flags = learner.gradients.sum(learner.asks_stop())
+    values = learner.step()
+    return Answer(update, rate, values if flags is None else torch.cat([values, flags]), learner.world.device)
 
 # %% ../../nbs/training/73_loop.ipynb #2e28cf1b
 def add_gradients(learner: Learner, ready: Ready, ahead: Ahead) -> None:
-    "Add loss and gradients of the update, in as many parts as memory needs"
-    world = learner.world
+    "Add loss and gradients of this process's parts of the update, in as many micro-batches as memory needs"
     while True:
         if ready.max_tokens != learner.max_tokens:
             ready = ahead.again(ready.update)
         try:
             for part in ready.parts:
-                add(learner, ready.update, part)
-                ahead.done(part)
-            break
+                for micro in part:
+                    add(learner, ready.update, micro)
+                    ahead.done(micro)
+                learner.gradients.end_part()
+            return
         except torch.OutOfMemoryError:
-            if world.size > 1:
-                raise
-            lengths = ready.update.lengths[part.rows]
+            lengths = ready.update.lengths[micro.rows]
             learner.max_tokens = smaller(lengths, learner.size(lengths))
-        learner.begin_again()
-    world.sum_gradients(learner.classifier.parameters())
-    world.sum(learner.descent.loss)
+        begin_again(learner)
 
 
-def add(learner: Learner, update: Update, part: Part) -> None:
-    "Add loss and gradients of one part of an update"
-    seed_draws(learner.config.seed, update.number, part.number)
-    with computing(part.rows):
-        if part.slot:
-            part.slot.arrive()
-            learner.add(part.row)
+def add(learner: Learner, update: Update, micro: MicroBatch) -> None:
+    "Add loss and gradients of one micro-batch of an update"
+    seed_draws(learner.config.seed, update.number, *micro.draw)
+    with computing(micro.rows):
+        if micro.slot:
+            micro.slot.arrive()
+            learner.add(micro.row)
         else:
-            learner.add_padded(update.source, part.rows, update.examples, part.counts)
+            learner.add_padded(update.source, micro.rows, update.examples)
 
 # %% ../../nbs/training/73_loop.ipynb #f6d00ada
 def seed_draws(*numbers: int) -> None:

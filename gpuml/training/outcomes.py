@@ -29,6 +29,7 @@ class Step:
     grad_norm: float  # before it was clipped
     skipped: bool  # its gradients were too large for fp16, and it was left out
     settled: bool = True  # no later update is under way
+    stops: bool = False  # one of several processes was asked to stop
 
     @property
     def examples(self) -> int:
@@ -43,7 +44,7 @@ class Answer:
         self,
         update: Update,
         rate: float,  # the learning rate
-        values: torch.Tensor,  # what `Descent.step` returned
+        values: torch.Tensor,  # what `Descent.step` returned, and `GradientSum.sum` where that returned anything
         device: torch.device = torch.device("cpu"),  # that computes it
     ):
         self.update = update
@@ -58,11 +59,16 @@ class Answer:
         "The update's step, once it is there; raises `TrainError` where its loss or gradients were no number"
         update = self.update
         with naming(lambda rows: f"at {update.where(rows)}"), computing(update.rows):
-            loss, norm, overflowed, failed = self._copy.read().tolist()
+            loss, norm, overflowed, failed, *flags = self._copy.read().tolist()
         if failed:
             problem = f"the loss is {loss}" if not math.isfinite(loss) else "the gradients are not finite"
             raise TrainError(f"{problem} at {update.where(update.rows)}; {REMEDY}")
-        return Step(update, loss, self._rate, norm, bool(overflowed), settled)
+        stops, is_late = map(bool, flags or (0, 0))
+        if is_late:
+            raise TrainError(
+                f"at {update.where(update.rows)} a weight has its first gradient: several GPUs can't train this model; use compute.gpus=1"
+            )
+        return Step(update, loss, self._rate, norm, bool(overflowed), settled, stops)
 
 # %% ../../nbs/training/71_outcomes.ipynb #d5ac7c9a
 class Outcomes:

@@ -42,6 +42,7 @@ class StopRequest:
         message: str,  # of `Preempted`, while there is nothing to save
     ):
         self.signal = ""  # the signal's name
+        self.is_shared = False  # several processes stop together: a signal alone ends nothing
         self.message = message
         self._end: Callable[[], NoReturn] = self.refuse
 
@@ -51,8 +52,12 @@ class StopRequest:
 
     def check(self) -> None:
         "Raise `Preempted` where a signal asks for it"
-        if self.signal:
-            self._end()
+        if self.signal and not self.is_shared:
+            self.end()
+
+    def end(self) -> NoReturn:
+        "Stop: save what there is, and raise `Preempted`"
+        self._end()
 
     @contextmanager
     def ended_by(self, end: Callable[[], NoReturn]) -> Iterator[None]:

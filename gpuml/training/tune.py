@@ -19,7 +19,7 @@ from .deterministic import deterministic, without_deterministic_kernel
 from .failure import BatchError, computing
 from .graph_trial import record
 from .hardware import device_name
-from .learner import Learner, filling_for
+from .learner import Learner, begin_again, filling_for
 from .machine_choices import MachineChoices
 from .row import Row, filled_row, shape_for
 
@@ -48,7 +48,7 @@ def trial(
         if learner.packed:
             learner.add_row(row_of(learner, source, rows))
         else:
-            learner.add_padded(source, rows, len(rows), counts=True)
+            learner.add_padded(source, rows, len(rows))
     return learner.size(source.tokens.lengths[rows])
 
 # %% ../../nbs/training/74_tune.ipynb #f4f55a6d
@@ -76,7 +76,7 @@ def choose_size(learner: Learner, rows: Rows, longest_first: np.ndarray, before:
         tokens = memory.probe(
             partial(trial, learner, rows, longest_first), memory.bytes_ahead(learner.descent.optimizer)
         )
-        learner.begin_again()
+        begin_again(learner)
         return tokens
 
     learner.max_tokens, is_lean = memory.fit_to_memory(learner.classifier, probe_now)
