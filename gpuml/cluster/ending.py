@@ -17,11 +17,13 @@ from ..jobs.outlet import is_headway_line
 
 # %% ../../nbs/cluster/20_ending.ipynb #8b2520ea
 def ending(
-    ended: dict[str, Any],  # by `end_of` or `last_end`: exitCode, reason, message, cause, as far as known
+    ended: dict[
+        str, Any
+    ],  # by `end_of` or `last_end`: exitCode, reason, message, cause, `node` of several, as far as known
     job: dict[str, Any],
 ) -> str:
     "How an attempt ended, in words: what ended it, what it said itself, or what its exit code means"
-    words = _training_end(ended, job)
+    words = f"{ended['node']}: {_training_end(ended, job)}" if ended.get("node") else _training_end(ended, job)
     if cause := ended.get("cause"):
         return with_cause(cause, ended, words) if "exitCode" in ended else cause
     beside = ended.get("beside")

@@ -6,10 +6,10 @@
 __all__ = ['reason_of', 'subject_of', 'moment_of', 'concerns', 'about', 'of_gone_pod', 'events_about', 'by_job_name']
 
 # %% ../../nbs/cluster/16_events.ipynb #ee03e037
-import re
 from datetime import UTC, datetime
 from typing import Any
 
+from .gang import index_in_name
 from .pod import time_of
 
 # %% ../../nbs/cluster/16_events.ipynb #f8481344
@@ -65,10 +65,9 @@ def of_gone_pod(
     "Whether an event is about a pod that the job has had, and whose object is gone"
     subject = subject_of(event)
     name = subject.get("name") or ""
-    meta = job["metadata"]
-    if subject.get("kind", "Pod") != "Pod" or not re.fullmatch(rf"{re.escape(meta['name'])}-[a-z0-9]{{5}}", name):
+    if subject.get("kind", "Pod") != "Pod" or index_in_name(name, job) is None:
         return False
-    since = time_of(meta.get("creationTimestamp"))
+    since = time_of(job["metadata"].get("creationTimestamp"))
     is_gone = name not in {pod["metadata"]["name"] for pod in pods}
     return is_gone and (since is None or moment_of(event) >= since)
 
@@ -90,6 +89,8 @@ def by_job_name(
     heaps: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         name = subject_of(event).get("name") or ""
-        for key in (name, name.rpartition("-")[0]):
+        of_one = name.rpartition("-")[0]
+        of_several, _, number = of_one.rpartition("-")
+        for key in (name, of_one, *([of_several] if number.isdecimal() else [])):
             heaps.setdefault(key, []).append(event)
     return heaps

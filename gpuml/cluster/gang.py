@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SERVICE', 'TOPOLOGY', 'HOST', 'INDEX', 'job_fields', 'pod_fields', 'pod_labels', 'pod_notes', 'first_host',
-           'pod_environment', 'pod_name_field', 'node_count', 'index_of', 'newest_pods']
+           'pod_environment', 'pod_name_field', 'node_count', 'index_of', 'by_number', 'newest_pods', 'index_in_name']
 
 # %% ../../nbs/cluster/08_gang.ipynb #97a39ab8
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -96,9 +97,28 @@ def index_of(
     return int(named.get(INDEX) or 0)
 
 # %% ../../nbs/cluster/08_gang.ipynb #48a98244
+def by_number(
+    pods: Iterable[dict[str, Any]],  # of a job, oldest first
+) -> dict[int, list[dict[str, Any]]]:
+    "The pods of each number, by number; one that ended stays beside the one that was made in its place"
+    numbered: dict[int, list[dict[str, Any]]] = {}
+    for pod in sorted(pods, key=index_of):
+        numbered.setdefault(index_of(pod), []).append(pod)
+    return numbered
+
+
 def newest_pods(
     pods: Iterable[dict[str, Any]],  # of a job, oldest first
 ) -> list[dict[str, Any]]:
     "The newest pod of each number, by number"
-    by_index = {index_of(pod): pod for pod in pods}
-    return [by_index[index] for index in sorted(by_index)]
+    return [group[-1] for group in by_number(pods).values()]
+
+# %% ../../nbs/cluster/08_gang.ipynb #ff3c57a6
+def index_in_name(
+    name: str,  # of a pod
+    job: dict[str, Any],  # a Job
+) -> int | None:
+    "The number of a pod of the Job by its name alone, as events have it; none where it is not of this Job"
+    number = r"-(\d+)" if node_count(job) > 1 else "()"
+    match = re.fullmatch(rf"{re.escape(job['metadata']['name'])}{number}-[a-z0-9]{{5}}", name)
+    return int(match[1] or 0) if match else None

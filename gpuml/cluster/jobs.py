@@ -23,6 +23,7 @@ from ..base.tables import Entry, Table, as_html
 from .answers import PATIENCE, ApiServer, NoServer, plainly
 from .events import by_job_name, events_about
 from .facts import is_ours
+from .gang import node_count
 from .local import LocalJob, jobs_folder, local_job
 from .manifest import PREFIX
 from .objects import JOBS, PODS, events_in, gpu_count_of
@@ -146,6 +147,11 @@ def _is_between(look: Seen) -> bool:
     is_open = not (condition(look.job, "Complete") or condition(look.job, "Failed") or look.job["spec"].get("suspend"))
     return is_open and not at_work(look.own_pods())
 
+
+def _lacks_pods(look: Seen) -> bool:
+    "Whether not all pods of a job that is not over are at work, and so events may say why"
+    return _is_between(look) or 0 < len(at_work(look.own_pods())) < node_count(look.job)
+
 # %% ../../nbs/cluster/46_jobs.ipynb #df347528
 def _see_namespace(api: ApiServer, config: Config, name: str | None, pool: ThreadPoolExecutor) -> list[Seen]:
     "What the API server has of each job in the config's namespace"
@@ -162,7 +168,7 @@ def _see_namespace(api: ApiServer, config: Config, name: str | None, pool: Threa
             by_run.setdefault(pod["metadata"]["labels"].get(f"{PREFIX}/run", ""), []).append(pod)
         named = [(job["metadata"]["name"], job) for job in jobs]
         looks = [Seen(job, by_run.get(run, []), queue_entry=entries.get(run)) for run, job in named]
-        if is_pending or any(map(_is_between, looks)):
+        if is_pending or any(map(_lacks_pods, looks)):
             heaps = by_job_name(events_in(api, namespace))
             looks = [_with_events(look, heaps.get(look.name, [])) for look in looks]
         return [replace(look, gpu_count=counting.result()) for look in looks] if counting else looks

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..base.errors import OutputError
+from ..base.errors import ClusterError, Exit, OutputError
 from ..base.storage import Storage
 from .answers import ApiServer, NoServer, NotThere, plainly
 from .ending import cancelled, ending, recorded_end
 from .events import events_about
 from .facts import job_facts
+from .gang import index_of
+from .gang_end import first_pods
 from .logs import follow_pods, read_log
 from .manifest import PREFIX
 from .objects import JobAddress, events_in, gpu_count_of, nodes_of
@@ -72,11 +74,18 @@ class ClusterJob(Job):
         return "".join(read_stored(self, url) for url in stored_logs(self))
 
     def log_now(self) -> str:
-        "The logs of pods that are there, and have none in storage"
+        "The logs of pods that are there, and have none in storage; of several nodes those of the first"
         stored = stored_logs(self)
-        names = [pod["metadata"]["name"] for pod in self.at.pods()]
+        names = [pod["metadata"]["name"] for pod in first_pods(self.at.pods())]
         new = [name for name in names if not any(is_of_pod(url, name) for url in stored)]
         return "".join(without_headway(read_log(self.at, name)) for name in new)
+
+    def log_of_node(self, number: int) -> str:
+        "What its pods with this number have printed that are there; raises `ClusterError` where it has none"
+        pods = [pod for pod in self.at.pods() if index_of(pod) == number]
+        if not pods:
+            raise ClusterError(f"{self.run_id}: no pod of node {number} is there", Exit.NOT_FOUND)
+        return "".join(without_headway(read_log(self.at, pod["metadata"]["name"])) for pod in pods)
 
     def states(self) -> Iterator[State]:
         "The state, again whenever something changes"
@@ -131,7 +140,7 @@ def look_at(
 ) -> State:
     "Phase and cause of a Job, from what the API server and storage have of it"
     look = Seen(job, pods)
-    look = replace(look, record=_record_of(handle, look.own_pods()))
+    look = replace(look, record=_record_of(handle, look.first_pods()))
     phase = explain(look).phase
     if phase == "running":
         look = replace(look, gpu_count=nodes_of(handle.api, pods))

@@ -11,9 +11,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ..base.errors import Exit, codes_with
-from .ending import ending, last_end, own_record
+from .ending import ending, own_record
 from .events import about, concerns, of_gone_pod, reason_of, subject_of
 from .final import is_final
+from .gang import by_number, index_of, newest_pods, node_count
+from .gang_end import first_events, first_pods, whole_end
+from .gathering import together
 from .gpus import GpuCount
 from .marks import has_failed, idle_mark
 from .over import at_work, is_by_deadline, of_deleted, of_failed
@@ -58,9 +61,13 @@ class Seen:
         own = [pod for pod in self.pods if uid in (None, _owner(pod, uid))]
         return sorted(own, key=lambda pod: pod["metadata"]["creationTimestamp"])
 
+    def first_pods(self) -> list[dict[str, Any]]:
+        "Those of them that execute the notebook, one for each attempt"
+        return first_pods(self.own_pods())
+
     def end(self) -> dict[str, Any]:
         "How the newest attempt that ended did"
-        return last_end(self.job, self.own_pods(), self.events, self.record)
+        return whole_end(self.job, self.own_pods(), self.events, self.record)
 
 
 def _owner(pod: dict[str, Any], unknown: str) -> str:
@@ -77,14 +84,15 @@ def explain(
     end = look.end()
     done = _done(look, pods, end)
     phase, cause = _conclude(look, pods, end, done)
+    first = look.first_pods()
     return State(
         phase,
         cause,
-        _attempts(look, pods),
+        _attempts(look, first),
         exit_code=_exit_code(look, phase, end),
         started=time_of(look.job.get("status", {}).get("startTime")),
         finished=_finish(look.job, done, end) if phase in ("succeeded", "failed", "released") else None,
-        pod=pods[-1]["metadata"]["name"] if pods else "",
+        pod=first[-1]["metadata"]["name"] if first else "",
     )
 
 
@@ -104,12 +112,18 @@ def _finish(job: dict[str, Any], done: dict[str, Any], end: dict[str, Any]) -> d
 
 # %% ../../nbs/cluster/24_state.ipynb #e8752bbd
 def _attempts(look: Seen, pods: list[dict[str, Any]]) -> int:
-    "Pods so far, of this Job and of those before it that worked on the same run"
-    status = look.job.get("status", {})
-    gone = {subject_of(event)["name"] for event in look.events if _is_end(event) and of_gone_pod(event, look.job, pods)}
-    uncounted = status.get("uncountedTerminatedPods") or {}
-    counted = status.get("failed", 0) + status.get("succeeded", 0) + sum(map(len, uncounted.values()))
+    "First pods so far, of this Job and of those before it that worked on the same run"
+    ends = [event for event in first_events(look.events, look.job) if _is_end(event)]
+    gone = {subject_of(event)["name"] for event in ends if of_gone_pod(event, look.job, pods)}
+    counted = _counted_ends(look.job) if node_count(look.job) == 1 else 0
     return max(len(pods) + len(gone), counted, _recorded_attempts(look.record or {}, pods))
+
+
+def _counted_ends(job: dict[str, Any]) -> int:
+    "Pods that have ended, as the Job counts them: whichever of several nodes they were"
+    status = job.get("status", {})
+    uncounted = status.get("uncountedTerminatedPods") or {}
+    return status.get("failed", 0) + status.get("succeeded", 0) + sum(map(len, uncounted.values()))
 
 
 def _is_end(event: dict[str, Any]) -> bool:
@@ -136,12 +150,13 @@ def _conclude(look: Seen, pods: list[dict[str, Any]], end: dict[str, Any], done:
         return of_deleted(job, pods, end, look.record)
     if is_final(job, pods):
         return of_failed(job, pods, end, look.record)
-    if lost := _on_a_lost_node(pods, look.gpu_count):
-        return "waiting", lost
-    if pods and runs_on(pods[-1]):
-        return "stopping", f"{ending(end, job)}; {held_by_sidecars(pods[-1], look.name, waits=True)}"
+    lost = [_on_a_lost_node(group, look.gpu_count) for group in by_number(pods).values()]
+    if any(lost):
+        return "waiting", next(filter(None, lost))
+    if held := [pod for pod in newest_pods(pods) if runs_on(pod)]:
+        return "stopping", f"{ending(end, job)}; {held_by_sidecars(held[0], look.name, waits=True)}"
     if live := at_work(pods):
-        phase, cause = _of_pod(live[-1], look)
+        phase, cause = _of_pod(live[-1], look) if node_count(job) == 1 else _of_gang(live, look)
         return phase, cause or idle_mark(job["metadata"]).sentence()
     return _without_pod(look, end)
 
@@ -150,11 +165,11 @@ def _done(look: Seen, pods: list[dict[str, Any]], end: dict[str, Any]) -> dict[s
     "What says that the work is done: a condition of the Job, or the end of a training; empty where nothing does"
     if met := condition(look.job, "Complete") or condition(look.job, "SuccessCriteriaMet"):
         return met
-    ends = [training_state(pod).get("terminated", {}) for pod in pods]
+    ends = [training_state(pod).get("terminated", {}) for pod in first_pods(pods)]
     if done := next((each for each in ends if each.get("exitCode") == 0), {}):
         return done
     record = own_record(look.job, look.record)
-    is_recorded = record.get("exit_code") == 0 and not at_work(pods)
+    is_recorded = record.get("exit_code") == 0 and not at_work(first_pods(pods))
     return {"finishedAt": record.get("finished")} if is_recorded else {}
 
 
@@ -258,6 +273,18 @@ def _stop_cause(pod: dict[str, Any], look: Seen) -> str:
     by_queue = stopped_words(look.queue_entry) if look.queue_entry else ""
     by = outside_cause(pod) or event_cause(reasons, pod["spec"].get("nodeName") or "") or by_queue
     return by or ("it was suspended" if look.job["spec"].get("suspend") else "it was stopped")
+
+# %% ../../nbs/cluster/24_state.ipynb #8db05516
+def _of_gang(live: list[dict[str, Any]], look: Seen) -> tuple[str, str]:
+    "Phase and cause of a job of several nodes, some pods of which are there"
+    states = {index_of(pod): _of_pod(pod, look) for pod in newest_pods(live)}
+    began = min(pod["metadata"]["creationTimestamp"] for pod in live)
+    ended = {
+        index_of(pod): ending(end, look.job)
+        for pod in newest_pods(look.own_pods())
+        if index_of(pod) not in states and (end := end_of(pod)) and (end.get("finishedAt") or began) > began
+    }
+    return together(node_count(look.job), states, ended, _refusal(look) or "Kubernetes has not made its pod yet")
 
 # %% ../../nbs/cluster/24_state.ipynb #e9caaa1a
 def _on_a_lost_node(pods: list[dict[str, Any]], gpu_count: GpuCount) -> str:

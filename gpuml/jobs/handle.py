@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..base.errors import Exit, GpumlError
+from ..base.errors import ClusterError, Exit, GpumlError
 from ..base.place import place_of
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
@@ -174,6 +174,10 @@ class Job(StoredRun, Executor):
             return Text(self.log_of_ended() + self.log_now())
         self.follow(lambda text: print(text, end="", flush=True))
         return None
+
+    def log_of_node(self, number: int) -> str:
+        "What another node of a job of several has printed; raises `ClusterError` where it has none"
+        raise ClusterError(f"{self.run_id}: it has one node, whose log is the job's", Exit.NOT_FOUND)
 
     def wait(
         self,

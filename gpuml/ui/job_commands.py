@@ -82,12 +82,15 @@ def jobs(
 
 # %% ../../nbs/ui/76_job_commands.ipynb #1c43987e
 def logs(
-    arguments: argparse.Namespace,  # name, follow
+    arguments: argparse.Namespace,  # name, follow, node
 ) -> int:
-    "`gpuml logs name`: what all attempts have printed; with `--follow`, until the job is over"
+    "`gpuml logs name`: what all attempts have printed; with `--follow`, until the job is over; with `--node`, of another node"
     from gpuml.cluster import jobs as cluster
 
     job = cluster.find(arguments.name, projects())
+    if arguments.node:
+        print(job.log_of_node(arguments.node), end="")
+        return 0
     if arguments.follow:
         return _follow(job)
     print(job.logs(), end="")

@@ -129,7 +129,9 @@ def _jobs(command: Callable) -> None:
     ended = {"formatter_class": _RAW, "epilog": exit_help(*_JOB_EXITS, **_JOB_WORDS)}
     sub = command("logs", logs, "print what all attempts of a job have printed", **ended)
     sub.add_argument("name", help="of the job")
-    sub.add_argument("-f", "--follow", action="store_true", help="until the job is over; end with its exit code")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("-f", "--follow", action="store_true", help="until the job is over; end with its exit code")
+    which.add_argument("--node", type=int, metavar="N", help="of a job of several nodes another than the first, 0")
     sub = command("wait", wait, "wait until a job is over; end with its exit code", **ended)
     sub.add_argument("name", help="of the job")
     sub = command("cancel", cancel, "end a job; it saves a checkpoint before")
