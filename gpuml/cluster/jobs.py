@@ -160,7 +160,9 @@ def _see_namespace(api: ApiServer, config: Config, name: str | None, pool: Threa
     with plainly(f"jobs in {namespace}", config.compute.context):
         pods = api.items(PODS.format(namespace), **chosen)  # first: what a Job says is never older than they are
         is_pending = any(p["status"].get("phase") == "Pending" for p in pods)
-        counting = pool.submit(gpu_count_of, api, namespace) if is_pending else None  # the longest of all requests
+        counting = (
+            pool.submit(gpu_count_of, api, namespace, pods) if is_pending else None
+        )  # the longest of all requests
         jobs = [job for job in api.items(JOBS.format(namespace), **chosen) if is_ours(job)]
         entries = queue_entries(api, namespace, jobs)
         by_run: dict[str, list[dict[str, Any]]] = {}

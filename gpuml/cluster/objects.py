@@ -74,12 +74,15 @@ def nodes_of(
 def gpu_count_of(
     server: ApiServer,
     namespace: str,  # of which the pods are taken where no more is permitted
+    own_pods: list[dict[str, Any]],  # pods of the jobs in question
 ) -> GpuCount:
-    "Nodes, and who holds their devices, as far as one may see them"
+    "Nodes and, where one of the pods waits for a node, who holds their devices, as far as one may see them"
     try:
         nodes = server.items("/api/v1/nodes")
     except Answer:
         nodes = None
+    if all(pod["spec"].get("nodeName") for pod in own_pods):
+        return count_gpus(nodes)
     pods = _first_list(server, "/api/v1/pods", namespace, fieldSelector="status.phase!=Succeeded,status.phase!=Failed")
     claims = any(pod["spec"].get("resourceClaims") for pod in pods)
     return count_gpus(nodes, pods, dra_objects(server, namespace, claims))

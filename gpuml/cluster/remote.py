@@ -146,7 +146,7 @@ def look_at(
         look = replace(look, gpu_count=nodes_of(handle.api, pods))
     elif phase not in OVER:
         events = events_about(events_in(handle.api, handle.namespace), job, look.own_pods())
-        gpu_count = gpu_count_of(handle.api, handle.namespace)
+        gpu_count = gpu_count_of(handle.api, handle.namespace, pods)
         entries = queue_entries(handle.api, handle.namespace, [job])
         look = replace(look, events=events, gpu_count=gpu_count, queue_entry=entries.get(handle.run_id))
     state = explain(look)
