@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['without', 'Session', 'begin_notebook', 'begin_cell', 'end', 'pass_over', 'CellError', 'explained', 'death',
-           'count_oom_kills', 'asks_exit', 'is_exit', 'may_end', 'is_allowed', 'cell_of', 'Client', 'is_injected',
-           'Cells', 'JobEngine', 'run_notebook']
+           'asks_exit', 'is_exit', 'may_end', 'is_allowed', 'cell_of', 'Client', 'is_injected', 'Cells', 'JobEngine',
+           'run_notebook']
 
 # %% ../../nbs/jobs/28_engine.ipynb #8ca2f13e
 import ast
 import logging
-import re
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import Exit, GpumlError, Preempted
+from ..base.process import count_oom_kills
 from .document import Document
 from .exporter import Metrics
 from .kernel import LAST_ERROR
@@ -161,17 +161,6 @@ def _cause(code: int | None, exceeded: bool) -> str:
     memory = "; out of memory" if exceeded else "; out of memory?"
     note = {-signal.SIGKILL: memory, -signal.SIGSEGV: "; a segmentation fault"}.get(code, "")
     return f"killed by signal {-code}{note}"
-
-
-def count_oom_kills(
-    groups: Path = Path("/sys/fs/cgroup"),
-) -> int:
-    "Return how many processes of this container were killed because its memory was used up"
-    for file in ("memory.events", "memory/memory.oom_control"):  # of cgroups of version 2 and 1
-        with suppress(OSError):
-            count = re.search(r"^oom_kill (\d+)", (groups / file).read_text(), re.MULTILINE)
-            return int(count[1]) if count else 0
-    return 0
 
 # %% ../../nbs/jobs/28_engine.ipynb #7c19aa01
 def asks_exit(

@@ -17,8 +17,10 @@ from typing import Any
 from ..base.config import Config
 from ..base.errors import OutputError, Preempted
 from . import checkpoint, tracking
+from .launch import train_together
 from .own_job import OwnJob, own_job
 from .prepared import prepare
+from .processes import processes_of
 from .progress import Reporter, Watch
 from .recording import close_record, ends_recorded, recording
 from .results import Run
@@ -50,9 +52,14 @@ def fit(
         report.note(f"{start.run_id} is trained and certified already, {same}")
         report.now("done", run=start.run_id)
         return Run(start.folder)
+    processes = processes_of(start.config)
+    report.note(processes.note)
     setting = Setting(start, report, StopRequest(NOTHING_LOST), RunCopy(start, report), limits)
     with stop_signals(setting.stop):
         with ends_reported(report):
+            if processes.size > 1 and not start.is_certified:
+                train_together(setting, processes)
+                return Run(start.folder)
             record = store_again(setting) if start.is_certified else train_run(setting)
         finish(setting, record)
     return Run(start.folder)

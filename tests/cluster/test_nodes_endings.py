@@ -9,7 +9,7 @@ from tests.cluster.nodes.scene import on, own_nodes
 HOARD = "hoard = []\nwhile True: hoard.append(b'x' * 10**7)"
 CHILD = f"""\
 import subprocess, sys
-from gpuml.jobs.engine import count_oom_kills
+from gpuml.base.process import count_oom_kills
 print('begins', count_oom_kills())
 code = subprocess.run([sys.executable, '-c', {HOARD!r}]).returncode
 print('child', code, 'of', count_oom_kills())
