@@ -8,28 +8,28 @@ __all__ = ['Submission', 'prepare']
 # %% ../../nbs/cluster/55_submission.ipynb #bf8caaa0
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
-from ..base.errors import ClusterError, ConfigError, GpumlError
+from ..base.errors import ClusterError, ConfigError
 from ..base.storage import Storage
 from . import manifest as job
 from .admission import answering, check_cluster
 from .answers import ApiServer, NoCluster
 from .checks import check_code, check_here, check_kernel
 from .device_claim import claim_template
+from .earlier import EarlierRun, earlier_runs, grace_of, pace_of
 from .elsewhere import check_places, data_here, for_here, for_pods
 from .findings import Finding, Findings
 from .jobs import own_folders
 from .local import jobs_folder
 from .manifest import PREFIX, rename_run
 from .objects import JOBS
+from .speedup import speed_finding
 from .standing import Asked, Standing, standing
 from ..jobs import bundle
-from ..jobs.handle import read_json
 from ..training.attempts import owner
 from ..training.certificate import data_files
 
@@ -78,10 +78,12 @@ def prepare(
     if name and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?", name):
         raise ConfigError(f"--name {name}: must be lower-case letters, digits and '-', at most 52")
     config = for_here(config) if local else config
-    packed, manifest = _pack(config, path, name, local)
+    runs = earlier_runs(config)
+    packed, manifest = _pack(config, path, name, local, grace_of(runs))
     findings = check_here(config, path)
     findings += [*check_code(packed, not local), *check_kernel(path)]
     api = None if local else _ask_cluster(config, manifest, findings)
+    findings += [] if local else _speed(config, runs)
     changes = diff(before, config) if before else Diff()
     planned = Submission(config, packed, manifest, findings, changes, None, local, api)
     if name:
@@ -104,9 +106,18 @@ def _ask_cluster(config: Config, manifest: dict[str, Any], findings: Findings) -
         findings.insert(0, Finding("cluster", False, f"{problem}; --local runs it on this machine", e.exit_code))
         return None
 
+# %% ../../nbs/cluster/55_submission.ipynb #d86e161e
+def _speed(config: Config, runs: list[EarlierRun]) -> Findings:
+    "What several GPUs should bring, where earlier runs tell it"
+    several = config.compute.gpus * config.compute.nodes > 1
+    finding = speed_finding(pace_of(config, runs), config.compute, config.train) if several else None
+    return Findings(filter(None, [finding]))
+
 # %% ../../nbs/cluster/55_submission.ipynb #3856a241
-def _pack(config: Config, path: Path, name: str | None, local: bool) -> tuple[bundle.Bundle, dict[str, Any]]:
-    "The bundle of a job, and its manifest"
+def _pack(
+    config: Config, path: Path, name: str | None, local: bool, grace: int
+) -> tuple[bundle.Bundle, dict[str, Any]]:
+    "The bundle of a job, and its manifest, with so many seconds to save in"
     from gpuml.training.versions import git_commit, versions
 
     sent = config if local else for_pods(config)
@@ -115,7 +126,7 @@ def _pack(config: Config, path: Path, name: str | None, local: bool) -> tuple[bu
     packed = bundle.pack(sent, path, (), facts, [] if local else data_here(config))
     mark = os.urandom(8).hex()
     source = job.Source(packed.name, _address(config, packed), packed.notebook, owner(), commit, mark)
-    manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, _grace(config))
+    manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, grace)
     if local:
         manifest["metadata"]["annotations"] |= _local_notes(config)
     return packed, manifest
@@ -140,15 +151,6 @@ def _check_name(planned: Submission, request: Asked) -> str:
     if planned.standing.run != request.name:
         rename_run(planned.manifest, planned.standing.run)
     return planned.standing.note
-
-
-def _grace(config: Config) -> int:
-    "Seconds to save in, by what earlier runs of this config needed"
-    storage, saves = Storage(config.data.endpoint, patience=5), [0.0]
-    with suppress(GpumlError):
-        for file in storage.match(config.output, f"{job.slug(config.name)}-*/metrics.json")[-5:]:
-            saves.append((read_json(storage, file.url) or {}).get("save_seconds", 0.0))
-    return job.grace_seconds(max(saves)) if len(saves) > 1 else 60
 
 
 def _address(config: Config, packed: bundle.Bundle) -> str:
