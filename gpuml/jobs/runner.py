@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILE', 'PATIENCE', 'LOOKUP', 'Work', 'attempt_at_work', 'begin', 'run_cells', 'finish', 'leave_word', 'execute',
-           'execute_bundle']
+           'Contents', 'contents_of', 'execute_bundle']
 
 # %% ../../nbs/jobs/29_runner.ipynb #8a1fe42f
 import json
@@ -235,6 +235,30 @@ def execute(
             code, reason = Exit.CRASHED, f"the runner failed: {type(e).__name__}: {e}"
         return finish(work, code, reason, patience)
 
+# %% ../../nbs/jobs/29_runner.ipynb #a8fc40e4
+@dataclass(frozen=True)
+class Contents:
+    "What an unpacked bundle says of itself"
+
+    notebook: Path
+    config: str  # its name
+    project: Path  # the folder that has `config/`
+    search: list[Path]  # folders in front of sys.path
+    name: str  # the bundle's
+
+
+def contents_of(
+    folder: Path,  # an unpacked bundle
+) -> Contents:
+    "Return what is in it; raises `DataError` where it is none"
+    try:
+        values = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        search = [folder / path for path in values["path"]]
+        project = folder / values.get("root", ".")
+        return Contents(folder / values["notebook"], values["config"], project, search, values.get("name", ""))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise DataError(f"{folder}: not an unpacked bundle: {e}", exit_code=Exit.NOT_FOUND) from None
+
 # %% ../../nbs/jobs/29_runner.ipynb #a890bc7d
 def execute_bundle(
     folder: Path,  # an unpacked bundle
@@ -243,12 +267,9 @@ def execute_bundle(
     "Execute a bundle's notebook with its config; raises `GpumlError` where it can't even begin"
     if not re.fullmatch(NAME, run):
         raise ConfigError(f"--run: {run[:80]!r} is not a run's id: lower-case letters, digits and '-'")
-    try:
-        contents = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-        notebook, name = folder / contents["notebook"], contents["config"]
-        search = [folder / path for path in contents["path"]]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{folder}: not an unpacked bundle: {e}", exit_code=Exit.NOT_FOUND) from None
-    config = load(folder / contents.get("root", ".") / "config" / f"{name}.yaml")
-    rest = {"endpoint": config.data.endpoint, "bundle": contents.get("name", "")}
-    return execute(notebook, {"config": name}, run, config.output_place / run, search, **rest)
+    contents = contents_of(folder)
+    config = load(contents.project / "config" / f"{contents.config}.yaml")
+    rest = {"endpoint": config.data.endpoint, "bundle": contents.name}
+    return execute(
+        contents.notebook, {"config": contents.config}, run, config.output_place / run, contents.search, **rest
+    )

@@ -15,7 +15,7 @@ from typing import Any
 import gpuml
 from ..base.errors import Exit, exit_help
 from ..base.keys import help_text
-from .commands import clean, data, predict, run, sync, train
+from .commands import clean, data, predict, run, sync, train, worker
 from .job_commands import cancel, idle, jobs, logs, submit, wait
 from .project import init
 from .serving import ui
@@ -182,6 +182,18 @@ With GPUML_METRICS_PORT in the environment, GET /metrics there says how far trai
 """  # the exit codes follow
 
 
+_WORKER = """what a job's other pods do, by hand: in a folder with the project, and with this in the environment
+
+  GPUML_NODES            how many nodes there are, the first too
+  JOB_COMPLETION_INDEX   which one this is, from 1
+  GPUML_GPUS             processes on each, with a GPU each where there are some
+  GPUML_HOST             the first node's name
+
+The first node runs gpuml train with the same, and JOB_COMPLETION_INDEX=0.
+
+"""  # the exit codes follow
+
+
 def _beside(command: Callable) -> None:
     "A container, a new project, MLflow"
     sub = command("run", run, "execute a bundle's notebook, as a job's container does", formatter_class=_RAW)
@@ -199,6 +211,12 @@ def _beside(command: Callable) -> None:
     )
     sub.add_argument(
         "--run", required=True, help="the run's id; an attempt that was interrupted goes on under the same"
+    )
+    sub = command(
+        "worker", worker, "lend this machine's GPUs to a job whose first node is another one", formatter_class=_RAW
+    )
+    sub.epilog = _WORKER + exit_help(
+        Exit.INTERRUPTED, Exit.BAD_CONFIG, interrupted="the training has ended; start it again for the next one"
     )
     sub = command("init", init, "lay a new project down: notebook, configs, sample data")
     sub.add_argument("folder", nargs="?", default=".", help="an empty folder (default: this one)")
