@@ -41,7 +41,7 @@ lessons: install                      ## runs them too, and stores what they sho
 
 pytest: install chromium prometheus postgres nodes
 	$(BIN)/python -m pytest --ignore tests/cluster
-	$(BIN)/python -m pytest tests/cluster -n 0    # in one process: it starts one control plane
+	$(BIN)/python -m pytest tests/cluster -n 2 --dist loadgroup    # each process starts a control plane; most of the time they wait
 
 chromium:                             # the browser of the JupyterLab tests
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \

@@ -13,7 +13,6 @@ import torch
 
 from ..base.errors import ConfigError
 from .feed import Feed
-from .hardware import batch_limits
 from .history import History
 from .learner import Learner
 from .material import Material
@@ -34,7 +33,7 @@ def view_of(material: Material) -> dict[str, Any]:
     "What all processes have to see alike"
     data = material.facts() if material.whole else None  # none while it is still being read
     view = {"data": data, "classes": material.labels, "data.order": material.order.name}
-    return view | {"torch": torch.__version__, "tokens of a micro-batch on this machine": batch_limits(packed=False)}
+    return view | {"torch": torch.__version__}
 
 
 def refuse_differences(first: dict[str, Any], own: dict[str, Any], rank: int) -> None:

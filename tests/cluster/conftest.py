@@ -76,7 +76,11 @@ from tests.cluster.site import Site
 
 
 def pytest_collection_modifyitems(items):
-    "Where there are no servers, the tests are left out, and one line for each file says so"
+    "A file stays in one process, and all files on real nodes do; where there are no servers, one line for each file says so"
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            name = item.path.stem
+            item.add_marker(pytest.mark.xdist_group("nodes" if name.startswith("test_nodes") else name))
     if names := missing(READY):
         for item in items:
             if item.path.is_relative_to(Path(__file__).parent):
