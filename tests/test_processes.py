@@ -1,36 +1,47 @@
 """Several processes train one model: one progress, one stop, one error, and nobody is left behind.
 
-Two workers on a CPU, each with a Python of its own, train the tiny model.
+Two workers on a CPU, each with a Python of its own, train the tiny model. A second node is a second project on this machine.
 """
 
 import os
+import shutil
 import signal
-from contextlib import suppress
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
 
-from gpuml.base.errors import Preempted
+from gpuml.base.errors import DataError, Exit, GpumlError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training import attempts
 from gpuml.training.fit import fit
 from gpuml.training.record import read_record
-from tests.conftest import runs_in
+from tests.conftest import free_port, runs_in
+from tests.waiting import until
 
 OVERRIDES = ["train.epochs=3", "train.checkpoint_updates=2"]  # 9 updates
+LONG = ["train.epochs=2000", "train.checkpoint_updates=2"]
+AGENT = """
+import os, sys
+from gpuml.training.launch import serve
+from gpuml.training.processes import processes_of
+sys.exit(serve(processes_of(None), os.environ))
+"""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def pair(monkeypatch):
-    "Two processes"
+    "Two processes on this machine"
     monkeypatch.setenv("GPUML_GPUS", "2")
 
 
-def workers():
-    "The worker processes of this one, by their rank"
+def workers(parent=None):
+    "The worker processes of one, by their rank"
     ranks = {}
-    for process in psutil.Process().children():
+    for process in psutil.Process(parent).children():
         with suppress(psutil.Error):
             if "gpuml.training.worker" in process.cmdline():
                 ranks[int(process.environ()["RANK"])] = process
@@ -49,7 +60,7 @@ def act_at(moment, act):
     return watch
 
 
-def test_stopped_and_resumed(store):
+def test_stopped_and_resumed(store, pair):
     shown = []
     stop = act_at(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
@@ -68,3 +79,91 @@ def test_stopped_and_resumed(store):
     assert [a.exit_code for a in attempts.read(Storage(), str(folder))] == [75, 0]
     (run,) = runs_in(store)
     assert run.info.status == "FINISHED"
+
+
+def test_one_of_them_is_killed(store, pair):
+    def kill():
+        workers()[1].kill()
+
+    with pytest.raises(Preempted, match=r"process 2 of 2 was killed \(signal 9\)"):
+        fit(load("dev", LONG), watch=act_at(5, kill))
+    assert not workers()
+    (folder,) = (store.parent / "outputs").iterdir()
+    assert read_record(folder).status == "KILLED"
+    assert list((folder / "checkpoints").iterdir())
+
+
+def test_rank_0_is_killed(store, pair):
+    "Its record is closed all the same"
+    with pytest.raises(Preempted, match="process 1 of 2 was killed"):
+        fit(load("dev", LONG), watch=act_at(5, lambda: workers()[0].kill()))
+    assert not workers()
+    (folder,) = (store.parent / "outputs").iterdir()
+    assert read_record(folder).status == "KILLED"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_them_hangs(rank, store, pair, monkeypatch):
+    monkeypatch.setenv("GPUML_SILENCE", "4")
+    with pytest.raises(Preempted) as e:
+        fit(load("dev", LONG), watch=act_at(5, lambda: workers()[rank].suspend()))
+    assert f"process {rank + 1} of 2" in str(e.value)
+    assert not workers()
+
+
+def test_bad_data(store, pair):
+    with open("data/a.csv", "a") as f:
+        f.write("a text without a label\n")
+    with pytest.raises(DataError, match=r"a\.csv"):
+        fit(load("dev", OVERRIDES))
+    assert not workers()
+
+
+def test_whoever_started_them_is_killed(store, pair):
+    command = [sys.executable, "-m", "gpuml", "train", "dev", *LONG]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert any("training loss" in line for line in iter(process.stderr.readline, "")), process.wait()
+        left = workers(process.pid)
+        assert len(left) == 2
+        process.kill()
+    until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in left.values()))
+
+
+@contextmanager
+def node_1(project, monkeypatch):
+    "A second node, whose project is a copy; yields its folder, and a function that waits for its agent's exit code"
+    names = {"GPUML_NODES": "2", "GPUML_GPUS": "1", "GPUML_HOST": "127.0.0.1", "GPUML_PORT": str(free_port())}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    folder = project.parent / f"{project.name}-node-1"
+    shutil.copytree(project, folder)
+    environ = {**os.environ, "JOB_COMPLETION_INDEX": "1"}
+    agent = subprocess.Popen([sys.executable, "-c", AGENT], cwd=folder, env=environ)
+    try:
+        yield folder, agent
+    finally:
+        agent.terminate()
+        agent.wait()
+
+
+def test_two_nodes(store, monkeypatch):
+    "A notebook may train twice, and an error of node 1 is raised here; its agent goes on in the next pod"
+    with node_1(store.parent, monkeypatch) as (folder, agent):
+        for _ in range(2):
+            assert fit(load("dev", OVERRIDES)).metrics["updates"] == 9
+        with open(folder / "data" / "a.csv", "a") as f:
+            f.write("a text without a label\n")
+        with pytest.raises(DataError, match=r"a\.csv"):
+            fit(load("dev", OVERRIDES))
+        assert agent.wait(60) == Exit.INTERRUPTED
+
+
+def test_a_node_that_does_not_come(store, monkeypatch):
+    for name, value in {"GPUML_NODES": "2", "GPUML_HOST": "x", "GPUML_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GPUML_GATHER_MINUTES", "0.02")
+    with pytest.raises(Preempted, match="only 1 of 2 processes came"):
+        fit(load("dev", OVERRIDES))
+    with pytest.raises(GpumlError, match="GPUML_HOST"):
+        monkeypatch.setenv("GPUML_HOST", "")
+        fit(load("dev", OVERRIDES))

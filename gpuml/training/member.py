@@ -43,6 +43,7 @@ class Member:
 
     rank: int
     local_rank: int  # among those of its node
+    local_size: int  # processes of its node
     size: int
     host: str  # of rank 0
     port: int
@@ -51,7 +52,7 @@ class Member:
 
 def member_of(environ: Mapping[str, str], folder: Path) -> Member:
     "This process, by the names that torch's launcher gives"
-    numbers = (int(environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    numbers = (int(environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     return Member(*numbers, environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), folder)
 
 # %% ../../nbs/training/96_member.ipynb #4ca53b4a
@@ -65,7 +66,7 @@ def take_part(
     store = None
     try:
         if member.rank == 0:
-            store = serve_store(member.host, member.port, member.size)
+            store = serve_store(member.port, member.size, member.size > member.local_size)
         else:
             reach(member.host, member.port, timing.gather, early.check)
         peers = Peers(member.rank, member.size, open_store(member.host, member.port), timing)

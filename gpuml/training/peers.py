@@ -33,17 +33,16 @@ END = "end"
 
 
 def serve_store(
-    host: str,  # of this process, as others know it; `HERE` is nobody else's to see
     port: int,
     size: int,
+    is_for_all: bool = False,  # other machines may come, too
 ) -> TCPStore:
     "The store of rank 0; it ends with the object"
-    listener = None
-    if host == HERE:
-        with socket.create_server((HERE, port)) as s:
-            listener = s.detach()
-    options = {"master_listen_fd": listener} if listener is not None else {}
-    store = TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60), **options)
+    options = {}
+    if not is_for_all:
+        with socket.create_server((HERE, port), backlog=1024) as s:
+            options["master_listen_fd"] = s.detach()
+    store = TCPStore(HERE, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60), **options)
     for rank in range(size):
         store.set(f"{BEATS}/{rank}", "")
     return store

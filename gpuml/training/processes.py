@@ -60,14 +60,14 @@ def count_gpus(
 
 # %% ../../nbs/training/53_processes.ipynb #d9c27d21
 def processes_of(
-    config: Config,
+    config: Config | None,  # none: a node that hears of it later
     environ: Mapping[str, str] = os.environ,
     gpus: Callable[[Mapping[str, str]], int] = count_gpus,
 ) -> Processes:
     "The processes that train a config's model here; raises `ConfigError` where there are not as many GPUs"
     nodes = number(environ, "GPUML_NODES", 1)
     per_node = number(environ, "GPUML_GPUS", 0)
-    wanted_gpus = max(1, per_node or config.compute.gpus)
+    wanted_gpus = max(1, per_node or (config.compute.gpus if config else 1))
     note = ""
     if wanted_gpus > 1:
         count = gpus(environ)
@@ -136,6 +136,7 @@ def worker_environment(
     named = {
         "RANK": rank,
         "LOCAL_RANK": rank - processes.ranks.start,
+        "LOCAL_WORLD_SIZE": processes.per_node,
         "WORLD_SIZE": processes.size,
         "MASTER_ADDR": HERE if processes.node == 0 else processes.host,
         "MASTER_PORT": processes.port,

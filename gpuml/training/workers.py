@@ -82,8 +82,8 @@ class Worker:
             [*command, *map(str, pipes)],
             env=worker_environment(processes, rank, cores(), environ),
             stdin=subprocess.DEVNULL,
-            stdout=output or sys.__stderr__.fileno(),
-            stderr=output or sys.__stderr__.fileno(),
+            stdout=output or 2,  # what it prints is no result of whoever started it
+            stderr=output,
             pass_fds=pipes,
             start_new_session=True,
         )
