@@ -2305,6 +2305,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'gpuml.training.peers.Peers.wait_for': ( 'training/peers.html#peers.wait_for',
                                                                                'gpuml/training/peers.py'),
                                       'gpuml.training.peers._are_staying': ('training/peers.html#_are_staying', 'gpuml/training/peers.py'),
+                                      'gpuml.training.peers.enter': ('training/peers.html#enter', 'gpuml/training/peers.py'),
                                       'gpuml.training.peers.explain': ('training/peers.html#explain', 'gpuml/training/peers.py'),
                                       'gpuml.training.peers.join': ('training/peers.html#join', 'gpuml/training/peers.py'),
                                       'gpuml.training.peers.leave': ('training/peers.html#leave', 'gpuml/training/peers.py'),

@@ -26,7 +26,7 @@ from .heartbeat import Heartbeat
 from .last_word import LastWord, left_in, word_of, write_word
 from .launch import News
 from .member_stop import MemberStop
-from .peers import Peers, explain, join, leave, open_store, reach, serve_store
+from .peers import Peers, enter, explain, join, leave, open_store, serve_store
 from .processes import Timing
 from .progress import Progress, Reporter
 from .run_copy import RunCopy
@@ -68,7 +68,7 @@ def take_part(
         if member.rank == 0:
             store = serve_store(member.port, member.size, member.size > member.local_size)
         else:
-            reach(member.host, member.port, timing.gather, early.check)
+            enter(member.host, member.port, member.rank, timing.gather, early.check)
         peers = Peers(member.rank, member.size, open_store(member.host, member.port), timing)
     except GpumlError as e:
         word = word_of(e, member.rank)
