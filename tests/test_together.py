@@ -5,9 +5,16 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 
+from gpuml.base.errors import Preempted
+from gpuml.base.loading import load
+from gpuml.base.storage import Storage
+from gpuml.training import attempts
+from gpuml.training.fit import fit
 from tests.conftest import ROOT
 from tests.forked import python
+from tests.test_interrupt import result, stop_at
 
 CODE = """
 import sys
@@ -74,3 +81,26 @@ def test_parts_of_a_fixed_order_give_the_same_bits(tmp_path, rows):
     for size in (2, 4):
         others, other_weights = train(tmp_path, size, rows, slots=4, parts=4, epochs=2)
         assert np.array_equal(losses, others) and np.array_equal(weights, other_weights), size
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    "On a CPU the bits of a product depend on the threads that share it"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_run_goes_on_with_any_number_of_processes(store, one_thread, monkeypatch):
+    "Four, two, one, four: stopped after some updates each time, and it comes to what one process does undisturbed"
+    line = ["train.epochs=8", "train.slots=4", "train.checkpoint_updates=100"]  # 24 updates
+    calm = fit(load("dev", [*line, "output=calm"]))
+    for number, (processes, updates) in enumerate([(4, 2), (2, 7), (1, 12)]):
+        monkeypatch.setenv("GPUML_GPUS", str(processes))
+        with pytest.raises(Preempted, match="stopped at update"):
+            fit(load("dev", line), watch=stop_at(updates), resume="latest" if number else None)
+    monkeypatch.setenv("GPUML_GPUS", "4")
+    done = fit(load("dev", line), resume="latest")
+    assert result(done) == result(calm) and len(attempts.read(Storage(), str(done.folder))) == 4

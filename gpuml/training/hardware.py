@@ -92,13 +92,16 @@ def smaller(
     return size // 2
 
 # %% ../../nbs/training/62_hardware.ipynb #91d1dc6d
-def gpu_metrics() -> dict[str, float]:
-    "Memory and utilisation of the GPU, where there is one"
+def gpu_metrics(
+    gpus: int = 1,  # that train here; this process's is the first
+) -> dict[str, float]:
+    "Memory of the GPU, where there is one, and utilisation: of several, each one's by its number"
     if not torch.cuda.is_available():
         return {}
     metrics = {"gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
     try:
-        metrics["gpu_utilisation"] = torch.cuda.utilization()
+        names = ["gpu_utilisation"] if gpus == 1 else [f"gpu_utilisation_{i}" for i in range(gpus)]
+        metrics |= {name: torch.cuda.utilization(i) for i, name in enumerate(names)}
     except (RuntimeError, ModuleNotFoundError):
         pass
     return metrics

@@ -10,7 +10,7 @@ __all__ = ['make_learner', 'Training', 'begin_training', 'stop_all', 'leave', 'p
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NoReturn
 
 import torch
@@ -126,7 +126,9 @@ def begin_training(setting: Setting, prepared: Prepared, learner: Learner, recor
     writer = Writer(folder, t.checkpoint_updates, setting.copy.put_checkpoint, report.checkpointed, record.flush)
     saver = Saver(writer, history.mark)
     hand_over(learner, history, feed, prepared.material)
-    return Training(setting, prepared, learner, record, history, feed, saver)
+    gpus = max(1, min(torch.cuda.device_count(), learner.world.size))  # of this node
+    gauge = hardware.GpuGauge(partial(hardware.gpu_metrics, gpus))
+    return Training(setting, prepared, learner, record, history, feed, saver, gauge)
 
 # %% ../../nbs/training/89_training.ipynb #bbc21baa
 def stop_all(
