@@ -1,6 +1,8 @@
 "A job of two nodes on the tests' control plane: its pods are processes of this machine, and meet on loopback"
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -8,7 +10,7 @@ from gpuml.base.storage import Storage
 from gpuml.cluster import jobs as c
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
-from tests.conftest import free_port, gpuml
+from tests.conftest import free_port
 
 SERVICE = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"app.kubernetes.io/managed-by": "gpuml"}}
 
@@ -28,7 +30,8 @@ def undisturbed(site, epochs):
     words = [f"output={site.folder / 'quiet'}", f"tracking.uri=sqlite:///{site.folder / 'quiet.db'}"]
     words += [f"train.epochs={epochs}", "train.slots=2"]
     environment = {**os.environ, "GPUML_GPUS": "2", "OMP_NUM_THREADS": "1"}
-    done = gpuml("train", "dev", *words, cwd=site.folder, env=environment)
+    command = [sys.executable, "-m", "gpuml", "train", "dev", *words]
+    done = subprocess.run(command, cwd=site.folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return next((site.folder / "quiet").glob("*/model/model.safetensors")).read_bytes()
 
