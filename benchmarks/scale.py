@@ -24,8 +24,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,68 +57,102 @@ class Measured(NamedTuple):
     sum: float  # seconds of a sum of all gradients
 
 
-def train(arm: Arm, rank: int, store: str, batch: int, updates: int) -> dict[str, float]:
+def serve(rank: int, batch: int, updates: int) -> None:
+    "Train with each arm that comes as a line, and answer what the second of its epochs took, until there are no lines"
+    from train import texts_of
+
+    from gpuml.base.loading import load
+    from gpuml.data.encoder import tokenise
+    from gpuml.training import model, origin
+
+    texts, classes, labels = texts_of("R8", batch * updates)
+    folder = origin.locate(load(HERE / "reuters.yaml", [f"model.name={MODEL}"]))
+    rows = SimpleNamespace(tokens=tokenise(texts, model.load_tokenizer(folder), MAX_LENGTH), classes=np.array(classes))
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        arm, store = json.loads(line)
+        classifier = model.load_classifier(folder, [str(i) for i in range(labels)])
+        print(json.dumps(train(Arm(*arm), rank, store, rows, classifier, batch)), flush=True)
+
+
+def train(arm: Arm, rank: int, store: str, rows: Any, classifier: Any, batch: int) -> dict[str, float]:
     "Two epochs of one of an arm's processes; what the second took"
     import torch
     from torch.distributed import FileStore
-    from train import texts_of
     from transformers import set_seed
 
     from gpuml.base.config import TrainConfig
-    from gpuml.base.loading import load
-    from gpuml.data.encoder import tokenise
     from gpuml.data.orders import Global
-    from gpuml.training import model, origin
     from gpuml.training.feed import Feed
     from gpuml.training.learner import Learner
-    from gpuml.training.loop import updates as train_updates
+    from gpuml.training.loop import updates
     from gpuml.training.world import world
 
     torch.set_num_threads(arm.threads)
-    texts, classes, labels = texts_of("R8", batch * updates)
-    folder = origin.locate(load(HERE / "reuters.yaml", [f"model.name={MODEL}"]))
-    tokenizer = model.load_tokenizer(folder)
-    rows = argparse.Namespace(tokens=tokenise(texts, tokenizer, MAX_LENGTH), classes=np.array(classes))
     set_seed(0)
-    classifier = model.load_classifier(folder, [str(i) for i in range(labels)])
     config = TrainConfig(batch_size=batch, epochs=2, **({"slots": arm.slots} if arm.slots else {}))
     meeting = {"store": FileStore(store, arm.size)} if arm.size > 1 else {}
     with world(rank, arm.size, **meeting) as processes:
-        learner = Learner(config, classifier, tokenizer.pad_token_id, processes, longest=MAX_LENGTH)
+        learner = Learner(config, classifier, 0, processes, longest=MAX_LENGTH)
         if arm.size > 1 or arm.slots:
             learner.parts = arm.slots or arm.size
         feed = Feed(Global(rows), batch, 0, 2)
         spent = []
         while feed.epochs_done < 2:
-            before = time.perf_counter(), time.process_time()
-            for _ in train_updates(learner, feed):
+            before = np.array([time.perf_counter(), time.process_time()])
+            for _ in updates(learner, feed):
                 pass
-            spent.append((time.perf_counter() - before[0], time.process_time() - before[1]))
-        gradients = torch.zeros(sum(p.numel() for p in learner.classifier.parameters()))
+            spent.append(np.array([time.perf_counter(), time.process_time()]) - before)
+        gradients = torch.zeros(sum(p.numel() for p in classifier.parameters()))
         started = time.perf_counter()
         for _ in range(3):
             processes.sum(gradients)
         sum_seconds = (time.perf_counter() - started) / 3
     seconds, processor_seconds = spent[-1]
-    tokens = int(rows.tokens.lengths.sum())
-    return {"tokens": tokens, "seconds": seconds, "processor": processor_seconds, "sum": sum_seconds}
+    return {
+        "tokens": int(rows.tokens.lengths.sum()),
+        "seconds": seconds,
+        "processor": processor_seconds,
+        "sum": sum_seconds,
+    }
 
 
-def measure(arm: Arm, batch: int, updates: int) -> Measured:
+class Worker:
+    "A process that trains along, for as long as the block lasts"
+
+    def __init__(self, root: str, rank: int, batch: int, updates: int):
+        environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, __file__, "--serve", str(rank), "--batch", str(batch), "--updates", str(updates)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, env=environment, text=True, **pipes)
+        self.answer()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def begin(self, arm: Arm, store: str) -> None:
+        "Let it train"
+        print(json.dumps([arm, store]), file=self._process.stdin, flush=True)
+
+    def answer(self) -> Any:
+        "What it has come to"
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a process has ended")
+        return json.loads(line)
+
+
+def measure(arm: Arm, workers: list[Worker], store: Path) -> Measured:
     "Train with an arm's processes"
-    environment = {**os.environ, "PYTHONPATH": arm.root, "OMP_NUM_THREADS": str(arm.threads), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        commands = [
-            [sys.executable, __file__, "--one", json.dumps([arm, rank, f"{folder}/store", batch, updates])]
-            for rank in range(arm.size)
-        ]
-        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for command in commands]
-        lines = [process.communicate()[0].decode().strip().splitlines() for process in processes]
-        if any(process.returncode for process in processes):
-            raise SystemExit(f"{arm.name}: a process failed")
-    answers = [json.loads(line[-1]) for line in lines]
-    tokens = answers[0]["tokens"]
+    for worker in workers:
+        worker.begin(arm, str(store))
+    answers = [worker.answer() for worker in workers]
     slowest, busiest, longest = (max(answer[key] for answer in answers) for key in ("seconds", "processor", "sum"))
+    tokens = answers[0]["tokens"]
     return Measured(tokens / slowest, tokens / busiest, longest)
 
 
@@ -135,20 +171,34 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-def compare(arms: list[Arm], batch: int, updates: int, repeats: int) -> None:
-    "Print how fast the arms train, and their ratios to the first"
+def rounds_of(arms: list[Arm], batch: int, updates: int, repeats: int) -> list[dict[Arm, Measured]]:
+    "What the arms come to in each round; every other round goes backwards"
     rounds = []
-    for number in range(repeats):
-        order = arms if number % 2 == 0 else arms[::-1]
-        rounds.append({arm: measure(arm, batch, updates) for arm in order})
-        print(f"round {number + 1} of {repeats}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+    with ExitStack() as stack:
+        stores = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        sizes = {root: max(arm.size for arm in arms if arm.root == root) for root in {arm.root for arm in arms}}
+        workers = {
+            root: [stack.enter_context(Worker(root, rank, batch, updates)) for rank in range(size)]
+            for root, size in sizes.items()
+        }
+        for number in range(repeats):
+            measured = {}
+            for arm in arms if number % 2 == 0 else arms[::-1]:
+                measured[arm] = measure(arm, workers[arm.root][: arm.size], stores / f"{number}-{arms.index(arm)}")
+                note = f"round {number + 1} of {repeats}, load {os.getloadavg()[0]:.1f}: {arm.name}: {measured[arm]}"
+                print(note, file=sys.stderr, flush=True)
+            rounds.append(measured)
+    return rounds
+
+
+def compare(arms: list[Arm], rounds: list[dict[Arm, Measured]]) -> None:
+    "Print how fast the arms train, and their ratios to the first"
     width = max(len(arm.name) for arm in arms)
     print(f"{'':{width}} {'tokens/s':>9}  over the first        by processor time     one sum")
     for arm in arms:
         results = [measured[arm] for measured in rounds]
-        ratios = [
-            spread([getattr(r[arm], key) / getattr(r[arms[0]], key) for r in rounds]) for key in Measured._fields[:2]
-        ]
+        keys = ("rate", "processor_rate")
+        ratios = [spread([getattr(r[arm], key) / getattr(r[arms[0]], key) for r in rounds]) for key in keys]
         rate = statistics.median(r.rate for r in results)
         words = f"{1000 * statistics.median(r.sum for r in results):.0f} ms" if arm.size > 1 else ""
         print(f"{arm.name:{width}} {rate:9,.0f}  {ratios[0]:20}  {ratios[1]:20}  {words}")
@@ -210,16 +260,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--against", metavar="FOLDER")
     parser.add_argument("--calculate", action="store_true")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=int, metavar="RANK", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        arm, *rest = json.loads(arguments.one)
-        print(json.dumps(train(Arm(*arm), *rest)))
-        return
+    if arguments.serve is not None:
+        return serve(arguments.serve, arguments.batch, arguments.updates)
     if not arguments.calculate:
         print_imbalance()
         arms = arms_of(len(os.sched_getaffinity(0)), arguments.against)
-        compare(arms, arguments.batch, arguments.updates, arguments.repeats)
+        compare(arms, rounds_of(arms, arguments.batch, arguments.updates, arguments.repeats))
     calculate()
 
 

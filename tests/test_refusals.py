@@ -370,6 +370,33 @@ def test_magic_without_a_cluster(project, monkeypatch):
     assert "✗ cluster: no kubeconfig" in str(planned) and "✓ data" in str(planned)
 
 
+def test_several_gpus_are_compared_with_an_earlier_run(project, monkeypatch):
+    "What they should bring stands among the findings, and keeps nothing from being sent"
+    from gpuml.base.files import write_json
+    from gpuml.base.keys import flat
+    from gpuml.base.loading import load
+    from gpuml.cluster.submission import prepare
+    from gpuml.training.record import Record, write_record
+
+    monkeypatch.setenv("KUBECONFIG", str(project / "kubeconfig"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    notebook = project / "train.ipynb"
+    notebook.write_text((ROOT / "nbs" / "train.ipynb").read_text())
+    config = load("dev", ["compute.gpus=8", f"output={project / 'runs'}"])
+
+    def speed():
+        return [(f.good, f.text) for f in prepare(config, notebook).findings if f.subject == "speed"]
+
+    assert speed() == []
+    run = project / "runs" / "dev-20261128-090000-0001"
+    write_json(run / "metrics.json", {"seconds": 1200.0, "updates": 1000, "save_seconds": 1.0})
+    params = {**flat(config), "compute.gpus": 1, "model.parameters": 66_000_000, "machine.device": "NVIDIA H100"}
+    record = Record(run.name, "", "", "", None, {key: str(value) for key, value in params.items()}, {})
+    write_record(run, record)
+    ((good, text),) = speed()
+    assert good and text.startswith("8 GPUs: about 7.7 times as fast as 1 (1,200 → 155 ms") and text.endswith(run.name)
+
+
 def test_good_project_is_not_refused(project):
     from gpuml.base.loading import load
     from gpuml.data.reading import read
