@@ -127,6 +127,7 @@ SLOW = [
     "run",
     "lab",
     "storage",
+    "processes",
     "interrupt",
     "train",
     "stored",

@@ -102,12 +102,24 @@ def test_rank_0_is_killed(store, pair):
     assert read_record(folder).status == "KILLED"
 
 
+def test_ctrl_c_twice(store, pair):
+    def stop():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Preempted, match="stopped at once"):
+        fit(load("dev", LONG), watch=act_at(5, stop))
+    assert not workers()
+    (folder,) = (store.parent / "outputs").iterdir()
+    assert read_record(folder).status == "KILLED"
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_of_them_hangs(rank, store, pair, monkeypatch):
     monkeypatch.setenv("GPUML_SILENCE", "4")
     with pytest.raises(Preempted) as e:
         fit(load("dev", LONG), watch=act_at(5, lambda: workers()[rank].suspend()))
-    assert f"process {rank + 1} of 2" in str(e.value)
+    assert f"process {rank + 1} of 2 gave no sign of life for 4 seconds" in str(e.value)
     assert not workers()
 
 

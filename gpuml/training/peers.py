@@ -159,7 +159,7 @@ def explain(peers: Peers, error: RuntimeError) -> Exception:
         time.sleep(0.05)
     if peers.ending:
         return peers.ending.error()
-    return PeerLost(f"another process of the training does not answer: {str(error).splitlines()[0][:200]}")
+    return PeerLost(f"another of the {peers.size} processes has ended without a word")
 
 
 def leave(peers: Peers) -> None:

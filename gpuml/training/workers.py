@@ -21,7 +21,7 @@ from ..base.errors import Preempted
 from ..base.files import write_json
 from ..base.process import count_oom_kills
 from ..data.encoder import cores
-from .last_word import LastWord, left_in, word_of_death
+from .last_word import LastWord, left_in, word_of_death, word_of_silence
 from .processes import Processes, Timing, worker_environment
 from .silence import Silence
 from .stop import StopRequest
@@ -141,10 +141,13 @@ class Ear:
             if not key.fileobj.is_open:
                 self._selector.unregister(key.fileobj)
 
-    def close(self) -> None:
-        "Hear the rest"
+    def hear_rest(self) -> None:
+        "Hear what those have said who have ended"
         while self._selector.get_map():
             self.listen(1.0)
+
+    def close(self) -> None:
+        "Hear nothing any more"
         self._selector.close()
 
 # %% ../../nbs/training/93_workers.ipynb #6442125c
@@ -169,6 +172,7 @@ class Watch:
         self.words: list[LastWord] = []  # in the order in which they came
         self.alive = list(workers)
         self._oom_kills = count_oom_kills()
+        self._hanging: set[int] = set()  # ranks that were ended because they gave no sign of life
         self._has_passed_on = False
         self._deadline: float | None = None  # when those that are left are killed
 
@@ -181,6 +185,7 @@ class Watch:
         silent = self.silence.silent(self.timing.silence + 2 * self.timing.patience + 2 * self.timing.beat)
         for worker in [*self.alive]:
             if worker.rank in silent:
+                self._hanging.add(worker.rank)
                 worker.send(signal.SIGKILL)
             code = worker.process.poll()
             if code is not None:
@@ -197,6 +202,8 @@ class Watch:
         self._send(signal.SIGTERM)
         self._deadline = self._deadline or time.monotonic() + self.timing.shutdown
         print(worker.last_lines(), end="", file=sys.stderr)
+        if worker.rank in self._hanging:
+            return word_of_silence(worker.rank, self.processes.size, self.timing.silence, self.successor)
         memory = count_oom_kills() > self._oom_kills
         return word_of_death(worker.rank, self.processes.size, code, memory, self.successor)
 
@@ -225,6 +232,7 @@ def run_workers(
             while watch.alive:
                 ear.listen(0.2)
                 watch.look()
+            ear.hear_rest()
         return watch.words
     finally:
         for worker in workers:
