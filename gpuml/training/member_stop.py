@@ -44,6 +44,7 @@ class MemberStop(StopRequest):
             try:
                 yield
             except BaseException as e:
+                self.peers.is_heeded = True  # what is kept now takes its time, whatever the others end with
                 if not self.is_agreed:
                     self.peers.end(word_of(e, self.peers.rank))
                 raise
