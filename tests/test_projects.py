@@ -24,6 +24,16 @@ def project_at(folder, cache):
     return folder
 
 
+WORKER = """
+import sys, time
+from pathlib import Path
+from gpuml.base.lock import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""  # what works on a job has its lock
+
+
 def put_job(root, name, minutes=0, phase="succeeded", **state):
     "A job as its own process leaves it on this machine"
     config = load("dev", [f"output={root}/outputs"], start=root)
@@ -99,8 +109,10 @@ def test_jobs_that_were_made_before_are_found(two):
 
 def test_a_job_of_another_project_is_cancelled_only_by_its_projects_name(two):
     here, there = two
-    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    folder = put_job(there, "long", phase="running")
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(folder / local.LOCK_FILE)], stdout=subprocess.PIPE)
     try:
+        assert worker.stdout.readline() == b"locked\n"
         process = [worker.pid, psutil.Process(worker.pid).create_time()]
         put_job(there, "long", phase="running", process=process)
         said = gpuml("cancel", "long", cwd=here)
