@@ -296,3 +296,21 @@ def test_cancelled_while_it_waits_after_a_preemption(site, cluster):
         assert Storage(site.s3.endpoint).find(f"{job.place}/checkpoints/*/*")
     finally:
         cluster.admin.patch("localqueues", DEV, "gpuml", {"spec": {"stopPolicy": "None"}})
+
+
+def test_a_job_of_two_nodes_is_admitted_whole(site, held, cluster):
+    "What it never gets is said before; and while only one of two GPUs is free, none of its pods is made"
+    cluster.agent.add_node("gpu-2")
+    try:
+        with pytest.raises(GpumlError, match="2 × 1 of nvidia.com/gpu, where it gives 1 at most"):
+            site.submit("compute.nodes=2", of="dev")
+        give(cluster, PROD, 2)
+        gang = site.submit("compute.nodes=2", of="dev")
+        said = site.why(gang, "needs 2 nvidia.com/gpu")
+        assert said.startswith("pending: waits in the queue gpuml") and not cluster.pods(DEV, gang.run_id)
+        cluster.admin.delete("jobs", DEV, "holder", propagationPolicy="Background")
+        cluster.wait(lambda: len(cluster.pods(DEV, gang.run_id)) == 2, 60)
+        gang.cancel()
+    finally:
+        give(cluster, PROD, 1)
+        cluster.agent.remove_node("gpu-2")
