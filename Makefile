@@ -23,12 +23,12 @@ demo: install                         ## train the sample on the offline encoder
 	$(BIN)/gpuml submit dev $(OFFLINE) train.epochs=1 --local --wait
 	@echo "Next: make lab, or source .venv/bin/activate and gpuml ui"
 
-test: say-test demo check nbdev_test pytest    ## the demo, then every check that needs no building; about 10 minutes on 2 cores
+test: say-test demo check nbdev_test pytest    ## the demo, then every check that needs no building; about 15 minutes on 2 cores
 
-test-all: servers test                ## that, and the tests on a real Kubernetes; four times that
+test-all: servers test                ## that, and the tests on a real Kubernetes; 35 minutes, and 22 more the first time
 
 say-test:
-	@echo "On 2 cores this takes about 10 minutes, and with the tests on a cluster, where its programs are built, four times that"
+	@echo "On 2 cores this takes about 15 minutes, and with the tests on a cluster 35, and 22 more where its programs are built"
 
 servers: install                      ## the tests' Kubernetes and what goes with it, in a cache; from nothing about 22 minutes
 	PYTHON=$(BIN)/python tests/cluster/build.sh $(ONLY)
