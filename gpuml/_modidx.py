@@ -1943,6 +1943,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'gpuml/training/hardware.py'),
                                          'gpuml.training.hardware.device_name': ( 'training/hardware.html#device_name',
                                                                                   'gpuml/training/hardware.py'),
+                                         'gpuml.training.hardware.evaluation_tokens': ( 'training/hardware.html#evaluation_tokens',
+                                                                                        'gpuml/training/hardware.py'),
                                          'gpuml.training.hardware.gpu_metrics': ( 'training/hardware.html#gpu_metrics',
                                                                                   'gpuml/training/hardware.py'),
                                          'gpuml.training.hardware.keeping_memory': ( 'training/hardware.html#keeping_memory',

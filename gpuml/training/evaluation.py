@@ -16,7 +16,7 @@ from ..data.tokens import Tokens
 from ..data.updates import pad
 from . import forward, padding
 from .failure import BatchError, NotFinite, computing
-from .hardware import EVALUATION_TOKENS, GPU, smaller
+from .hardware import evaluation_tokens, smaller
 
 # %% ../../nbs/training/68_evaluation.ipynb #55a96f9e
 def equally_long(
@@ -65,7 +65,7 @@ def logits_of(
 ) -> np.ndarray:
     "Logits of the texts, float32 [texts, classes], in their order; raises `BatchError`"
     order = longest_first(tokens)
-    most = GPU.most if classifier.device.type == "cuda" else EVALUATION_TOKENS
+    most = evaluation_tokens(classifier.device)
     answers = np.empty((len(tokens), classifier.config.num_labels), np.float32)
     training = classifier.training
     side = padding.side_of(classifier)

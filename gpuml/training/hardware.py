@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CPU', 'GPU', 'EVALUATION_TOKENS', 'precision', 'autocast_dtype', 'allow_tf32', 'device_name', 'BatchLimits',
-           'batch_limits', 'smaller', 'gpu_metrics', 'GpuGauge', 'keeping_memory', 'short_turns']
+           'evaluation_tokens', 'batch_limits', 'smaller', 'gpu_metrics', 'GpuGauge', 'keeping_memory', 'short_turns']
 
 # %% ../../nbs/training/62_hardware.ipynb #feda19e5
 import ctypes
@@ -66,6 +66,13 @@ class BatchLimits(NamedTuple):
 CPU = BatchLimits(32, 512)  # for each thread
 GPU = BatchLimits(4096, 32768)  # a GPU waits for its launches below about 15,000 tokens
 EVALUATION_TOKENS = 4096  # padded tokens per batch on a CPU
+
+
+def evaluation_tokens(
+    device: torch.device,
+) -> int:
+    "Padded tokens per batch where nothing is trained"
+    return GPU.most if device.type == "cuda" else EVALUATION_TOKENS
 
 
 def batch_limits(

@@ -87,8 +87,7 @@ class Inference:
         self.classifier = classifier
         self._pad_id = pad_id
         self._dtype = dtype
-        usual = hardware.GPU.most if classifier.device.type == "cuda" else hardware.EVALUATION_TOKENS
-        self.most = 1 << (min(most, usual).bit_length() - 1)
+        self.most = 1 << (min(most, hardware.evaluation_tokens(classifier.device)).bit_length() - 1)
         self.model = RowModel(classifier, dtype, note) if packed else None
         self._writer = RowWriter(pad_id, classifier.device)
 
@@ -143,14 +142,15 @@ def batches_of(
     tokens: Tokens,
 ) -> Iterator[np.ndarray]:
     "Numbers of the texts that go through the model together, as long as memory has room for them"
-    classifier, texts = inference.classifier, evaluation.longest_first(tokens)
-    most = hardware.GPU.most if classifier.device.type == "cuda" else hardware.EVALUATION_TOKENS
-    side = padding.side_of(classifier)
+    texts = evaluation.longest_first(tokens)
+    most, side = hardware.evaluation_tokens(inference.classifier.device), padding.side_of(inference.classifier)
     while len(texts):
-        batch = evaluation.next_batch(texts, tokens.lengths, most, side)
-        count = next_row(tokens.lengths[texts], inference.most)[0] if inference.model else len(batch)
-        yield texts[:count]
-        texts = texts[count:]
+        if inference.model:
+            batch = texts[: next_row(tokens.lengths[texts], inference.most)[0]]
+        else:
+            batch = evaluation.next_batch(texts, tokens.lengths, most, side)
+        yield batch
+        texts = texts[len(batch) :]
 
 # %% ../../nbs/training/77_inference.ipynb #82455619
 def number_format(
