@@ -354,23 +354,29 @@ def test_submission_without_a_cluster(name, project, capsys, monkeypatch):
     assert not [line for line in lines if "permission" in line]
 
 
-def test_magic_without_a_cluster(project, monkeypatch):
+@pytest.fixture
+def notebook(project, monkeypatch):
+    "The shipped notebook in a project, where there is no cluster"
+    monkeypatch.setenv("KUBECONFIG", str(project / "kubeconfig"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    file = project / "train.ipynb"
+    file.write_text((ROOT / "nbs" / "train.ipynb").read_text())
+    return file
+
+
+def test_magic_without_a_cluster(notebook):
     "`%submit_prod --dry-run` shows the same findings"
     from IPython.core.interactiveshell import InteractiveShell
 
     import gpuml
 
-    monkeypatch.setenv("KUBECONFIG", str(project / "kubeconfig"))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    notebook = project / "train.ipynb"
-    notebook.write_text((ROOT / "nbs" / "train.ipynb").read_text())
     shell = InteractiveShell()
     gpuml.load_ipython_extension(shell)
     planned = shell.run_line_magic("submit_prod", f"dev --dry-run --notebook {notebook}")
     assert "✗ cluster: no kubeconfig" in str(planned) and "✓ data" in str(planned)
 
 
-def test_several_gpus_are_compared_with_an_earlier_run(project, monkeypatch):
+def test_several_gpus_are_compared_with_an_earlier_run(project, notebook):
     "What they should bring stands among the findings, and keeps nothing from being sent"
     from gpuml.base.files import write_json
     from gpuml.base.keys import flat
@@ -378,10 +384,6 @@ def test_several_gpus_are_compared_with_an_earlier_run(project, monkeypatch):
     from gpuml.cluster.submission import prepare
     from gpuml.training.record import Record, write_record
 
-    monkeypatch.setenv("KUBECONFIG", str(project / "kubeconfig"))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    notebook = project / "train.ipynb"
-    notebook.write_text((ROOT / "nbs" / "train.ipynb").read_text())
     config = load("dev", ["compute.gpus=8", f"output={project / 'runs'}"])
 
     def speed():
