@@ -911,6 +911,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'gpuml.cluster.work.Work.write': ('cluster/work.html#work.write', 'gpuml/cluster/work.py'),
                                     'gpuml.cluster.work._attempt': ('cluster/work.html#_attempt', 'gpuml/cluster/work.py'),
                                     'gpuml.cluster.work._end_words': ('cluster/work.html#_end_words', 'gpuml/cluster/work.py'),
+                                    'gpuml.cluster.work._environment': ('cluster/work.html#_environment', 'gpuml/cluster/work.py'),
                                     'gpuml.cluster.work._is_over': ('cluster/work.html#_is_over', 'gpuml/cluster/work.py'),
                                     'gpuml.cluster.work._now': ('cluster/work.html#_now', 'gpuml/cluster/work.py'),
                                     'gpuml.cluster.work._pause': ('cluster/work.html#_pause', 'gpuml/cluster/work.py'),

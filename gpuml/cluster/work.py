@@ -147,9 +147,17 @@ def _attempt(job: Work) -> int:
     return code
 
 # %% ../../nbs/cluster/42_work.ipynb #de971f14
+_OF_PODS = ("HOME", "TMPDIR", "GPUML_GPUS", "GPUML_NODES", "GPUML_HOST", "GPUML_GATHER_MINUTES")
+
+
+def _environment(container: dict[str, Any]) -> dict[str, str]:
+    "The container's plain variables, but those of what only the cluster has given: folders, GPUs, other nodes"
+    return {e["name"]: e["value"] for e in container["env"] if "value" in e and e["name"] not in _OF_PODS}
+
+
 def _start(job: Work, container: dict[str, Any]) -> subprocess.Popen:
     "Start the command with the container's environment"
-    plain = {e["name"]: e["value"] for e in container["env"] if "value" in e and e["name"] not in ("HOME", "TMPDIR")}
+    plain = _environment(container)
     progress = job.folder / PROGRESS_FILE
     progress.unlink(missing_ok=True)  # of the attempt before
     plain["GPUML_PROGRESS"] = str(progress)
