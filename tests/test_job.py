@@ -87,6 +87,7 @@ def test_numbers_of_exit_codes():
         "NOT_FOUND": 66,
         "UNREACHABLE": 69,
         "CRASHED": 70,
+        "OUT_OF_MEMORY": 71,
         "NOT_WRITTEN": 73,
         "INTERRUPTED": 75,
         "NOT_PERMITTED": 77,

@@ -117,7 +117,7 @@ ENDS = {  # what is seen; the phase; what the sentence says, and what it must no
     ),
     "container over its disk": (
         seen(job(failed=1), pod("Failed", ended(137), {}, {}, "Evicted", 'Container train exceeded its local ephemeral storage limit "50Gi". ')),
-        "failed", ["compute.disk=50Gi"], ["memory limit", "next attempt"],
+        "waiting", ["compute.disk=50Gi", "next attempt"], ["memory limit"],
     ),
     "pod over its disk": (
         seen(job(FAILED, failed=1), pod("Failed", ended(137), {}, {}, "Evicted", "Pod ephemeral local storage usage exceeds the total limit of containers 50Gi. ")),
@@ -125,7 +125,7 @@ ENDS = {  # what is seen; the phase; what the sentence says, and what it must no
     ),
     "a sidecar over its disk": (
         seen(job(failed=1), pod("Failed", ended(137), {"vault-agent": LOST}, {}, "Evicted", 'Container vault-agent exceeded its local ephemeral storage limit "1Gi". ')),
-        "failed", ["vault-agent", "limit of 1Gi"], ["compute.disk", "memory limit", "next attempt"],
+        "waiting", ["vault-agent", "limit of 1Gi", "next attempt"], ["compute.disk", "memory limit"],
     ),
     # the node: kubernetes#97131, #130145
     "node low on memory": (

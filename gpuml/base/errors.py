@@ -20,12 +20,13 @@ class Exit(IntEnum):
     NOT_FOUND = 66, "data, model, run, job, bundle or notebook was not found", "data or model not found", "FailJob"
     UNREACHABLE = 69, "the cluster can't be reached", "the cluster can't be reached", "Count"
     CRASHED = 70, "the kernel died", "the kernel died", "Count"
+    OUT_OF_MEMORY = 71, "its memory was used up", "memory used up", "FailJob"
     NOT_WRITTEN = 73, "the output can't be written", "can't write the output", "FailJob"
     INTERRUPTED = 75, "interrupted with a checkpoint", "interrupted, or S3 is away: run it again", "Ignore"
     NOT_PERMITTED = 77, "not permitted", "not permitted", "FailJob"
     BAD_CONFIG = 78, "the config or the notebook is not valid", "bad config", "FailJob"
     NO_COMMAND = 127, "the image has no such command", "no such command", "Count"
-    KILLED = 137, "killed, as Linux does where memory is short", "killed", "FailJob"
+    KILLED = 137, "killed", "killed", "Count"
 
     def __new__(cls, number: int, meaning: str, help_text: str, verdict: str):
         member = int.__new__(cls, number)

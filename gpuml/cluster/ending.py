@@ -36,13 +36,14 @@ def _training_end(ended: dict[str, Any], job: dict[str, Any]) -> str:
     message = (ended.get("message") or "").strip()
     if ended.get("reason") in ("StartError", "ContainerCannotRun"):
         return f"the container can't be started: {last_words(message)[:200]} (exit code {code})"
-    if ended.get("reason") == "OOMKilled" or (code == Exit.KILLED and not message):
+    if ended.get("reason") == "OOMKilled" or code == Exit.OUT_OF_MEMORY:
         limit = _memory_limit(job)
         return f"killed: it needed more memory than compute.memory={limit}; give it more, or a smaller data.max_length"
     lines = [line for line in message.splitlines() if not is_headway_line(line)]
     *log, last = lines or [""]  # where it said nothing itself, Kubernetes has the end of its log
     if code == Exit.KILLED:
-        return f"killed, though not by its own memory limit (exit code 137); its node may have run out; the log ends: {last}"
+        words = "killed, though not by its own memory limit (exit code 137); its node may have run out"
+        return f"{words}; the log ends: {last}" if last else words
     meaning = f"{meaning_of(code)} (exit code {code})"
     return f"{meaning}; the log ends: {last}" if log else f"{message} (exit code {code})" if message else meaning
 
@@ -60,10 +61,7 @@ def recorded_end(
     cause = event_cause([*reasons], record.get("node") or "")
     if record.get("exit_code") is not None:
         end = {"exitCode": record["exit_code"], "message": record.get("reason") or "", "cause": cause}
-        exceeded = (
-            {"reason": "OOMKilled"} if record["exit_code"] == Exit.KILLED else {}
-        )  # who wrote it outlived its kernel
-        return end | {"finishedAt": record.get("finished")} | exceeded
+        return end | {"finishedAt": record.get("finished")}
     last_sign = clock(record.get("alive") or record.get("started"))
     return {"cause": cause or f"it ended without a word; its last sign of life was at {last_sign}"}
 

@@ -151,7 +151,7 @@ def death(
     if session.stop.signal and code == -signal.SIGTERM:
         return Preempted(f"stopped by {session.stop.signal} {position}")
     exceeded = code == -signal.SIGKILL and count_oom_kills() > session.oom_kills
-    exit_code = Exit.KILLED if exceeded else Exit.CRASHED
+    exit_code = Exit.OUT_OF_MEMORY if exceeded else Exit.CRASHED
     return CellError(f"the kernel died {position} ({_cause(code, exceeded)})", exit_code)
 
 

@@ -86,7 +86,7 @@ def word_of_death(
         return LastWord(int(Exit.CRASHED), "GpumlError", f"{name} ended with exit code {code}, and no word", rank, True)
     number = -code
     if number == signal.SIGKILL and is_out_of_memory:
-        return LastWord(int(Exit.KILLED), "GpumlError", f"{name} was killed: memory is used up", rank, True)
+        return LastWord(int(Exit.OUT_OF_MEMORY), "GpumlError", f"{name} was killed: memory is used up", rank, True)
     if number in CRASHES:
         return LastWord(int(Exit.CRASHED), "GpumlError", f"{name} crashed (signal {number})", rank, True)
     plan = f"{successor} goes on from the last checkpoint"

@@ -46,7 +46,14 @@ _WORDS = "config/NAME.yaml, here or in a folder above, or a YAML file (default: 
 
 def _keys() -> dict[str, Any]:
     "The end of a help page that lists every key, and the exit codes"
-    codes = exit_help(Exit.DONE, Exit.FAILED, *_EXITS, done="done, trained and certified", failed="training failed")
+    codes = exit_help(
+        Exit.DONE,
+        Exit.FAILED,
+        Exit.OUT_OF_MEMORY,
+        *_EXITS,
+        done="done, trained and certified",
+        failed="training failed",
+    )
     return {"formatter_class": _RAW, "epilog": f"keys:\n{help_text()}\n\n{codes}"}
 
 # %% ../../nbs/ui/78_parser.ipynb #13ada84a
@@ -95,8 +102,8 @@ def _training(command: Callable) -> None:
     sub.add_argument("--force", action="store_true", help="replace an output that is there already")
 
 # %% ../../nbs/ui/78_parser.ipynb #7614354c
-_JOB_EXITS = (Exit.DONE, Exit.FAILED, Exit.BAD_DATA, Exit.NOT_FOUND, Exit.UNREACHABLE, Exit.CRASHED, Exit.NOT_WRITTEN,
-              Exit.INTERRUPTED, Exit.NOT_PERMITTED, Exit.BAD_CONFIG, Exit.KILLED)  # fmt: skip
+_JOB_EXITS = (Exit.DONE, Exit.FAILED, Exit.BAD_DATA, Exit.NOT_FOUND, Exit.UNREACHABLE, Exit.CRASHED, Exit.OUT_OF_MEMORY,
+              Exit.NOT_WRITTEN, Exit.INTERRUPTED, Exit.NOT_PERMITTED, Exit.BAD_CONFIG, Exit.KILLED)  # fmt: skip
 _JOB_WORDS = {
     "done": "done and certified",
     "not_found": "data or model not found, or no such job",

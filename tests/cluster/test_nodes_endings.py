@@ -13,12 +13,12 @@ from gpuml.base.process import count_oom_kills
 print('begins', count_oom_kills())
 code = subprocess.run([sys.executable, '-c', {HOARD!r}]).returncode
 print('child', code, 'of', count_oom_kills())
-sys.exit(137 if count_oom_kills() else 70)
+sys.exit(71 if count_oom_kills() else 70)
 """
 SAVES = "trap 'printf saved > /dev/termination-log; exit 75' TERM; while :; do sleep 0.1; done"
 ENDS = {  # what runs in the place of training; the exit code, the sentence, and settings
     "memory": (["python", "-c", HOARD], 137, "killed: it needed more memory than compute.memory=128Mi; give it more, or a smaller data.max_length"),
-    "memory-of-a-child": (["python", "-c", CHILD], 137, "killed: it needed more memory than compute.memory=128Mi; give it more, or a smaller data.max_length"),
+    "memory-of-a-child": (["python", "-c", CHILD], 71, "killed: it needed more memory than compute.memory=128Mi; give it more, or a smaller data.max_length"),
     "no-command": (["gpuml-nowhere"], 128, 'the container can\'t be started: exec: "gpuml-nowhere": executable file not found in $PATH (exit code 128)'),
     "no-file": (["/opt/nowhere/gpuml"], 128, 'the container can\'t be started: exec: "/opt/nowhere/gpuml": stat /opt/nowhere/gpuml: no such file or directory (exit code 128)'),
 }  # fmt: skip

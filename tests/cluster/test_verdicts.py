@@ -6,7 +6,7 @@ from gpuml.cluster.manifest import failure_policy, verdict
 from tests.cluster.cluster import job, phase
 from tests.test_job import EVERYTHING, made
 
-CODES = [0, 1, 65, 66, 70, 73, 75, 77, 78, 137, 139, 143]
+CODES = [0, 1, 65, 66, 70, 71, 73, 75, 77, 78, 137, 139, 143]
 TRACKED = "batch.kubernetes.io/job-tracking"  # on a pod that its Job has not counted yet
 
 
