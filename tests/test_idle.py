@@ -13,7 +13,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from gpuml.base.errors import ClusterError, ConfigError
-from gpuml.cluster.gpus import own_gpus, pod_devices
+from gpuml.cluster.demand import own_gpus, pod_devices
 from gpuml.cluster.holders import Holder
 from gpuml.cluster.idle import decide
 from gpuml.cluster.marks import IdleMark

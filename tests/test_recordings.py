@@ -12,8 +12,8 @@ from functools import cache
 import pytest
 
 from gpuml.cluster.events import events_about
-from gpuml.cluster.gpus import count_gpus
 from gpuml.cluster.manifest import PREFIX
+from gpuml.cluster.snapshot import snapshot_of
 from gpuml.cluster.state import Seen, explain
 from tests.conftest import ROOT
 
@@ -157,9 +157,9 @@ def look(pods, job, rest):
     own = [pod for pod in all_pods if pod["metadata"]["labels"].get(f"{PREFIX}/run") == RUN]
     record = max(of_kind(rest, "attempts"), key=lambda attempt: attempt["attempt"], default={})
     active = [pod for pod in all_pods if pod["status"]["phase"] not in ("Succeeded", "Failed")]
-    seen = Seen(made, own, [], count_gpus(of_kind(rest, "nodes"), active), record)
+    seen = Seen(made, own, [], snapshot_of(of_kind(rest, "nodes"), active), record)
     events = events_about(of_kind(rest, "events"), made, seen.own_pods())
-    return Seen(made, own, events, seen.gpu_count, record)
+    return Seen(made, own, events, seen.snapshot, record)
 
 
 def told(state):

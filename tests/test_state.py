@@ -11,9 +11,9 @@ from gpuml.base.loading import load
 from gpuml.cluster.answers import NoServer
 from gpuml.cluster.events import events_about
 from gpuml.cluster.facts import job_facts
-from gpuml.cluster.gpus import count_gpus
 from gpuml.cluster.manifest import Source, manifest
 from gpuml.cluster.remote import ClusterJob, forgotten
+from gpuml.cluster.snapshot import snapshot_of
 from gpuml.cluster.state import Seen, explain
 from gpuml.training.attempts import Attempt, content
 from tests.conftest import ROOT
@@ -87,7 +87,7 @@ def event(reason, message, about="p-1"):
 
 
 def seen(made, *pods, events=(), nodes=None, record=None):
-    return Seen(made, list(pods), list(events), count_gpus(nodes), record)
+    return Seen(made, list(pods), list(events), snapshot_of(nodes), record)
 
 
 FAILED = {

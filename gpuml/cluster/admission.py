@@ -7,6 +7,7 @@ __all__ = ['check_cluster', 'answering', 'check_gpus']
 
 # %% ../../nbs/cluster/53_admission.ipynb #8440da35
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -17,14 +18,16 @@ from .answers import Answer, ApiServer, plainly
 from .capacity import excesses
 from .device_claim import TEMPLATES, claim_template
 from .devices import MOST, DraObjects, class_resource, resource_words
+from .filters import open_free
 from .findings import Findings, Unknown
 from .gang import node_count
 from .gang_checks import check_gang, check_together
-from .gpus import count_gpus
 from .objects import JOBS, dra_objects
 from .pod import training_container
 from .queue import QueueEntry, queue_trouble
 from .queues import CLUSTER_QUEUES, COHORTS, LOCAL_QUEUES, readable_items
+from .snapshot import Snapshot, snapshot_of
+from .waiting import closed_words, largest_words
 
 # %% ../../nbs/cluster/53_admission.ipynb #82ba1308
 def check_cluster(
@@ -37,7 +40,7 @@ def check_cluster(
     template = claim_template(c)
     findings.add("permission", lambda: _check_permission(api, c.namespace, template is not None))
     findings.add("priority class", lambda: _check_priority(api, c.priority_class, c.namespace))
-    findings.add("GPUs", lambda: check_gpus(api, c))
+    findings.add("GPUs", lambda: check_gpus(api, c, manifest["spec"]["template"]["spec"]))
     if c.nodes > 1:
         findings.add("nodes", lambda: check_gang(api, c, manifest))
     if c.queue:
@@ -106,12 +109,42 @@ def _keeps_out(quota: dict[str, Any], name: str) -> bool:
     ours = any((name in s["values"]) == (s["operator"] == "In") for s in of_class)
     return ours and quota["spec"].get("hard", {}).get("pods") == "0"
 
+# %% ../../nbs/cluster/53_admission.ipynb #5cba5d74
+def _admitted(spec: Mapping[str, Any], compute: ComputeConfig) -> dict[str, Any]:
+    "The pod with what a cluster may add to it: Kueue a flavor's tolerations, and ExtendedResourceToleration that of its GPUs"
+    added = {"operator": "Exists"} if compute.queue else {"key": compute.gpu_resource, "operator": "Exists"}
+    return {**spec, "tolerations": [*(spec.get("tolerations") or ()), added]}
+
+
+def _check_tolerations(compute: ComputeConfig, resource: str, moment: Snapshot, spec: Mapping[str, Any]) -> None:
+    "Raise `Unknown` where the job gets a node only by a toleration that the cluster adds"
+    count = compute.gpus
+    if compute.queue or any(size >= count for _, size in open_free(moment, spec, resource).values()):
+        return
+    beside = closed_words(count, resource, moment, spec).removeprefix("; ")
+    raise Unknown(f"{beside}, unless the cluster adds a toleration of it; compute.tolerations names it")
+
+
+def _check_size(
+    count: int, resource: str, moment: Snapshot, spec: Mapping[str, Any], sizes: dict[str, int], objects: DraObjects
+) -> None:
+    "Raise `ClusterError` where no node has so many"
+    most = max(sizes, key=sizes.get, default="")
+    if count <= sizes.get(most, 0):
+        return
+    beside = closed_words(count, resource, moment, spec)
+    if most or beside:
+        largest = largest_words(sizes.get(most, 0), most, resource, bool(beside), "the largest node")
+        raise ClusterError(f"compute.gpus: {count} never fit: {largest}{beside}")
+    raise ClusterError(f"compute.gpus: {count} never fit: {_no_node_words(resource, objects)}")
+
 # %% ../../nbs/cluster/53_admission.ipynb #4e89961a
 def check_gpus(
     api: ApiServer,
     compute: ComputeConfig,
+    spec: Mapping[str, Any] = {},  # of the job's pods
 ) -> str:
-    "Whether any node is large enough, by device plugins and by DRA; raises `ClusterError` where none is"
+    "Whether any node that is open to the job is large enough, by device plugins and by DRA; raises `ClusterError` where none is"
     count = compute.gpus
     resource = class_resource(compute.device_class) if compute.device_class else compute.gpu_resource
     try:
@@ -119,19 +152,17 @@ def check_gpus(
     except Answer as e:
         raise Unknown(f"{count} of {resource_words(resource)}: {e}") from None
     objects = dra_objects(api, compute.namespace, bool(compute.device_class))
-    moment = count_gpus(nodes, (), objects)
+    moment = snapshot_of(nodes, (), objects)
     if not moment.knows(resource):
         raise Unknown(
             f"{count} of {resource_words(resource)}: you may not list the cluster's DeviceClasses and ResourceSlices"
         )
     if compute.device_class:
         _check_class(compute.device_class, count, objects)
-    sizes = {name: size for name, (_, size) in moment.free(resource).items()}
-    most = max(sizes, key=sizes.get, default="")
-    if count > sizes.get(most, 0):
-        largest = f"the largest node, {most}, has {sizes[most]}" if most else _no_node_words(resource, objects)
-        raise ClusterError(f"compute.gpus: {count} never fit: {largest}")
+    sizes = {name: size for name, (_, size) in open_free(moment, _admitted(spec, compute), resource).items()}
+    _check_size(count, resource, moment, spec, sizes, objects)
     check_together(compute, sizes)
+    _check_tolerations(compute, resource, moment, spec)
     remark = _dra_remark(compute) if moment.is_dynamic(resource) else ""
     times = f"{compute.nodes} × " if compute.nodes > 1 else ""
     return f"{times}{count} of {sum(sizes.values())} {resource_words(resource)}{remark}"

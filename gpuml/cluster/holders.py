@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Any
 
 from .answers import ApiServer
+from .demand import own_gpus, pod_devices
 from .devices import noted_devices, nvidia_devices
-from .gpus import claim_of, own_gpus, pod_devices
 from .marks import IdleMark, idle_mark
 from .objects import JOBS, PODS
 from .pod import time_of
@@ -59,8 +59,7 @@ def holders(
     alive = api.items(PODS.format(namespace), fieldSelector="status.phase!=Succeeded,status.phase!=Failed")
     gpus = _gpus(alive, _claims(api, namespace, alive))
     for pod in alive:
-        claim = claim_of(pod)
-        if gpus[pod["metadata"]["name"]] and claim.node and not claim.is_ending:
+        if gpus[pod["metadata"]["name"]] and pod["spec"].get("nodeName") and "deletionTimestamp" not in pod["metadata"]:
             owners.setdefault(_owner(pod), []).append(pod)
     marks = (api.get(MARKS_PATH.format(namespace)) or {}).get("data") or {}
     jobs = _jobs_by_uid(api, namespace) if any(kind == "Job" for kind, *_ in owners) else {}

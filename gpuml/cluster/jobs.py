@@ -26,7 +26,7 @@ from .facts import is_ours
 from .gang import node_count
 from .local import LocalJob, jobs_folder, local_job
 from .manifest import PREFIX
-from .objects import JOBS, PODS, events_in, gpu_count_of
+from .objects import JOBS, PODS, events_in, read_snapshot
 from .over import at_work
 from .pod import condition
 from .projects import is_named, short_names
@@ -161,7 +161,7 @@ def _see_namespace(api: ApiServer, config: Config, name: str | None, pool: Threa
         pods = api.items(PODS.format(namespace), **chosen)  # first: what a Job says is never older than they are
         is_pending = any(p["status"].get("phase") == "Pending" for p in pods)
         counting = (
-            pool.submit(gpu_count_of, api, namespace, pods) if is_pending else None
+            pool.submit(read_snapshot, api, namespace, pods) if is_pending else None
         )  # the longest of all requests
         jobs = [job for job in api.items(JOBS.format(namespace), **chosen) if is_ours(job)]
         entries = queue_entries(api, namespace, jobs)
@@ -173,7 +173,7 @@ def _see_namespace(api: ApiServer, config: Config, name: str | None, pool: Threa
         if is_pending or any(map(_lacks_pods, looks)):
             heaps = by_job_name(events_in(api, namespace))
             looks = [_with_events(look, heaps.get(look.name, [])) for look in looks]
-        return [replace(look, gpu_count=counting.result()) for look in looks] if counting else looks
+        return [replace(look, snapshot=counting.result()) for look in looks] if counting else looks
 
 
 def _with_events(look: Seen, events: list[dict[str, Any]]) -> Seen:

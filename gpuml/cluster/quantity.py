@@ -7,17 +7,19 @@ __all__ = ['amount_of', 'count_of']
 
 # %% ../../nbs/cluster/13_quantity.ipynb #6393cd58
 import re
+from functools import cache
 
 # %% ../../nbs/cluster/13_quantity.ipynb #07db933d
-_UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-_UNITS |= {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTP", 1)}
+_UNITS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+_UNITS |= {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", 1)}
 
 
+@cache
 def amount_of(
-    quantity: str | int,  # as Kubernetes writes it, such as 500m or 16Gi
+    quantity: str | int,  # as Kubernetes writes it, such as 500m, 16Gi or 1e9
 ) -> float:
     "A quantity as a number; 0 where it is none"
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)(m|[KMGTP]i|[kMGTP])?", str(quantity))
+    parts = re.fullmatch(r"(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)([KMGTPE]i|[numkMGTPE])?", str(quantity))
     return float(parts[1]) * _UNITS[parts[2] or ""] if parts else 0.0
 
 # %% ../../nbs/cluster/13_quantity.ipynb #69348a6a

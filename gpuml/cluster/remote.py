@@ -24,7 +24,7 @@ from .gang import index_of
 from .gang_end import first_pods
 from .logs import follow_pods, read_log
 from .manifest import PREFIX
-from .objects import JobAddress, events_in, gpu_count_of, nodes_of
+from .objects import JobAddress, events_in, nodes_of, read_snapshot
 from .over import at_work, stops
 from .pod import end_of, time_of, trains
 from .queues import queue_entries
@@ -143,12 +143,12 @@ def look_at(
     look = replace(look, record=_record_of(handle, look.first_pods()))
     phase = explain(look).phase
     if phase == "running":
-        look = replace(look, gpu_count=nodes_of(handle.api, pods))
+        look = replace(look, snapshot=nodes_of(handle.api, pods))
     elif phase not in OVER:
         events = events_about(events_in(handle.api, handle.namespace), job, look.own_pods())
-        gpu_count = gpu_count_of(handle.api, handle.namespace, pods)
+        snapshot = read_snapshot(handle.api, handle.namespace, pods)
         entries = queue_entries(handle.api, handle.namespace, [job])
-        look = replace(look, events=events, gpu_count=gpu_count, queue_entry=entries.get(handle.run_id))
+        look = replace(look, events=events, snapshot=snapshot, queue_entry=entries.get(handle.run_id))
     state = explain(look)
     return replace(state, headway=headway_of_pod(handle, state)) if state.phase == "running" else state
 

@@ -17,7 +17,6 @@ from .final import is_final
 from .gang import by_number, index_of, newest_pods, node_count
 from .gang_end import first_events, first_pods, whole_end
 from .gathering import together
-from .gpus import GpuCount
 from .marks import has_failed, idle_mark
 from .over import at_work, is_by_deadline, of_deleted, of_failed
 from gpuml.cluster.pod import (
@@ -35,6 +34,7 @@ from gpuml.cluster.pod import (
     trains,
 )
 from .queue import QueueEntry, queue_of, stopped_words, suspended_state
+from .snapshot import Snapshot
 from .waiting import refusal_of, unscheduled
 from ..jobs.handle import State
 
@@ -46,7 +46,7 @@ class Seen:
     job: dict[str, Any]
     pods: list[dict[str, Any]]  # of the run
     events: list[dict[str, Any]] = field(default_factory=list)  # about the job and its pods, oldest first
-    gpu_count: GpuCount = GpuCount()  # of the cluster, as far as it matters and may be seen
+    snapshot: Snapshot = Snapshot()  # of the cluster, as far as it matters and may be seen
     record: dict[str, Any] | None = None  # of the run's newest attempt; empty where it has none, none where not known
     queue_entry: QueueEntry | None = None  # of a job that Kueue has suspended
 
@@ -150,7 +150,7 @@ def _conclude(look: Seen, pods: list[dict[str, Any]], end: dict[str, Any], done:
         return of_deleted(job, pods, end, look.record)
     if is_final(job, pods):
         return of_failed(job, pods, end, look.record)
-    lost = [_on_a_lost_node(group, look.gpu_count) for group in by_number(pods).values()]
+    lost = [_on_a_lost_node(group, look.snapshot) for group in by_number(pods).values()]
     if any(lost):
         return "waiting", next(filter(None, lost))
     if held := [pod for pod in newest_pods(pods) if runs_on(pod)]:
@@ -263,7 +263,7 @@ def _of_pod(pod: dict[str, Any], look: Seen) -> tuple[str, str]:
         messages = [
             message for reason, message in events if reason in ("FailedScheduling", "FailedResourceClaimCreation")
         ]
-        return "pending", unscheduled(pod, messages[-1] if messages else "", look.gpu_count)
+        return "pending", unscheduled(pod, messages[-1] if messages else "", look.snapshot)
     return "pending", pending_cause(pod, events)
 
 
@@ -287,11 +287,11 @@ def _of_gang(live: list[dict[str, Any]], look: Seen) -> tuple[str, str]:
     return together(node_count(look.job), states, ended, _refusal(look) or "Kubernetes has not made its pod yet")
 
 # %% ../../nbs/cluster/24_state.ipynb #e9caaa1a
-def _on_a_lost_node(pods: list[dict[str, Any]], gpu_count: GpuCount) -> str:
+def _on_a_lost_node(pods: list[dict[str, Any]], snapshot: Snapshot) -> str:
     "What to do where an attempt can't end, because its node does not answer; nothing where none is or another one runs"
     names = [p["spec"]["nodeName"] for p in pods if not end_of(p) and p["spec"].get("nodeName")]
-    nodes = {node.name: node for node in gpu_count.nodes or ()}
-    if gpu_count.nodes is not None and names and not set(names) & nodes.keys():
+    nodes = {node.name: node for node in snapshot.nodes or ()}
+    if snapshot.nodes is not None and names and not set(names) & nodes.keys():
         return f"node {names[-1]} is gone; Kubernetes removes its pod within minutes, and starts the next attempt"
     of_job = [nodes[name] for name in names if name in nodes]
     lost = [node for node in of_job if not node.is_ready]

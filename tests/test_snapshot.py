@@ -2,7 +2,8 @@
 
 import pytest
 
-from gpuml.cluster.gpus import count_gpus, own_gpus, pod_devices
+from gpuml.cluster.demand import own_gpus, pod_devices
+from gpuml.cluster.snapshot import snapshot_of
 
 GPU = "nvidia.com/gpu"
 
@@ -48,7 +49,7 @@ def test_one_count_where_there_were_two(name):
     spec, count, waiting, idle = DIFFERED[name]
     assert (by_containers(spec), by_limits(spec)) == (waiting, idle) and {waiting, idle} != {count}
     assert pod_devices(spec) == {GPU: count} and own_gpus(pod_devices(spec)) == count
-    assert count_gpus(NODES, [pod(spec)]).free() == {"n1": (8 - count, 8)}
+    assert snapshot_of(NODES, [pod(spec)]).free() == {"n1": (8 - count, 8)}
 
 
 @pytest.mark.parametrize(
@@ -65,10 +66,10 @@ def test_one_count_where_there_were_two(name):
     ],
 )
 def test_a_pod_holds_from_its_node_to_its_end(made, held):
-    gpu_count = count_gpus(NODES, [made])
-    assert gpu_count.free() == {"n1": (8 - held, 8)} and gpu_count.holders_of().total() == bool(held)
+    snapshot = snapshot_of(NODES, [made])
+    assert snapshot.free() == {"n1": (8 - held, 8)} and snapshot.holders_of().total() == bool(held)
 
 
 def test_what_may_not_be_seen_is_not_known():
-    gpu_count = count_gpus(None, [])
-    assert gpu_count.nodes is None and gpu_count.free() == {}
+    snapshot = snapshot_of(None, [])
+    assert snapshot.nodes is None and snapshot.free() == {}
