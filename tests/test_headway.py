@@ -35,6 +35,8 @@ HALFWAY = Headway(
     1000,
     "2026-11-28T10:00:00+00:00",
     "http://m",
+    1.25,
+    8,
 )
 WORDS = "training, update 1,050 of 2,100, epoch 1.5 of 3, training loss 0.800, 22 examples/s, 1:15 min left"
 
@@ -47,7 +49,7 @@ def test_the_record_comes_back_as_it_was():
 
 
 def test_what_a_later_version_adds_is_passed_over():
-    assert read_headway(as_json(HALFWAY, notes=["a"], gpus=4)) == HALFWAY
+    assert read_headway(as_json(HALFWAY, notes=["a"], colour="red")) == HALFWAY
     assert read_headway('{"run": "dev-1"}') == Headway("dev-1")
 
 

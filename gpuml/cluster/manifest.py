@@ -93,6 +93,7 @@ class Source:
     owner: str = ""
     commit: str | None = None  # of git
     submission: str = ""  # a mark of this Job: its pods know their own certificate by it
+    submitted: str = ""  # when, in UTC
 
 # %% ../../nbs/cluster/10_manifest.ipynb #82bfc816
 def manifest(
@@ -229,6 +230,7 @@ def _environment(config: Config, run: str, source: Source) -> list[dict[str, Any
     plain |= {FOLDER: S3_KEYS} if c.s3_secret else {}
     plain |= {"GPUML_METRICS_PORT": str(c.metrics_port)} if c.metrics_port else {}
     plain |= {SUBMISSION: source.submission} if source.submission else {}
+    plain |= {"GPUML_SUBMITTED": source.submitted} if source.submitted else {}
     plain |= {"GPUML_OWNER": source.owner or None, "GPUML_PRIORITY_CLASS": c.priority_class, "GPUML_GPUS": str(c.gpus)}
     plain |= pod_environment(c, run)
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if c.s3_secret else ()

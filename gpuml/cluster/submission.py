@@ -30,7 +30,7 @@ from .objects import JOBS
 from .speedup import speed_finding
 from .standing import Asked, Standing, standing
 from ..jobs import bundle
-from ..training.attempts import owner
+from ..training.attempts import now, owner
 from ..training.certificate import data_files
 
 # %% ../../nbs/cluster/55_submission.ipynb #11affbaa
@@ -125,7 +125,7 @@ def _pack(
     facts = {"git": {"commit": commit}, "versions": versions()}
     packed = bundle.pack(sent, path, (), facts, [] if local else data_here(config))
     mark = os.urandom(8).hex()
-    source = job.Source(packed.name, _address(config, packed), packed.notebook, owner(), commit, mark)
+    source = job.Source(packed.name, _address(config, packed), packed.notebook, owner(), commit, mark, now())
     manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, grace)
     if local:
         manifest["metadata"]["annotations"] |= _local_notes(config)

@@ -30,6 +30,7 @@ from .log import Log, show
 from .notebook import LEFT_OUT, Cell, trains
 from .signals import Stop
 from ..training.headway import Headway
+from ..training.timesheet import Timesheet
 
 # %% ../../nbs/jobs/28_engine.ipynb #8e43dd45
 @contextmanager
@@ -66,6 +67,7 @@ class Session:
     metrics: Metrics
     stop: Stop
     report: Callable[[Headway], None]  # takes how far the run is
+    sheet: Timesheet  # of the attempt
     save: Callable[[], None]  # has the document written
     is_certified: Callable[[], bool]  # whether the run is
     oom_kills: int = field(default_factory=lambda: count_oom_kills())  # before it began
@@ -225,8 +227,11 @@ class Client(NotebookClient):
         session = self.session
         show(session.log, msg)
         headway = session.metrics.learn(msg)
-        if headway and headway.run == session.document.run:
+        is_own = headway and headway.run == session.document.run
+        if is_own:
             session.report(headway)
+        if headway and (is_own or not headway.epochs):  # its training, or any prediction
+            session.sheet.take(headway)
         if msg["msg_type"] not in _SHOWN:
             return super().process_message(msg, cell, cell_index)
         session.document.take(cell_index, msg)

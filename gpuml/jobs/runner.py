@@ -41,6 +41,7 @@ from .signals import Stop, passing_on
 from ..training.attempts import PULSE, Attempt, content, newest_checkpoint, now, surroundings
 from ..training.headway import Headway
 from ..training.own_job import BUNDLE, RUN
+from ..training.timesheet import Timesheet, with_times
 
 # %% ../../nbs/jobs/29_runner.ipynb #432a40e3
 @dataclass
@@ -55,6 +56,7 @@ class Work:
     stop: Stop
     report: Callable[[Headway], None]  # takes how far the run is
     metrics: Metrics = field(default_factory=Metrics)
+    sheet: Timesheet = field(default_factory=Timesheet)
 
     def save(self) -> None:
         "Have the notebook written as it is now"
@@ -80,7 +82,11 @@ def attempt_at_work(
     which = {"run": work.run, "attempt": work.files.attempt, "cell": document.cell}
     which |= {"updates": training.update, "planned_updates": training.updates} if training else {}
     start = {"started": document.started, "host": document.host, "alive": now()}
-    return Attempt(exit_code=None, reason="", finished="", **which, **start, **surroundings(os.environ))
+    facts = surroundings(os.environ)
+    if facts["gpus"] is None and training:  # on this machine
+        facts["gpus"] = training.gpus
+    attempt = Attempt(exit_code=None, reason="", finished="", **which, **start, **facts)
+    return with_times(attempt, work.sheet.times())
 
 # %% ../../nbs/jobs/29_runner.ipynb #fb084c58
 def begin(
@@ -136,7 +142,7 @@ def _in_kernel(work: Work, manager: Any, values: dict[str, Any]) -> str:
     from gpuml.jobs import engine
 
     output = f"{work.files.place}/notebook.ipynb"
-    tools = {"log": work.log, "metrics": work.metrics, "stop": work.stop, "report": work.report}
+    tools = {"log": work.log, "metrics": work.metrics, "stop": work.stop, "report": work.report, "sheet": work.sheet}
     tools |= {"save": work.save, "is_certified": work.is_certified}
     session = engine.Session(work.notebook, output, work.document, manager, **tools)
     try:

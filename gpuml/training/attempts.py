@@ -38,12 +38,18 @@ class Attempt:
     owner: str = ""  # who submitted it
     namespace: str = ""
     priority_class: str = ""
-    gpus: int | None = None  # that it asked for
+    gpus: int | None = None  # that it asked for, on each node
     node: str = ""
     updates: int | None = None  # that the run has done
     planned_updates: int | None = None  # that it is to have
     checkpoint: int | None = None  # the update of the newest one, where the next attempt goes on
     alive: str = ""  # when it was last known to be
+    nodes: int | None = None  # that it ran on; none: one
+    submitted: str = ""  # when its job was; empty where a person trains
+    spent: dict[str, int] | None = None  # its time in the parts of a `Spent`; none of an earlier version
+    resumed: int | None = None  # the update that its training began at; none where none has begun
+    marks: list[list[int]] | None = None  # its newest checkpoints: update, and useful milliseconds up to there
+    is_trained: bool = False  # whether its training has come to its end
 
     @property
     def is_open(self) -> bool:
@@ -67,10 +73,10 @@ def surroundings(
     environment: Mapping[str, str],  # of the process
 ) -> dict[str, Any]:
     "Return the fields of an `Attempt` that a job's manifest puts into the environment"
-    names = {"owner": "OWNER", "namespace": "NAMESPACE", "priority_class": "PRIORITY_CLASS", "node": "NODE"}
-    gpus = environment.get("GPUML_GPUS", "")
-    texts = {field: environment.get(f"GPUML_{name}", "") for field, name in names.items()}
-    return {**texts, "gpus": int(gpus) if gpus.isdecimal() else None}
+    names = ("owner", "namespace", "priority_class", "node", "submitted")
+    texts = {name: environment.get(f"GPUML_{name.upper()}", "") for name in names}
+    counts = {name: environment.get(f"GPUML_{name.upper()}", "") for name in ("gpus", "nodes")}
+    return {**texts, **{name: int(count) if count.isdecimal() else None for name, count in counts.items()}}
 
 # %% ../../nbs/training/12_attempts.ipynb #828d6b40
 def owner() -> str:

@@ -21,18 +21,21 @@ from .attempts import PULSE, Attempt, content, now, owner, surroundings
 from .run_copy import SHORT_PATIENCE
 from .setting import Setting
 from .start import Start
+from .timesheet import Timesheet, with_times
 from .world import World
 
 # %% ../../nbs/training/89_attended.ipynb #a1ca7522
 def begun(
     start: Start,
     number: int,  # of the attempt
-    gpus: int,  # that it holds
+    gpus: int,  # that it holds, on all nodes
 ) -> Attempt:
     "Return the attempt of this process as it begins"
     host = socket.gethostname()
     facts = surroundings(os.environ)
+    nodes = facts["nodes"] if facts["gpus"] else None  # without a word on GPUs they are those of all nodes
     facts |= {"owner": facts["owner"] or owner(), "node": facts["node"] or host, "gpus": facts["gpus"] or gpus}
+    facts |= {"nodes": nodes, "submitted": ""}
     return Attempt(start.run_id, number, None, "", None, now(), "", host, **facts, alive=now())
 
 # %% ../../nbs/training/89_attended.ipynb #b5c424b8
@@ -62,9 +65,12 @@ def attended(
         return
     place = start.url or str(start.folder)
     storage = Storage(start.config.data.endpoint, patience=SHORT_PATIENCE)
+    sheet = Timesheet()
+    setting.report.hand_on(sheet.take)
     attempt = _begin(start, storage, place, world)
     over, error = threading.Event(), None
-    beat = threading.Thread(target=_keep_alive, args=(setting, storage, place, attempt, over, pulse), daemon=True)
+    arguments = (setting, sheet, storage, place, attempt, over, pulse)
+    beat = threading.Thread(target=_keep_alive, args=arguments, daemon=True)
     beat.start()
     try:
         yield
@@ -74,7 +80,7 @@ def attended(
     finally:
         over.set()
         beat.join()
-        _write(storage, place, _as_of_now(setting, ended(attempt, error)))
+        _write(storage, place, _as_of_now(setting, sheet, ended(attempt, error)))
 
 # %% ../../nbs/training/89_attended.ipynb #ccad2df2
 def _begin(start: Start, storage: Storage, place: str, world: World) -> Attempt:
@@ -90,18 +96,25 @@ def _begin(start: Start, storage: Storage, place: str, world: World) -> Attempt:
 
 
 def _keep_alive(
-    setting: Setting, storage: Storage, place: str, attempt: Attempt, over: threading.Event, pulse: float
+    setting: Setting,
+    sheet: Timesheet,
+    storage: Storage,
+    place: str,
+    attempt: Attempt,
+    over: threading.Event,
+    pulse: float,
 ) -> None:
     "The thread that writes the file again and again"
     while not over.wait(pulse):
-        _write(storage, place, _as_of_now(setting, attempt))
+        _write(storage, place, _as_of_now(setting, sheet, attempt))
 
 # %% ../../nbs/training/89_attended.ipynb #4c6204e5
-def _as_of_now(setting: Setting, attempt: Attempt) -> Attempt:
+def _as_of_now(setting: Setting, sheet: Timesheet, attempt: Attempt) -> Attempt:
     "The attempt with what it has done so far"
     with suppress(GpumlError, OSError):
         checkpoint = attempts.newest_checkpoint(Storage(), str(setting.start.folder))
         attempt = replace(attempt, checkpoint=checkpoint)
+    attempt = with_times(attempt, sheet.times())
     return replace(attempt, updates=setting.report.progress.step, alive=now())
 
 

@@ -168,7 +168,7 @@ def _trained(training: Training) -> Trained:
     p, history = training.progress, training.history
     writer = training.saver.writer
     seconds = history.seconds
-    writer.wait()
+    training.saver.wait(history)
     data = training.prepared.material.whole
     save_seconds = writer.longest + writer.cost
     return Trained(data, history.best, p.losses, p.evaluations, p.steps, history.skipped, seconds, save_seconds)

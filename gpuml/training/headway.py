@@ -39,6 +39,8 @@ class Headway:
     checkpoint: int | None = None  # the update of the latest one
     checkpoint_time: str = ""  # when it was made, in UTC; empty where an earlier attempt made it
     url: str = ""  # the MLflow run's page
+    saving_seconds: float = 0.0  # that this attempt's training has waited for its checkpoints
+    gpus: int | None = None  # that it computes on, of all nodes; none while that is not known
 
 # %% ../../nbs/training/14_headway.ipynb #4d079747
 def as_json(

@@ -40,11 +40,15 @@ class Progress:
     doing: str = ""  # what the phase is at, where that takes long
     checkpoint: int | None = None  # the update of the latest one
     checkpoint_time: str = ""  # when it was made, in UTC
+    saving_seconds: float = 0.0  # that this attempt's training has waited for its checkpoints
+    gpus: int | None = None  # that it computes on, of all nodes
 
     def headway(self) -> Headway:
         "Return how far it is now, as what is handed on"
         same = ("run", "phase", "doing", "epoch", "epochs", "examples_per_second", "seconds_left", "url")
-        values = {name: getattr(self, name) for name in (*same, "checkpoint", "checkpoint_time")}
+        values = {
+            name: getattr(self, name) for name in (*same, "checkpoint", "checkpoint_time", "saving_seconds", "gpus")
+        }
         if self.losses:
             recent = self.losses[-10:]
             values |= {"loss": recent[-1], "recent_loss": sum(recent) / len(recent)}
@@ -78,14 +82,18 @@ class Reporter:
         self._last = 0.0  # when it was called, by time.monotonic()
         self._stepless = True  # nobody has been told of a step of this phase
         self._marks: list[tuple[float, int, int]] = []  # times, steps and examples, for the speed
-        self._file: HeadwayFile | None = None
+        self._takers: list[Callable[[Headway], None]] = []  # of the record
+
+    def hand_on(self, take: Callable[[Headway], None]) -> None:
+        "Have something take the record too, from now on"
+        self._takers.append(take)
 
     def keep(
         self,
         file: Path,  # progress.json
     ) -> None:
         "Have the record in a file too, from now on"
-        self._file = HeadwayFile(file)
+        self.hand_on(HeadwayFile(file).offer)
 
     def now(self, phase: str | None = None, **changes: Any) -> None:
         "Report at once: a new phase"
@@ -95,14 +103,11 @@ class Reporter:
         self._stepless = self._stepless or phase is not None
         if self._watch:
             self._watch(self.progress)
-        if self._file:
-            self._file.offer(self.progress.headway())
+        for take in self._takers:
+            take(self.progress.headway())
 
-    def say(
-        self,
-        text: str,  # what the phase is at
-    ) -> None:
-        "Report at once what takes long"
+    def say(self, text: str) -> None:
+        "Report at once what the phase is at, where that takes long"
         self.now(doing=text)
 
     def checkpointed(self, update: int) -> None:

@@ -128,6 +128,7 @@ def begin_training(setting: Setting, prepared: Prepared, learner: Learner, recor
     hand_over(learner, history, feed, prepared.material)
     gpus = max(1, min(torch.cuda.device_count(), learner.world.size))  # of this node
     gauge = hardware.GpuGauge(partial(hardware.gpu_metrics, gpus))
+    report.progress.gpus = learner.world.size if learner.world.device.type == "cuda" else 0
     return Training(setting, prepared, learner, record, history, feed, saver, gauge)
 
 # %% ../../nbs/training/89_training.ipynb #bbc21baa
@@ -169,7 +170,7 @@ def stop_with_checkpoint(training: Training) -> NoReturn:
     if not p.step:
         training.setting.stop.refuse()
     training.save()
-    training.saver.writer.wait()
+    training.saver.wait(training.history)
     problem = training.saver.writer.problem
     warning = f"; the checkpoint is on this machine only: {problem}" if problem else ""
     # whether another attempt of a job follows is not known here: it may have been cancelled
