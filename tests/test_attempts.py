@@ -20,7 +20,9 @@ FIRST = Attempt(
 )
 SILENT = dataclasses.replace(FIRST, attempt=2, exit_code=None, reason="", finished="", alive="2026-01-01T08:30", gpus=4)
 TIMES = dict(spent=dict(starting=1000, useful=9000, lost=0, saving=0, idle=0), resumed=40, marks=[[80, 7000]])
-LAST = dataclasses.replace(FIRST, attempt=3, exit_code=0, reason="all cells are done", owner="bob", updates=100, **TIMES)
+LAST = dataclasses.replace(
+    FIRST, attempt=3, exit_code=0, reason="all cells are done", owner="bob", updates=100, **TIMES
+)
 
 
 @pytest.fixture(params=["a disk", "S3"])
