@@ -6,12 +6,12 @@
 __all__ = ['ending', 'recorded_end', 'own_record', 'last_end', 'cancelled']
 
 # %% ../../nbs/cluster/20_ending.ipynb #a1beadeb
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from ..base.errors import Exit, Preempted, meaning_of
 from .events import moment_of, of_gone_pod, reason_of, subject_of
-from .pod import clock, end_of, event_cause, time_of, training_container, with_cause
+from .pod import DELETED, clock, end_of, event_cause, time_of, training_container, with_cause
 from .runtime import last_words
 from ..jobs.outlet import is_headway_line
 
@@ -55,7 +55,7 @@ def _memory_limit(job: dict[str, Any]) -> str:
 # %% ../../nbs/cluster/20_ending.ipynb #768db257
 def recorded_end(
     record: dict[str, Any],  # the file of an attempt, as storage has it
-    reasons: Iterable[str] = (),  # of the events about its pod
+    reasons: Sequence[str] = (),  # of the events about its pod
 ) -> dict[str, Any]:
     "How an attempt ended whose pod is gone, as `end_of` has it, by its record and the events about the pod"
     cause = event_cause([*reasons], record.get("node") or "")
@@ -63,7 +63,8 @@ def recorded_end(
         end = {"exitCode": record["exit_code"], "message": record.get("reason") or "", "cause": cause}
         return end | {"finishedAt": record.get("finished")}
     last_sign = clock(record.get("alive") or record.get("started"))
-    return {"cause": cause or f"it ended without a word; its last sign of life was at {last_sign}"}
+    by_deletion = DELETED if "Killing" in reasons else ""
+    return {"cause": cause or by_deletion or f"it ended without a word; its last sign of life was at {last_sign}"}
 
 # %% ../../nbs/cluster/20_ending.ipynb #89cb609a
 def own_record(

@@ -46,7 +46,7 @@ def whole_end(
         return end
     since, until = _span(first)
     others = [_of_other(pod) for pod in pods if index_of(pod) and end_of(pod)]
-    others += _gone_ends(job, pods, events)
+    others += _gone_ends(job, pods, events, since)
     within = [other for other in others if _is_within(other, since, until)]
     return _decided(end, within)
 
@@ -71,15 +71,33 @@ def _is_within(end: dict[str, Any], since: datetime | None, until: datetime | No
     return moment is None or ((since is None or moment >= since) and (until is None or moment <= until))
 
 # %% ../../nbs/cluster/21_gang_end.ipynb #992da63a
-def _gone_ends(job: dict[str, Any], pods: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _gone_ends(
+    job: dict[str, Any], pods: list[dict[str, Any]], events: list[dict[str, Any]], since: datetime | None
+) -> list[dict[str, Any]]:
     "How those of its other pods ended whose objects are gone, by events"
-    ends = []
+    by_pod: dict[str, list[dict[str, Any]]] = {}
     for event in events:
-        index = index_in_name(subject_of(event).get("name") or "", job)
-        cause = event_cause([reason_of(event)[0]], "")
-        if index and cause and of_gone_pod(event, job, pods):
-            ends.append({"cause": cause, "node": f"node {index}", "finishedAt": moment_of(event).isoformat()})
-    return ends
+        name = subject_of(event).get("name") or ""
+        if index_in_name(name, job) and of_gone_pod(event, job, pods):
+            by_pod.setdefault(name, []).append(event)
+    is_deleted = _is_first_deleted(first_events(events, job), since)
+    ends = [_gone_end(index_in_name(name, job), of_pod, is_deleted) for name, of_pod in by_pod.items()]
+    return [end for end in ends if end]
+
+
+def _is_first_deleted(events: list[dict[str, Any]], since: datetime | None) -> bool:
+    "Whether the first pod was deleted as well, as all are where a job is suspended: it says so itself"
+    ends = [event for event in events if reason_of(event)[0] == "Killing"]
+    return any(since is None or moment_of(event) >= since for event in ends)
+
+
+def _gone_end(index: int, events: list[dict[str, Any]], is_first_deleted: bool) -> dict[str, Any]:
+    "How a pod ended whose object is gone, by the events about it; empty where they don't say it"
+    reasons = [reason_of(event)[0] for event in events]
+    by_deletion = "its pod was deleted" if "Killing" in reasons and not is_first_deleted else ""
+    cause = event_cause(reasons, "") or by_deletion
+    ended = next((event for event in events if reason_of(event)[0] == "Killing"), events[-1])
+    return {"cause": cause, "node": f"node {index}", "finishedAt": moment_of(ended).isoformat()} if cause else {}
 
 
 def _decided(end: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
