@@ -6,16 +6,21 @@ import os
 import resource
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from gpuml.base.errors import DataError, Exit, OutputError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
+from gpuml.training.answers import predictions_of_many
+from gpuml.training.chunks import TOGETHER
 from gpuml.training.fit import fit
-from gpuml.training.predict import TOGETHER
+from gpuml.training.predict import finished_model, predict_file
+from gpuml.training.predictors import devices_for
 from gpuml.training.results import Run
 from gpuml.ui.cli import main
 from tests.conftest import CONFIG, WORDS, free_port, rows
@@ -233,6 +238,43 @@ def test_other_rows_are_another_prediction(run, project):
     write_csv("a.csv", texts[::-1])
     done = run.predict_file("a.csv", "out.csv", CACHE)
     assert not done.resumed and Path("out.csv").exists()
+
+
+def predictors():
+    "The processes that predict for this one"
+    processes = psutil.Process().children()
+    return [process for process in processes if "gpuml.training.predictor" in process.cmdline()]
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    "Two processes on this machine, for however few texts"
+    monkeypatch.setenv("GPUML_GPUS", "2")
+    return partial(devices_for, many=0)
+
+
+def test_two_processes_write_the_same_file(run, pair):
+    "One of them killed, and continued; a list of texts has the same answers"
+    texts = some_texts(5 * TOGETHER["cpu"] + 100)
+    write_csv("a.csv", texts)
+    notes = []
+
+    def kill(p):
+        if p.phase == "predicting" and p.step and p.steps:
+            for process in predictors():
+                process.kill()
+
+    predict = partial(predict_file, run, "a.csv", "out.csv", tuple(CACHE), devices=pair)
+    with pytest.raises(Preempted, match=r"process \d of 2 was killed \(signal 9\); the same line goes on"):
+        predict(watch=kill)
+    assert not predictors()
+    done = predict(watch=lambda p: notes.extend(p.notes))
+    assert TOGETHER["cpu"] <= done.resumed < len(done) and set(notes) == {"2 processes predict"} and not predictors()
+    run.predict_file("a.csv", "alone.csv", CACHE)
+    assert Path("out.csv").read_bytes() == Path("alone.csv").read_bytes()
+    answers = predictions_of_many(texts, finished_model(run), pair(1), 24, run.labels)
+    columns = [[float(row[f"p_{label}"]) for label in run.labels] for row in table(Path("out.csv").read_text())]
+    np.testing.assert_allclose(answers.probabilities, columns, atol=1e-6)
 
 
 BAD = "text,label\nlate parcel,x\nlate, again,x\n,x\nrefund,\n"

@@ -78,7 +78,7 @@ def word_of_death(
     size: int,  # processes in all
     code: int,  # as `subprocess` has it: the signal's number, negative
     is_out_of_memory: bool,  # Linux killed a process here because memory was short
-    successor: str,  # what goes on with the run
+    plan: str,  # how it goes on
 ) -> LastWord:
     "What is said for a process that ended without a word"
     name = f"process {rank + 1} of {size}"
@@ -89,7 +89,6 @@ def word_of_death(
         return LastWord(int(Exit.OUT_OF_MEMORY), "GpumlError", f"{name} was killed: memory is used up", rank, True)
     if number in CRASHES:
         return LastWord(int(Exit.CRASHED), "GpumlError", f"{name} crashed (signal {number})", rank, True)
-    plan = f"{successor} goes on from the last checkpoint"
     return LastWord(int(Exit.INTERRUPTED), "Preempted", f"{name} was killed (signal {number}); {plan}", rank, True)
 
 
@@ -97,13 +96,11 @@ def word_of_silence(
     rank: int,
     size: int,  # processes in all
     seconds: float,
-    successor: str,  # what goes on with the run
+    plan: str,  # how it goes on
 ) -> LastWord:
     "What is said for a process that was ended because it hung"
     text = f"process {rank + 1} of {size} gave no sign of life for {seconds:g} seconds"
-    return LastWord(
-        int(Exit.INTERRUPTED), "Preempted", f"{text}; {successor} goes on from the last checkpoint", rank, True
-    )
+    return LastWord(int(Exit.INTERRUPTED), "Preempted", f"{text}; {plan}", rank, True)
 
 # %% ../../nbs/training/55_last_word.ipynb #5d78da39
 def reason(

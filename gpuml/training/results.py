@@ -21,9 +21,10 @@ from ..base.loading import config_names, load
 from ..base.place import place_of
 from ..base.tables import Table
 from . import model, predict
-from .answers import Mistakes, Predictions, predictions_of
+from .answers import Mistakes, Predictions, predictions_of, predictions_of_many
 from .inputs import as_files, as_output, as_texts
-from .predict import PredictedFile
+from .predict import PredictedFile, finished_model
+from .predictors import devices_for, expected_tokens
 from .progress import Watch
 from .record import read_record
 from .report import class_table, report_html, report_text
@@ -86,7 +87,11 @@ class Run(RunFolder):
         texts: Iterable[str] | str,  # one text, or a list, a column, an array, a generator of texts
     ) -> Predictions:
         "Label and probabilities of each text, in the given order; raises `GpumlError` on what is not text"
-        return predictions_of(as_texts(texts), *self._loaded, self.config.data.max_length, self.labels)
+        rows, longest = as_texts(texts), self.config.data.max_length
+        devices = devices_for(expected_tokens(sum(map(len, rows)), len(rows), longest))
+        if devices.processes > 1:
+            return predictions_of_many(rows, finished_model(self), devices, longest, self.labels)
+        return predictions_of(rows, *self._loaded, longest, self.labels)
 
     def predict_file(
         self,

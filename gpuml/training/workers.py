@@ -167,7 +167,7 @@ class Watch:
         self.processes = processes
         self.timing = timing
         self.stop = stop
-        self.successor = successor
+        self.plan = f"{successor} goes on from the last checkpoint"
         self.silence = Silence(worker.rank for worker in workers)
         self.words: list[LastWord] = []  # in the order in which they came
         self.alive = list(workers)
@@ -203,9 +203,9 @@ class Watch:
         self._deadline = self._deadline or time.monotonic() + self.timing.shutdown
         print(worker.last_lines(), end="", file=sys.stderr)
         if worker.rank in self._hanging:
-            return word_of_silence(worker.rank, self.processes.size, self.timing.silence, self.successor)
+            return word_of_silence(worker.rank, self.processes.size, self.timing.silence, self.plan)
         memory = count_oom_kills() > self._oom_kills
-        return word_of_death(worker.rank, self.processes.size, code, memory, self.successor)
+        return word_of_death(worker.rank, self.processes.size, code, memory, self.plan)
 
     def _send(self, number: signal.Signals) -> None:
         for worker in self.alive:

@@ -68,7 +68,8 @@ keys:
   data.on_bad_row=skip               leave malformed rows out; by default they are refused
   data.endpoint, data.cache          S3 server; folder for what is finished
 
-What is interrupted goes on where it stopped when the same line is run again.
+What is interrupted goes on where it stopped when the same line is run again. Of a machine with several GPUs all
+predict large inputs, or as many as the environment's GPUML_GPUS says; the output is the same.
 
 """  # the exit codes follow
 
