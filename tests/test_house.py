@@ -57,6 +57,7 @@ HEAVY_ROOMS = {
     "training.head",
     "training.hub",
     "training.ahead",
+    "training.alone",
     "training.descent",
     "training.graph",
     "training.graph_trial",
