@@ -20,6 +20,7 @@ from ..base.errors import codes_with
 from .device_claim import CLAIM, template_name
 from gpuml.cluster.gang import (
     HOST,
+    container_fields,
     first_host,
     job_fields,
     pod_environment,
@@ -213,6 +214,7 @@ def _container(config: Config, run: str, source: Source) -> dict[str, Any]:
         **({"ports": ports} if ports else {}),
         "resources": {"requests": {"cpu": c.cpu} | amounts | gpus, "limits": amounts | gpus, **claims},
         "terminationMessagePolicy": "FallbackToLogsOnError",
+        **container_fields(c),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..jobs.sign_of_life import SIGN
+
 from ..base.errors import Exit
 from ..base.files import write_json
 from ..base.lock import Busy, locked
@@ -147,7 +149,7 @@ def _attempt(job: Work) -> int:
     return code
 
 # %% ../../nbs/cluster/42_work.ipynb #de971f14
-_OF_PODS = ("HOME", "TMPDIR", "GPUML_GPUS", "GPUML_NODES", "GPUML_HOST", "GPUML_GATHER_MINUTES")
+_OF_PODS = ("HOME", "TMPDIR", "GPUML_GPUS", "GPUML_NODES", "GPUML_HOST", "GPUML_GATHER_MINUTES", SIGN)
 
 
 def _environment(container: dict[str, Any]) -> dict[str, str]:

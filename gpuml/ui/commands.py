@@ -114,11 +114,13 @@ def run(
     arguments: argparse.Namespace,  # bundle, run
 ) -> int:
     "`gpuml run bundle --run RUN`: what a job's container does: execute the bundle's notebook, and say how that ended"
+    from gpuml.jobs.sign_of_life import signs_of_life
+
     from gpuml.jobs.agent import lend_bundle, node_number
     from gpuml.jobs.runner import execute_bundle, leave_word
 
     try:
-        with _unpacked(arguments.bundle) as folder:
+        with signs_of_life(os.environ), _unpacked(arguments.bundle) as folder:
             if node_number(os.environ):
                 return lend_bundle(folder, os.environ)
             code = execute_bundle(folder, arguments.run).exit_code
