@@ -12,16 +12,19 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from ..jobs.sign_of_life import SIGN, question
-
 from ..base.config import ComputeConfig
+from ..jobs.sign_of_life import SIGN, question
 
 # %% ../../nbs/cluster/08_gang.ipynb #caee7a58
 def job_fields(
     compute: ComputeConfig,
 ) -> dict[str, Any]:
     "How many pods a Job has at a time, and of several whose word counts"
-    several = {"completionMode": "Indexed", "successPolicy": {"rules": [{"succeededIndexes": "0"}]}}
+    several = {
+        "completionMode": "Indexed",
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+        "backoffLimitPerIndex": compute.retries,
+    }
     return {"completions": compute.nodes, "parallelism": compute.nodes} | (several if compute.nodes > 1 else {})
 
 # %% ../../nbs/cluster/08_gang.ipynb #f2466627

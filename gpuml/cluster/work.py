@@ -18,8 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..jobs.sign_of_life import SIGN
-
 from ..base.errors import Exit
 from ..base.files import write_json
 from ..base.lock import Busy, locked
@@ -28,6 +26,7 @@ from .ending import cancelled, ending
 from .local import LOCK_FILE, PROGRESS_FILE, STATE_FILE, local_outcome, local_state
 from .manifest import PREFIX, verdict
 from ..jobs.handle import OVER
+from ..jobs.sign_of_life import SIGN
 
 # %% ../../nbs/cluster/42_work.ipynb #a63c4799
 @dataclass

@@ -114,10 +114,9 @@ def run(
     arguments: argparse.Namespace,  # bundle, run
 ) -> int:
     "`gpuml run bundle --run RUN`: what a job's container does: execute the bundle's notebook, and say how that ended"
-    from gpuml.jobs.sign_of_life import signs_of_life
-
     from gpuml.jobs.agent import lend_bundle, node_number
     from gpuml.jobs.runner import execute_bundle, leave_word
+    from gpuml.jobs.sign_of_life import signs_of_life
 
     try:
         with signs_of_life(os.environ), _unpacked(arguments.bundle) as folder:
