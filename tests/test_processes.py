@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
-from gpuml.base.errors import DataError, Exit, GpumlError, Preempted
+from gpuml.base.errors import DataError, Exit, GpumlError, OutputError, Preempted
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training import attempts
@@ -100,6 +100,23 @@ def test_rank_0_is_killed(store, pair):
     assert not workers()
     (folder,) = (store.parent / "outputs").iterdir()
     assert read_record(folder).status == "KILLED"
+
+
+def test_a_run_that_lacks_only_its_certificate_waits_for_nobody(store, pair, monkeypatch):
+    "Neither for a second process, nor for another node"
+
+    def stand_in_the_way():
+        next((store.parent / "outputs").iterdir()).joinpath("metrics.json").mkdir()
+
+    with pytest.raises(OutputError, match=r"metrics\.json"):
+        fit(load("dev", OVERRIDES), watch=act_at("evaluating", stand_in_the_way))
+    next((store.parent / "outputs").glob("*/metrics.json")).rmdir()
+    for name, value in {"GPUML_NODES": "2", "GPUML_HOST": "x", "GPUML_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    sizes = set()
+    done = fit(load("dev", OVERRIDES), watch=lambda p: sizes.add(len(workers())), resume="latest")
+    assert done.metrics["updates"] == 9 and max(sizes) == 1
+    assert "all updates were done before: one process writes the results" in done.metrics["notes"]
 
 
 def test_ctrl_c_twice(store, pair):

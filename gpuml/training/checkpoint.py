@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COPIES', 'HOURS_BETWEEN_FAILURES', 'LONGEST', 'save', 'Checkpoint', 'damage', 'find', 'prune', 'check_room', 'put',
-           'prune_stored', 'is_kept', 'fetch', 'interval', 'Writer']
+           'prune_stored', 'is_kept', 'fetch', 'newest_state', 'interval', 'Writer']
 
 # %% ../../nbs/training/45_checkpoint.ipynb #7617b55c
 import hashlib
@@ -202,6 +202,19 @@ def fetch(
         notes.append(f"the checkpoint {name} in {url} is damaged: {problem}; the one before it is used")
         shutil.rmtree(folder / name)
     return notes
+
+# %% ../../nbs/training/45_checkpoint.ipynb #c2f91c75
+def newest_state(
+    storage: Storage,
+    folder: Path,  # the run's checkpoints on this machine
+    url: str,  # and in storage; nothing for a run that is kept on this machine
+) -> dict[str, Any]:
+    "The state of the newest checkpoint, here or in storage, which may be damaged; empty where there is none"
+    manifests = [str(path) for path in folder.glob(f"step-*/{_MANIFEST}")] + (_manifests(storage, url) if url else [])
+    if not manifests:
+        return {}
+    newest = max(manifests, key=lambda path: path.rsplit("/", 2)[1])
+    return json.loads(storage.read_now(f"{newest.rpartition('/')[0]}/state.json") or "{}")
 
 # %% ../../nbs/training/45_checkpoint.ipynb #8645885c
 HOURS_BETWEEN_FAILURES = 1.0  # what Young's rule assumes; a preempted development job is interrupted about that often

@@ -14,13 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .trained import lacks_only_results
+
 from ..base.config import Config
 from ..base.errors import OutputError, Preempted
 from . import checkpoint, tracking
 from .launch import train_together
 from .own_job import OwnJob, own_job
 from .prepared import prepare
-from .processes import processes_of
+from .processes import Processes, processes_of
 from .progress import Reporter, Watch
 from .recording import close_record, ends_recorded, recording
 from .results import Run
@@ -58,11 +60,19 @@ def fit(
     with stop_signals(setting.stop):
         with ends_reported(report):
             if processes.size > 1 and not start.is_certified:
-                train_together(setting, processes)
+                train_together(setting, _needed(setting, processes))
                 return Run(start.folder)
             record = store_again(setting) if start.is_certified else train_run(setting)
         finish(setting, record)
     return Run(start.folder)
+
+
+def _needed(setting: Setting, processes: Processes) -> Processes:
+    "The processes that an attempt needs: one of this node where only results are missing"
+    if not lacks_only_results(setting):
+        return processes
+    setting.report.note("all updates were done before: one process writes the results")
+    return Processes()
 
 
 NOTHING_LOST = "stopped before the first update; nothing was lost"

@@ -55,7 +55,7 @@ class Unsaved:
         "Never"
         return False
 
-    def wait(self) -> None:
+    def wait(self, *history: Any) -> None:
         "Not a moment"
 
     def save(self, *parts: Any) -> None:
