@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .trained import lacks_only_results
-
 from ..base.config import Config
 from ..base.errors import OutputError, Preempted
 from . import checkpoint, tracking
@@ -32,6 +30,7 @@ from .setting import Limits, Setting, ends_reported
 from .start import SAME_LINE, begin
 from .stop import StopRequest, stop_signals
 from .tracking import TrackedRun
+from .trained import lacks_only_results
 
 # %% ../../nbs/training/95_fit.ipynb #a8d9eae3
 def fit(
