@@ -125,6 +125,12 @@ class Snapshot:
     waiting: tuple[Holding, ...] = ()  # pods that no node has
     names: Mapping[str, str] = field(default_factory=dict)  # resource of a DeviceClass → what it is counted as
     sees_slices: bool = True  # whether what DRA offers was read too
+    sees_all: bool = True  # whether the pods of all namespaces were read
+    budgets: tuple[dict[str, Any], ...] = ()  # PodDisruptionBudgets
+    classes: Mapping[str, Mapping[str, Any] | None] = field(
+        default_factory=dict
+    )  # PriorityClasses that were looked for
+    quotas: tuple[dict[str, Any], ...] = ()  # ResourceQuotas of the namespace in question
     closed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # by `obstacles`, looked up before
 
     def counted(
@@ -149,21 +155,14 @@ class Snapshot:
         "Whether it is given by DRA, where the scheduler preempts nobody"
         return resource.startswith(IMPLICIT) or resource in self.names.values()
 
-    def nodes_with(
-        self,
-        resource: str = "nvidia.com/gpu",
-    ) -> tuple[Node, ...]:
-        "The nodes that have some of it, be it free or not"
-        counted = self.counted(resource)
-        return tuple(node for node in self.nodes or () if node.allocatable.get(counted))
-
     def free(
         self,
         resource: str = "nvidia.com/gpu",
     ) -> dict[str, tuple[int, int]]:
         "(free, all) devices of every node that has some"
         counted = self.counted(resource)
-        return {node.name: (node.free(counted), node.allocatable[counted]) for node in self.nodes_with(counted)}
+        nodes = [node for node in self.nodes or () if node.allocatable.get(counted)]
+        return {node.name: (node.free(counted), node.allocatable[counted]) for node in nodes}
 
     def holders_of(
         self,
