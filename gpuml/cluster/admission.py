@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from .outlook import check_plan
+
 from ..base.config import ComputeConfig, Config
 from ..base.errors import ClusterError, Exit
 from .answers import Answer, ApiServer, plainly
@@ -48,6 +50,8 @@ def check_cluster(
     if template:
         findings.add("claim", lambda: _check_template(api, template))
     findings.add("manifest", lambda: _check_manifest(api, manifest))
+    if not findings.bad:
+        findings.add("plan", lambda: check_plan(api, manifest))
     return findings
 
 # %% ../../nbs/cluster/53_admission.ipynb #63f9ea2a

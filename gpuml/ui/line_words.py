@@ -16,7 +16,7 @@ from ..base.errors import ConfigError
 
 # %% ../../nbs/ui/60_line_words.ipynb #48b103e4
 TRAIN = {"--resume": False, "--on": True, "--notebook": True}  # options, and whether they have a value
-SUBMIT = {"--name": True, "--again": False, "--local": False, "--dry-run": False, "--notebook": True}
+SUBMIT = {"--name": True, "--again": False, "--local": False, "--dry-run": False, "--plan": False, "--notebook": True}
 
 # %% ../../nbs/ui/60_line_words.ipynb #70cc0772
 def split_line(

@@ -69,6 +69,7 @@ _SUBMITTING = """Run this notebook, as it is saved, as a job on the cluster: `pa
 
     job = %submit_prod                              config/prod.yaml, this notebook
     job = %submit_prod prod train.epochs=3 --name spring-model
+    %submit_prod --plan                             whether it starts now, whom it preempts, or what it waits for
     %submit_prod --dry-run                          checks, differences and manifest; nothing is sent
     job = %submit_prod dev --local                  the same as a process on this machine
     job = %submit_prod --again                      one more, where the same is at work, or the name is there, already
@@ -162,8 +163,10 @@ class GpumlMagics(Magics):
 def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
     "Submit the notebook that the shell belongs to"
     from gpuml.base.loading import load
-    from gpuml.cluster import sending, submission
+    from gpuml.cluster import outlook, sending, submission
 
+    if "--plan" in options:
+        return outlook.outlook_of(config)
     path = this_notebook(shell.user_ns, options.get("--notebook"))
     if "--notebook" not in options:
         check_saved(path, (shell.get_parent() or {}).get("content", {}).get("code", ""))

@@ -16,7 +16,7 @@ import gpuml
 from ..base.errors import Exit, exit_help
 from ..base.keys import help_text
 from .commands import clean, data, predict, run, sync, train, worker
-from .job_commands import cancel, idle, jobs, logs, submit, wait
+from .job_commands import cancel, idle, jobs, logs, plan, submit, wait
 from .project import init
 from .serving import ui
 
@@ -131,6 +131,12 @@ def _jobs(command: Callable) -> None:
         "--dry-run", action="store_true", help="checks, differences from dev, and the manifest; send nothing"
     )
     sub.add_argument("--wait", action="store_true", help="print its log until it is over; end with its exit code")
+    sub = command(
+        "plan", plan, "say whether a job would start now, whom it would preempt, or what it would wait for", **_keys()
+    )
+    sub.add_argument(
+        "words", nargs="*", metavar="config key=value", help=_WORDS.replace("default: dev", "default: prod")
+    )
     sub = command("jobs", jobs, "list everybody's jobs on the cluster and this project's on this machine, or show one")
     sub.add_argument("name", nargs="?", help="of a job; where others have it too, NAMESPACE/NAME or PROJECT/NAME")
     sub.add_argument("--all", action="store_true", help="the jobs of other projects on this machine too")

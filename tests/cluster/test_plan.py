@@ -4,8 +4,11 @@ from collections import Counter
 
 import pytest
 
+from gpuml.base.errors import ClusterError
+from gpuml.ui.cli import main
 from tests.cluster.oracle import Judge, random_case
 from tests.cluster.programs import missing
+from tests.conftest import ROOT
 
 SERVERS = ["etcd", "kube-apiserver", "kube-scheduler"]
 pytestmark = pytest.mark.skipif(bool(missing(SERVERS)), reason="no servers for a cluster: `make servers` builds them")
@@ -13,12 +16,17 @@ CASES = 50
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory):
+def judge(tmp_path_factory):
     judge = Judge(tmp_path_factory.mktemp("judge"))
     try:
-        yield judge.start().judge([random_case(seed) for seed in range(CASES)])
+        yield judge.start()
     finally:
         judge.stop()
+
+
+@pytest.fixture(scope="module")
+def verdicts(judge):
+    return judge.judge([random_case(seed) for seed in range(CASES)])
 
 
 def test_answers(verdicts):
@@ -32,3 +40,30 @@ def test_victims_and_nodes(verdicts):
     submitted = [v for v in verdicts if v.plan.answer != "never"]
     assert [str(v) for v in submitted if not v.are_victims_right] == []
     assert all(v.nodes <= {*v.plan.nodes} for v in submitted if v.answer == "starts")
+
+
+def test_plan_command(judge, monkeypatch, capsys):
+    "Whom a job would preempt, and that another never fits"
+    amounts = {"cpu": "16", "memory": "64Gi", "ephemeral-storage": "500Gi", "pods": "10", "nvidia.com/gpu": "4"}
+    judge.admin.create("nodes", "", {"metadata": {"name": "gpu-1"}, "status": {"allocatable": amounts}})
+    container = {"name": "train", "image": "none", "resources": {"limits": {"nvidia.com/gpu": "4"}}}
+    spec = {"nodeName": "gpu-1", "priorityClassName": "low", "containers": [container]}
+    labels = {"gpuml.io/run": "dev-1", "gpuml.io/owner": "ada"}
+    judge.admin.create("pods", "default", {"metadata": {"name": "dev-1-x", "labels": labels}, "spec": spec})
+    monkeypatch.setenv("KUBECONFIG", str(judge.plane.kubeconfig()))
+    monkeypatch.chdir(ROOT)
+
+    def plan(*words):
+        code = main(["plan", "dev", "compute.namespace=default", "compute.cpu=1", *words])
+        return code, capsys.readouterr().out.strip()
+
+    top = "compute.priority_class=top"
+    assert plan(top) == (0, "starts within about 30 s: preempts dev-1 (ada, other)")
+    assert plan("compute.priority_class=low")[1].startswith(
+        "waits: needs 1 GPU: none of 4 is free; held by 1 other job"
+    )
+    code, text = plan(top, "compute.gpus=8")
+    assert code == ClusterError.exit_code and text.startswith("never fits: it asks for 8 nvidia.com/gpu of a node")
+    assert plan("compute.priority_class=none")[1] == "never fits: the cluster has no PriorityClass none"
+    judge.admin.delete("pods", "default", "dev-1-x", gracePeriodSeconds=0)
+    assert plan(top) == (0, "starts now on gpu-1")
