@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from .outlook import check_plan
-
 from ..base.config import ComputeConfig, Config
 from ..base.errors import ClusterError, Exit
 from .answers import Answer, ApiServer, plainly
@@ -25,6 +23,7 @@ from .findings import Findings, Unknown
 from .gang import node_count
 from .gang_checks import check_gang, check_together
 from .objects import JOBS, dra_objects
+from .outlook import check_plan
 from .pod import training_container
 from .queue import QueueEntry, queue_trouble
 from .queues import CLUSTER_QUEUES, COHORTS, LOCAL_QUEUES, readable_items

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from .plan_words import Headways, plan_words
-
 from ..base.config import Config
 from .answers import ApiServer, plainly
 from .findings import Unknown
@@ -20,6 +18,7 @@ from .manifest import PREFIX, Source
 from .manifest import manifest as job_manifest
 from .objects import JobAddress, read_cluster
 from .plan import Plan, plan
+from .plan_words import Headways, plan_words
 from .pod import trains
 from .snapshot import Holding, Snapshot
 from ..jobs.outlet import last_headway
