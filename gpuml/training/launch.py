@@ -70,10 +70,12 @@ def train_together(
 ) -> None:
     "Train with workers on this node, and those of others; raises what ended the training"
     start = setting.start
+    setting.limits.refuse_own_disk()
     timing = timing or timing_of(os.environ)
     with tempfile.TemporaryDirectory(prefix="gpuml-workers-") as private:
         folder = Path(private)
-        write_json(folder / TASK, task_of(replace(start, notes=tuple(setting.report.progress.notes))))
+        with_notes = replace(start, notes=tuple(setting.report.progress.notes))
+        write_json(folder / TASK, task_of(with_notes, setting.limits.windows))
         try:
             words = _supervise(setting, processes, folder, timing)
             if next(word for word in words if word.rank == 0).code:

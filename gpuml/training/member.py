@@ -30,10 +30,10 @@ from .peers import Peers, enter, explain, join, leave, open_store, serve_store
 from .processes import Timing
 from .progress import Progress, Reporter
 from .run_copy import RunCopy
-from .setting import Setting, ends_reported
+from .setting import Limits, Setting, ends_reported
 from .start import Start
 from .stop import StopRequest, stop_signals
-from .task import TASK, start_of
+from .task import TASK, limits_of, start_of
 from .world import World, world
 
 # %% ../../nbs/training/96_member.ipynb #f06f8f7f
@@ -101,7 +101,7 @@ def outcome(member: Member, peers: Peers, stop: MemberStop, news: int) -> LastWo
         else:
             task = peers.wait_for("task", check=stop.check)
             join(peers, stop.check)
-            setting = quiet_setting(start_here(member, task), stop)
+            setting = quiet_setting(start_here(member, task), stop, limits_of(task))
             with meet(member, peers, stop) as processes:
                 follow(setting, processes)
     except BaseException as e:
@@ -120,10 +120,10 @@ def start_here(member: Member, task: dict[str, Any]) -> Start:
     return start_of(task, None if is_first_node else Path.cwd())
 
 
-def quiet_setting(start: Start, stop: StopRequest) -> Setting:
+def quiet_setting(start: Start, stop: StopRequest, limits: Limits) -> Setting:
     "An attempt of which nobody hears"
     report = Reporter(None)
-    return Setting(start, report, stop, RunCopy(start, report))
+    return Setting(start, report, stop, RunCopy(start, report), limits)
 
 # %% ../../nbs/training/96_member.ipynb #b3ff7f5d
 def lead(member: Member, peers: Peers, stop: MemberStop, news: int) -> None:
@@ -133,7 +133,7 @@ def lead(member: Member, peers: Peers, stop: MemberStop, news: int) -> None:
     start = start_here(member, task)
     report = Reporter(partial(tell, news, News()))
     report.note(*start.notes)
-    setting = Setting(start, report, stop, RunCopy(start, report))
+    setting = Setting(start, report, stop, RunCopy(start, report), limits_of(task))
     with ends_reported(report):
         join(peers, stop.check)
         record = train_run(setting, partial(meet, member, peers, stop))

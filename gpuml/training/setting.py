@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import Preempted
+from ..base.errors import ConfigError, Preempted
 from ..data.order_choice import free_space
 from ..data.pieces import WindowLimits
 from .progress import Reporter
@@ -27,6 +27,13 @@ class Limits:
 
     free: Callable[[Path], int] = free_space  # bytes that the disk of a folder can take
     windows: WindowLimits = WindowLimits()
+
+    def refuse_own_disk(self) -> None:
+        "Raise `ConfigError` where a function says how much room there is: other processes look at the disk"
+        if self.free is not free_space:
+            raise ConfigError(
+                "fit: limits.free is a function of this process, and several train: use one, or leave it out"
+            )
 
 # %% ../../nbs/training/82_setting.ipynb #769f1232
 @dataclass(frozen=True)
