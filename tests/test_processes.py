@@ -4,16 +4,19 @@ Two workers on a CPU, each with a Python of its own, train the tiny model. A sec
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from functools import partial
 
+import numpy as np
 import psutil
 import pytest
 
-from gpuml.base.errors import DataError, Exit, GpumlError, OutputError, Preempted
+from gpuml.base.errors import DataError, Exit, GpumlError, OutputError, Preempted, TrainError
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training import attempts
@@ -22,6 +25,29 @@ from gpuml.training.record import read_record
 from tests.conftest import free_port, runs_in
 from tests.waiting import until
 
+FAULTY = """
+import os
+if os.environ.get("RANK") == "1":
+    import torch
+    from torch.nn.modules import module
+
+    kind, number = os.environ["FAULT"].split(":")
+    batches = 0
+
+    def before(layer, arguments):
+        if kind == "memory" and isinstance(layer, torch.nn.Embedding) and torch.is_grad_enabled():
+            if arguments[0].numel() > int(number):
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def after(layer, arguments, output):
+        global batches
+        batches += type(layer).__name__.endswith("ForSequenceClassification") and torch.is_grad_enabled()
+        if kind == "nan" and batches >= int(number) and isinstance(output, torch.Tensor):
+            return output * float("nan")
+
+    module.register_module_forward_pre_hook(before)
+    module.register_module_forward_hook(after)
+"""
 OVERRIDES = ["train.epochs=3", "train.checkpoint_updates=2"]  # 9 updates
 LONG = ["train.epochs=2000", "train.checkpoint_updates=2"]
 AGENT = """
@@ -36,6 +62,16 @@ sys.exit(serve(processes_of(None), os.environ))
 def pair(monkeypatch):
     "Two processes on this machine"
     monkeypatch.setenv("GPUML_GPUS", "2")
+
+
+@pytest.fixture
+def fault(tmp_path, pair, monkeypatch):
+    "Something goes wrong in the second process: `memory:TOKENS` it has room for, or `nan:BATCHES` after which it computes none"
+    folder = tmp_path / "faulty"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(FAULTY)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    return partial(monkeypatch.setenv, "FAULT")
 
 
 def workers(parent=None):
@@ -146,6 +182,36 @@ def test_bad_data(store, pair):
     with pytest.raises(DataError, match=r"a\.csv"):
         fit(load("dev", OVERRIDES))
     assert not workers()
+
+
+def test_memory_of_one_of_them_is_short(store, fault):
+    "It computes its part in smaller pieces, and nobody else does: the updates are the same"
+    line = [*OVERRIDES, "model.dropout=0", "output=calm"]
+    fault("memory:1000")
+    calm = fit(load("dev", line))
+    fault("memory:12")
+    short = fit(load("dev", [*line, "output=short"]))
+    np.testing.assert_allclose(
+        [e["loss"] for e in short.metrics["history"]], [e["loss"] for e in calm.metrics["history"]], rtol=1e-5
+    )
+
+
+def test_memory_of_one_of_them_has_no_room_for_a_text(store, fault):
+    fault("memory:2")
+    with pytest.raises(GpumlError, match=r"out of memory with one example of \d+ tokens") as e:
+        fit(load("dev", OVERRIDES))
+    assert e.value.exit_code == Exit.FAILED and not workers()
+
+
+def test_a_loss_of_one_of_them_is_no_number(store, fault):
+    "The update is nobody's"
+    fault("nan:6")
+    with pytest.raises(TrainError, match=r"the loss is nan at update \d \(training rows .*a\.csv") as e:
+        fit(load("dev", [*OVERRIDES, "train.checkpoint_updates=1"]))
+    assert e.value.exit_code == Exit.FAILED and not workers()
+    (folder,) = (store.parent / "outputs").iterdir()
+    last = max(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+    assert last < int(re.search(r"at update (\d)", str(e.value))[1]) and read_record(folder).status == "FAILED"
 
 
 def test_whoever_started_them_is_killed(store, pair):
