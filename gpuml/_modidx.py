@@ -3325,6 +3325,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'gpuml/training/weights.py')},
             'gpuml.training.words': { 'gpuml.training.words._amounts': ('training/words.html#_amounts', 'gpuml/training/words.py'),
                                       'gpuml.training.words._named_facts': ('training/words.html#_named_facts', 'gpuml/training/words.py'),
+                                      'gpuml.training.words._place': ('training/words.html#_place', 'gpuml/training/words.py'),
                                       'gpuml.training.words.duration': ('training/words.html#duration', 'gpuml/training/words.py'),
                                       'gpuml.training.words.facts': ('training/words.html#facts', 'gpuml/training/words.py'),
                                       'gpuml.training.words.line_facts': ('training/words.html#line_facts', 'gpuml/training/words.py'),

@@ -41,6 +41,7 @@ class Headway:
     url: str = ""  # the MLflow run's page
     saving_seconds: float = 0.0  # that this attempt's training has waited for its checkpoints
     gpus: int | None = None  # that it computes on, of all nodes; none while that is not known
+    processes: int = 1  # that compute
 
 # %% ../../nbs/training/14_headway.ipynb #4d079747
 def as_json(

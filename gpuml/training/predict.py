@@ -250,8 +250,8 @@ def _answers(task: Task, devices: Devices) -> Iterator[tuple[Answers, int]]:
     "What computes the logits, and how many rows it takes together"
     finished = finished_model(task.run)
     if devices.processes > 1:
-        unit = "GPUs" if devices.kind == "cuda" else "processes"
-        task.report.note(f"{devices.processes} {unit} predict")
+        task.report.progress.gpus = devices.processes if devices.kind == "cuda" else 0
+        task.report.progress.processes = devices.processes
         with Predictors(finished, devices, "the same line goes on") as predictors:
             yield predictors, TOGETHER[devices.kind]
         return

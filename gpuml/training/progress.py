@@ -42,12 +42,14 @@ class Progress:
     checkpoint_time: str = ""  # when it was made, in UTC
     saving_seconds: float = 0.0  # that this attempt's training has waited for its checkpoints
     gpus: int | None = None  # that it computes on, of all nodes
+    processes: int = 1  # that compute
 
     def headway(self) -> Headway:
         "Return how far it is now, as what is handed on"
         same = ("run", "phase", "doing", "epoch", "epochs", "examples_per_second", "seconds_left", "url")
         values = {
-            name: getattr(self, name) for name in (*same, "checkpoint", "checkpoint_time", "saving_seconds", "gpus")
+            name: getattr(self, name)
+            for name in (*same, "checkpoint", "checkpoint_time", "saving_seconds", "gpus", "processes")
         }
         if self.losses:
             recent = self.losses[-10:]

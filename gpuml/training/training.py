@@ -129,6 +129,7 @@ def begin_training(setting: Setting, prepared: Prepared, learner: Learner, recor
     gpus = max(1, min(torch.cuda.device_count(), learner.world.size))  # of this node
     gauge = hardware.GpuGauge(partial(hardware.gpu_metrics, gpus))
     report.progress.gpus = learner.world.size if learner.world.device.type == "cuda" else 0
+    report.progress.processes = learner.world.size
     return Training(setting, prepared, learner, record, history, feed, saver, gauge)
 
 # %% ../../nbs/training/89_training.ipynb #bbc21baa

@@ -39,9 +39,17 @@ def _named_facts(p: Headway) -> dict[str, str]:
         words["speed"] = f"{p.examples_per_second:,.0f} {'examples' if p.epochs else 'rows'}/s"
     if remaining := time_left(p):
         words["left"] = f"{remaining} left"
+    words["place"] = _place(p)
     if p.evaluation:
         words["scores"] = ", ".join(f"{s.title} {s.text(p.evaluation)}" for s in SHOWN if s.more_is_better)
     return {subject: word for subject, word in words.items() if word}
+
+
+def _place(p: Headway) -> str:
+    "What computes, where it is more than one"
+    if (p.gpus or 0) > 1:
+        return f"on {p.gpus} GPUs"
+    return f"in {p.processes} processes" if p.processes > 1 else ""
 
 
 def _amounts(p: Headway) -> dict[str, str]:
@@ -61,7 +69,18 @@ def facts(
     return list(_named_facts(headway).values())
 
 # %% ../../nbs/training/16_words.ipynb #87453129
-_RANKS = ("share", "left", "phase", "doing", "scores", "loss", "epoch", "steps", "speed")  # what matters most is first
+_RANKS = (
+    "share",
+    "left",
+    "phase",
+    "doing",
+    "scores",
+    "loss",
+    "epoch",
+    "steps",
+    "speed",
+    "place",
+)  # what matters most is first
 
 
 def line_facts(

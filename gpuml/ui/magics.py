@@ -62,6 +62,8 @@ Returns a `Run`: its metrics show themselves; `run.predict(["some text"])` gives
 probabilities, `run.mistakes()` the most confident errors, `run.model_folder` the model.
 The stop button ends training cleanly, with a checkpoint; the cells below don't run then, and
 `--resume` continues exactly there, with the run's own values. Tab completes configs, keys and values.
+`compute.gpus=8` trains on eight GPUs of this machine, a process on each and none in the kernel: the same
+progress, stop button and result. `compute.nodes` is for jobs: `--on cluster`, `%submit_prod`.
 """
 
 # %% ../../nbs/ui/65_magics.ipynb #6e3f9085

@@ -44,7 +44,15 @@ _RAW = argparse.RawDescriptionHelpFormatter
 _WORDS = "config/NAME.yaml, here or in a folder above, or a YAML file (default: dev); changes, such as train.epochs=3"
 
 
-def _keys() -> dict[str, Any]:
+_SEVERAL = """compute.gpus=8 trains on eight GPUs of this machine, a process on each: one progress, one stop, one error.
+GPUML_GPUS=2 in the environment starts two processes where there is no GPU. compute.nodes is for gpuml submit.
+
+"""
+
+
+def _keys(
+    advice: str = "",
+) -> dict[str, Any]:
     "The end of a help page that lists every key, and the exit codes"
     codes = exit_help(
         Exit.DONE,
@@ -54,7 +62,7 @@ def _keys() -> dict[str, Any]:
         done="done, trained and certified",
         failed="training failed",
     )
-    return {"formatter_class": _RAW, "epilog": f"keys:\n{help_text()}\n\n{codes}"}
+    return {"formatter_class": _RAW, "epilog": f"keys:\n{help_text()}\n\n{advice}{codes}"}
 
 # %% ../../nbs/ui/78_parser.ipynb #13ada84a
 _PREDICTED = """the output has a row for each of the input's, in order:
@@ -76,7 +84,7 @@ predict large inputs, or as many as the environment's GPUML_GPUS says; the outpu
 
 def _training(command: Callable) -> None:
     "Train, look at data, predict"
-    sub = command("train", train, "fine-tune a text classifier on this machine", **_keys())
+    sub = command("train", train, "fine-tune a text classifier on this machine", **_keys(_SEVERAL))
     sub.usage = "gpuml train [config] [key=value ...] [--resume [RUN]]"
     sub.add_argument("words", nargs="*", metavar="config key=value", help=_WORDS)
     resume = (
