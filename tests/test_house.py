@@ -80,6 +80,7 @@ HEAVY_ROOMS = {
     "training.training",
     "training.trial",
     "training.tune",
+    "training.node_metrics",
     "training.world",
     "training.common_stop",
     "training.heartbeat",

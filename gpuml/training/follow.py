@@ -22,7 +22,7 @@ from .material import open_material
 from .prepared import Prepared, choose_model, load_classifier
 from .setting import Setting
 from .snapshot import Snapshot, recall
-from .training import Training, make_learner, stop_with_checkpoint
+from .training import Training, make_learner, node_gauge, stop_with_checkpoint
 from .world import World
 
 # %% ../../nbs/training/93_follow.ipynb #7373d687
@@ -87,7 +87,7 @@ def begin_to_follow(setting: Setting, prepared: Prepared, learner: Learner) -> T
     history.best.keeps_weights = False
     position = tuple(beginning.state["position"])
     feed = Feed(prepared.material.order, t.batch_size, t.seed, t.epochs, beginning.step, position)
-    return Training(setting, prepared, learner, Unrecorded(), history, feed, Unsaved())
+    return Training(setting, prepared, learner, Unrecorded(), history, feed, Unsaved(), node_gauge(learner.world))
 
 
 def _without_best(beginning: Beginning) -> Snapshot:

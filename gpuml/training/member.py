@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .node_metrics import pool_metrics
 from torch.distributed import PrefixStore
 
 from ..base.errors import GpumlError
@@ -147,7 +148,8 @@ def meet(member: Member, peers: Peers, stop: MemberStop) -> Iterator[World]:
     for rank in range(member.size):
         peers.wait_for(f"ready/{rank}", check=stop.check)
     store = PrefixStore("group", open_store(member.host, member.port))
-    with world(member.rank, member.size, store, member.local_rank, partial(explain, peers)) as processes:
+    reason, pooled = partial(explain, peers), partial(pool_metrics, peers, member.local_size)
+    with world(member.rank, member.size, store, member.local_rank, reason, pooled) as processes:
         yield processes
 
 
