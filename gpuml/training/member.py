@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .node_metrics import pool_metrics
 from torch.distributed import PrefixStore
 
 from ..base.errors import GpumlError
@@ -27,6 +26,7 @@ from .heartbeat import Heartbeat
 from .last_word import LastWord, left_in, word_of, write_word
 from .launch import News
 from .member_stop import MemberStop
+from .node_metrics import pool_metrics
 from .peers import Peers, enter, explain, join, leave, open_store, serve_store
 from .processes import Timing
 from .progress import Progress, Reporter
