@@ -65,6 +65,7 @@ HEAVY_ROOMS = {
     "training.host_copy",
     "training.learner",
     "training.outcomes",
+    "training.own_account",
     "training.replay",
     "training.row",
     "training.row_model",

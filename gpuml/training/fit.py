@@ -84,16 +84,17 @@ def train_run(
 ) -> TrackedRun:
     "Train and certify the run, and bring it where it is kept; returns its record, which is still open"
     with prepare(setting) as prepared:
-        from gpuml.training import attended, epochs, result_files, training, world
+        from gpuml.training import attended, epochs, own_account, result_files, training, world
 
         with (meet or world.world)() as processes:
             learner = training.make_learner(setting, prepared, processes)
-            with recording(setting, prepared) as record, attended.attended(setting, processes):
+            with recording(setting, prepared) as record, attended.attended(setting, processes) as sheet:
                 attempt = training.begin_training(setting, prepared, learner, record)
                 end = partial(training.stop_with_checkpoint, attempt)
                 with result_files.best_kept(attempt), setting.stop.ended_by(end):
                     trained = epochs.train(attempt)
                     result_files.write_results(setting, prepared, trained)
+                    own_account.write_account(setting, sheet, processes)
                     put_results(setting.copy)
     return record
 

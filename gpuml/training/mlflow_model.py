@@ -8,7 +8,9 @@ __all__ = ['send_results']
 # %% ../../nbs/training/41_mlflow_model.ipynb #1c8642c0
 import json
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import mlflow.transformers
 from mlflow import MlflowClient
@@ -16,6 +18,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from .account import ACCOUNT, stored_account
 from .folder import as_readable_as_new
 from .mlflow_run import errors_only
 from .model import load_classifier, load_tokenizer, quiet
@@ -24,7 +27,7 @@ from .score_table import SCORES, by_metric
 from .versions import versions
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #32d9669c
-_FILES = ("config.yaml", "metrics.json", "predictions.csv", "loss.svg", "confusion.svg", "certificate.json")
+_FILES = ("config.yaml", "metrics.json", "predictions.csv", "loss.svg", "confusion.svg", "certificate.json", ACCOUNT)
 
 
 def send_results(
@@ -38,6 +41,8 @@ def send_results(
         sent.files = []
         sent.model = None
         sent.version = None
+    if ACCOUNT not in sent.files:
+        _send_account(client, record, stored_account(folder))
     for name in _FILES:
         if name not in sent.files and (folder / name).exists():
             client.log_artifact(sent.run, str(folder / name), "figures" if name.endswith(".svg") else None)
@@ -47,6 +52,19 @@ def send_results(
         write_record(folder, record)
     if record.register and sent.version is None:
         sent.version = _register(client, record)
+
+# %% ../../nbs/training/41_mlflow_model.ipynb #f61c99a5
+def _send_account(client: MlflowClient, record: Record, account: dict[str, Any]) -> None:
+    "Send what became of the run's time: a sentence as a tag, and hours as metrics"
+    if not account:
+        return
+    spent = account["spent"]
+    held = sum(spent.values())
+    kind = "gpu_hours" if account["gpus"] else "cpu_hours"
+    values = {kind: held / 3.6e6, "useful_share": spent["useful"] / max(1, held)}
+    now = round(1000 * time.time())
+    client.log_batch(record.sent.run, metrics=[Metric(name, value, now, 0) for name, value in values.items()])
+    client.set_tag(record.sent.run, "gpuml.account", account["text"])
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #19fde7b8
 def _send_scores(client: MlflowClient, record: Record, folder: Path) -> bool:

@@ -32,6 +32,7 @@ class Finished(Protocol):
     id: str
     place: str  # where it is kept
     url: str  # the MLflow run's page
+    account: str  # what became of its time, in a line
     labels: list[str]
     metrics: dict[str, Any]  # the content of metrics.json
 
@@ -46,7 +47,8 @@ def report_text(run: Finished) -> str:
     table = Table(classes.names, [*classes.rows, ("macro average", "", "", MAIN.text(m), f"{support:,}")])
     scores = ", ".join(f"{score.short or score.title} {score.text(m)}" for score in SHOWN)
     head = f"{run.id}: {scores} on validation data"
-    tail = [f"model   {run.place}/model", *_weights(m), f"MLflow  {run.url}", *m["notes"]]
+    account = [f"spent   {run.account}"] if run.account else []
+    tail = [f"model   {run.place}/model", *_weights(m), *account, f"MLflow  {run.url}", *m["notes"]]
     return "\n".join([head, "", table.text(), "", *tail])
 
 
@@ -71,9 +73,10 @@ def report_html(run: Finished) -> str:
     curve = loss_curve([(x, y) for x, y in m["curve"]], validation, m["updates"], width=360, height=150)
     link = f"<a href='{escape(run.url)}' target='_blank'>{escape(run.url)}</a>"
     notes = "".join(f"<div>⚠ {as_html(n)}</div>" for n in m["notes"])
+    account = f"<div>{escape(run.account)}</div>" if run.account else ""
     return (
         f"<div>{' · '.join([f'<b>{escape(run.id)}</b>', *score_texts(m, '<b>{}</b>')])}</div>"
         f"<div style='display:flex;flex-wrap:wrap;gap:1.5em;align-items:center'><div>{run.classes().html()}</div>"
         f"<div>{confusion_svg(m['confusion'], run.labels)}</div><div>{curve}</div></div>"
-        f"<div>model <code>{escape(run.place)}/model</code>{''.join(f' · {w}' for w in _weights(m))}</div><div>MLflow {link}</div>{notes}"
+        f"<div>model <code>{escape(run.place)}/model</code>{''.join(f' · {w}' for w in _weights(m))}</div>{account}<div>MLflow {link}</div>{notes}"
     )

@@ -21,6 +21,7 @@ from ..base.loading import config_names, load
 from ..base.place import place_of
 from ..base.tables import Table
 from . import model, predict
+from .account import stored_account
 from .answers import Mistakes, Predictions, predictions_of, predictions_of_many
 from .inputs import as_files, as_output, as_texts
 from .predict import PredictedFile, finished_model
@@ -62,6 +63,11 @@ class RunFolder:
         "The MLflow run's page"
         record = read_record(self.folder)
         return record.url if record else ""
+
+    @property
+    def account(self) -> str:
+        "What became of its time, in a line: `6.2 GPU-hours, 97 % useful`; empty of a run of an earlier version"
+        return stored_account(self.folder).get("text", "")
 
     @property
     def labels(self) -> list[str]:

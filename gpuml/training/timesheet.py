@@ -76,6 +76,8 @@ class Timesheet:
         self._waited = 0  # milliseconds for checkpoints that were heard of
         self._owed = 0  # of them, those that no stretch has had room for yet
         self._points: deque[tuple[int, int]] = deque(maxlen=POINTS)
+        self._epoch: float | None = None  # of the latest evaluation
+        self._checkpoint: tuple[int | None, str] = (None, "")  # the latest, and when it was made
 
     def _now(self) -> int:
         return round(1000 * self._clock())
@@ -91,7 +93,7 @@ class Timesheet:
         now = self._now()
         times = replace(times, spent=times.spent + self._without_waiting(part, max(0, now - since), headway))
         if headway.epochs:
-            times = self._with_training(times, part, headway)
+            times = self._with_training(times, headway)
         self._state = (times, part_of(headway, times), now)
 
     def _without_waiting(self, part: str, stretch: int, headway: Headway) -> Spent:
@@ -104,21 +106,25 @@ class Timesheet:
             self._owed -= saved.saving
         return saved
 
-    def _with_training(self, times: Times, part: str, headway: Headway) -> Times:
+    def _with_training(self, times: Times, headway: Headway) -> Times:
         "The times with what a headway says of updates and checkpoints"
         if headway.phase in ("training", "evaluating") and times.resumed is None:
             times = replace(times, resumed=headway.update)
             self._points.append((headway.update, 0))
         if times.resumed is None:
             return times
-        if headway.phase == "training" or part == "useful" and headway.phase == "saving":
+        epoch = (headway.evaluation or {}).get("epoch")
+        if headway.phase == "training" or epoch != self._epoch:  # of an evaluation that is not whole nothing is kept
             if self._points and self._points[-1][0] == headway.update:
                 self._points.pop()
             self._points.append((headway.update, times.spent.useful))
-        newest = times.marks[-1][0] if times.marks else times.resumed
-        if headway.checkpoint is not None and headway.checkpoint > newest:
+        self._epoch = epoch
+        checkpoint = (headway.checkpoint, headway.checkpoint_time)
+        if headway.checkpoint_time and checkpoint != self._checkpoint:
+            self._checkpoint = checkpoint
             mark = (headway.checkpoint, worth([*self._points], headway.checkpoint))
-            times = replace(times, marks=(*times.marks, mark)[-MARKS:])
+            others = [other for other in times.marks if other[0] != headway.checkpoint]
+            times = replace(times, marks=(*others, mark)[-MARKS:])
         return replace(times, is_trained=times.is_trained or headway.phase == "done")
 
 # %% ../../nbs/training/16_timesheet.ipynb #d7219f93

@@ -44,7 +44,8 @@ def print_run(
     console.print(table)
     console.print("   ".join(score_texts(m)))
     weights = f"weights  {m['weights'].removeprefix('weights ')}\n" if "weights" in m else ""
-    console.print(f"{weights}model    {run.place}/model\nMLflow   {run.url}", markup=False)
+    account = f"spent    {run.account}\n" if run.account else ""
+    console.print(f"{weights}model    {run.place}/model\n{account}MLflow   {run.url}", markup=False)
 
 # %% ../../nbs/ui/74_commands.ipynb #78bf65d9
 def train(

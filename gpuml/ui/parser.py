@@ -16,7 +16,8 @@ import gpuml
 from ..base.errors import Exit, exit_help
 from ..base.keys import help_text
 from .commands import clean, data, predict, run, sync, train, worker
-from .job_commands import cancel, idle, jobs, logs, plan, submit, wait
+from .job_commands import cancel, idle, jobs, ledger, logs, plan, submit, wait
+from .ledger_words import GROUPS
 from .project import init
 from .serving import ui
 
@@ -158,6 +159,29 @@ def _jobs(command: Callable) -> None:
     sub.add_argument("name", help="of the job")
     sub = command("cancel", cancel, "end a job; it saves a checkpoint before")
     sub.add_argument("name", help="of the job")
+    _ledger(command)
+
+
+_PARTS = """held = starting + useful + lost + saving + idle, in GPU-hours: each pod's time once, with all its GPUs
+
+  starting   until the first update: reading data, loading the model
+  useful     updates and evaluations that the result is made of, predictions
+  lost       what was done after the checkpoint that the next attempt went on from
+  saving     waiting for checkpoints, writing results
+  idle       after the training: cells that run on
+  waited     hours between submission and start, and between two attempts
+
+It is read from what the runs' attempts have left in the outputs of this project's configs. Where no run held a GPU, hours
+are those of processes on CPUs."""
+
+
+def _ledger(command: Callable) -> None:
+    "Where the GPU-hours went"
+    sub = command("ledger", ledger, "say where the GPU-hours went", formatter_class=_RAW, epilog=_PARTS)
+    sub.add_argument("--by", choices=GROUPS, help="the rows of the table (default: owner)")
+    sub.add_argument("--csv", metavar="FILE", help="the rows as a CSV file too, in seconds with three decimals")
+    beside = "its address: notebook servers, and what else held GPUs beside runs in the last 7 days, are in it too"
+    sub.add_argument("--prometheus", metavar="ADDRESS", help=beside)
 
 # %% ../../nbs/ui/78_parser.ipynb #47dd94de
 _CLEANED = """runs     of this project on this machine that did not finish; a certified one only where it is named (of an output on S3, its copy here)

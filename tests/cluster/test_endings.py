@@ -18,6 +18,9 @@ import pytest
 from gpuml.base.storage import Storage
 from gpuml.cluster.manifest import verdict
 from gpuml.cluster.submission import prepare
+from gpuml.training.account import ACCOUNT, account_text, moment
+from gpuml.training.ledger import ledger_of
+from gpuml.training.ledger_files import read_histories
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
 
@@ -132,6 +135,28 @@ def test_preempted_three_times(site, mlflow):
     )
     counted = sqlite3.connect(mlflow).execute(steps, (dev.run_id,)).fetchall()
     assert counted == [(i, 1) for i in range(1, dev.run.metrics["updates"] + 1)]
+    its_time_adds_up(site, dev)
+
+
+def its_time_adds_up(site, job):
+    "The ledger has four attempts on one GPU, all of their time, and the waits between them"
+    histories = read_histories([site.config(of="dev")])
+    (history,) = histories.attempts.values()
+    (account,) = histories.accounts()
+    print(ledger_of([account], "run"), account_text(account), sep="\n\n")
+    print(*(f"attempt {a.attempt}: {a.spent}, resumed {a.resumed}, marks {a.marks}" for a in history), sep="\n")
+    assert (len(account.stretches), account.interruptions, account.gpus, histories.notes) == (4, 3, 1, [])
+    assert account.spent.total == sum(sum(attempt.spent.values()) for attempt in history)
+    for attempt in history:  # their clock and that of their files agree, to the second that is written
+        assert abs(sum(attempt.spent.values()) - (moment(attempt.finished) - moment(attempt.started))) < 2000
+    resumed = [attempt.resumed for attempt in history]
+    assert resumed[0] == 0 and resumed[1:] == [attempt.checkpoint for attempt in history[:-1]]
+    first = moment(history[0].submitted)
+    apart = moment(history[-1].finished) - first - account.spent.total
+    assert abs(account.waited - apart) < 8000 and account.waited > 3000
+    assert account.spent.useful > 0 and account.spent.lost < account.spent.useful
+    assert "3 interruptions cost" in json.loads(Storage(site.s3.endpoint).read_now(f"{job.place}/{ACCOUNT}"))["text"]
+    assert "3 interruptions cost" in repr(job.run)
 
 
 @pytest.mark.parametrize("wanted", [1, 2])
