@@ -161,7 +161,7 @@ def _jobs(command: Callable) -> None:
     sub.add_argument("name", help="of the job")
     _ledger(command)
 
-
+# %% ../../nbs/ui/78_parser.ipynb #6d52c5cc
 _PARTS = """held = starting + useful + lost + saving + idle, in GPU-hours: each pod's time once, with all its GPUs
 
   starting   until the first update: reading data, loading the model
