@@ -77,19 +77,21 @@ def obstacle(
     node: Node,
     spec: Mapping[str, Any],  # of a pod
 ) -> Obstacle | None:
-    "What closes a node to a pod, by the first of kube-scheduler's filters that refuses it; none where it is open"
+    "What closes a node to a pod, by kube-scheduler's filters, what lasts before what passes; none where it is open"
     if not node.is_machine:
         return None
-    if node.is_cordoned and not _is_tolerated(_CORDON, spec.get("tolerations") or ()):
-        return Obstacle("NodeUnschedulable", "", True)
     if spec.get("nodeName") and spec["nodeName"] != node.name:
         return Obstacle("NodeName", spec["nodeName"])
-    for taint in node.taints:
-        if taint.get("effect") in _CLOSING and not _is_tolerated(taint, spec.get("tolerations") or ()):
-            return Obstacle("TaintToleration", _taint_words(taint), taint["key"].split("/")[0] in _PASSING)
+    tolerations = spec.get("tolerations") or ()
+    taints = [t for t in node.taints if t.get("effect") in _CLOSING and not _is_tolerated(t, tolerations)]
+    for taint in taints:
+        if taint["key"].split("/")[0] not in _PASSING:
+            return Obstacle("TaintToleration", _taint_words(taint))
     if lacking := _lacking_labels(node, spec):
         return Obstacle("NodeAffinity", lacking)
-    return None
+    if node.is_cordoned and not _is_tolerated(_CORDON, tolerations):
+        return Obstacle("NodeUnschedulable", "", True)
+    return Obstacle("TaintToleration", _taint_words(taints[0]), True) if taints else None
 
 
 _CLOSING = ("NoSchedule", "NoExecute")
