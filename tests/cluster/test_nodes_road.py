@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -17,12 +18,12 @@ from gpuml.cluster.jobs import find
 from gpuml.cluster.sending import submit
 from gpuml.training.attempts import newest_checkpoint, read
 from tests.cluster.cluster import phase
-from tests.cluster.nodes import services
+from tests.cluster.nodes import faults, services
 from tests.cluster.nodes.image import REGISTRY
 from tests.cluster.nodes.real import TEAM
 from tests.cluster.nodes.scene import TAINT, own_nodes, power_off
 from tests.cluster.site import PROD
-from tests.conftest import OFFLINE, ROOT, gpuml, rows
+from tests.conftest import OFFLINE, ROOT, rows
 from tests.s3 import keys_in_environment
 
 EPOCHS, GRACE = 12, 120
@@ -77,10 +78,12 @@ def team(real, system, project, monkeypatch):
     real.nodes["node-2"].gpus.set(1)
 
 
-def undisturbed(team):
+def undisturbed(team, *words, **environment):
     "The weights of the development run where nothing interferes, on this machine"
-    words = [f"output={team.folder / 'quiet'}", f"tracking.uri=sqlite:///{team.folder / 'quiet.db'}"]
-    done = gpuml("train", "dev", *words, cwd=team.folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    words = [f"output={team.folder / 'quiet'}", f"tracking.uri=sqlite:///{team.folder / 'quiet.db'}", *words]
+    command = [sys.executable, "-m", "gpuml", "train", "dev", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(command, cwd=team.folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return next((team.folder / "quiet").glob("*/model/model.safetensors")).read_bytes()
 
@@ -194,3 +197,51 @@ def test_the_node_of_a_training_is_lost(real, team, doomed):
     assert (second.node, second.exit_code) == ("node-1", 0) and job.status.attempts == 2
     assert f": training, update {saved} of 18," in job.logs().rpartition(": reading data")[2]
     assert storage.info(f"{job.place}/certificate.json")
+
+
+@pytest.fixture
+def pair(real, team):
+    "Two nodes with a GPU each"
+    real.nodes["node-2"].gpus.set(1)
+    return ["compute.nodes=2", "train.slots=2", "compute.cpu=100m"]
+
+
+def test_two_nodes_go_on_after_each_fault(real, team, pair):
+    "Production takes one GPU, later a pod is killed: both pods come again each time, and the bits are those of no disturbance"
+    job = submit(load("dev", pair), team.notebook)
+    seen = faults.Seen(real, "gpuml-dev", job.run_id)
+
+    def trains(attempt):
+        "Whether both pods of the attempt run, and it has done an update"
+        state = job.status
+        is_at_work = state.attempts == attempt and state.progress.startswith("training")
+        return is_at_work and "update 0 " not in state.progress and len(seen.running()) == 2
+
+    real.wait(lambda: trains(1), 120, "the first attempt's updates")
+    prod = submit(load("prod", ["train.epochs=1"]), team.notebook)
+    real.wait(lambda: seen.look() and job.status.attempts == 2, 200, "the second attempt")
+    real.wait(lambda: trains(2), 200, "the second attempt's updates")
+    assert prod.status.phase == "succeeded", prod.logs()
+    faults.send([faults.main_process(real, seen.running()[1])], signal.SIGKILL)
+    states = []
+    real.wait(lambda: seen.look() and states.append(str(job.status)) or job.status.over, 300, "its end")
+    print(seen.ends(), *dict.fromkeys(states), sep="\n")
+    assert job.status.phase == "succeeded", job.logs()
+    ends = seen.ends()
+    assert [code for number, code, _ in ends if number == 0] == [75, 75, 0]
+    assert 137 in [code for number, code, _ in ends if number == 1]
+    assert any(by == "PreemptionByScheduler" and code == 75 for _, code, by in ends)
+    assert any("node 1" in state and "killed, though not by its own memory limit" in state for state in states)
+    weights = (job.run.folder / "model" / "model.safetensors").read_bytes()
+    assert weights == undisturbed(team, "train.slots=2", GPUML_GPUS="2")
+    assert Storage(team.endpoint).info(f"{job.place}/certificate.json")
+
+
+def test_two_nodes_that_lack_memory(real, team, pair):
+    "The job ends, with one sentence: another attempt would lack it, too"
+    job = submit(load("dev", [*pair, "compute.memory=400Mi", "compute.retries=0"]), team.notebook)
+    seen = faults.Seen(real, "gpuml-dev", job.run_id)
+    real.wait(lambda: seen.look() and job.status.over, 120, "its end")
+    print(seen.ends(), job.status)
+    assert job.status.phase == "failed" and job.status.exit_code in (71, 137)
+    assert "killed: it needed more memory than compute.memory=400Mi" in job.why()

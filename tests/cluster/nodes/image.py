@@ -20,6 +20,7 @@ from tests.conftest import ROOT
 TRAIN = "docker.io/library/gpuml-train:test"
 REGISTRY = "registry.example.com/gpuml-train:0.1.0"  # the same, as the policies of k8s/ let it in
 PAUSE = "registry.k8s.io/pause:tests"  # holds a pod's network
+HOLDS = ["/bin/sleep", "2147483647"]  # its command
 FOLDERS = ["bin", "dev", "etc", "proc", "run", "sys", "tmp", "usr", "usr/lib", "usr/lib64", "var", "var/run", "work"]
 LINKS = {"lib": "usr/lib", "lib64": "usr/lib64"}
 USERS = {  # as in docker/Dockerfile
@@ -45,7 +46,7 @@ def write_images(folder: Path) -> list[Path]:
     layer = _layer()
     train, pause = folder / "train.tar", folder / "pause.tar"
     _write_image(train, [TRAIN, REGISTRY], layer, {"Cmd": ["/bin/sh"], "User": "10001:10001", "Env": environment})
-    _write_image(pause, [PAUSE], layer, {"Entrypoint": ["/bin/sleep", "2147483647"], "User": "65535:65535", "Env": {}})
+    _write_image(pause, [PAUSE], layer, {"Entrypoint": HOLDS, "User": "65535:65535", "Env": {}})
     return [train, pause]
 
 
