@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 from PIL import Image
@@ -217,6 +219,46 @@ def test_stop_button_ends_training_cleanly(page, server, lab_project):
     (recorded,) = runs_in(lab_project / "mlflow.db")
     assert recorded.info.status == "KILLED"
     picture(page, "stopped.png")
+
+
+def test_two_processes_in_a_notebook_and_in_the_panel(page, server, lab_project):
+    "The stop button ends both, and the panel goes on with the run in two processes"
+
+    def has_workers():
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if "gpuml.training.worker" in process.cmdline() and process.cwd() == str(lab_project):
+                    return True
+        return False
+
+    path = lab_project / "two.ipynb"
+    environment = "import os\nos.environ['GPUML_GPUS'] = '2'\n%load_ext gpuml"
+    path.write_text(notebook(environment, f"run = %gpu_train dev train.epochs={ENDLESS}"))
+    open_notebook(page, server, path)
+    run_all(page)
+    page.get_by_text("in 2 processes").first.wait_for()
+    page.get_by_text("examples/s").first.wait_for()
+    picture(page, "two-training.png")
+    page.locator(
+        "button[data-command='notebook:interrupt-kernel'], jp-button[data-command='notebook:interrupt-kernel']"
+    ).first.click()
+    page.get_by_text("stopped at update").first.wait_for()
+    until(lambda: not has_workers())
+    (folder,) = (lab_project / "outputs").iterdir()
+    assert any((folder / "checkpoints").iterdir())
+    picture(page, "two-stopped.png")
+    panel = lab_project / "panel.ipynb"
+    panel.write_text(notebook(environment, "%gpuml"))
+    open_notebook(page, server, panel)
+    run_all(page)
+    page.get_by_role("button", name="Resume", exact=True).click()
+    page.locator(".gpuml-panel [role=status]", has_text="in 2 processes").wait_for()
+    page.locator(".gpuml-panel [role=status]", has_text="examples/s").wait_for()
+    picture(page, "two-panel.png")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.locator(".gpuml-panel").get_by_text("stopped at update").first.wait_for()
+    until(lambda: not has_workers())
+    picture(page, "two-panel-stopped.png")
 
 
 def test_help_and_mistakes_are_readable(page, server, lab_project):
