@@ -111,6 +111,13 @@ class Worlds:
         items = json.loads(self.api.request("GET", f"{API}/{'namespaces/default/' * namespaced}{kind}").data)["items"]
         return [item for item in items if item["metadata"]["name"].startswith(f"{world}-")]
 
+    def wait(self, workload: dict, check) -> None:
+        "Until a Workload is so, or some seconds have gone"
+        path = f"{API}/namespaces/default/workloads/{workload['metadata']['name']}"
+        end = time.monotonic() + SECONDS["at most"]
+        while not check(json.loads(self.api.request("GET", path).data)) and time.monotonic() < end:
+            time.sleep(0.1)
+
     def settled(self, world: str, quiet: float) -> list[dict]:
         "The world's Workloads, once nothing has changed for so many seconds"
         versions: list[str] = []
@@ -143,32 +150,49 @@ def happened(before: list[dict], after: list[dict], name: str) -> tuple[str, lis
     return ("evicts" if evicted else "waits"), evicted
 
 
-def play(worlds: Worlds, world: str, tally: Counter) -> None:
-    "One world's jobs, and what was said and happened with each"
+def play(worlds: Worlds, world: str, tally: Counter) -> list[str]:
+    "One world's jobs; what was said and happened with each is counted, and where that differs it is in the result"
     queues = worlds.make_world(world)
     has_changed = True
+    misses = []
     for i in range(worlds.random.randint(6, 14)):
         before = worlds.settled(world, SECONDS["after a change" if has_changed else "quiet"])
         priority = worlds.random.choice(PRIORITIES[i > 5])
         new = worlds.submit(f"{world}-j{i}", worlds.random.choice(queues), priority)
         answer = said(worlds, world, before, new)
+        worlds.wait(new, is_looked_at)
         after = worlds.settled(world, SECONDS["quiet"])
         kind, evicted = happened(before, after, new["metadata"]["name"])
-        kinds = {Outcome.RESERVED: "reserved", Outcome.EVICTS: "evicts"}
-        expected = kinds.get(answer.outcome, "waits")
+        expected = KINDS.get(answer.outcome, "waits")
         victims = sorted(victim.name for victim in answer.victims)
         tally[expected, kind] += 1
         if kind == expected == "evicts":
             tally["victims right" if evicted == victims else "victims wrong"] += 1
         if (expected, victims) != (kind, evicted):
-            print(f"{new['metadata']['name']}: said {answer.outcome.name} {victims}; happened: {kind} {evicted}")
+            words = f"said {answer.outcome.name} {victims}; happened: {kind} {evicted}"
+            misses.append(f"{new['metadata']['name']}: {words}")
         gone = [w for w in after if w["metadata"]["name"] in evicted]
         if worlds.random.random() < 0.15:
             at_work = [w for w in after if condition(w, "QuotaReserved") and w not in gone]
             gone += worlds.random.sample(at_work, min(1, len(at_work)))
         for workload in gone:
             worlds.remove(workload)
+        if kind == "evicts":
+            worlds.wait(new, has_quota)
         has_changed = bool(gone)
+    return misses
+
+
+KINDS = {Outcome.RESERVED: "reserved", Outcome.EVICTS: "evicts"}
+
+
+def is_looked_at(workload: dict) -> bool:
+    "Whether Kueue has said anything of its quota; of who is behind another in a strict queue it says nothing"
+    return any(c["type"] == "QuotaReserved" for c in workload.get("status", {}).get("conditions", []))
+
+
+def has_quota(workload: dict) -> bool:
+    return bool(condition(workload, "QuotaReserved"))
 
 
 def table(tally: Counter) -> str:
@@ -198,7 +222,8 @@ def main() -> None:
     try:
         while sum(tally[pair] for pair in tally if isinstance(pair, tuple)) < given.jobs:
             number += 1
-            play(worlds, f"w{number}", tally)
+            for miss in play(worlds, f"w{number}", tally):
+                print(miss, flush=True)
     finally:
         kueue.down()
         plane.stop()

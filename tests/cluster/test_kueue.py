@@ -1,10 +1,12 @@
 "Kueue's own controller on the tests' cluster: the overlay `kueue` as an administrator applies it, and gpuml's jobs in its queues"
 
 import time
+from collections import Counter
 from contextlib import suppress
 
 import pytest
 
+from benchmarks.kueue_oracle import Worlds, play
 from gpuml.base.errors import GpumlError
 from gpuml.base.storage import Storage
 from gpuml.cluster import jobs as c
@@ -314,3 +316,11 @@ def test_a_job_of_two_nodes_is_admitted_whole(site, held, cluster):
     finally:
         give(cluster, PROD, 1)
         cluster.agent.remove_node("gpu-2")
+
+
+def test_what_it_does_with_a_job_is_said_before(kueue, cluster):
+    "The rules of `quota_answer` against Kueue's own, in some random worlds; benchmarks/kueue_oracle.py plays hundreds"
+    worlds = Worlds(cluster.plane, seed=5)
+    tally = Counter()
+    assert [miss for world in ("a", "b", "c") for miss in play(worlds, f"said-{world}", tally)] == []
+    assert tally["reserved", "reserved"] and tally["waits", "waits"]
