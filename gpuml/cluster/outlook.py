@@ -20,6 +20,9 @@ from .objects import JobAddress, read_cluster
 from .plan import Plan, plan
 from .plan_words import Headways, plan_words
 from .pod import trains
+from .queue import queue_of
+from .queue_plan import plan_in_queue
+from .queues import kueue_objects
 from .snapshot import Holding, Snapshot
 from ..jobs.outlet import last_headway
 
@@ -48,11 +51,16 @@ def outlook(
     spec = manifest["spec"]["template"]["spec"]
     namespace = manifest["metadata"]["namespace"]
     snapshot = read_cluster(api, namespace, spec.get("priorityClassName") or "")
-    answer = plan(snapshot, manifest)
+    now = datetime.now(UTC)
+    if queue_of(manifest):
+        objects = kueue_objects(api, namespace)
+        answer = plan_in_queue(snapshot, manifest, objects, now.isoformat(timespec="seconds"))
+    else:
+        answer = plan(snapshot, manifest)
     concerned = answer.victims if answer.victims else _holders(answer, snapshot)
     ours = [h for h in concerned if h.labels.get(f"{PREFIX}/run") and trains(h.pod)][:most]
     headways = {(h.namespace, h.name): headway for h in ours if (headway := _headway(api, h))}
-    return Outlook(answer, snapshot, headways, datetime.now(UTC))
+    return Outlook(answer, snapshot, headways, now)
 
 
 def _holders(answer: Plan, snapshot: Snapshot) -> list[Holding]:

@@ -53,6 +53,8 @@ def _loss_words(headway: Headway | None, now: datetime) -> str:
 def _waits_words(answer: Plan, snapshot: Snapshot, now: datetime, headways: Headways) -> str:
     "What a job waits for, behind whom, and what is free next"
     request = answer.request
+    if answer.reasons:
+        return f"waits: {_queue_words(answer.reasons[0])}"
     if answer.shortages:
         return f"waits: {'; '.join(map(_shortage_words, answer.shortages))}; it starts when others end"
     device = next((name for name in request.demand if is_device(name)), "")
@@ -74,6 +76,13 @@ def _waits_words(answer: Plan, snapshot: Snapshot, now: datetime, headways: Head
     return f"waits: {'; '.join(parts)}"
 
 
+def _queue_words(reason: Reason) -> str:
+    "What keeps a job in its queue"
+    if reason.kind == "behind":
+        return f"the queue {reason.detail} is strict, and others of it come first"
+    return f"the queue {reason.detail} has too little quota free, and its rules let it push nobody out for this job"
+
+
 def _shortage_words(short: Shortage) -> str:
     have = "" if short.is_lasting else f", and {short.used:,} of it are in use"
     return f"the quota {short.quota} gives {short.hard:,} {short.resource}{have}; it asks for {short.need:,}"
@@ -82,7 +91,9 @@ def _shortage_words(short: Shortage) -> str:
 def _never_words(reason: Reason) -> str:
     "Why a job never gets its nodes"
     resource = resource_words(reason.resource)
+    lent = f"its ClusterQueue {reason.node} gives {_amount(reason, reason.most)} at most; it asks for {_amount(reason, reason.need)}"
     return {
+        "lent": lent if reason.resource else f"its ClusterQueue {reason.node} never gives what it asks for",
         "class": f"the cluster has no PriorityClass {reason.detail}",
         "closed": f"{reason.node} would be large enough, but {reason.detail}",
         "together": f"its {reason.need} pods don't fit at the same time, only {reason.most}",
@@ -109,6 +120,7 @@ def _doubt_words(reason: Reason) -> str:
         "rights": f"you may not list the pods of all namespaces; as far as you may, {outcome}"
         if outcome
         else f"you may not list {reason.detail}",
+        "workloads": f"Kueue decides, and you may not see all that have quota of the queue {reason.detail}",
         "queue": f"Kueue decides, in the queue {reason.detail}",
         "priority": f"you may not see the PriorityClass {reason.detail}",
         "feature": f"it depends on {reason.detail}",
@@ -124,6 +136,8 @@ def plan_words(
     "A plan in a sentence"
     if answer.answer == "starts":
         return f"starts now on {_any_of(answer.nodes)}"
+    if answer.answer == "preempts" and not answer.victims:
+        return f"starts once Kueue has preempted others, which you may not see; of the queue {answer.reasons[0].detail}"
     if answer.answer == "preempts":
         grace = max((v.pod["spec"].get("terminationGracePeriodSeconds", 30) for v in answer.victims), default=0)
         return f"starts within about {grace} s: preempts {_victims_words(answer, now, headways)}"

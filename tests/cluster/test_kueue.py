@@ -10,6 +10,7 @@ from benchmarks.kueue_oracle import Worlds, play
 from gpuml.base.errors import GpumlError
 from gpuml.base.storage import Storage
 from gpuml.cluster import jobs as c
+from gpuml.cluster.outlook import outlook_of
 from tests.cluster.administer import Administrator
 from tests.cluster.api import ApiError
 from tests.cluster.cluster import job as holder
@@ -170,7 +171,12 @@ def test_production_takes_back_what_it_has_lent_and_nothing_is_lost(site, mlflow
     "Submitted into the queue, admitted on a GPU that production lends, suspended for production, resumed; bit-equal"
     dev = site.submit(of="dev")
     wait_until_it_trains(cluster, dev)
+    as_user("admin")
+    said = str(outlook_of(site.config(of="prod")))
+    assert said.startswith("starts within about ") and f"preempts {dev.run_id} (" in said, said
     as_user("prod-user")
+    said = str(outlook_of(site.config(of="prod")))
+    assert said == "starts once Kueue has preempted others, which you may not see; of the queue gpuml-dev"
     prod = site.submit(of="prod")
     cluster.wait_pod(PROD, prod.run_id, phase("Running"), 90)
     as_user("dev-user")
