@@ -136,6 +136,10 @@ class TrainConfig(Section):
         None,
         description="Parts in which each update is computed, for equal bits on 1, 2, 4 … processes, at most so many",
     )
+    shard: Literal["auto", "never", "always"] = Field(
+        "auto",
+        description="Share one model out among all GPUs; auto does it where a GPU has no room for all of it",
+    )
     checkpoint_updates: int = Field(50, ge=1, description="At most so many updates are repeated after a crash")
     best_metric: Literal["macro_f1", "accuracy", "loss"] | None = Field(
         "macro_f1", description="Validation metric that picks the epoch whose weights are kept; null keeps the last"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .portion import whole
 from .score_table import score_of_key
 
 # %% ../../nbs/training/61_best.ipynb #85c79974
@@ -36,8 +37,9 @@ class Best:
         self.epoch = epoch
         self.scores = scores
         self.logits = logits
-        if self.keeps_weights:
-            self.state = {k: v.detach().to("cpu", copy=True) for k, v in classifier.state_dict().items()}
+        weights = ((name, whole(tensor)) for name, tensor in classifier.state_dict().items())
+        copies = ((name, tensor.detach().to("cpu", copy=True)) for name, tensor in weights if self.keeps_weights)
+        self.state = dict(copies)
         return True
 
     def score_of(self, evaluation: dict[str, Any]) -> float:

@@ -7,6 +7,7 @@ __all__ = ['FITTING', 'decay_groups', 'Scale', 'Descent']
 
 # %% ../../nbs/training/70_descent.ipynb #a49b5afc
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,10 +73,12 @@ class Descent:
         config: TrainConfig,
         device: torch.device,
         fp16: bool = False,
+        norm_of: Callable[[list[torch.Tensor]], torch.Tensor] = get_total_norm,  # of all gradients together
     ):
         self.device = device
         gpu = device.type == "cuda"
         self._max_norm = config.max_grad_norm
+        self._norm_of = norm_of
         self._weights = list(classifier.parameters())
         self.rate = torch.tensor(config.learning_rate, dtype=torch.float32 if gpu else torch.float64, device=device)
         groups = decay_groups(classifier, config.weight_decay)
@@ -101,7 +104,7 @@ class Descent:
     def step(self) -> torch.Tensor:
         "Change the weights once; returns loss, norm of the gradients, whether they were too large for fp16, whether training failed: float32 [4]"
         weights = [p for p in self._weights if p.grad is not None]
-        norm = get_total_norm([p.grad for p in weights])
+        norm = self._norm_of([p.grad for p in weights])
         norm = norm if self.scale is None else norm / self.scale.value
         clip_grads_with_norm_(weights, self._max_norm, norm)
         overflowed = self._judge(norm)
@@ -109,8 +112,7 @@ class Descent:
         if self.scale is not None:
             self.optimizer.grad_scale = self.scale.value
         self.optimizer.step()
-        values = (self.loss, norm, overflowed.float(), self.failed.float())
-        answer = torch.stack([value.float() for value in values])
+        answer = torch.stack([value.float() for value in (self.loss, norm, overflowed, self.failed)])
         if self.scale is not None:
             self.scale.adapt(overflowed, self.failed)
         self.forget()
@@ -125,7 +127,6 @@ class Descent:
 
     def load(self, state: dict[int, dict[str, Any]]) -> None:
         "Go on with what the optimiser had remembered of each weight"
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate

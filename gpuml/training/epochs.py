@@ -7,6 +7,7 @@ __all__ = ['after_update', 'after_epoch', 'is_out_of_patience', 'had_stopped', '
 
 # %% ../../nbs/training/90_epochs.ipynb #5574f432
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +25,7 @@ from .outcomes import Step
 from .recording import data_params
 from .score_table import by_metric
 from .scores import evaluate
-from .shared_evaluation import shared_logits
+from .shared_evaluation import sharded_logits, shared_logits
 from .training import Training, fit_to_machine, leave, stop_all, vain_updates_told
 
 # %% ../../nbs/training/90_epochs.ipynb #41025182
@@ -42,7 +43,7 @@ def after_update(training: Training, step: Step) -> None:
     training.common.hear(step, training.learner.late)
     if step.settled:
         training.check()
-        if training.saver.writer.due(step.update.number):
+        if training.is_save_due(step.update.number):
             training.save()
 
 
@@ -65,7 +66,8 @@ def after_epoch(training: Training) -> bool:
     epoch = len(p.evaluations) + 1
     logits = _validation_logits(training, data.validation, epoch)
     scores = evaluate(logits, data.validation.classes, data.labels)
-    history.best.offer(training.learner.classifier, epoch, scores, logits)
+    with training.learner.world.heard() if training.learner.shards else nullcontext():
+        history.best.offer(training.learner.classifier, epoch, scores, logits)
     history.add_evaluation(scores)
     training.record.log(by_metric(scores), p.step, "evaluation")
     report.pause()
@@ -95,6 +97,8 @@ def _validation_logits(training: Training, rows: Rows, epoch: int) -> np.ndarray
     with naming(where, REMEDY):
         if learner.world.size == 1:
             return inference.logits_of(rows.tokens, training.check)
+        if learner.shards:
+            return sharded_logits(inference, rows.tokens, learner, partial(stop_all, training))
         classes = learner.classifier.config.num_labels
         return shared_logits(
             inference, rows.tokens, learner.world, classes, learner.asks_stop, partial(stop_all, training)

@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ import torch
 from .ahead import Ahead, MicroBatch, Ready
 from .failure import computing, naming
 from .feed import Feed, Update
-from .hardware import batch_limits, smaller
-from .learner import Learner, begin_again
+from .hardware import batch_limits
+from .learner import Learner, begin_again, fewer_tokens, go_through
 from .outcomes import Answer, Outcomes, Step
 from .schedule import learning_rate
 
@@ -74,8 +75,7 @@ def add_gradients(learner: Learner, ready: Ready, ahead: Ahead) -> None:
                 learner.gradients.end_part()
             return
         except torch.OutOfMemoryError:
-            lengths = ready.update.lengths[micro.rows]
-            learner.max_tokens = smaller(lengths, learner.size(lengths))
+            learner.max_tokens = fewer_tokens(learner, ready.update.lengths[micro.rows])
         begin_again(learner)
 
 
@@ -85,9 +85,9 @@ def add(learner: Learner, update: Update, micro: MicroBatch) -> None:
     with computing(micro.rows):
         if micro.slot:
             micro.slot.arrive()
-            learner.add(micro.row)
+            go_through(learner, partial(learner.add, micro.row))
         else:
-            learner.add_padded(update.source, micro.rows, update.examples)
+            go_through(learner, partial(learner.add_padded, update.source, micro.rows, micro.examples))
 
 # %% ../../nbs/training/73_loop.ipynb #f6d00ada
 def seed_draws(*numbers: int) -> None:

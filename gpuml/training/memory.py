@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from .portion import portion
 
 # %% ../../nbs/training/62_memory.ipynb #a27a93e6
 class GpuMemory:
@@ -87,7 +88,7 @@ def bytes_ahead(
 ) -> int:
     "Bytes that the optimiser's averages will take; those of parameters that a checkpoint brought averages for are there"
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return sum(2 * p.numel() * p.element_size() for p in parameters if p not in optimizer.state)
+    return sum(2 * portion(p).numel() * p.element_size() for p in parameters if p not in optimizer.state)
 
 
 def probe(

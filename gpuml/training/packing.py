@@ -19,6 +19,7 @@ from .architecture import reason_to_pad
 from .bounds import Checked
 from .forward import logits, row_logits
 from .model import first_line, quiet
+from .portion import whole
 from .row import Filling, filled_row, shape_for
 
 # %% ../../nbs/training/32_packing.ipynb #ea377311
@@ -73,7 +74,7 @@ def _apart(classifier: Any, ids: np.ndarray, mask: np.ndarray, tolerance: float)
         out = texts_through(classifier, ids, mask)
         out.square().sum().backward()
         pairs["logits"].append(out.detach())
-        grads = [p.grad for p in classifier.parameters() if p.grad is not None]
+        grads = (whole(p.grad) for p in classifier.parameters() if p.grad is not None)
         pairs["gradients"].append(torch.stack([g.float().norm() for g in grads]))
     for name, (padded, row) in pairs.items():
         apart = ((padded - row).norm() / padded.norm()).item()
@@ -100,8 +101,8 @@ def _not_finite(classifier: Any, ids: np.ndarray, mask: np.ndarray) -> str:
     "Whether gradients with the model's dropout are no finite numbers"
     classifier.zero_grad()
     in_a_row(classifier, ids, mask).square().sum().backward()
-    grads = [p.grad for p in classifier.parameters() if p.grad is not None]
-    return "" if all(bool(g.isfinite().all()) for g in grads) else "gradients are no finite numbers"
+    grads = [whole(p.grad).isfinite().all() for p in classifier.parameters() if p.grad is not None]
+    return "" if all(map(bool, grads)) else "gradients are no finite numbers"
 
 # %% ../../nbs/training/32_packing.ipynb #840c2e40
 def take_rows(

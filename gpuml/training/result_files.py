@@ -26,6 +26,7 @@ from .run_copy import SHORT_PATIENCE
 from .runs import shown
 from .scores import left_out
 from .setting import Setting, report_end
+from .shard import is_shared, unshared
 from .start import Start
 from .training import Training, stopped_at_once
 
@@ -64,10 +65,14 @@ def write_results(setting: Setting, prepared: Prepared, trained: Trained) -> Non
 
 def save_model(start: Start, prepared: Prepared, best: Best) -> None:
     "Write the weights of the best epoch, and the tokenizer"
-    prepared.classifier.to_empty(device="cpu")  # not copied: a GPU that failed gives nothing back
-    prepared.classifier.load_state_dict(best.state)
+    classifier = prepared.classifier
+    if is_shared(classifier):
+        classifier = unshared(classifier, best.state)
+    else:
+        classifier.to_empty(device="cpu")  # not copied: a GPU that failed gives nothing back
+        classifier.load_state_dict(best.state)
     with write_folder(start.folder / "model") as aside:
-        model.save(prepared.classifier, prepared.chosen.tokenizer, aside)
+        model.save(classifier, prepared.chosen.tokenizer, aside)
 
 # %% ../../nbs/training/92_result_files.ipynb #22da5ae6
 def metrics(

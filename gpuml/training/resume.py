@@ -16,7 +16,7 @@ from ..base.keys import Diff, diff
 
 # %% ../../nbs/training/75_resume.ipynb #5f0a0005
 HERE = ("output", "data.cache", "data.shared_cache")  # places on this machine
-HARMLESS = (*HERE, "data.endpoint", "train.checkpoint_updates")  # and the sections tracking and compute
+HARMLESS = (*HERE, "data.endpoint", "train.checkpoint_updates", "train.shard")  # and the sections tracking and compute
 
 
 def is_harmless(

@@ -95,7 +95,7 @@ def fill(
     rows: np.ndarray,  # numbers of the texts
     classes: np.ndarray | None,  # of all texts; none where no loss is asked for
     filling: Filling,
-    examples: int = 1,  # of the update that the row is a part of
+    examples: float = 1,  # of the update that the row is a part of
 ) -> None:
     "Write texts into a row, with texts of padding behind them; those that don't fit are left out: give it room for all"
     lengths = tokens.lengths[rows]

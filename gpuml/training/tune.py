@@ -19,7 +19,7 @@ from .deterministic import deterministic, without_deterministic_kernel
 from .failure import BatchError, computing
 from .graph_trial import record
 from .hardware import device_name
-from .learner import Learner, begin_again, filling_for
+from .learner import Learner, agreed, begin_again, filling_for, go_through
 from .machine_choices import MachineChoices
 from .row import Row, filled_row, shape_for
 
@@ -46,9 +46,9 @@ def trial(
     rows = longest_first[: max(1, size // longest)]
     with computing(rows):
         if learner.packed:
-            learner.add_row(row_of(learner, source, rows))
+            go_through(learner, partial(learner.add_row, row_of(learner, source, rows)))
         else:
-            learner.add_padded(source, rows, len(rows))
+            go_through(learner, partial(learner.add_padded, source, rows, len(rows)))
     return learner.size(source.tokens.lengths[rows])
 
 # %% ../../nbs/training/74_tune.ipynb #f4f55a6d
@@ -59,7 +59,8 @@ def choose_rows(learner: Learner, rows: Rows) -> str:
     if problem and choice == "packed":
         raise ConfigError(f"train.rows: packed: {problem}; use auto")
     learner.packed = choice != "padded" and not problem
-    learner.late = LATE if learner.packed or learner.world.device.type == "cuda" else 0
+    waits = learner.shards is not None  # passes of several processes are waited for
+    learner.late = LATE if not waits and (learner.packed or learner.world.device.type == "cuda") else 0
     is_news = learner.dtype and padding.side_of(learner.classifier) != padding.EQUAL
     return f"texts are padded on this GPU: {problem}" if problem and is_news else ""
 
@@ -77,7 +78,7 @@ def choose_size(learner: Learner, rows: Rows, longest_first: np.ndarray, before:
             partial(trial, learner, rows, longest_first), memory.bytes_ahead(learner.descent.optimizer)
         )
         begin_again(learner)
-        return tokens
+        return agreed(learner, tokens)
 
     learner.max_tokens, is_lean = memory.fit_to_memory(learner.classifier, probe_now)
     return is_lean
@@ -127,8 +128,11 @@ def tune(
     notes = [choose_exactness(learner, rows, longest_first)]
     with deterministic(learner.exact, learner.world.device):
         notes.append(choose_rows(learner, rows))
+        if learner.shards:
+            trial(learner, rows, longest_first[-1:], 1)  # a whole pass is known before one breaks off
+            begin_again(learner)
         is_lean = choose_size(learner, rows, longest_first, before)
-        if learner.packed and not is_lean:
+        if learner.packed and not is_lean and learner.shards is None:
             few = packing.spread(rows.tokens.lengths)
             problem = record(learner, row_of(learner, rows, few), row_of(learner, rows, few[::-1]))
             notes.append(f"updates run without graphs: {problem}" if problem else "")
