@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+
 from .portion import portion
 
 # %% ../../nbs/training/62_memory.ipynb #a27a93e6
