@@ -17,11 +17,13 @@ from ..data import reading
 from . import epochs, origin
 from .feed import Feed
 from .hand_over import Beginning, take_over
+from .history import History
 from .learner import Learner
-from .material import open_material
+from .material import Material, open_material
+from .portion import whole
 from .prepared import Prepared, choose_model, load_classifier
 from .setting import Setting
-from .snapshot import Snapshot, recall
+from .snapshot import Snapshot, recall, tensors_of
 from .training import Training, make_learner, node_gauge, stop_with_checkpoint
 from .world import World
 
@@ -38,10 +40,11 @@ class Unrecorded:
         "Nothing, too"
 
 # %% ../../nbs/training/93_follow.ipynb #99b2aa1a
-@dataclass(frozen=True)
+@dataclass
 class Unsaved:
-    "A saver that is its own writer, and saves nothing"
+    "A saver that is its own writer, and writes nothing"
 
+    saved: tuple[int, int] = (0, 0)  # updates and evaluations in the first process's last checkpoint
     longest: float = 0.0
     cost: float = 0.0
     problem: str = ""
@@ -58,8 +61,13 @@ class Unsaved:
     def wait(self, *history: Any) -> None:
         "Not a moment"
 
-    def save(self, *parts: Any) -> None:
-        "Nothing: the first process saves"
+    def save(self, learner: Learner, history: History, feed: Feed, material: Material) -> None:
+        "Give the first process, which saves, this one's part of a classifier that is shared out"
+        if learner.shards is None or self.saved == history.mark:
+            return
+        for _, tensor in tensors_of(learner):
+            whole(tensor)
+        self.saved = history.mark
 
 # %% ../../nbs/training/93_follow.ipynb #24013810
 @contextmanager
@@ -87,7 +95,8 @@ def begin_to_follow(setting: Setting, prepared: Prepared, learner: Learner) -> T
     history.best.keeps_weights = False
     position = tuple(beginning.state["position"])
     feed = Feed(prepared.material.order, t.batch_size, t.seed, t.epochs, beginning.step, position)
-    return Training(setting, prepared, learner, Unrecorded(), history, feed, Unsaved(), node_gauge(learner.world))
+    saver = Unsaved(history.mark)
+    return Training(setting, prepared, learner, Unrecorded(), history, feed, saver, node_gauge(learner.world))
 
 
 def _without_best(beginning: Beginning) -> Snapshot:
