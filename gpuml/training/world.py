@@ -28,7 +28,7 @@ def lost(error: RuntimeError) -> Exception:
     "What ends a process whose others are gone: nothing is wrong with the training, and the next attempt goes on with it"
     return Preempted(LOST)
 
-
+# %% ../../nbs/training/58_world.ipynb #03ed27d1
 @dataclass(frozen=True)
 class World:
     "The processes that train one model, as one of them sees it"
