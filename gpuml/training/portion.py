@@ -6,18 +6,18 @@
 __all__ = ['whole', 'portion']
 
 # %% ../../nbs/training/24_portion.ipynb #070477a2
-import torch
+from typing import Any
 
 # %% ../../nbs/training/24_portion.ipynb #a8d73cce
 def whole(
-    tensor: torch.Tensor,
-) -> torch.Tensor:
+    tensor: Any,  # torch's, or its DTensor
+) -> Any:
     "All of a tensor of which each process may have a portion: then all processes ask for it at once"
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def portion(
-    tensor: torch.Tensor,
-) -> torch.Tensor:
+    tensor: Any,  # torch's, or its DTensor
+) -> Any:
     "What this process has of a tensor"
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
