@@ -69,6 +69,7 @@ HEAVY_ROOMS = {
     "training.replay",
     "training.row",
     "training.row_model",
+    "training.shard",
     "training.slots",
     "training.loop",
     "training.memory",
