@@ -17,11 +17,17 @@ import psutil
 import pytest
 
 from gpuml.base.errors import DataError, Exit, GpumlError, OutputError, Preempted, TrainError
+from gpuml.base.files import write_json
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training import attempts
 from gpuml.training.fit import fit
+from gpuml.training.last_word import reason
+from gpuml.training.processes import Processes, Timing
 from gpuml.training.record import read_record
+from gpuml.training.stop import StopRequest
+from gpuml.training.task import TASK
+from gpuml.training.workers import run_workers
 from tests.conftest import free_port, runs_in
 from tests.waiting import until
 
@@ -212,6 +218,17 @@ def test_a_loss_of_one_of_them_is_no_number(store, fault):
     (folder,) = (store.parent / "outputs").iterdir()
     last = max(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
     assert last < int(re.search(r"at update (\d)", str(e.value))[1]) and read_record(folder).status == "FAILED"
+
+
+def test_one_that_ends_before_they_have_met(tmp_path):
+    "Rank 0 can't read its task, as where it has another version of the package; the other one waits for it no longer"
+    write_json(tmp_path / TASK, {"config": {}, "origin": {"root": str(tmp_path)}})
+    processes = Processes(per_node=2, port=free_port())
+    words = run_workers(
+        processes, tmp_path, Timing(gather=60), StopRequest("stopped"), lambda content: None, "the next one"
+    )
+    assert {word.rank: word.code for word in words} == {0: 1, 1: 75}
+    assert "KeyError: 'name'" in reason(words).message and "came within" not in words[1].message
 
 
 def test_whoever_started_them_is_killed(store, pair):
