@@ -117,6 +117,14 @@ def test_what_ran_before_it_was_loaded(tmp_path):
     assert len(history.cells) == 2 and cell_history.history_of(shell.user_ns) is None
 
 
+def is_up(web, address):
+    "Whether a server answers"
+    try:
+        return web.get(address).ok
+    except requests.ConnectionError:
+        return False
+
+
 @pytest.fixture
 def lab(tmp_path):
     "A Jupyter server over a folder, its kernel for n.ipynb, and what a browser does"
@@ -142,9 +150,14 @@ def lab(tmp_path):
         "--ServerApp.jpserver_extensions={}",
     ]
     server = subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address, web = f"http://127.0.0.1:{port}/api/sessions", requests.Session()
+    web = requests.Session()
     web.headers["Authorization"] = "token t0ken"
     until(lambda: list(runtime.glob("jpserver-*.json")))
+    (info,) = runtime.glob("jpserver-*.json")
+    address = (
+        f"http://127.0.0.1:{json.loads(info.read_text())['port']}/api/sessions"  # another one where ours was taken
+    )
+    until(lambda: is_up(web, address))
     write(work / "n.ipynb", cell("%load_ext gpuml", "l"), *SAVED)
     made = web.post(
         address, json={"path": "n.ipynb", "type": "notebook", "name": "n.ipynb", "kernel": {"name": "python3"}}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import Any, NoReturn
 
 import torch
@@ -42,7 +43,7 @@ from .world import World, is_so_in_any, least
 def share(setting: Setting, classifier: Any, world: World) -> shard.Shards | None:
     "Share the classifier out among the processes, where it has to be; none where each has all of it"
     train = setting.start.config.train
-    memory = least(world, hardware.memory_of(world.device))
+    memory = least(world, hardware.memory_of(world.device)) if world.size > 1 else inf
     choice = shard.choose(train.shard, shard.parameters_of(classifier), memory, world.size, train.slots)
     setting.report.note(choice.note)
     return shard.share_out(classifier, world) if choice.shares else None
