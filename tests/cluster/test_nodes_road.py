@@ -154,10 +154,15 @@ def doomed(real, team):
     gpus.set(0)
     try:
         with own_nodes(real, 1, gpus=1) as (node,):
-            real.wait(lambda: real.admin.get("nodes", "", "node-1")["status"]["allocatable"]["nvidia.com/gpu"] == "0")
+            real.wait(lambda: gpus_of(real, "node-1") == "0")
             yield node
     finally:
         gpus.set(1)
+
+
+def gpus_of(real, name):
+    "How many a node has to give, as the API server has it: its kubelet says so a moment after they are there"
+    return real.admin.get("nodes", "", name)["status"]["allocatable"]["nvidia.com/gpu"]
 
 
 def test_the_node_of_a_training_is_lost(real, team, doomed):
@@ -203,6 +208,7 @@ def test_the_node_of_a_training_is_lost(real, team, doomed):
 def pair(real, team):
     "Two nodes with a GPU each"
     real.nodes["node-2"].gpus.set(1)
+    real.wait(lambda: [gpus_of(real, name) for name in ("node-1", "node-2")] == ["1", "1"])
     return ["compute.nodes=2", "train.slots=2", "compute.cpu=100m"]
 
 
