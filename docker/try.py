@@ -4,13 +4,11 @@ from pathlib import Path
 
 from gpuml.base.loading import load
 from gpuml.jobs.bundle import pack
-from gpuml.training.package import OFFLINE
 from gpuml.ui.cli import main
 
 project = Path("/work/project")
-main(["init", str(project)])
+main(["init", "--offline", str(project)])
 overrides = [
-    f"model.name={OFFLINE}",
     "train.epochs=1",
     "output=/work/outputs",
     f"data.train={project}/data/sample-small",

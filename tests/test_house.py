@@ -303,6 +303,24 @@ def test_init(tmp_path):
     )
 
 
+def test_the_offline_encoder_is_named_with_what_suits_it(tmp_path):
+    "By `gpuml init --offline`, `make demo`, the shipped config's remark and the README: with another's learning rate it learns little"
+    from gpuml.base.keys import flat
+    from gpuml.base.loading import load
+    from gpuml.training.package import OFFLINE, OFFLINE_LINE
+
+    done = gpuml("init", "--offline", cwd=tmp_path)
+    assert done.returncode == 0 and "model hub" not in done.stdout, done.stderr
+    for name in ("dev", "prod"):
+        shipped, laid = flat(load(name, start=ROOT)), flat(load(name, start=tmp_path))
+        assert {key: laid[key] for key in laid if laid[key] != shipped[key]} == {
+            "model.name": OFFLINE,
+            "train.learning_rate": 4e-4,
+        }
+    for file in ("Makefile", "config/dev.yaml", "README.md"):
+        assert OFFLINE_LINE in (ROOT / file).read_text(), file
+
+
 def test_parameters_tag_survives_cleaning(tmp_path):
     "Without it papermill injects at the top, the defaults win, and production trains with dev settings"
     (tmp_path / "nbs").mkdir()

