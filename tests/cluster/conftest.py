@@ -54,6 +54,8 @@ real       (session) a control plane of its own with two real nodes, `node-1` an
 real_namespace  a namespace of `real` that is this test's alone
 scene      (module) Jobs as gpuml makes them in a namespace of `real`, with a command in the place of `gpuml run`:
            `scene.start("a", "sleep 5", memory="64Mi")`, `.says(job, "running")`, `.ends(job)` (tests.cluster.nodes.scene)
+road       a person's project on `real`, with k8s/ applied, data on S3, `dev` and `prod`: `.folder`, `.notebook`, `.endpoint`
+pair       words for a job of both nodes of `real`
 job(name, command, gpus=1, grace=5, retries=0, env=[...], memory="1Gi", image="...", priority="gpuml-dev", ...), phase(name),
 state(pod) are in tests.cluster.cluster. An image whose name contains `no-such-image` can't be pulled.
 A memory limit is kept for the whole process tree; what exceeds it ends with 137, OOMKilled.
@@ -69,6 +71,7 @@ import pytest
 from tests.cluster.applied import administrator, maker, overlays, team, tidy, watching  # noqa: F401  fixtures
 from tests.cluster.cluster import AgentCluster
 from tests.cluster.nodes import real as real_cluster
+from tests.cluster.nodes.road import pair, road, system  # noqa: F401  fixtures
 from tests.cluster.nodes.scene import Scene
 from tests.cluster.plane import READY, Plane
 from tests.cluster.programs import missing, remedy

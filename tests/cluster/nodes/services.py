@@ -47,6 +47,8 @@ def applied(real: Real) -> Iterator[None]:
             real.kubectl("rollout", "status", name, "--timeout=180s", namespace="gpuml-system")
         yield
     finally:
+        for namespace in ("gpuml-dev", "gpuml-prod"):  # a Job's pod that waits for its replacement holds its namespace
+            real.kubectl("delete", "jobs", "--all", namespace=namespace)
         real.kubectl("delete", "namespaces", "--wait=false", *NAMESPACES)
         kinds = "validatingadmissionpolicies,validatingadmissionpolicybindings"
         names = real.kubectl("get", kinds, "--output=name").stdout.split()
