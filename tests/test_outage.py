@@ -15,7 +15,7 @@ from gpuml.training.fit import fit
 from gpuml.training.store import find_store
 from gpuml.training.tracking import open_run
 from gpuml.ui.cli import main
-from tests.conftest import free_port
+from tests.conftest import free_port, gpuml
 from tests.tracking import Gate, tracking_server
 from tests.waiting import until
 
@@ -146,7 +146,7 @@ def test_refuses_a_name_and_a_deleted_experiment(project, server):
 
 
 def test_ui_shows_the_projects_runs(config, project, store):
-    "`gpuml ui` serves the local store, says where, and ends with its servers when it is stopped"
+    "`gpuml ui` serves the local store, says where its runs are, and ends with its servers when it is stopped; links follow it"
     run = fit(load("dev", ["train.epochs=1"]))
     port = free_port()
     command = [sys.executable, "-m", "gpuml", "ui", "--no-browser", "--port", str(port)]
@@ -154,16 +154,25 @@ def test_ui_shows_the_projects_runs(config, project, store):
         process = subprocess.Popen(command, cwd=project, stdout=log, stderr=log, start_new_session=True)
     api = f"http://127.0.0.1:{port}/api/2.0/mlflow"
     try:
-        until(lambda: f"MLflow answers at http://localhost:{port}\n" in (project / "ui.log").read_text())
+        until(lambda: "MLflow answers at" in (project / "ui.log").read_text())
         found = requests.get(f"{api}/experiments/get-by-name?experiment_name=test", timeout=10).json()
         runs = requests.post(
             f"{api}/runs/search", json={"experiment_ids": [found["experiment"]["experiment_id"]]}, timeout=10
         ).json()
         assert [r["info"]["run_name"] for r in runs["runs"]] == [run.id]
+        experiment = found["experiment"]["experiment_id"]
+        page = f"http://localhost:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+        lines = ["MLflow starts; Ctrl-C stops it", f"MLflow answers at {page}"]
+        assert (project / "ui.log").read_text().splitlines() == lines  # and no line about a request
+        runs_page = f"http://localhost:{port}/#/experiments/{experiment}/runs/{runs['runs'][0]['info']['run_id']}"
+        assert (run.url, run.url_note) == (runs_page, "")
+        again = gpuml("ui", "--no-browser", cwd=project)
+        assert (again.returncode, again.stdout) == (0, f"MLflow already answers at {page}\n")
         process.terminate()
         assert process.wait(600) == 0
         with pytest.raises(requests.RequestException):
             requests.get(f"{api}/experiments/search?max_results=1", timeout=2)
+        assert "`gpuml ui` starts it" in run.url_note and run.url_note in repr(run)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, 9)

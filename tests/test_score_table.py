@@ -36,7 +36,8 @@ def finished(**scores):
     counts = {"updates": 1200, "seconds": 4.2, "confusion": [[4]], "weights": "weights of epoch 2 of 2, the latest"}
     history = [{"step": 1200, "epoch": 1, **EVALUATION}]
     metrics = {"classes": CLASSES, "notes": [], "history": history, "curve": [[1, 0.7]], **counts, **scores}
-    values = {"id": "dev-1", "place": "outputs/dev-1", "url": "", "labels": ["a"], "metrics": metrics, "account": ""}
+    links = {"url": "", "url_note": "", "place": "outputs/dev-1"}
+    values = {**links, "id": "dev-1", "labels": ["a"], "metrics": metrics, "account": ""}
     return SimpleNamespace(**values, classes=lambda: class_table(CLASSES))
 
 

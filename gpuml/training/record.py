@@ -15,6 +15,7 @@ from typing import Any
 from ..base import process
 from ..base.files import write_json
 from ..base.place import place_of
+from .served import served_at
 
 # %% ../../nbs/training/37_record.ipynb #460926a9
 STORED = ".stored"  # beside a certificate: all of the run is on S3
@@ -62,7 +63,7 @@ class Record:
     @property
     def url(self) -> str:
         "The run's page, once MLflow has made it; the store's before"
-        page = self.page.rstrip("/")
+        page = (served_at(self.uri) or self.page).rstrip("/")
         return f"{page}/#/experiments/{self.sent.experiment}/runs/{self.sent.run}" if self.sent.run else page
 
     @property

@@ -30,6 +30,7 @@ from .progress import Watch
 from .record import read_record
 from .report import class_table, report_html, report_text
 from .runs import fetch_run, output_folder, shown, stored_at, work_folder
+from .served import no_server
 
 # %% ../../nbs/training/94_results.ipynb #bb882151
 @dataclass(repr=False)
@@ -63,6 +64,11 @@ class RunFolder:
         "The MLflow run's page"
         record = read_record(self.folder)
         return record.url if record else ""
+
+    @property
+    def url_note(self) -> str:
+        "A remark where nobody serves that page"
+        return no_server(self.url)
 
     @property
     def account(self) -> str:

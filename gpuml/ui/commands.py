@@ -32,7 +32,7 @@ def print_run(
     from rich.console import Console
     from rich.table import Table
 
-    from gpuml.training.report import score_texts
+    from gpuml.training.report import link_text, score_texts
 
     m, classes = run.metrics, run.classes()
     table = Table(title=run.id, title_justify="left", title_style="bold")
@@ -45,7 +45,7 @@ def print_run(
     console.print("   ".join(score_texts(m)))
     weights = f"weights  {m['weights'].removeprefix('weights ')}\n" if "weights" in m else ""
     account = f"spent    {run.account}\n" if run.account else ""
-    console.print(f"{weights}model    {run.place}/model\n{account}MLflow   {run.url}", markup=False)
+    console.print(f"{weights}model    {run.place}/model\n{account}MLflow   {link_text(run)}", markup=False)
 
 # %% ../../nbs/ui/74_commands.ipynb #78bf65d9
 def train(

@@ -13,10 +13,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..base.config import Config
 from ..base.errors import ConfigError, GpumlError, Preempted
 from ..base.loading import load
 
@@ -33,50 +33,73 @@ def _check_port(port: int) -> None:
             ) from None
 
 # %% ../../nbs/ui/72_serving.ipynb #16570340
-def _serve(config: Config, port: int) -> int:
-    "Run the MLflow server until it is stopped"
+def _serve(store: str, root: Path, url: str, open_page: Callable[[], None]) -> int:
+    "Run the MLflow server of a store until it is stopped; what it says goes into a file beside the store"
+    from gpuml.training.served import marked_as_served
+    from gpuml.training.store import file_of
+
+    port, file = str(urlsplit(url).port), file_of(store)
+    own = f"sqlite:///{file.name}"  # of the folder in which it runs, whatever that is called
     command = [
         sys.executable,
         "-m",
         "mlflow",
         "server",
         "--backend-store-uri",
-        "sqlite:///mlflow.db",  # of the folder in which it runs, whatever that is called
+        own,
         "--host",
         "127.0.0.1",
         "--port",
-        str(port),
+        port,
     ]
-    command += ["--default-artifact-root", (config.root / "mlruns").as_uri(), "--workers", "1"]
+    command += ["--default-artifact-root", (root / "mlruns").as_uri(), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # it starts eight more processes
-    process = subprocess.Popen(
-        command, cwd=config.root, env=environment, start_new_session=True
-    )  # Ctrl-C is for this process alone
+    log = file.with_name(f"{file.name}.log")
+    with open(log, "wb") as output:  # Ctrl-C is for this process alone
+        process = subprocess.Popen(
+            command, cwd=file.absolute().parent, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
     try:
-        return process.wait()
+        with marked_as_served(file, url, process.pid):
+            open_page()
+            code = process.wait()
     except (KeyboardInterrupt, Preempted):
         process.terminate()
         process.wait()
         return 0
+    raise GpumlError(f"MLflow's server ended with {code}; the end of {log}:\n{_end_of(log)}")
+
+
+def _end_of(log: Path, lines: int = 8) -> str:
+    "The last lines of a log"
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 # %% ../../nbs/ui/72_serving.ipynb #620d1def
-def _open(url: str, browser: bool) -> None:
+def _page(url: str, experiment: str) -> str:
+    "The page with the experiment's runs at a server that answers; empty where none does"
+    from gpuml.training.served import runs_page
+    from gpuml.training.store import ask
+
+    answer = ask(url, experiment)
+    return runs_page(url, answer.experiment_id if answer.experiment == "active" else "") if answer.is_mlflow else ""
+
+
+def _open(page: str, browser: bool) -> None:
     "Open the page, where that is wanted"
     import webbrowser
 
     if browser:
-        webbrowser.open(url)
+        webbrowser.open(page)
 
 
-def _open_later(url: str, browser: bool) -> None:
+def _open_later(url: str, experiment: str, browser: bool) -> None:
     "Say the address, and open the page, as soon as it answers"
-    from gpuml.training.store import answers
 
     def wait():
         for _ in range(120):
-            if answers(url):
-                print(f"MLflow answers at {url}", flush=True)
-                return _open(url, browser)
+            if page := _page(url, experiment):
+                print(f"MLflow answers at {page}", flush=True)
+                return _open(page, browser)
             time.sleep(0.5)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -85,22 +108,25 @@ def _open_later(url: str, browser: bool) -> None:
 def ui(
     arguments: argparse.Namespace,  # config, port, no_browser
 ) -> int:
-    "`gpuml ui [config]`: serve the project's local MLflow store where `tracking.uri` says, and open it"
-    from gpuml.training.store import answers
+    "`gpuml ui [config]`: serve the project's local MLflow store where `tracking.uri` says, and open its runs"
+    from gpuml.training.served import served_at
+    from gpuml.training.store import local_store
 
     config = load(arguments.config or "dev")
-    address = urlsplit(config.tracking.uri)
-    if address.hostname not in ("localhost", "127.0.0.1") and not arguments.port:
-        raise ConfigError(
-            f"tracking.uri: {config.tracking.uri} is not this machine; open it in a browser, or give --port"
-        )
-    port = arguments.port or address.port or 5000
+    uri, experiment = config.tracking.uri, config.tracking.experiment
+    browser = not arguments.no_browser
+    address = urlsplit(uri)
+    is_file = uri.startswith("sqlite:")
+    if not is_file and address.hostname not in ("localhost", "127.0.0.1") and not arguments.port:
+        raise ConfigError(f"tracking.uri: {uri} is not this machine; open it in a browser, or give --port")
+    store = uri if is_file else local_store(config)
+    port = arguments.port or (None if is_file else address.port) or 5000
     url = f"http://localhost:{port}"
-    if answers(url):
-        print(f"MLflow already answers at {url}")
-        _open(url, not arguments.no_browser)
-        return 0
+    for server in filter(None, (served_at(store), "" if is_file else url)):
+        if page := _page(server, experiment):
+            print(f"MLflow already answers at {page}")
+            _open(page, browser)
+            return 0
     _check_port(port)
     print("MLflow starts; Ctrl-C stops it", flush=True)
-    _open_later(url, not arguments.no_browser)
-    return _serve(config, port)
+    return _serve(store, config.root, url, lambda: _open_later(url, experiment, browser))
