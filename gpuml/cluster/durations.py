@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Durations', 'prior_remaining', 'recent_durations']
 
-# %% ../../nbs/cluster/26_durations.ipynb #9c0d7edd
+# %% ../../nbs/cluster/26_durations.ipynb #912d6e2d
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-# %% ../../nbs/cluster/26_durations.ipynb #c4bc2582
+# %% ../../nbs/cluster/26_durations.ipynb #4b8b8f38
 @dataclass(frozen=True)
 class Durations:
     "The site's log of how long runs took, and how draws are made of it"
@@ -38,7 +38,7 @@ class Durations:
             values = np.where(taken < longer, lasted[place] - elapsed, values)
         return values
 
-# %% ../../nbs/cluster/26_durations.ipynb #87df606d
+# %% ../../nbs/cluster/26_durations.ipynb #2c98c1e1
 def prior_remaining(
     elapsed: np.ndarray,  # seconds
     shape: tuple[int, ...],  # of the draws
@@ -49,7 +49,7 @@ def prior_remaining(
     uniform = rng.random(shape)
     return (median + elapsed) * uniform / (1 - uniform)
 
-# %% ../../nbs/cluster/26_durations.ipynb #15c7aab4
+# %% ../../nbs/cluster/26_durations.ipynb #57f60ce5
 def recent_durations(
     log: Durations,
     runs: int,

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Scene', 'simulate']
 
-# %% ../../nbs/cluster/27_simulation.ipynb #ec20835a
-from dataclasses import dataclass, fields
+# %% ../../nbs/cluster/27_simulation.ipynb #1ff79a6c
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
 
-# %% ../../nbs/cluster/27_simulation.ipynb #d95a01b6
+# %% ../../nbs/cluster/27_simulation.ipynb #13f8b739
 @dataclass(frozen=True)
 class Scene:
     "Who holds GPUs of which node, and who waits: N nodes, H pods that hold, W that wait or come later, in their order"
@@ -21,7 +22,7 @@ class Scene:
     holder_gpus: np.ndarray  # H
     gpus: np.ndarray  # W: that each pod asks for
     jobs: np.ndarray  # W: number of the job that it belongs to, J of them
-    later: int = 0  # of the W, the last ones: they are not there yet
+    later: np.ndarray = field(default_factory=lambda: np.empty(0, int))  # numbers of those W that come later, in turn
     open_nodes: np.ndarray | None = None  # W × N: whether a node is open to a pod; none: all are
 
     @cached_property
@@ -34,7 +35,7 @@ class Scene:
         "GPUs of each pod, first of those that hold"
         return np.concatenate([self.holder_gpus, self.gpus]).astype(np.int16)
 
-# %% ../../nbs/cluster/27_simulation.ipynb #2e9947a2
+# %% ../../nbs/cluster/27_simulation.ipynb #72abcb07
 _AWAY = 2**14  # GPUs that no node has: asked for by a pod that does not wait
 
 
@@ -52,6 +53,7 @@ class _Draws:
     durations: np.ndarray  # D × J
     arrivals: np.ndarray  # D × (later + 1); the last one never comes
     upcoming: np.ndarray  # D: number of the next arrival
+    starts: np.ndarray  # D × J: when a job has all its nodes
 
     def keep(self, rows: np.ndarray) -> None:
         "Go on with some of them"
@@ -62,16 +64,18 @@ class _Draws:
     def of(cls, scene: Scene, ends: np.ndarray, durations: np.ndarray, arrivals: np.ndarray) -> "_Draws":
         "The draws before anything happens"
         draws, pods = len(ends), len(scene.gpus)
-        needs = np.where(np.arange(pods) < pods - scene.later, scene.gpus, _AWAY)
+        needs = scene.gpus.copy()
+        needs[scene.later] = _AWAY
         nodes = np.concatenate([scene.holder_nodes, np.zeros(pods)])
         rows = [np.repeat(np.asarray(row, np.int16)[None], draws, 0) for row in (scene.free, nodes, needs, scene.sizes)]
         never = np.full((draws, pods), np.inf)
         ends, arrivals = np.hstack([ends, never]), np.hstack([arrivals, never[:, :1]])
         free, nodes, needs, lacking = rows
         start = np.arange(draws), np.zeros(draws), free, nodes, ends
-        return cls(*start, needs, lacking, durations, arrivals, np.zeros(draws, int))
+        starts = np.full(durations.shape, np.inf)
+        return cls(*start, needs, lacking, durations, arrivals, np.zeros(draws, int), starts)
 
-# %% ../../nbs/cluster/27_simulation.ipynb #e0aa1880
+# %% ../../nbs/cluster/27_simulation.ipynb #c45dc9b7
 def _give(draws: _Draws, scene: Scene, rows: np.ndarray, pods: np.ndarray, nodes: np.ndarray) -> None:
     "Each of some draws gives a pod its node; a job that has all of them runs"
     held, jobs = len(scene.holder_gpus), scene.jobs[pods]
@@ -81,6 +85,7 @@ def _give(draws: _Draws, scene: Scene, rows: np.ndarray, pods: np.ndarray, nodes
     draws.lacking[rows, jobs] -= 1
     whole = draws.lacking[rows, jobs] == 0
     rows, pods, jobs = (values[whole] for values in (rows, pods, jobs))
+    draws.starts[rows, jobs] = draws.now[rows]
     ends = draws.now[rows] + draws.durations[rows, jobs]
     draws.ends[rows, held + pods] = ends
     for job in np.unique(jobs[scene.sizes[jobs] > 1]):
@@ -109,48 +114,45 @@ def _admit(draws: _Draws, scene: Scene, rows: np.ndarray, pods: np.ndarray) -> N
     is_fit = room[np.arange(len(rows)), nodes] >= draws.needs[rows, pods]
     _give(draws, scene, rows[is_fit], pods[is_fit], nodes[is_fit])
 
-# %% ../../nbs/cluster/27_simulation.ipynb #c91e6d11
+# %% ../../nbs/cluster/27_simulation.ipynb #0d122812
 def simulate(
     scene: Scene,
     ends: np.ndarray,  # D × H: seconds until each holder ends
     durations: np.ndarray,  # D × J: seconds that each job that waits will hold its GPUs
-    job: int,  # the one in question
+    jobs: Sequence[int],  # those in question, Q of them
     arrivals: np.ndarray | None = None,  # D × later: seconds until each job comes that is not there yet, increasing
 ) -> np.ndarray:
-    "Seconds until the job has all its GPUs in each of D draws; infinite where it never has"
+    "Seconds until jobs have all their GPUs, D × Q; infinite where one never has"
     count = len(ends)
     draws = _Draws.of(scene, ends, durations, np.empty((count, 0)) if arrivals is None else arrivals)
-    present = len(scene.gpus) - scene.later
-    for pod in range(present):
+    for pod in np.setdiff1d(np.arange(len(scene.gpus)), scene.later):
         _admit(draws, scene, np.arange(count), np.full(count, pod))
-    starts = np.full(count, np.inf)
-    while True:
-        is_done = draws.lacking[:, job] == 0
-        starts[draws.number[is_done]] = draws.now[is_done]
-        goes_on = ~is_done & np.isfinite(draws.now)
-        if not goes_on.any():
-            return starts
-        if goes_on.mean() < 0.75:
-            draws.keep(goes_on)
+    starts = np.full((count, len(jobs)), np.inf)
+    while len(draws.now):
+        is_over = (draws.lacking[:, jobs] == 0).all(1) | np.isinf(draws.now)
+        starts[draws.number[is_over]] = draws.starts[is_over][:, jobs]
+        if is_over.mean() > 0.25 or is_over.all():
+            draws.keep(~is_over)
         else:
-            draws.ends[~goes_on] = np.inf
-            draws.upcoming[~goes_on] = scene.later
-        _advance(draws, scene, present, job)
+            draws.ends[is_over] = np.inf
+            draws.upcoming[is_over] = len(scene.later)
+        _advance(draws, scene)
+    return starts
 
 
-def _advance(draws: _Draws, scene: Scene, present: int, job: int) -> None:
+def _advance(draws: _Draws, scene: Scene) -> None:
     "Go to the next event of each draw: a pod ends, or a job comes"
     rows = np.arange(len(draws.now))
     first = draws.ends.argmin(1)
     ended, came = draws.ends[rows, first], draws.arrivals[rows, draws.upcoming]
-    draws.now = np.where(draws.lacking[:, job] == 0, draws.now, np.minimum(ended, came))
+    draws.now = np.minimum(ended, came)
     over = np.flatnonzero((ended <= came) & np.isfinite(ended))
     nodes = draws.nodes[over, first[over]]
     draws.free[over, nodes] += scene.amounts[first[over]]
     draws.ends[over, first[over]] = np.inf
     _fill(draws, scene, over, nodes)
     new = np.flatnonzero(came < ended)
-    pods = present + draws.upcoming[new]
+    pods = scene.later[draws.upcoming[new]]
     draws.upcoming[new] += 1
     draws.needs[new, pods] = scene.gpus[pods]
     _admit(draws, scene, new, pods)
