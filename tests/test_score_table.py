@@ -37,7 +37,7 @@ def finished(**scores):
     history = [{"step": 1200, "epoch": 1, **EVALUATION}]
     metrics = {"classes": CLASSES, "notes": [], "history": history, "curve": [[1, 0.7]], **counts, **scores}
     links = {"url": "", "url_note": "", "place": "outputs/dev-1"}
-    values = {**links, "id": "dev-1", "labels": ["a"], "metrics": metrics, "account": ""}
+    values = {**links, "id": "dev-1", "labels": ["a"], "metrics": metrics, "account": "", "confused_texts": dict}
     return SimpleNamespace(**values, classes=lambda: class_table(CLASSES))
 
 

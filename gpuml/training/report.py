@@ -9,7 +9,8 @@ __all__ = ['class_table', 'Finished', 'report_text', 'link_text', 'score_texts',
 from html import escape
 from typing import Any, Protocol
 
-from ..base.charts import confusion_svg, loss_curve
+from ..base.charts import loss_curve
+from ..base.confusion import Texts, confusion_html
 from ..base.tables import Column, Table, as_html
 from .score_table import MAIN, SHOWN, as_text
 
@@ -39,6 +40,9 @@ class Finished(Protocol):
 
     def classes(self) -> Table:
         "Measures of every class"
+
+    def confused_texts(self) -> Texts:
+        "The texts behind each cell of the confusion matrix"
 
 
 def report_text(run: Finished) -> str:
@@ -77,6 +81,7 @@ def report_html(run: Finished) -> str:
     m = run.metrics
     validation = [(e["step"], e["loss"]) for e in m["history"]]
     curve = loss_curve([(x, y) for x, y in m["curve"]], validation, m["updates"], width=360, height=150)
+    confusion = confusion_html(m["confusion"], run.labels, run.confused_texts(), f"confusion-{run.id}")
     link = f"<a href='{escape(run.url)}' target='_blank'>{escape(run.url)}</a>"
     link += f" ({as_html(run.url_note)})" if run.url_note else ""
     notes = "".join(f"<div>⚠ {as_html(n)}</div>" for n in m["notes"])
@@ -84,6 +89,6 @@ def report_html(run: Finished) -> str:
     return (
         f"<div>{' · '.join([f'<b>{escape(run.id)}</b>', *score_texts(m, '<b>{}</b>')])}</div>"
         f"<div style='display:flex;flex-wrap:wrap;gap:1.5em;align-items:center'><div>{run.classes().html()}</div>"
-        f"<div>{confusion_svg(m['confusion'], run.labels)}</div><div>{curve}</div></div>"
+        f"<div>{curve}</div><div style='flex-basis:100%'>{confusion}</div></div>"
         f"<div>model <code>{escape(run.place)}/model</code>{''.join(f' · {w}' for w in _weights(m))}</div>{account}<div>MLflow {link}</div>{notes}"
     )

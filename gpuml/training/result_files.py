@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..base.charts import confusion_svg, loss_curve, thinned
+from ..base.charts import loss_curve, thinned
+from ..base.confusion import confusion_svg
 from ..base.errors import GpumlError, TrainError
 from ..base.files import as_csv, write_file, write_folder, write_json
 from . import model
