@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STORED', 'SPOOL', 'RECORD', 'LOCK', 'Sent', 'Record', 'this_host', 'this_process', 'as_json', 'write_record',
-           'read_record', 'is_whole']
+           'read_record', 'record_of', 'is_whole']
 
 # %% ../../nbs/training/37_record.ipynb #4148a1af
 import json
@@ -132,10 +132,20 @@ def read_record(
 ) -> Record | None:
     "The record in a run's folder, if it has one"
     try:
-        values = json.loads((folder / RECORD).read_text())
+        return record_of((folder / RECORD).read_bytes())
+    except OSError:
+        return None
+
+
+def record_of(
+    text: bytes,  # the content of `tracking.json`
+) -> Record | None:
+    "The record that a file holds; none where it is damaged"
+    try:
+        values = json.loads(text)
         sent = {name: values.pop(key) for name, key in _KEYS.items() if key in values}
         return Record(**values, sent=Sent(**sent))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return None
 
 # %% ../../nbs/training/37_record.ipynb #ab4dbca0
