@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['KIND_WORDS', 'LIMIT_WORDS', 'fields', 'alternatives', 'kind', 'choices', 'limits_of', 'describe', 'help_text',
-           'suggestion', 'known_key', 'parse_override', 'flat', 'Diff', 'diff']
+           'suggestion', 'nearest', 'known_key', 'parse_override', 'flat', 'Diff', 'diff']
 
 # %% ../../nbs/base/22_keys.ipynb #3caa332e
 import json
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -103,6 +104,18 @@ def suggestion(
     "`; did you mean …` with the nearest of the words, or the whole list where none is near"
     close = get_close_matches(word, words, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(words)}"
+
+# %% ../../nbs/base/22_keys.ipynb #5095decc
+def nearest(
+    word: str,
+    names: Iterable[str],  # that would be right, such as those of runs
+) -> str:
+    "`; did you mean …` with the name that begins so, or is most like it; empty where none is near"
+    names = list(names)
+    close = [name for name in names if word and name.startswith(word)] or get_close_matches(
+        word, names, n=1, cutoff=0.6
+    )
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 # %% ../../nbs/base/22_keys.ipynb #3fbd80ef
 def known_key(

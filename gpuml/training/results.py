@@ -29,7 +29,7 @@ from .predictors import devices_for, expected_tokens
 from .progress import Watch
 from .record import read_record
 from .report import class_table, report_html, report_text
-from .run_list import LATEST, find_row
+from .run_list import LATEST, find_row, near_runs
 from .runs import fetch_run, output_folder, shown, stored_at, work_folder
 from .served import no_server
 
@@ -163,7 +163,12 @@ def load_run(
         problem = (
             "it has no certificate.json"
             if folder.exists()
-            else "there is no such folder, and no such run of this project"
+            else "there is no such folder, and no such run of this project" + _near(str(run))
         )
         raise GpumlError(f"{run}: not a finished run: {problem}", exit_code=Exit.NOT_FOUND)
     return Run(folder)
+
+
+def _near(run: str) -> str:
+    "The run of this project that was meant, where a name is near"
+    return "" if "/" in run else near_runs(run, load_all())

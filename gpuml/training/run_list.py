@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LATEST', 'sort_key', 'value_of', 'is_rising', 'sort_rows', 'differing', 'RunRows', 'read_output', 'read_rows',
-           'runs_csv', 'find_row']
+           'runs_csv', 'find_row', 'near_runs']
 
 # %% ../../nbs/training/78_run_list.ipynb #eb9c8fe8
 import re
@@ -12,13 +12,12 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import ConfigError, Exit, GpumlError
 from ..base.files import as_csv
-from ..base.keys import fields, suggestion
+from ..base.keys import fields, nearest
 from ..base.local import File
 from ..base.place import Place
 from ..base.storage import Storage
@@ -41,9 +40,8 @@ def sort_key(
     by_name = {key.rpartition(".")[2]: key for key in fields()} | {key: key for key in [*fields(), *columns]}
     plain = word.lower().replace("-", "_").replace(" ", "_")
     if plain not in by_name:
-        near = get_close_matches(plain, by_name, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(columns)}, and keys of the config"
-        raise ConfigError(f"--sort {word}: no such column; {hint}")
+        hint = nearest(plain, by_name) or f"; known: {', '.join(columns)}, and keys of the config"
+        raise ConfigError(f"--sort {word}: no such column{hint}")
     return by_name[plain]
 
 
@@ -219,7 +217,7 @@ def find_row(
         problem = f"this project has no {'finished' if finished else 'ended'} run yet"
     else:
         named = [row for row in listed.rows if row.run == run and _is_at(row.place, name)]
-        problem = "no such run of this project" + ("" if named else _near(run, configs))
+        problem = "no such run of this project" + ("" if named else near_runs(run, configs))
     if named:
         return named[0]
     raise GpumlError("; ".join([f"{name}: {problem}", *listed.notes]), exit_code=Exit.NOT_FOUND)
@@ -234,7 +232,9 @@ def _is_at(place: str, name: str) -> bool:
     return Path(place).resolve() == Path(name).resolve()
 
 
-def _near(run: str, configs: list[Config]) -> str:
-    "The names that one may have been meant by"
-    names = [row.run for row in read_rows(configs).rows]
-    return suggestion(run, names) if len(names) < 4 else suggestion(run, names).partition("; known")[0]
+def near_runs(
+    run: str,
+    configs: Iterable[Config],  # a project's
+) -> str:
+    "`; did you mean …` with the name of a run of a project; empty where none is near"
+    return nearest(run, [row.run for row in read_rows(configs).rows])
