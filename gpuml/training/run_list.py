@@ -237,4 +237,4 @@ def near_runs(
     configs: Iterable[Config],  # a project's
 ) -> str:
     "`; did you mean …` with the name of a run of a project; empty where none is near"
-    return nearest(run, [row.run for row in read_rows(configs).rows])
+    return nearest(run, [LATEST, *(row.run for row in read_rows(configs).rows)])

@@ -19,6 +19,7 @@ from .commands import clean, data, predict, run, sync, train, worker
 from .job_commands import cancel, idle, jobs, ledger, logs, plan, submit, wait
 from .ledger_words import GROUPS
 from .project import init
+from .run_commands import delete, note, runs
 from .serving import ui
 
 # %% ../../nbs/ui/78_parser.ipynb #cc4ac6c2
@@ -105,11 +106,34 @@ def _training(command: Callable) -> None:
         epilog=_PREDICTED + exit_help(Exit.DONE, *_EXITS, done="predicted", not_found="run or data not found"),
     )
     sub.usage = "gpuml predict run input output [key=value ...] [--force]"
-    sub.add_argument("run", help="a run's id, its folder, or its place at s3://")
+    sub.add_argument("run", help="a run's id, its folder, its place at s3://, or latest")
     sub.add_argument("input", help="a CSV file, a folder, or a glob in quotes; here or at s3://")
     sub.add_argument("output", help="the CSV file that is made, here or at s3://: complete or not at all")
     sub.add_argument("words", nargs="*", metavar="key=value", help="how the input is read, such as data.text=body")
     sub.add_argument("--force", action="store_true", help="replace an output that is there already")
+
+# %% ../../nbs/ui/78_parser.ipynb #d3ffe942
+_LISTED = """columns of --sort:
+  run, state, note, time, gpu_time, updates; accuracy, macro-F1, loss; every key of the config, such as learning_rate
+
+The best stand first: high scores, low losses, the newest, the longest. The table has those values of the config in which
+the listed runs differ. It is read from the outputs of this project's configs, here and at s3://."""
+
+
+def _runs(command: Callable) -> None:
+    "List, open, note and delete runs"
+    sub = command("runs", runs, "list this project's runs, or show one", formatter_class=_RAW, epilog=_LISTED)
+    sub.add_argument("run", nargs="?", help="show this one: its id, its folder, its place at s3://, or latest")
+    sub.add_argument("--sort", metavar="KEY", help="the column to sort by (default: time)")
+    sub.add_argument("--all", action="store_true", help="not only the 30 newest")
+    sub.add_argument("--csv", metavar="FILE", help="the rows as a CSV file too")
+    sub = command("note", note, "keep a note beside a run and in MLflow, or print the one that it has")
+    sub.add_argument("run", help="its id, its folder, its place at s3://, or latest")
+    sub.add_argument("text", nargs="?", help='the note, in quotes; "" removes it')
+    sub = command("delete", delete, "delete runs where they are kept, here or at s3://, and say first what would go")
+    sub.add_argument("names", nargs="+", metavar="run", help="its id, its folder, its place at s3://, or latest")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    sub.add_argument("--yes", action="store_true", help="without asking")
 
 # %% ../../nbs/ui/78_parser.ipynb #7614354c
 _JOB_EXITS = (Exit.DONE, Exit.FAILED, Exit.BAD_DATA, Exit.NOT_FOUND, Exit.UNREACHABLE, Exit.CRASHED, Exit.OUT_OF_MEMORY,
@@ -288,6 +312,6 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    for add in (_training, _jobs, _tidying, _beside):
+    for add in (_training, _runs, _jobs, _tidying, _beside):
         add(command)
     return top
