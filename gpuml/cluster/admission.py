@@ -23,7 +23,6 @@ from .findings import Findings, Unknown
 from .gang import node_count
 from .gang_checks import check_gang, check_together
 from .objects import JOBS, dra_objects
-from .outlook import check_plan
 from .pod import training_container
 from .queue import QueueEntry, queue_trouble
 from .queues import CLUSTER_QUEUES, COHORTS, LOCAL_QUEUES, readable_items
@@ -49,8 +48,6 @@ def check_cluster(
     if template:
         findings.add("claim", lambda: _check_template(api, template))
     findings.add("manifest", lambda: _check_manifest(api, manifest))
-    if not findings.bad:
-        findings.add("plan", lambda: check_plan(api, manifest))
     return findings
 
 # %% ../../nbs/cluster/53_admission.ipynb #63f9ea2a

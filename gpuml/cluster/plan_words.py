@@ -15,6 +15,7 @@ from .manifest import PREFIX
 from .never import Reason, Shortage
 from .plan import Plan
 from .pod import time_of
+from .promise import Promise
 from .snapshot import Holding, Snapshot
 from .waiting import gpus_lacking, job_kind
 from ..training.headway import Headway
@@ -50,18 +51,18 @@ def _loss_words(headway: Headway | None, now: datetime) -> str:
     return f"at most {minutes:.1f} min of work since its checkpoint lost"
 
 # %% ../../nbs/cluster/32_plan_words.ipynb #bdc81155
-def _waits_words(answer: Plan, snapshot: Snapshot, now: datetime, headways: Headways) -> str:
+def _waits_words(answer: Plan, snapshot: Snapshot, now: datetime, headways: Headways, promise: Promise | None) -> str:
     "What a job waits for, behind whom, and what is free next"
     request = answer.request
     if answer.reasons:
-        return f"waits: {_queue_words(answer.reasons[0])}"
+        return f"waits: {_queue_words(answer.reasons[0])}; when it starts can't be told"
     if answer.shortages:
         return f"waits: {'; '.join(map(_shortage_words, answer.shortages))}; it starts when others end"
     device = next((name for name in request.demand if is_device(name)), "")
     cause = "no node has enough free of all that it asks for"
     if device:
         cause = gpus_lacking(request.demand[device], device, snapshot, request.spec)
-    parts = [cause]
+    parts = [promise.words(now), cause] if promise else [cause]
     if answer.placed:
         parts.append(f"{answer.placed} of its {request.count} pods get a node before, and hold it")
     if answer.victims:
@@ -132,6 +133,7 @@ def plan_words(
     snapshot: Snapshot,  # that it was made of
     now: datetime,
     headways: Mapping[tuple[str, str], Headway] = {},  # of the pods of which they are known, by namespace and name
+    promise: Promise | None = None,  # when it starts, where it waits
 ) -> str:
     "A plan in a sentence"
     if answer.answer == "starts":
@@ -142,7 +144,7 @@ def plan_words(
         grace = max((v.pod["spec"].get("terminationGracePeriodSeconds", 30) for v in answer.victims), default=0)
         return f"starts within about {grace} s: preempts {_victims_words(answer, now, headways)}"
     if answer.answer == "waits":
-        return _waits_words(answer, snapshot, now, headways)
+        return _waits_words(answer, snapshot, now, headways, promise)
     if answer.answer == "never":
         causes = [*map(_never_words, answer.reasons), *(_shortage_words(s) for s in answer.shortages if s.is_lasting)]
         return f"never fits: {'; '.join(causes)}"

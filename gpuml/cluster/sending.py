@@ -28,12 +28,15 @@ from .local import jobs_folder, local_job, local_state, start_local, works
 from .manifest import PREFIX, rename_run
 from .marks import has_failed, was_released
 from .objects import JOBS, PODS
+from .outlook import wait_of
 from .over import is_by_deadline
 from .remote import ClusterJob, cluster_job, stored_job
 from .state import Seen, explain
 from .submission import Submission, prepare
+from .waits import write_wait
 from ..jobs import bundle
 from ..jobs.handle import OVER, Job, read_json
+from ..training.attempts import now
 
 # %% ../../nbs/cluster/57_sending.ipynb #f7914a37
 def submit(
@@ -125,7 +128,10 @@ def _make_first(planned: Submission, run: str, taken: list[str]) -> tuple[dict[s
     if run:  # what an earlier job of this name left is not how this one ends
         storage.remove(f"{planned.config.output.rstrip('/')}/{run}/cancelled.json")
     bundle.put(planned.bundle, planned.config.output, storage)
-    return _make(planned.api, planned.manifest)
+    new_job, is_new = _make(planned.api, planned.manifest)
+    if is_new and planned.outlook and (wait := wait_of(planned.outlook, planned.manifest["metadata"]["name"], now())):
+        write_wait(storage, planned.config.output, wait)
+    return new_job, is_new
 
 
 def _make(api: ApiServer, manifest: dict[str, Any]) -> tuple[dict[str, Any], bool]:

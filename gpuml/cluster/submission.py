@@ -9,6 +9,7 @@ __all__ = ['Submission', 'prepare']
 import os
 import re
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from .jobs import own_folders
 from .local import jobs_folder
 from .manifest import PREFIX, rename_run
 from .objects import JOBS
+from .outlook import Outlook, check_plan, outlook
 from .speedup import speed_finding
 from .standing import Asked, Standing, standing
+from .waits import recent_site_log
 from ..jobs import bundle
 from ..training.attempts import now, owner
 from ..training.certificate import data_files
@@ -46,6 +49,7 @@ class Submission:
     standing: Standing | None = None  # of the name; none where it was given none
     local: bool = False
     api: ApiServer | None = None  # none: a job on this machine, or no cluster
+    outlook: Outlook | None = None  # whether it starts; none where that was not looked at
 
     @property
     def template(self) -> dict[str, Any] | None:
@@ -83,9 +87,10 @@ def prepare(
     findings = check_here(config, path)
     findings += [*check_code(packed, not local), *check_kernel(path)]
     api = None if local else _ask_cluster(config, manifest, findings)
+    looked = _look(api, config, manifest, findings) if api and not findings.bad else None
     findings += [] if local else _speed(config, runs)
     changes = diff(before, config) if before else Diff()
-    planned = Submission(config, packed, manifest, findings, changes, None, local, api)
+    planned = Submission(config, packed, manifest, findings, changes, None, local, api, looked)
     if name:
         request = Asked(name, packed.name, lambda: data_files(config), again)
         findings.add("name", lambda: _check_name(planned, request))
@@ -105,6 +110,18 @@ def _ask_cluster(config: Config, manifest: dict[str, Any], findings: Findings) -
         problem = e.problem if isinstance(e, NoCluster) else str(e)
         findings.insert(0, Finding("cluster", False, f"{problem}; --local runs it on this machine", e.exit_code))
         return None
+
+# %% ../../nbs/cluster/55_submission.ipynb #a18a689c
+def _look(api: ApiServer, config: Config, manifest: dict[str, Any], findings: Findings) -> Outlook | None:
+    "Add whether it starts, and when; what that was told by"
+    outlooks = []
+
+    def check() -> str:
+        outlooks.append(outlook(api, manifest, lambda: recent_site_log(config, datetime.now(UTC))))
+        return check_plan(outlooks[0])
+
+    findings.add("plan", check)
+    return outlooks[0] if outlooks else None
 
 # %% ../../nbs/cluster/55_submission.ipynb #d86e161e
 def _speed(config: Config, runs: list[EarlierRun]) -> Findings:
