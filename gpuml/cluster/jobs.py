@@ -6,7 +6,7 @@
 __all__ = ['age_text', 'JobRow', 'JobList', 'cluster_jobs', 'local_jobs', 'job_files', 'own_folders', 'jobs', 'find']
 
 # %% ../../nbs/cluster/46_jobs.ipynb #bf0bfad2
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -32,8 +32,10 @@ from .pod import condition
 from .projects import is_named, short_names
 from .queues import queue_entries
 from .remote import ClusterJob, cluster_job, headway_of_pod
+from .starts import start_words
 from .state import Seen, explain
 from ..jobs.handle import Job, State
+from ..training.headway import Headway
 
 # %% ../../nbs/cluster/46_jobs.ipynb #17337fe2
 def age_text(
@@ -70,7 +72,7 @@ class JobRow:
             progress=state.progress,
             age=age_text((now - state.started).total_seconds()) if state.started else "",
             owner=job.facts.get("owner", ""),
-            reason=state.why,
+            reason="; ".join(filter(None, [state.start, state.why])),
         )
 
     @classmethod
@@ -126,7 +128,29 @@ def cluster_jobs(
     jobs = [(handle, explain(look)) for handle, look in zip(handles, looks, strict=True)]
     training = [(job, state) for job, state in jobs if state.phase == "running"][:100]
     headways = dict(zip((job.run_id for job, _ in training), pool.map(lambda pair: headway_of_pod(*pair), training)))
-    return [(job, replace(state, headway=headways.get(job.run_id))) for job, state in jobs]
+    starts = _starts(config, looks, training, headways)
+    return [
+        (job, replace(state, headway=headways.get(job.run_id), start=starts.get((job.namespace, job.run_id), "")))
+        for job, state in jobs
+    ]
+
+
+def _starts(
+    config: Config,
+    looks: list[Seen],
+    training: list[tuple[ClusterJob, State]],
+    headways: Mapping[str, Headway | None],  # by run
+) -> dict[tuple[str, str], str]:
+    "By when those get their GPUs that wait for them; the looks share one snapshot, where there is one"
+    snapshot = next((look.snapshot for look in looks if look.snapshot.waiting), None)
+    if snapshot is None:
+        return {}
+    from gpuml.cluster.waits import recent_site_log
+
+    now = datetime.now(UTC)
+    by_pod = {(job.namespace, state.pod): headways[job.run_id] for job, state in training if headways.get(job.run_id)}
+    log = recent_site_log(str(config.output_place), config.data.endpoint, now)
+    return start_words(snapshot, now, by_pod, log)
 
 # %% ../../nbs/cluster/46_jobs.ipynb #a5c2077f
 def _with_records(

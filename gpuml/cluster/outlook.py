@@ -16,20 +16,18 @@ from .answers import ApiServer, plainly
 from .calibration import Calibration, Forecast
 from .findings import Unknown
 from .forecast import NEW, class_priorities, device_of, forecasts
-from .logs import read_log
-from .manifest import PREFIX, Source
+from .manifest import Source
 from .manifest import manifest as job_manifest
-from .objects import JobAddress, read_cluster
+from .objects import read_cluster
 from .plan import Plan, plan
 from .plan_words import Headways, plan_words
-from .pod import trains
 from .promise import promise_of
 from .queue import queue_of
 from .queue_plan import plan_in_queue
 from .queues import kueue_objects
 from .snapshot import Holding, Snapshot
+from .starts import headways_of
 from .waits import SiteLog, Wait, recent_site_log
-from ..jobs.outlet import last_headway
 
 # %% ../../nbs/cluster/52_outlook.ipynb #736e9adc
 @dataclass(frozen=True)
@@ -67,8 +65,7 @@ def outlook(
     else:
         answer = plan(snapshot, manifest)
     concerned = answer.victims if answer.victims else _holders(answer, snapshot)
-    ours = [h for h in concerned if h.labels.get(f"{PREFIX}/run") and trains(h.pod)][:most]
-    headways = {(h.namespace, h.name): headway for h in ours if (headway := _headway(api, h))}
+    headways = headways_of(api, concerned, most)
     if answer.answer != "waits" or answer.reasons or answer.shortages:
         return Outlook(answer, snapshot, headways, now)
     log = site()
@@ -90,12 +87,6 @@ def _holders(answer: Plan, snapshot: Snapshot) -> list[Holding]:
         return []
     devices = {name for name in answer.request.demand if "/" in name}
     return [h for node in snapshot.nodes or () for h in node.holdings if devices & h.demand.keys()]
-
-
-def _headway(api: ApiServer, holding: Holding):
-    "How far a pod's training is; none where it does not say, or its log may not be read"
-    run = holding.labels[f"{PREFIX}/run"]
-    return last_headway(read_log(JobAddress(api, holding.namespace, run), holding.name, tailLines=40), run)
 
 # %% ../../nbs/cluster/52_outlook.ipynb #6d14b9d8
 def wait_of(
@@ -127,4 +118,8 @@ def outlook_of(
 
     with plainly("plan", config.compute.context):
         manifest = job_manifest(config, "plan", Source("plan", "", ""))
-        return outlook(Api(config.compute.context), manifest, lambda: recent_site_log(config, datetime.now(UTC)))
+        return outlook(
+            Api(config.compute.context),
+            manifest,
+            lambda: recent_site_log(str(config.output_place), config.data.endpoint, datetime.now(UTC)),
+        )

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Promise', 'promise_of']
 
-# %% ../../nbs/cluster/29_promise.ipynb #2c73ef7f
+# %% ../../nbs/cluster/29_promise.ipynb #fd84afcb
 import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from .calibration import FEWEST, Calibration, Forecast
 
-# %% ../../nbs/cluster/29_promise.ipynb #e2e9367f
+# %% ../../nbs/cluster/29_promise.ipynb #c27f4676
 @dataclass(frozen=True)
 class Promise:
     "Seconds within which a job starts"
@@ -21,12 +21,19 @@ class Promise:
     most: float  # in nine of ten cases; infinite where that can't be told
     calibration: Calibration = Calibration()  # by which they were corrected
 
+    def times(
+        self,
+        now: datetime,
+    ) -> str:
+        "Two times of day"
+        return f"50 % by {_moment(now, self.half)}, 90 % {_by(now, self.most)}"
+
     def words(
         self,
         now: datetime,
     ) -> str:
         "Two times of day, and what such promises were worth"
-        promise = f"50 % by {_moment(now, self.half)}, 90 % {_by(now, self.most)}"
+        promise = self.times(now)
         site = self.calibration
         if not site.is_known:
             return f"{promise} (not calibrated: {len(site.scores)} of {FEWEST} waits are known)"

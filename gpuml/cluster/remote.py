@@ -28,6 +28,7 @@ from .objects import JobAddress, events_in, nodes_of, read_snapshot
 from .over import at_work, stops
 from .pod import end_of, time_of, trains
 from .queues import queue_entries
+from .starts import start_of
 from .state import Seen, explain
 from .watch import WATCH_SECONDS, watched, watches_of
 from ..jobs.handle import OVER, Job, State, StoredRun, read_json
@@ -59,6 +60,13 @@ class ClusterJob(Job):
             pods = self.at.pods()  # first: what the Job says is never older than they are
             job = self.api.get(self.at.path)
             return forgotten(self, pods) if job is None else look_at(self, job, pods)
+
+    def why(self) -> str:
+        "Why it is not running, and by when it is, or how it ended, in a sentence"
+        state = self.status
+        waits = state.phase in ("pending", "waiting")
+        start = start_of(self.at, self.place, self.endpoint) if waits else ""
+        return "; ".join(filter(None, [start, state.why or state.phase]))
 
     def cancel(self) -> State:
         "End it: it saves a checkpoint within its grace period; returns what it is then"

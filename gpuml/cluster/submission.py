@@ -117,7 +117,13 @@ def _look(api: ApiServer, config: Config, manifest: dict[str, Any], findings: Fi
     outlooks = []
 
     def check() -> str:
-        outlooks.append(outlook(api, manifest, lambda: recent_site_log(config, datetime.now(UTC))))
+        outlooks.append(
+            outlook(
+                api,
+                manifest,
+                lambda: recent_site_log(str(config.output_place), config.data.endpoint, datetime.now(UTC)),
+            )
+        )
         return check_plan(outlooks[0])
 
     findings.add("plan", check)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Wait', 'write_wait', 'SiteLog', 'site_log', 'read_site_log', 'recent_site_log']
 
-# %% ../../nbs/cluster/33_waits.ipynb #6f11ede7
+# %% ../../nbs/cluster/33_waits.ipynb #082d2995
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +17,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..base.config import Config
 from ..base.errors import GpumlError
 from ..base.storage import Storage
 from .calibration import WINDOW, Calibration, Forecast, calibrated
@@ -26,7 +25,7 @@ from .forecast import Past
 from .pod import time_of
 from ..training.attempts import Attempt, attempt_of
 
-# %% ../../nbs/cluster/33_waits.ipynb #e008d827
+# %% ../../nbs/cluster/33_waits.ipynb #2988f963
 @dataclass(frozen=True)
 class Wait:
     "What was forecast of a job's wait when it was submitted; seconds"
@@ -53,7 +52,7 @@ def write_wait(
     with suppress(GpumlError):
         storage.put_bytes(json.dumps(asdict(wait)).encode(), f"{output.rstrip('/')}/.waits/{wait.run}.json")
 
-# %% ../../nbs/cluster/33_waits.ipynb #21b55f5a
+# %% ../../nbs/cluster/33_waits.ipynb #f0b5d134
 @dataclass(frozen=True)
 class SiteLog:
     "What the runs of some outputs say of the next ones"
@@ -71,7 +70,7 @@ class SiteLog:
         coming = tuple((gpus, priorities[name]) for gpus, name in self.coming if name in priorities)
         return Past(self.durations, self.per_second * len(coming) / max(1, len(self.coming)), coming)
 
-# %% ../../nbs/cluster/33_waits.ipynb #189b4454
+# %% ../../nbs/cluster/33_waits.ipynb #e0bfc6d8
 def site_log(
     waits: list[Wait],
     attempts: list[Attempt],  # of any runs
@@ -98,16 +97,16 @@ def _over(waits: list[Wait], firsts: list[Attempt]) -> list[tuple[Forecast, floa
     ]
     return [(w.forecast, seconds, w.promised) for w, seconds in spans]
 
-# %% ../../nbs/cluster/33_waits.ipynb #0f49df37
+# %% ../../nbs/cluster/33_waits.ipynb #22cb2f90
 def read_site_log(
-    config: Config,
+    output: str,  # where runs go
+    endpoint: str | None,  # S3 server, as it is reached from here
     now: datetime,
     patience: float = 5.0,  # seconds that an S3 server is waited for
     most: int = WINDOW,  # files of attempts, beside those of runs whose wait was forecast
 ) -> SiteLog:
-    "The log in a config's output; empty where storage does not answer"
-    storage = Storage(config.data.endpoint, patience=patience, first_patience=patience)
-    output = config.output_place
+    "The log in an output; empty where storage does not answer"
+    storage = Storage(endpoint, patience=patience, first_patience=patience)
     try:
         named = [file.url for file in storage.match(output, ".waits/*.json")][-2 * WINDOW :]
         listed = [file.url for file in storage.match(output, "*/attempts/*.json")]
@@ -136,20 +135,21 @@ def _read(storage: Storage, url: str, parse: Callable[[bytes], _Record]) -> _Rec
         return parse(text) if text else None
     return None
 
-# %% ../../nbs/cluster/33_waits.ipynb #ff93609a
+# %% ../../nbs/cluster/33_waits.ipynb #4e009499
 _LOGS: dict[tuple[str, str | None], tuple[float, SiteLog]] = {}  # by output and endpoint, with when they were read
 
 
 def recent_site_log(
-    config: Config,
+    output: str,  # where runs go
+    endpoint: str | None,  # S3 server, as it is reached from here
     now: datetime,
     seconds: float = 600.0,  # for which a log that was read is good
     clock: Callable[[], float] = time.monotonic,
 ) -> SiteLog:
-    "The log in a config's output, as it was some minutes ago or is now"
-    key = str(config.output_place), config.data.endpoint
+    "The log in an output, as it was some minutes ago or is now"
+    key = output, endpoint
     read, log = _LOGS.get(key, (-seconds, SiteLog()))
     if clock() - read >= seconds:
-        log = read_site_log(config, now)
+        log = read_site_log(output, endpoint, now)
         _LOGS[key] = clock(), log
     return log

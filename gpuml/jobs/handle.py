@@ -46,6 +46,7 @@ class State:
     finished: datetime | None = None  # the job
     pod: str = ""  # the one at work, or the last
     headway: Headway | None = None  # of the training that is at work, where that is known
+    start: str = ""  # by when it gets its GPUs that waits for them, as likely as not and in nine of ten cases
 
     @property
     def progress(self) -> str:
