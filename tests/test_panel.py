@@ -344,7 +344,7 @@ def test_compare_runs(panel, store):
     assert "choose two" in tab.view.value
     assert [folder.name for _, folder in tab.runs.options] == [run.id for run in reversed(made)]
     tab.runs.value = [run.folder for run in made]
-    assert "<td>train.learning_rate</td><td>0.0001</td><td>0.0003</td>" in tab.view.value
+    assert "<th scope='row'>train.learning_rate</th><td>0.0001</td><td>0.0003</td>" in tab.view.value
     assert "train.epochs" not in tab.view.value
     for title in ("training loss", "validation loss", "macro-F1"):
         assert f"aria-label='{title}'" in tab.view.value
@@ -354,6 +354,12 @@ def test_compare_runs(panel, store):
     assert compare(made[0].id).folders == [made[0].folder]
     tab.runs.value = [made[0].folder]
     assert "choose two" in tab.view.value and "svg" not in tab.view.value
+    assert "learning_rate 0.0003" in tab.runs.options[0][0] and "finished" in tab.runs.options[0][0]
+    tab.order.value = "train.learning_rate"
+    assert [folder for _, folder in tab.runs.options] == [run.folder for run in made]
+    tab.runs.value = []
+    tab.words.value = "finished 0.0003"
+    assert [folder for _, folder in tab.runs.options] == [made[1].folder] and "1 of 2 runs" in tab.note.value
 
 
 def test_compared_runs_keep_their_colours_and_one_path_is_one(project, store, monkeypatch):
