@@ -1,13 +1,17 @@
 "What holds of every forecast of a start: exact where nothing is left to chance, never later with more GPUs, as often right as it says"
 
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 from gpuml.cluster.calibration import Forecast, calibrated, forecast_of
 from gpuml.cluster.durations import Durations, recent_durations
+from gpuml.cluster.forecast import Past, forecasts
 from gpuml.cluster.simulation import Scene, simulate
+from gpuml.cluster.snapshot import snapshot_of
+from gpuml.training.headway import Headway
 
 
 def scene(nodes, per_node, rng, waits=12, biggest=4, full=True):
@@ -132,3 +136,53 @@ def test_promises_that_came_true_are_counted():
     forecast = Forecast(50, 100, 200)
     site = calibrated([(forecast, 90.0, 150.0), (forecast, 151.0, 150.0), (forecast, 10.0, math.inf)])
     assert (site.held, site.promised) == (2, 3)
+
+
+NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
+
+
+def pod(name, node="", gpus=1, priority=0, **status):
+    "A pod of the Job NAME"
+    container = {"resources": {"requests": {"nvidia.com/gpu": gpus}}}
+    owners = [{"kind": "Job", "name": name.partition(".")[0], "controller": True}]
+    meta = {"name": name, "namespace": "dev", "ownerReferences": owners, "creationTimestamp": "2026-11-28T11:00:00Z"}
+    spec = {"nodeName": node, "containers": [container], "priority": priority, "terminationGracePeriodSeconds": 60}
+    return {"metadata": meta, "spec": spec, "status": {"phase": "Running", **status}}
+
+
+def node(name, gpus, **spec):
+    return {"metadata": {"name": name}, "spec": spec, "status": {"allocatable": {"nvidia.com/gpu": gpus}}}
+
+
+def ends(**seconds):
+    return {("dev", name): Headway(run=name, seconds_left=left) for name, left in seconds.items()}
+
+
+def test_a_gang_that_holds_one_node_waits_for_the_other():
+    pods = [pod("a", "one", 4), pod("b.0", "two", 4), pod("b.1", "", 4), pod("c", "", 4)]
+    moment = snapshot_of([node("one", 4), node("two", 4)], pods)
+    answers = forecasts(moment, "nvidia.com/gpu", NOON, None, ends(a=1000.0))
+    assert 950 < answers["dev", "b"].median < 1050
+    assert answers["dev", "c"].low > answers["dev", "b"].median  # no node is free before the gang has ended
+
+
+def test_the_more_important_one_goes_first():
+    moment = snapshot_of([node("one", 4)], [pod("a", "one", 4), pod("low", "", 4), pod("high", "", 4, 9)])
+    answers = forecasts(moment, "nvidia.com/gpu", NOON, None, ends(a=1000.0))
+    assert answers["dev", "high"].median < 1050 < answers["dev", "low"].low
+
+
+def test_a_cordoned_node_is_not_waited_for():
+    moment = snapshot_of([node("one", 4, unschedulable=True)], [pod("a", "one", 4), pod("b", "", 4)])
+    assert forecasts(moment, "nvidia.com/gpu", NOON, None, ends(a=10.0)) == {}
+
+
+def test_jobs_that_come_later_overtake_only_larger_ones():
+    moment = snapshot_of([node("one", 4)], [pod("a", "one", 2), pod("b", "one", 2), pod("c", "", 4)])
+    known, log = ends(a=600.0, b=1200.0), Durations(np.full(300, 3600.0))
+    alone, small, large = (
+        forecasts(moment, "nvidia.com/gpu", NOON, None, known, Past(log, 0.01, coming))["dev", "c"]
+        for coming in ((), ((1, 0),), ((4, 0),))
+    )
+    assert alone == large
+    assert small.median > alone.median + 1800

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Owner', 'NEW', 'owner_of', 'Past', 'forecasts', 'class_priorities', 'device_of']
 
-# %% ../../nbs/cluster/30_forecast.ipynb #dcdc4951
+# %% ../../nbs/cluster/30_forecast.ipynb #4ada6348
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,7 +23,7 @@ from .simulation import Scene, simulate
 from .snapshot import Holding, Snapshot
 from ..training.headway import Headway
 
-# %% ../../nbs/cluster/30_forecast.ipynb #f7fbfa04
+# %% ../../nbs/cluster/30_forecast.ipynb #8adcd546
 Owner = tuple[str, str]  # namespace, and name of the Job that a pod belongs to; of a pod without one, its own name
 NEW: Owner = ("", "")  # the job that is asked about, and not there yet
 
@@ -34,7 +34,7 @@ def owner_of(
     "The job that a pod belongs to"
     return holding.namespace, holding.controller[1] or holding.name
 
-# %% ../../nbs/cluster/30_forecast.ipynb #73d6674e
+# %% ../../nbs/cluster/30_forecast.ipynb #23bae6b0
 @dataclass(frozen=True)
 class Past:
     "What a site's log says of jobs that nobody knows yet"
@@ -43,7 +43,7 @@ class Past:
     per_second: float = 0.0  # jobs that come
     coming: tuple[tuple[int, int], ...] = ()  # of those that came lately, GPUs of a pod and priority
 
-# %% ../../nbs/cluster/30_forecast.ipynb #9644aa57
+# %% ../../nbs/cluster/30_forecast.ipynb #96c8d33c
 _LATER = "~~"
 
 
@@ -91,7 +91,7 @@ def _line(snapshot: Snapshot, resource: str, request: Request | None) -> list[_W
         line += [_Waiting(NEW, request.demand[resource], request.priority, request.spec)] * request.count
     return sorted(line, key=lambda pod: pod.rank)
 
-# %% ../../nbs/cluster/30_forecast.ipynb #55dae235
+# %% ../../nbs/cluster/30_forecast.ipynb #503d2b6f
 def _ends(
     holders: list[Holding],
     now: datetime,
@@ -114,7 +114,7 @@ def _ends(
             remaining[:, numbers[owner_of(h)]] = rng.uniform(0, grace, draws)
     return remaining[:, [numbers[owner_of(h)] for h in holders]]
 
-# %% ../../nbs/cluster/30_forecast.ipynb #e7b1b40b
+# %% ../../nbs/cluster/30_forecast.ipynb #714d67ce
 def _coming(line: list[_Waiting], past: Past, most: int, rng: np.random.Generator) -> tuple[float, list[_Waiting]]:
     "How many pods a second come that may start before one that waits, because they are more important or smaller; and some of them"
     least, largest = min(p.priority for p in line), max(p.gpus for p in line)
@@ -123,7 +123,7 @@ def _coming(line: list[_Waiting], past: Past, most: int, rng: np.random.Generato
         return 1.0, []
     rate = past.per_second * len(pods) / len(past.coming)
     chosen = [pods[i] for i in rng.integers(0, len(pods), most)]
-    return rate, [_Waiting(NEW, gpus, priority, {}, _LATER) for gpus, priority in chosen]
+    return rate, [_Waiting(NEW, gpus, priority, line[-1].spec, _LATER) for gpus, priority in chosen]
 
 
 def _openness(snapshot: Snapshot, pods: Iterable[_Waiting], names: list[str]) -> np.ndarray:
@@ -134,7 +134,7 @@ def _openness(snapshot: Snapshot, pods: Iterable[_Waiting], names: list[str]) ->
         rows.append([pod.node == name if pod.node else name not in closed for name in names])
     return np.array(rows)
 
-# %% ../../nbs/cluster/30_forecast.ipynb #bf953f64
+# %% ../../nbs/cluster/30_forecast.ipynb #ef2fc6f6
 def _scene(
     sizes: np.ndarray,  # GPUs of each node
     holders: list[tuple[int, Holding]],  # with the number of their node
@@ -154,7 +154,7 @@ def _scene(
     gpus = np.array([pod.gpus for pod in pods])
     return Scene(free, at, held, gpus, jobs, rng.permutation(np.flatnonzero(is_later)), openness)
 
-# %% ../../nbs/cluster/30_forecast.ipynb #9b8cb189
+# %% ../../nbs/cluster/30_forecast.ipynb #3199f3c8
 def forecasts(
     snapshot: Snapshot,
     resource: str,  # such as nvidia.com/gpu

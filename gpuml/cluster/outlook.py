@@ -52,7 +52,6 @@ def outlook(
     api: ApiServer,
     manifest: dict[str, Any],  # a Job's
     site: Callable[[], SiteLog] = SiteLog,  # asked only where the job waits
-    most: int = 8,  # jobs that are asked how far they are
 ) -> Outlook:
     "What would happen if a job were submitted now"
     spec = manifest["spec"]["template"]["spec"]
@@ -65,7 +64,7 @@ def outlook(
     else:
         answer = plan(snapshot, manifest)
     concerned = answer.victims if answer.victims else _holders(answer, snapshot)
-    headways = headways_of(api, concerned, most)
+    headways = headways_of(api, concerned)
     if answer.answer != "waits" or answer.reasons or answer.shortages:
         return Outlook(answer, snapshot, headways, now)
     log = site()

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['headways_of', 'start_words', 'start_of']
 
-# %% ../../nbs/cluster/43_starts.ipynb #be91056e
+# %% ../../nbs/cluster/43_starts.ipynb #8825c2c9
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,15 +21,17 @@ from .snapshot import Holding, Snapshot
 from ..jobs.outlet import last_headway
 from ..training.headway import Headway
 
-# %% ../../nbs/cluster/43_starts.ipynb #ffc931dc
+# %% ../../nbs/cluster/43_starts.ipynb #2f7986ab
 def headways_of(
     api: ApiServer,
     holdings: Iterable[Holding],
-    most: int = 8,  # jobs that are asked how far they are
+    most: int = 32,  # pods that are asked how far they are
 ) -> dict[tuple[str, str], Headway]:
     "How far trainings are, by a pod's namespace and name; those are left out that don't say, or whose log may not be read"
     ours = [h for h in holdings if h.labels.get(f"{PREFIX}/run") and trains(h.pod)][:most]
-    return {(h.namespace, h.name): headway for h in ours if (headway := _headway(api, h))}
+    with ThreadPoolExecutor(8, thread_name_prefix="gpuml-headways") as pool:
+        headways = list(pool.map(lambda holding: _headway(api, holding), ours))
+    return {(h.namespace, h.name): headway for h, headway in zip(ours, headways, strict=True) if headway}
 
 
 def _headway(api: ApiServer, holding: Holding) -> Headway | None:
@@ -36,7 +39,7 @@ def _headway(api: ApiServer, holding: Holding) -> Headway | None:
     run = holding.labels[f"{PREFIX}/run"]
     return last_headway(read_log(JobAddress(api, holding.namespace, run), holding.name, tailLines=40), run)
 
-# %% ../../nbs/cluster/43_starts.ipynb #208903f8
+# %% ../../nbs/cluster/43_starts.ipynb #9d80f406
 def start_words(
     snapshot: Snapshot,
     now: datetime,
@@ -55,7 +58,7 @@ def start_words(
                 words[owner] = promise_of(forecast, log.calibration).times(now)
     return words
 
-# %% ../../nbs/cluster/43_starts.ipynb #c271e957
+# %% ../../nbs/cluster/43_starts.ipynb #790ffa83
 def start_of(
     at: JobAddress,
     place: str,  # the run's output folder
