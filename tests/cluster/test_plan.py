@@ -59,9 +59,9 @@ def test_plan_command(judge, monkeypatch, capsys):
 
     top = "compute.priority_class=top"
     assert plan(top) == (0, "starts within about 30 s: preempts dev-1 (ada, other)")
-    assert plan("compute.priority_class=low")[1].startswith(
-        "waits: needs 1 GPU: none of 4 is free; held by 1 other job"
-    )
+    waits = plan("compute.priority_class=low")[1]
+    assert waits.startswith("waits: 50 % by ") and ", 90 % by " in waits
+    assert "; needs 1 GPU: none of 4 is free; held by 1 other job" in waits
     code, text = plan(top, "compute.gpus=8")
     assert code == ClusterError.exit_code and text.startswith("never fits: it asks for 8 nvidia.com/gpu of a node")
     assert plan("compute.priority_class=none")[1] == "never fits: the cluster has no PriorityClass none"
