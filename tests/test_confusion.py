@@ -36,7 +36,9 @@ def apart(a: dict, b: dict) -> bool:
     return beside or a["y"] + a["height"] <= b["y"] + 1 or b["y"] + b["height"] <= a["y"] + 1
 
 
-@pytest.mark.parametrize("labels", [["a", "b"], ["x", LONG], [f"{LONG}_{i}" for i in range(30)]], ids=str)
+@pytest.mark.parametrize(
+    "labels", [["a", "b"], ["x", LONG], [f"{LONG}_{i}" for i in range(30)]], ids=["short", "long", "30"]
+)
 @pytest.mark.parametrize("width", [1000, 420])
 def test_a_cell_opens_its_texts(page, labels, width):
     page.set_viewport_size({"width": width, "height": 900})

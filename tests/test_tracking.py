@@ -92,6 +92,47 @@ def test_a_run_of_an_older_version_has_fewer_scores(store, project):
     assert found.data.metrics == {"validation_loss": 0.9, "accuracy": 0.3, "kept_epoch": 1}
 
 
+DATA = {"data.fingerprint": "0f2a9c11", "data.train_rows": 20, "data.validation_rows": 4, "data.classes": 2}
+
+
+def test_the_page_of_a_run_says_on_what_data_it_was_and_what_came_of_it(store, project):
+    "Once, whatever the number of attempts; what a person writes there stays"
+    client, epochs = client_of(store), [{"epoch": 1, "step": 3, "loss": 0.9, "accuracy": 0.3, "macro_f1": 0.31}]
+    classes = {"billing/card": {"f1": 0.5}, "delivery": {"f1": 0.12}, "never": {"f1": None}}
+    for status in ("KILLED", "FINISHED", "FINISHED"):
+        run = open_run(load("dev", ["tracking.log_model=false"]), "a", project / "a", DATA)
+        run.log({"validation_loss": 0.9, "accuracy": 0.3, "macro_f1": 0.31}, 3, "evaluation")
+        if status == "FINISHED":
+            content = {**epochs[0], "updates": 3, "history": epochs, "classes": classes}
+            (project / "a" / "metrics.json").write_text(json.dumps(content))
+            (project / "a" / "certificate.json").write_text("{}")
+        assert run.close(status) == ""
+        if status == "KILLED":
+            (made,) = runs_in(store)
+            client.set_tag(made.info.run_id, "mlflow.note.content", f"mine\n\n{made.data.tags['mlflow.note.content']}")
+    (made,) = runs_in(store)
+    (dataset,) = made.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest, dataset.tags[0].value) == ("data", "0f2a9c11", "training")
+    assert json.loads(dataset.dataset.source) == {"uri": "data"}
+    said, name = made.data.tags["mlflow.note.content"], load("dev").model.name
+    assert said == (
+        f"mine\n\n`{name}` on `data`: 20 training and 4 validation rows, 2 classes. "
+        "accuracy 0.300, macro-F1 0.310, validation loss 0.900 after 3 updates."
+    )
+    assert {k: v for k, v in made.data.metrics.items() if "f1/" in k} == {"f1/billing_card": 0.5, "f1/delivery": 0.12}
+    assert [m.step for m in client.get_metric_history(made.info.run_id, "f1/delivery")] == [3]
+    assert not [key for key in made.data.params if key.startswith("compute.")]
+    assert made.data.tags["mlflow.user"] and made.data.tags["mlflow.source.type"] == "LOCAL"
+
+
+def test_a_job_says_what_it_asked_of_the_cluster_and_which_notebook_it_ran(store, project):
+    open_run(load("dev"), "a", project / "a", bundle="0f2a").close("FINISHED")
+    (made,) = runs_in(store)
+    assert made.data.params["compute.gpus"] == "1"
+    notebook = f"{project / 'a'}/notebook.ipynb"
+    assert (made.data.tags["mlflow.source.type"], made.data.tags["mlflow.source.name"]) == ("NOTEBOOK", notebook)
+
+
 @pytest.mark.parametrize(("left", "output", "status"), [
     (["certificate.json"], "outputs", "FINISHED"), ([], "outputs", "KILLED"),
     (["certificate.json"], "s3://models/x", "KILLED"), (["certificate.json", ".stored"], "s3://models/x", "FINISHED"),

@@ -169,7 +169,13 @@ def test_what_a_run_records(store, model):
     names = {a.path for a in client.list_artifacts(recorded.info.run_id)}
     assert {"config.yaml", "metrics.json", "certificate.json", "figures"} <= names
     assert recorded.data.tags["version.torch"] and recorded.info.run_id in run.url
+    assert len(recorded.inputs.dataset_inputs) == 1 and metrics["system/system_memory_usage_percentage"] > 0
+    assert {f"f1/{label}" for label, of in run.metrics["classes"].items() if of["f1"] is not None} <= set(metrics)
     mlflow.set_tracking_uri(f"sqlite:///{store}")
+    logged = client.get_logged_model(recorded.outputs.model_outputs[0].model_id)
+    assert logged.name == run.id  # and not as the models of all other runs
+    place = logged.artifact_location.removeprefix("file://")
+    assert mlflow.models.Model.load(place).load_input_example(place)
     answer = mlflow.transformers.load_model(f"models:/{recorded.outputs.model_outputs[0].model_id}")(["parcel late"])
     assert answer[0]["label"] == run.predict(["parcel late"]).labels[0]
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CPU', 'GPU', 'EVALUATION_TOKENS', 'precision', 'autocast_dtype', 'allow_tf32', 'device_name', 'memory_of',
-           'BatchLimits', 'evaluation_tokens', 'batch_limits', 'smaller', 'gpu_metrics', 'GpuGauge', 'keeping_memory',
-           'short_turns']
+           'BatchLimits', 'evaluation_tokens', 'batch_limits', 'smaller', 'gpu_metrics', 'system_metrics', 'GpuGauge',
+           'keeping_memory', 'short_turns']
 
 # %% ../../nbs/training/62_hardware.ipynb #feda19e5
 import ctypes
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import torch
 
 from ..base.errors import ConfigError, TrainError
@@ -119,6 +120,16 @@ def gpu_metrics(
     except (RuntimeError, ModuleNotFoundError):
         pass
     return metrics
+
+# %% ../../nbs/training/62_hardware.ipynb #f4a82225
+def system_metrics() -> dict[str, float]:
+    "How busy this machine is since the last question, and how full its memory is, by the names of MLflow's own page for it"
+    memory = psutil.virtual_memory()
+    return {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_percentage": memory.percent,
+        "system/system_memory_usage_megabytes": round(memory.used / 1e6, 1),
+    }
 
 # %% ../../nbs/training/62_hardware.ipynb #e179bdb6
 class GpuGauge:

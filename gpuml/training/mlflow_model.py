@@ -6,6 +6,7 @@
 __all__ = ['send_results']
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #1c8642c0
+import csv
 import json
 import tempfile
 import time
@@ -16,10 +17,12 @@ import mlflow.transformers
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
 
 from .account import ACCOUNT, stored_account
 from .folder import as_readable_as_new
+from .mlflow_page import class_metrics, describe
 from .mlflow_run import errors_only
 from .model import load_classifier, load_tokenizer, quiet
 from .record import Record, write_record
@@ -78,21 +81,41 @@ def _send_scores(client: MlflowClient, record: Record, folder: Path) -> bool:
     points = [Metric("kept_epoch", result["epoch"], milliseconds, last["step"])]
     if result["epoch"] != last["epoch"]:  # one step behind, as MLflow's own loggers do for weights that are restored
         points += [Metric(name, value, milliseconds, last["step"] + 1) for name, value in by_metric(result).items()]
+    points += class_metrics(result, milliseconds, points[-1].step)
     client.log_batch(record.sent.run, metrics=points)
+    describe(client, record, result)
     is_longer = record.sent.scored is not None
     record.sent.scored = last["step"]
     return is_longer
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #05e921f0
+_SIGNATURE = ModelSignature(
+    Schema([ColSpec(DataType.string)]), Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")])
+)
+
+
+def _example(folder: Path) -> list[str]:
+    "A text as the model takes it: the first of the validation rows"
+    file = folder / "predictions.csv"
+    rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines(keepends=True)[:1000]) if file.exists() else ()
+    return [next((row["text"] for row in rows if row["text"]), "a text")[:1000]]
+
+
 def _send_model(client: MlflowClient, record: Record, folder: Path) -> str:
     "Log the model as one that `mlflow.transformers.load_model` loads; returns its address"
-    logged = client.create_logged_model(record.sent.experiment, name="model", source_run_id=record.sent.run)
+    logged = client.create_logged_model(record.sent.experiment, name=record.run, source_run_id=record.sent.run)
     needs = [f"{n}=={v.partition('+')[0]}" for n, v in versions(("torch", "transformers")).items()]
     with tempfile.TemporaryDirectory() as aside, quiet(), errors_only("mlflow"):
         parts = {"model": load_classifier(folder / "model"), "tokenizer": load_tokenizer(folder / "model")}
         description = Model(run_id=record.sent.run, model_id=logged.model_id)
         mlflow.transformers.save_model(
-            parts, f"{aside}/model", task="text-classification", mlflow_model=description, pip_requirements=needs
+            parts,
+            f"{aside}/model",
+            task="text-classification",
+            mlflow_model=description,
+            pip_requirements=needs,
+            signature=_SIGNATURE,
+            input_example=_example(folder),
         )
         as_readable_as_new(Path(aside) / "model")
         client.log_model_artifacts(logged.model_id, f"{aside}/model")

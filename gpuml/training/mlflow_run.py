@@ -123,10 +123,11 @@ def send_params(
     client: MlflowClient,
     record: Record,
 ) -> None:
-    "Send all params; MLflow takes those that it has once more"
-    params = record.params
+    "Send all params, those of `compute` of a job only; MLflow takes those that it has once more"
+    of_job = "gpuml.bundle" in record.tags
+    params = {key: value for key, value in record.params.items() if of_job or not key.startswith("compute.")}
     client.log_batch(record.sent.run, params=[Param(k, v[:6000]) for k, v in params.items()])
-    record.sent.params = len(params)
+    record.sent.params = len(record.params)
 
 # %% ../../nbs/training/40_mlflow_run.ipynb #104ff073
 def send_points(

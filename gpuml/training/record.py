@@ -35,6 +35,7 @@ class Sent:
     files: list[str] = field(default_factory=list)
     model: str | None = None  # the logged model's address
     version: str | None = None  # of the model in the registry
+    dataset: bool = False  # the data's name and fingerprint
     scored: int | None = None  # the update whose evaluation was the last when the final scores were sent
     status: str | None = None
     steps: dict[str, int] | None = field(
@@ -104,6 +105,7 @@ _KEYS = {
     "files": "files",
     "model": "model",
     "version": "registered",
+    "dataset": "dataset",
     "scored": "scored",
     "status": "told",
     "steps": "known",

@@ -46,6 +46,7 @@ def _alone(folder: Path) -> AbstractContextManager:
 # %% ../../nbs/training/42_sync.ipynb #536f3d20
 def _send(client: Any, record: Record, folder: Path) -> None:
     "Send the run itself, its params and metrics, its results, its status, whatever of it is missing"
+    from gpuml.training.mlflow_page import send_dataset
     from gpuml.training.mlflow_run import open_run, send_params, send_points
 
     sent = record.sent
@@ -57,6 +58,7 @@ def _send(client: Any, record: Record, folder: Path) -> None:
     if sent.status != "RUNNING" and record.status == "RUNNING":
         client.update_run(sent.run, status="RUNNING")
         sent.status = "RUNNING"
+    send_dataset(client, record)
     send_points(client, record, folder)
     if record.status == "FINISHED" and (folder / "certificate.json").exists():
         from gpuml.training.mlflow_model import send_results

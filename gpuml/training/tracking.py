@@ -8,6 +8,8 @@ __all__ = ['BEGIN', 'PATIENCE', 'UPLOAD', 'HURRY', 'Sender', 'TrackedRun', 'open
 # %% ../../nbs/training/43_tracking.ipynb #2d280cf1
 import json
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,11 +18,12 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.keys import flat
+from .attempts import owner
 from .record import SPOOL, Record, read_record, this_host, this_process, write_record
 from .spool import Spool
 from .store import find_store
 from .sync import sync
-from .versions import git_commit, versions
+from .versions import git_commit, source, versions
 
 # %% ../../nbs/training/43_tracking.ipynb #9d959b51
 BEGIN = 20.0  # seconds after which MLflow is opened where there is no first point yet
@@ -217,8 +220,11 @@ def _tags(config: Config, name: str, folder: Path, bundle: str) -> dict[str, str
     "What identifies the run in MLflow, and what it depends on besides its config"
     output = str(folder if config.output_place.local else config.output_place / name)
     tags = {"mlflow.runName": name, "gpuml.run": name, "gpuml.config": config.name, "gpuml.output": output}
+    kind, program = source(config.root, os.environ, sys.argv)
     if bundle:
         tags["gpuml.bundle"] = bundle
+        kind, program = "NOTEBOOK", f"{output}/notebook.ipynb"  # which the job executes
+    tags |= {"mlflow.user": owner(), "mlflow.source.type": kind, "mlflow.source.name": program[:500]}
     tags |= {f"version.{package}": v for package, v in versions().items()}
     if commit := git_commit(config.root):
         tags["mlflow.source.git.commit"] = commit

@@ -78,9 +78,10 @@ def make_learner(setting: Setting, prepared: Prepared, world: World) -> Learner:
 
 # %% ../../nbs/training/89_training.ipynb #ea5f622b
 def node_gauge(world: World) -> hardware.GpuGauge:
-    "What is recorded of the GPUs of this node, and in the first process of those of all nodes"
+    "What is recorded of this machine and its GPUs, and in the first process of the GPUs of all nodes"
+    hardware.system_metrics()  # which tells of the time since it was asked before
     gpus = max(1, min(torch.cuda.device_count(), world.size))
-    return hardware.GpuGauge(lambda: world.pool(hardware.gpu_metrics(gpus)))
+    return hardware.GpuGauge(lambda: {**hardware.system_metrics(), **world.pool(hardware.gpu_metrics(gpus))})
 
 # %% ../../nbs/training/89_training.ipynb #aa46b5a0
 @dataclass(frozen=True)
