@@ -135,7 +135,7 @@ def test_the_node_of_a_training_is_lost(real, road, doomed):
 def test_two_nodes_go_on_after_each_fault(real, road, pair):
     "Production takes one GPU, later a pod is killed: both pods come again each time, and the bits are those of no disturbance"
     length = ["train.epochs=60", "train.checkpoint_updates=10"]  # far more work than one attempt gets done
-    job = submit(load("dev", [*pair, *length]), road.notebook)
+    job = submit(load("dev", [*pair, *length, "compute.disk=4Gi"]), road.notebook)
     storage = Storage(road.endpoint)
     seen = faults.Seen(real, "gpuml-dev", job.run_id)
 

@@ -22,8 +22,15 @@ from tests.cluster.nodes import faults, machine
 from tests.cluster.nodes.road import gpus_of, undisturbed
 from tests.cluster.nodes.scene import TAINT, own_nodes, power_off
 
-LENGTH = ["train.epochs=60", "train.checkpoint_updates=10", "train.slots=4"]
-FOUR = [*LENGTH, "compute.nodes=2", "compute.gpus=2", "compute.cpu=100m", f"compute.tolerations=[{TAINT}]"]
+LENGTH = ["train.epochs=24", "train.checkpoint_updates=10", "train.slots=4"]
+FOUR = [
+    *LENGTH,
+    "compute.nodes=2",
+    "compute.gpus=2",
+    "compute.cpu=100m",
+    "compute.disk=4Gi",
+    f"compute.tolerations=[{TAINT}]",
+]
 NAMESPACE = "gpuml-dev"
 WORKER = "gpuml.training.worker"
 KNOWN = {}  # the undisturbed weights, once they are made
