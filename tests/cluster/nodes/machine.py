@@ -127,8 +127,12 @@ def _open_controllers(root: Path) -> None:
 
 def processes_in(group: str) -> set[int]:
     "Processes of a cgroup and of those below it"
-    files = [file for root in groups() for file in (root / group).rglob("cgroup.procs")]
-    return {int(pid) for file in files for pid in file.read_text().split()}
+    pids = set()
+    with suppress(FileNotFoundError):  # `rglob` itself: a group has gone while its parent was read
+        for file in [file for root in groups() for file in (root / group).rglob("cgroup.procs")]:
+            with suppress(OSError):  # the group of a container that has ended
+                pids |= {int(pid) for pid in file.read_text().split()}
+    return pids
 
 
 def remove_group(name: str) -> None:

@@ -150,21 +150,6 @@ def test_goes_on_after(training, fault, index):
     training.certified()
 
 
-def test_goes_on_elsewhere_after_a_dead_node(real, training, pair_of_nodes):
-    "Its node is off; an administrator says so; a third one takes its place"
-    with own_nodes(real, 1, gpus=2) as (third,):
-        (pod,) = [p for p in training.pods.running() if p["spec"]["nodeName"] == pair_of_nodes[1].name]
-        power_off(real, pair_of_nodes[1])
-        training.report(f"{pair_of_nodes[1].name} is off, with pod {faults.number(pod)}")
-        real.wait(lambda: "does not answer" in str(training.job.status), 120, "a word of the node")
-        training.report("said")
-        real.kubectl("taint", "node", pair_of_nodes[1].name, "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
-        training.await_end()
-        nodes = {pod["spec"].get("nodeName") for pod in training.pods.by_uid.values()}
-        assert third.name in nodes
-        training.certified()
-
-
 @pytest.mark.parametrize("seconds", [20, 150])
 def test_goes_on_after_a_cut_network(real, training, pair_of_nodes, seconds):
     "A node's cable is out for so long: it sees neither the other one nor the API server nor S3"
@@ -221,3 +206,18 @@ def test_random_moments(training, seed):
     training.await_end()
     training.certified()
     print(f"  {len(happened)} faults: {happened}")
+
+
+def test_goes_on_elsewhere_after_a_dead_node(real, training, pair_of_nodes):
+    "Its node is off; an administrator says so; a third one takes its place"
+    with own_nodes(real, 1, gpus=2) as (third,):
+        (pod,) = [p for p in training.pods.running() if p["spec"]["nodeName"] == pair_of_nodes[1].name]
+        power_off(real, pair_of_nodes[1])
+        training.report(f"{pair_of_nodes[1].name} is off, with pod {faults.number(pod)}")
+        real.wait(lambda: "does not answer" in str(training.job.status), 120, "a word of the node")
+        training.report("said")
+        real.kubectl("taint", "node", pair_of_nodes[1].name, "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
+        training.await_end()
+        nodes = {pod["spec"].get("nodeName") for pod in training.pods.by_uid.values()}
+        assert third.name in nodes
+        training.certified()
