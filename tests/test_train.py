@@ -39,7 +39,7 @@ def encoder(project):
     return locate(config), tokenizer, tokenise(texts, tokenizer, 64)
 
 
-def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max_tokens=2**40):
+def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max_tokens=2**40, class_weights=None):
     "Loss, gradient norm and weights after one update of 16 examples in the given micro-batches"
     from gpuml.training.learner import Learner
     from gpuml.training.loop import seed_all, take
@@ -49,7 +49,7 @@ def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max
     classifier = load_classifier(folder, ["a", "b"], dropout=0.0)
     prepare(classifier)
     config = TrainConfig(epochs=1, learning_rate=1e-3, schedule="constant", warmup=0.0, weight_decay=0.0)
-    learner = Learner(config, classifier.train(), 0, packed=packed, max_tokens=max_tokens)
+    learner = Learner(config, classifier.train(), 0, packed=packed, max_tokens=max_tokens, class_weights=class_weights)
     rows = SimpleNamespace(tokens=tokens, classes=np.arange(16) % 2)
     step = take(learner, Update(1, 0.0, 1.0, rows, cuts))
     weights = np.concatenate([p.detach().numpy().ravel() for p in classifier.parameters()])
@@ -64,6 +64,27 @@ def test_how_an_update_is_split_does_not_change_it(encoder, size):
     assert abs(parts[0] - whole[0]) < 1e-4
     assert abs(parts[1] / whole[1] - 1) < 1e-4
     assert np.abs(parts[2] - whole[2]).max() < 1e-4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_class_weights_multiply_each_texts_loss(encoder, packed):
+    "Whatever the cut: an update of the weighted texts is the weighted sum of the classes' own updates"
+    import torch
+
+    from gpuml.training.packing import use_packed
+
+    rows = np.argsort(-encoder[2].lengths, kind="stable")
+
+    def prepare(classifier):
+        assert not packed or use_packed(classifier, *pad(encoder[2], rows[:3], 0)) == ""
+
+    def loss(weights, cuts):
+        return one_update(encoder, cuts, prepare, packed=packed, class_weights=torch.tensor(weights))[0]
+
+    first, second = loss([1.0, 0.0], [rows]), loss([0.0, 1.0], [rows])
+    assert first > 0 and second > 0
+    for cuts in ([rows], np.split(rows, [3, 9])):
+        assert abs(loss([0.5, 3.0], cuts) - (0.5 * first + 3.0 * second)) < 1e-4
 
 
 @pytest.mark.parametrize("max_tokens", [2**40, 100])

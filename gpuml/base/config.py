@@ -131,6 +131,9 @@ class TrainConfig(Section):
     deterministic: bool = Field(
         True, description="Equal bits on each run of the same config on the same GPU type; a CPU gives them in any case"
     )
+    class_weights: Literal["balanced"] | None = Field(
+        None, description="balanced: a text counts for more the rarer its class is; null: all count alike"
+    )
     seed: int = Field(42, ge=0, lt=2**32, description="Fixes the split, the order, the dropout and the new weights")
     slots: Literal[1, 2, 4, 8, 16, 32, 64] | None = Field(
         None,
@@ -263,6 +266,14 @@ class Config(Section):
         "./outputs/dev", min_length=1, description="Folder, or s3:// prefix, that gets a folder per run"
     )
     _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        "What no section shows by itself"
+        if self.train.class_weights and self.data.order == "early":
+            reason = "training begins before all rows are read, and weights need the number of rows of every class"
+            raise MisfitError("train.class_weights", f"needs a data.order other than early: {reason}")
+        return self
 
     def model_post_init(self, context: Any) -> None:
         "Take the origin from the validation's context"

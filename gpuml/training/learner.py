@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import get_total_norm
 
 from ..base.config import TrainConfig
@@ -22,8 +21,9 @@ from . import forward, padding
 from .descent import Descent
 from .gradients import GradientSum, LossSum
 from .hardware import smaller
+from .loss import summed_loss
 from .replay import Replay
-from .row import IGNORED, Filling, Row
+from .row import Filling, Row
 from .shard import Shards, shared_norm
 from .world import World, least
 
@@ -44,14 +44,15 @@ class Learner:
     exact: bool = True  # on a GPU, only kernels that always add in the same order
     late: int = 0  # updates that may be under way behind the one whose step is read
     parts: int = 1  # of an update, shared by the processes
+    class_weights: torch.Tensor | None = None  # float32 [classes], on the device: how much a text counts
     shards: Shards | None = None  # of a classifier that several processes share
     asks_stop: Callable[[], bool] = lambda: False  # whether this process was asked to stop; the others hear of it
     replay: Replay | None = field(default=None, init=False)  # rows and steps as graphs
 
     def __post_init__(self):
-        norm_of = partial(shared_norm, world=self.world) if self.shards else get_total_norm
         if self.shards is None:
             self.classifier.to(self.world.device)
+        norm_of = partial(shared_norm, world=self.world) if self.shards else get_total_norm
         self.descent = Descent(self.classifier, self.config, self.world.device, self.dtype is torch.float16, norm_of)
         self.gradients = sum_for(self)
 
@@ -69,17 +70,13 @@ class Learner:
         targets = torch.from_numpy(source.classes[rows]).to(self.world.device)
         with self.autocast():
             logits = forward.logits(self.classifier, ids, mask)
-        self.descent.add(cross_entropy(logits, targets, reduction="sum") / examples)
+        self.descent.add(summed_loss(logits, targets, self.class_weights) / examples)
 
-    def add_row(
-        self,
-        row: Row,  # on the device
-    ) -> None:
-        "Add loss and gradients of a row's texts; nothing waits for the GPU"
+    def add_row(self, row: Row) -> None:
+        "Add loss and gradients of the texts of a row on the device; nothing waits for the GPU"
         with self.autocast():
             logits = forward.row_logits(self.classifier, row.ids, row.positions, row.starts, self.longest)
-        loss = cross_entropy(logits, row.targets, reduction="sum", ignore_index=IGNORED)
-        self.descent.add(loss / row.examples[0])
+        self.descent.add(summed_loss(logits, row.targets, self.class_weights) / row.examples[0])
 
     def add(self, row: Row) -> None:
         "Do what `add_row` does, by a graph where rows are recorded"
