@@ -140,11 +140,11 @@ MALFORMED = {
     "zstd": (b"\x28\xb5\x2f\xfd\0\0", None, "not CSV: this is zstd-compressed"),
     "PDF": (b"%PDF-1.7\n", None, "not CSV: this is a PDF"),
     "old Excel": (b"\xd0\xcf\x11\xe0\0\0\0\0", None, "not CSV: this is an old Excel file"),
-    "JSON lines": (b'{"text": "late", "label": "delivery"}\n{"text": "refund"}\n', None, "not CSV: this is JSON lines; write it as CSV"),
+    "JSON lines": (b'{"text": "late", "label": "delivery"}\n{"text": "refund"}\n', None, "not CSV: this is JSON lines; end its name in .jsonl"),
     "one line of JSON": (b'\xef\xbb\xbf {"text": "late", "label": "delivery"}', None, "not CSV: this is JSON lines"),
-    "JSON": (b'[\n  {"text": "late"}\n]\n', None, "not CSV: this is JSON; write it as CSV"),
-    "JSON on one endless line": (b'[{"text": "' + b"a" * 5000 + b'"}]', None, "not CSV: this is JSON; write it as CSV"),
-    "a notebook": (b'{\n "cells": []\n}\n', None, "not CSV: this is JSON; write it as CSV"),
+    "JSON": (b'[\n  {"text": "late"}\n]\n', None, "not CSV: this is JSON; write one object a line"),
+    "JSON on one endless line": (b'[{"text": "' + b"a" * 5000 + b'"}]', None, "not CSV: this is JSON; write one object a line"),
+    "a notebook": (b'{\n "cells": []\n}\n', None, "not CSV: this is JSON; write one object a line"),
     "Excel's separator": (b"sep=;\r\ntext;label\r\nlate;delivery\r\n", None, "behind Excel's line `sep=`; remove that first line"),
     "a web page": (b"\n<!DOCTYPE html>\n<html><title>Sign in</title>", None, "not CSV: this is a web page, perhaps one that asks for a login"),
     "a server's error": (b'<?xml version="1.0"?>\n<Error><Code>NoSuchKey</Code></Error>', None, "not CSV: this is XML, perhaps a server's error"),
@@ -389,7 +389,7 @@ def test_s3_is_read_like_a_disk(tmp_path, s3):
     assert there.fingerprint == here.fingerprint and there.validation.texts() == here.validation.texts()
     assert there.train.where(0) == f"{s3.url('set/a.csv')}:2"
     assert read(config_in(tmp_path, s3.url("set/b*.csv"))).train.where(0) == f"{s3.url('set/b.csv')}:2"
-    with pytest.raises(DataError, match="data.train: no CSV files at s3://") as e:
+    with pytest.raises(DataError, match="data.train: no data files at s3://") as e:
         read(config_in(tmp_path, s3.url("sat")))
     assert e.value.exit_code == Exit.NOT_FOUND
     Storage().put_bytes(b"text,label\nlate\n", s3.url("set/c.csv"))

@@ -128,7 +128,7 @@ DATA = {
     "header again": (data(GOOD + "text,label\n"), 65, "data/a.csv:26: the header again, as where files were joined"),
     "Excel's separator": (data("sep=,\n" + GOOD), 65, "data/a.csv: not CSV: this is a CSV file behind Excel's line `sep=`"),
     "Git LFS pointer": (data("version https://git-lfs.github.com/spec/v1\n"), 65, "data/a.csv: not CSV: this is a Git LFS pointer in place of the file; fetch the file: git lfs pull"),
-    "folder without CSV": (no_data_folder, 66, "data.train: no CSV files in the folder data"),
+    "folder without CSV": (no_data_folder, 66, "data.train: no data files in the folder data"),
     "glob without a match": (config_line("train: data", "train: data/2024-*.csv"), 66, "no file matches data/2024-*.csv"),
     "empty file": (data(""), 65, "data/a.csv: the file is empty"),
     "header only": (data("text,label\n"), 65, "data/a.csv:1: a header and no rows"),

@@ -50,6 +50,8 @@ class Listing:
         clock: Clock = Clock(),
     ):
         self.endpoint = endpoint_of(endpoint)
+        self.say = say
+        self.check = check
         self._waiting = Waiting(say, check, patience, first_patience, clock)
 
     @cached_property

@@ -158,6 +158,7 @@ _PARTS = {  # of a cache: the file in each folder that only gpuml writes, and wh
     "rows": ("rows.json", "rows of a data file"),
     "tokens": ("tokens.json", "tokenised data"),
     "sides": ("sides.json", "how data was split"),
+    "unpacked": ("unpacked.json", "rows of a Parquet or compressed file"),
     "predictions": ("state.json", "a prediction that was not finished"),
 }
 

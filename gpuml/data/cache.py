@@ -16,6 +16,7 @@ from ..base.errors import DataError, OutputError
 from ..base.files import fingerprint, write_folder
 from ..base.local import File
 from ..base.place import Place
+from .files import origin_of
 from .preparation import Preparation
 from .shards import CACHE_VERSION, folder_facts
 
@@ -24,7 +25,8 @@ def rows_folder(file: File, config: Config) -> Path:
     "Where what was read of a file is kept, named after all that it depends on"
     d = config.data
     labels = [sorted(d.labels)] if d.labels else []
-    key = fingerprint(CACHE_VERSION, file.url, file.size, file.version, d.text, d.label, d.delimiter, *labels)
+    source = origin_of(file)
+    key = fingerprint(CACHE_VERSION, source.url, source.size, source.version, d.text, d.label, d.delimiter, *labels)
     return config.path(d.cache) / "rows" / key[:32]
 
 

@@ -20,12 +20,13 @@ from ..base.local import File
 from ..base.storage import Storage
 from .beside import Beside
 from .dataset import Data
-from .files import shown_name, source_files
+from .files import origin_of, shown_name
 from .pieces import Piece, WindowLimits, cut_windows, joined_pieces, piece_spans, window_bytes, window_rows
 from .rows import Rows, all_rows
 from .shards import Shard, reaches, shard_part
 from .split import split_by_hash
 from .tokens import join
+from .unpacked import source_files
 
 # %% ../../nbs/data/78_early.ipynb #6385b2ca
 class Arrivals:
@@ -54,7 +55,7 @@ def early_note(config: Config, windows: int, limits: WindowLimits) -> str:
 
 def early_facts(config: Config, train: list[File], held: list[File] | None) -> dict[str, str]:
     "What identifies the data until its content is known"
-    files = [[shown_name(file, config), file.size, file.version] for file in train + (held or [])]
+    files = [[shown_name(f, config), f.size, f.version] for f in map(origin_of, train + (held or []))]
     return {"files": fingerprint(files)[:16]}
 
 # %% ../../nbs/data/78_early.ipynb #87514093

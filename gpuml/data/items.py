@@ -20,6 +20,7 @@ class Row(NamedTuple):
     line: int  # from 1
     offset: int  # bytes before it
     length: int  # its bytes
+    kept: tuple[str, ...] = ()  # fields of other columns, where they are asked for
 
 # %% ../../nbs/data/32_items.ipynb #d4a8ef40
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Broken(Exception):
 # %% ../../nbs/data/32_items.ipynb #ebc886e1
 @dataclass
 class Reading:
-    "A CSV file that is being read, and how far"
+    "A file that is being read, and how far"
 
     file: File
     name: str  # the file's name in messages
@@ -53,5 +54,5 @@ class Reading:
     line: int = 0  # lines read
     row: int = 0  # where the current row starts, in bytes
     first: int = 1  # the line on which it starts
-    delimiter: str = ","
+    delimiter: str = ","  # empty where rows are JSON
     columns: tuple[str, ...] = ()

@@ -9,8 +9,8 @@ __all__ = ['decoded_lines']
 from collections.abc import Iterable, Iterator
 
 from ..base.storage import Storage
-from .complaints import not_csv, not_utf8, nul_byte, row_too_long
-from .formats import HEAD, recognise
+from .complaints import not_utf8, nul_byte, other_format, row_too_long
+from .formats import HEAD, JSON, recognise
 from .items import Broken, Reading
 
 # %% ../../nbs/data/36_lines.ipynb #c48db19a
@@ -33,8 +33,10 @@ def _check_start(blocks: Iterator[bytes], reading: Reading) -> Iterator[bytes]:
         head += block
         if len(head) >= HEAD:
             break
-    if kind := recognise(head[:HEAD]):
-        raise Broken(None, not_csv(kind, reading.name))
+    kind = recognise(head[:HEAD])
+    is_json = kind and kind.name in JSON
+    if kind and (reading.delimiter or not is_json):
+        raise Broken(None, other_format(kind, reading.name, "CSV" if reading.delimiter else "JSON lines"))
     yield head
     yield from blocks
 

@@ -15,11 +15,11 @@ from ..base.config import Config
 from ..base.local import File
 from ..base.storage import Storage
 from .cache import rows_folder, tokens_folder
-from .files import source_files
 from .items import Problem, Reading
 from .preparation import Preparation, preparation
 from .shards import ROW, folder_facts
 from .sources import parse
+from .unpacked import source_files
 
 # %% ../../nbs/data/82_order_choice.ipynb #4233e647
 def free_space(

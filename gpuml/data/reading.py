@@ -21,7 +21,7 @@ from ..base.lock import locked
 from ..base.storage import Storage
 from .cache import rows_folder, sweep, waiting_for
 from .dataset import Data
-from .files import find_files, shown_name, source_files
+from .files import find_files, shown_name
 from .items import Problem, Reading
 from .labels import natural
 from .notes import merge_notes, skip_notes
@@ -31,6 +31,7 @@ from .shards import Shard, folder_facts, map_array
 from .sides import MANY, make_sides
 from .sources import parse
 from .tokens import Tokens, join
+from .unpacked import beginning, source_files
 from .writer import prepare
 
 # %% ../../nbs/data/66_reading.ipynb #54bb9a72
@@ -152,10 +153,11 @@ def look(
 # %% ../../nbs/data/66_reading.ipynb #f1866805
 def look_at(file: File, job: Preparation, most: int) -> None:
     "Check the first `most` bytes of a file"
-    reading = Reading(file, shown_name(file, job.config))
-    for item in parse(reading, job.config.data, job.storage, block=most):
-        job.check()
-        if reading.end > most:
-            return
-        if isinstance(item, Problem) and (item.rest or not job.skip):
-            job.complain(item, reading.name)
+    with beginning(file, job.config, job.storage, most) as plain:
+        reading = Reading(plain, shown_name(file, job.config))
+        for item in parse(reading, job.config.data, job.storage, block=most):
+            job.check()
+            if reading.end > most:
+                return
+            if isinstance(item, Problem) and (item.rest or not job.skip):
+                job.complain(item, reading.name)

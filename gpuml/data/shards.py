@@ -103,7 +103,6 @@ def read_back(
     "The texts of some rows; raises `DataError` where the file is not what it was"
     rows = shard.rows[index]
     texts = [""] * len(index)
-    column = shard.facts["columns"].index(data.text)
     source = source_of(shard.file)
     order = np.argsort(rows["offset"], kind="stable")
     for group in _ranges(rows[order]):
@@ -112,7 +111,7 @@ def read_back(
         raw = storage.read(shard.file, start, end)
         for i in order[group].tolist():
             at = int(rows["offset"][i]) - start
-            text = source.text_of(raw[at : at + int(rows["length"][i])], shard.facts["delimiter"], column)
+            text = source.text_of(raw[at : at + int(rows["length"][i])], shard.facts, data.text)
             if text is None or text_hash(text.strip()) != rows["hash"][i].tobytes():
                 raise DataError(f"{shard.name}:{rows['line'][i]}: the file changed since it was read; run again")
             texts[i] = text

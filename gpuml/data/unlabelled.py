@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..base.errors import DataError
 from ..base.local import File
+from .complaints import kept_columns
 from .files import find_files, shown_name
 from .items import Problem, Reading, Row
 from .preparation import Preparation, preparation
@@ -31,6 +32,7 @@ def read_texts(
     files: list[File],
     job: Preparation,
     mark: Mark | None = None,  # where to go on; by default at the start
+    keep: tuple[str, ...] = (),  # other columns whose fields are handed on; `*` is all of the first file
 ) -> Iterator[tuple[Row | Problem, str, Mark]]:
     "Every row of the files, or what is wrong with it; with the name of its file, and the place behind it"
     for i in range(mark.file if mark else 0, len(files)):
@@ -40,7 +42,9 @@ def read_texts(
             reading.line = mark.line
             reading.delimiter = mark.delimiter
             reading.columns = mark.columns
-        for item in parse(reading, job.config.data, job.storage, labelled=False):
+        for item in parse(reading, job.config.data, job.storage, labelled=False, keep=keep):
+            if "*" in keep and reading.columns:
+                keep = kept_columns(reading.columns, keep)
             yield item, reading.name, Mark(i, reading.end, reading.line, reading.delimiter, reading.columns)
         job.done += files[i].size
 
@@ -52,18 +56,22 @@ class Survey(NamedTuple):
     skipped: int  # malformed ones
     first: str  # what is wrong with the first of these
     characters: int  # of all texts
+    kept: tuple[str, ...] = ()  # names of the columns whose fields are handed on
 
 # %% ../../nbs/data/68_unlabelled.ipynb #121da5bf
 def survey(
     files: list[File],
     job: Preparation,
+    keep: tuple[str, ...] = (),  # other columns whose fields are handed on; `*` is all of the first file
 ) -> Survey:
     "Look at all rows; raises `DataError` where malformed ones are not to be skipped"
     rows = skipped = characters = 0
     first = ""
     job.total = sum(file.size for file in files)
     job.done = 0
-    for item, file_name, mark in read_texts(files, job):
+    for item, file_name, mark in read_texts(files, job, keep=keep):
+        if "*" in keep and mark.columns:
+            keep = kept_columns(mark.columns, keep)
         if isinstance(item, Row):
             rows += 1
             characters += len(item.text)
@@ -80,4 +88,4 @@ def survey(
         raise DataError(
             f"{shown_name(files[0], job.config)}: no good row in {len(files):,} file{'s' * (len(files) > 1)}"
         )
-    return Survey(rows, skipped, first, characters)
+    return Survey(rows, skipped, first, characters, keep)

@@ -22,7 +22,7 @@ from ..base.local import CHANGED, File
 from ..base.lock import locked
 from ..base.storage import Storage
 from .cache import fetch, publish, rows_folder, sweep, tokens_folder, waiting_for
-from .files import find_files, shown_name
+from .files import find_files, origin_of, shown_name
 from .items import Problem, Reading, Row
 from .preparation import Preparation, preparation
 from .shards import ROW, Shard, folder_facts, map_array, open_shard, read_back, text_hash
@@ -66,7 +66,7 @@ def write_missing(file: File, name: str, job: Preparation, rows: Path | None, to
             facts = _stream(reading, job, out)
             if job.bad > before:
                 raise _Refused
-            if job.storage.info(file.url) != file:
+            if job.storage.info(origin_of(file).url) != origin_of(file):
                 raise DataError(f"{name}: {CHANGED}")
             _seal(out, facts)
     except _Refused:
@@ -192,6 +192,8 @@ def merged_lines(batch: list[Row], labels: Iterable[str], reading: Reading, data
     "Lines of the rows whose text has lines in it that are rows themselves, by their fields and label"
     columns = reading.columns
     delimiter = reading.delimiter
+    if not delimiter:  # JSON says where a text ends
+        return []
     label = columns.index(data.label)
     last = len(columns) - 1
 

@@ -31,6 +31,7 @@ class Chunk:
     places: list[tuple[str, int]]  # file and line
     encoded: list[Future[tuple[np.ndarray, np.ndarray]]]  # ids and lengths
     mark: Mark  # behind the last of them
+    kept: list[tuple[str, ...]]  # fields of other columns of each row
 
     def tokens(self) -> Tokens:
         "Their tokens, once all are there"
@@ -42,9 +43,10 @@ def chunks(
     job: Preparation,  # with a tokenizer
     mark: Mark | None,  # behind which the first row is; none: all
     most: int,  # rows of a chunk
+    keep: tuple[str, ...] = (),  # other columns whose fields are handed on
 ) -> Iterator[Chunk]:
     "The good rows, in order, read by a thread two chunks ahead of what is asked for"
-    parts, thread = _cut(files, job, mark, most), ThreadPoolExecutor(1, "gpuml-read")
+    parts, thread = _cut(files, job, mark, most, keep), ThreadPoolExecutor(1, "gpuml-read")
     try:
         waiting = deque(thread.submit(next, parts, None) for _ in range(2))
         while chunk := waiting.popleft().result():
@@ -54,24 +56,27 @@ def chunks(
         thread.shutdown(cancel_futures=True)
 
 
-def _cut(files: list[File], job: Preparation, mark: Mark | None, most: int) -> Iterator[Chunk]:
+def _cut(files: list[File], job: Preparation, mark: Mark | None, most: int, keep: tuple[str, ...]) -> Iterator[Chunk]:
     "The rows in chunks, whose texts are being tokenised"
     places: list[tuple[str, int]] = []
     texts: list[str] = []
+    kept: list[tuple[str, ...]] = []
     size = 0
-    for item, name, place in read_texts(files, job, mark):
+    for item, name, place in read_texts(files, job, mark, keep):
         if not isinstance(item, Row):
             continue
         places.append((name, item.line))
         texts.append(item.text)
+        kept.append(item.kept)
         size += len(item.text)
         if len(texts) == most or size > CHARACTERS:
-            yield Chunk(places, _encoded(job, texts), place)
+            yield Chunk(places, _encoded(job, texts), place, kept)
             places = []
             texts = []
+            kept = []
             size = 0
     if texts:
-        yield Chunk(places, _encoded(job, texts), place)
+        yield Chunk(places, _encoded(job, texts), place, kept)
 
 
 def _encoded(job: Preparation, texts: list[str]) -> list[Future]:

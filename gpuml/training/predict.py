@@ -27,9 +27,10 @@ from ..base.loading import load
 from ..base.local import File
 from ..base.lock import locked
 from ..base.storage import Storage
-from ..data.files import find_files, shown_name
+from ..data.files import origin_of, shown_name
 from ..data.preparation import preparation
 from ..data.unlabelled import Mark, survey
+from ..data.unpacked import read_files
 from . import model
 from .chunks import TOGETHER, Chunk, chunks
 from .failure import DAMAGED, naming, some
@@ -56,6 +57,7 @@ class State:
     size: int = 0  # bytes of `rows.csv`
     mark: list[Any] | None = None  # behind the last row that is predicted
     characters: int = 0  # of the texts of all rows; 0 where an earlier version has counted the rows
+    kept: tuple[str, ...] = ()  # columns of the input that stand in the output
 
     @property
     def done(self) -> int:
@@ -95,6 +97,7 @@ class Task:
     config: Config  # how the files are read
     files: list[File]
     output: str  # the CSV file that is made
+    keep: tuple[str, ...]  # columns of the input that stand in it too; `*` is all
     force: bool  # replace one that is there already
     folder: Path  # of what is finished: `rows.csv`, and `state.json`
     storage: Storage
@@ -121,23 +124,24 @@ def _reading_config(run: Any, overrides: tuple[str, ...]) -> Config:
     return config
 
 
-def _working_folder(run: Any, config: Config, files: list[File]) -> Path:
+def _working_folder(run: Any, config: Config, files: list[File], keep: tuple[str, ...]) -> Path:
     "The folder that is named after all that the result depends on"
     certificate = (run.folder / "certificate.json").read_bytes()
-    inputs = [[shown_name(f, config), f.url, f.size, f.version] for f in files]
+    inputs = [[shown_name(f, config), f.url, f.size, f.version] for f in map(origin_of, files)]
     d = config.data
-    key = fingerprint(_FORMAT, certificate, inputs, d.text, d.delimiter, d.on_bad_row, d.max_length)
+    key = fingerprint(_FORMAT, certificate, inputs, d.text, d.delimiter, d.on_bad_row, d.max_length, *keep)
     return config.path(d.cache) / "predictions" / key[:32]
 
 # %% ../../nbs/training/79_predict.ipynb #91bf8805
 def predict_file(
     run: Any,  # a `Run`
-    source: str | list[str],  # a CSV file, a folder, a glob, here or at s3://, or a list of these
+    source: str | list[str],  # a data file, a folder, a glob, here or at s3://, or a list of these
     output: str,  # the CSV file that is made, here or at s3://
     overrides: tuple[str, ...] = (),  # how the files are read: `data.text=body`
     force: bool = False,  # replace an output that is there already
     watch: Watch | None = None,  # called with a `Progress`, whose steps are rows
     devices: Callable[[float], Devices] = devices_for,  # for so many tokens
+    keep: tuple[str, ...] = (),  # columns of the input that stand in the output too; `*` is all
 ) -> "PredictedFile":
     "Look, predict chunk by chunk, and write the output when all is done"
     stop = Stop()
@@ -145,7 +149,7 @@ def predict_file(
     with stop_signals(stop):
         try:
             report.now("data", run=run.id)
-            task = _look(run, source, output, overrides, force, stop, report, devices)
+            task = _look(run, source, output, overrides, force, stop, report, devices, keep)
             with locked(task.folder.parents[1] / "locks" / task.folder.name, lambda: _wait_for_other(stop, report)):
                 return _predict(task)
         except BaseException as e:
@@ -173,12 +177,14 @@ def _look(
     stop: Stop,
     report: Reporter,
     devices: Callable[[float], Devices],
+    keep: tuple[str, ...],
 ) -> Task:
     "Find the files, and the folder of what an earlier attempt has finished"
     config = _reading_config(run, overrides)
     storage = Storage(config.data.endpoint, report.say, stop.check)
-    files = find_files(source, config, "input", storage)
-    return Task(run, config, files, output, force, _working_folder(run, config, files), storage, stop, report, devices)
+    files = read_files(source, config, "input", storage, labelled=False, keep=keep)
+    folder = _working_folder(run, config, files, keep)
+    return Task(run, config, files, output, keep, force, folder, storage, stop, report, devices)
 
 
 def _predict(task: Task) -> "PredictedFile":
@@ -204,7 +210,7 @@ def _read_state(folder: Path) -> State | None:
 def _is_written(task: Task, state: State | None) -> bool:
     "Whether the output is one of an attempt that could not clean up; raises `OutputError` where it can't be written"
     output = _find_output(task)
-    if output and any(output.url == file.url for file in task.files):
+    if output and any(output.url == origin_of(file).url for file in task.files):
         raise OutputError(f"{task.output}: is one of the input files")
     if not output or task.force:
         return False
@@ -274,9 +280,9 @@ def finished_model(
 def _survey(task: Task) -> State:
     "Look at all rows before the first is predicted, and begin the table"
     with preparation(task.config, **task.asides) as job:
-        facts = survey(task.files, job)
-    state = State(facts.rows, facts.skipped, facts.first, characters=facts.characters)
-    return _keep(task, state, header(task.run.labels))
+        facts = survey(task.files, job, task.keep)
+    state = State(facts.rows, facts.skipped, facts.first, characters=facts.characters, kept=facts.kept)
+    return _keep(task, state, header(task.run.labels, facts.kept))
 
 # %% ../../nbs/training/79_predict.ipynb #bd95017d
 def _predict_rows(task: Task, state: State) -> State:
@@ -295,7 +301,9 @@ def _predict_rows(task: Task, state: State) -> State:
         report.advance(0, 0)
         writer = stack.enter_context(ThreadPoolExecutor(1, "gpuml-keep"))
         newest = writer.submit(lambda: state)
-        parts = stack.enter_context(closing(chunks(task.files, job, state.mark and Mark(*state.mark), rows)))
+        parts = stack.enter_context(
+            closing(chunks(task.files, job, state.mark and Mark(*state.mark), rows, tuple(state.kept)))
+        )
         for chunk, logits_of in answers.each(((chunk, chunk.tokens()) for chunk in parts), task.stop.check):
             with naming(partial(_at_rows, chunk), DAMAGED):
                 logits = logits_of()
@@ -331,7 +339,7 @@ def _keep_chunk(task: Task, state: State, chunk: Chunk, logits: np.ndarray) -> S
     counts = dict(state.counts)
     for i, n in enumerate(np.bincount(best, minlength=len(labels)).tolist()):
         counts[labels[i]] = counts.get(labels[i], 0) + n
-    table = predicted_rows(chunk.places, labels, probabilities)
+    table = predicted_rows(chunk.places, labels, probabilities, chunk.kept)
     return _keep(task, replace(state, counts=counts, mark=list(chunk.mark)), table)
 
 # %% ../../nbs/training/79_predict.ipynb #f5ae2df1

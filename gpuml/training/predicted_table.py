@@ -13,26 +13,37 @@ from ..base.files import as_csv
 # %% ../../nbs/training/70_predicted_table.ipynb #c039e93d
 def header(
     labels: list[str],  # of the classes
+    kept: tuple[str, ...] = (),  # columns of the input, whose fields stand behind the others
 ) -> bytes:
-    "The table's first row"
-    return as_csv([["file", "line", "label", "probability", *(f"p_{label}" for label in labels)]])
+    "The table's first row; a column of the input that is called like one of these is called `input_…`"
+    own = ["file", "line", "label", "probability", *(f"p_{label}" for label in labels)]
+    return as_csv([[*own, *(f"input_{name}" if name in own else name for name in kept)]])
 
 # %% ../../nbs/training/70_predicted_table.ipynb #1da774cc
 def predicted_rows(
     places: list[tuple[str, int]],  # file and line of each row
     labels: list[str],  # of the classes
     probabilities: np.ndarray,  # float64 [rows, classes]
+    kept: list[tuple[str, ...]] | None = None,  # fields of the input
 ) -> bytes:
     "Rows of the table: file, line, label, its probability, and those of all classes"
     best = probabilities.argmax(1)
     names = [_field(label) for label in labels]
     files = {file: _field(file) for file in {file for file, _ in places}}
-    line = "%s,%d,%s,%.6f" + ",%.6f" * len(labels) + "\n"
+    line = "%s,%d,%s,%.6f" + ",%.6f" * len(labels) + "%s\n"
+    ends = ["," + _fields(fields) if fields else "" for fields in kept or [()] * len(places)]
     columns = best.tolist(), probabilities.max(1).tolist(), probabilities.tolist()
-    rows = zip(places, *columns, strict=True)
-    return "".join([line % (files[file], at, names[c], most, *shares) for (file, at), c, most, shares in rows]).encode()
+    rows = zip(places, *columns, ends, strict=True)
+    return "".join(
+        [line % (files[file], at, names[c], most, *shares, end) for (file, at), c, most, shares, end in rows]
+    ).encode()
 
 
 def _field(text: str) -> str:
     "A text as a field of a CSV row"
-    return as_csv([[text]]).decode().removesuffix("\n")
+    return _fields((text,))
+
+
+def _fields(texts: tuple[str, ...]) -> str:
+    "Texts as fields of a CSV row"
+    return as_csv([texts]).decode().removesuffix("\n")

@@ -114,15 +114,16 @@ class Run(RunFolder):
 
     def predict_file(
         self,
-        source: str | Path | list[str | Path],  # a CSV file, a folder, a glob, here or at s3://, or a list of these
+        source: str | Path | list[str | Path],  # a data file, a folder, a glob, here or at s3://, or a list of these
         output: str | Path,  # the CSV file that is made, here or at s3://
         overrides: list[str] | tuple[str, ...] = (),  # how the files are read: `data.text=body`
         force: bool = False,  # replace an output that is there already
         watch: Watch | None = None,  # called with a `Progress`, whose steps are rows
+        keep: list[str] | tuple[str, ...] = (),  # columns of the input that stand in the output too; `*` is all
     ) -> PredictedFile:
         "Label and probabilities of every row of the files; raises `GpumlError`, and goes on where it was interrupted"
         names = as_files(source), as_output(output)
-        return predict.predict_file(self, *names, tuple(overrides), force, watch)
+        return predict.predict_file(self, *names, tuple(overrides), force, watch, keep=tuple(keep))
 
     def mistakes(
         self,

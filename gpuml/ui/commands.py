@@ -78,7 +78,9 @@ def predict(
     from gpuml.ui.terminal import TerminalView
 
     run = load_run(arguments.run, endpoint)
-    print(run.predict_file(arguments.input, arguments.output, arguments.words, arguments.force, TerminalView()))
+    keep = [name.strip() for name in (arguments.keep or "").split(",") if name.strip()]
+    names = arguments.input, arguments.output
+    print(run.predict_file(*names, arguments.words, arguments.force, TerminalView(), keep))
     return 0
 
 # %% ../../nbs/ui/74_commands.ipynb #da7cef1b
