@@ -122,8 +122,8 @@ def _item_maker(
         if complaint := row_complaint(row, text, label, width, reading.delimiter, labels):
             return Problem(reading.first, complaint)
         name = "" if label is None else row[label].strip()
-        kept = tuple(row[i] for i in others) if others else ()
-        return Row(row[text], name, reading.first, reading.row, reading.end - reading.row, kept)
+        carried = tuple(row[i] for i in others) if others else ()
+        return Row(row[text], name, reading.first, reading.row, reading.end - reading.row, carried)
 
     return item_of
 

@@ -20,7 +20,7 @@ class Row(NamedTuple):
     line: int  # from 1
     offset: int  # bytes before it
     length: int  # its bytes
-    kept: tuple[str, ...] = ()  # fields of other columns, where they are asked for
+    carried: tuple[str, ...] = ()  # fields of other columns, where they are asked for
 
 # %% ../../nbs/data/32_items.ipynb #d4a8ef40
 @dataclass(frozen=True)

@@ -111,9 +111,9 @@ def _item_maker(
         fields = [] if complaint else [*map(as_field, values)]
         if complaint := complaint or row_complaint(fields, 0, label, len(names), "", labels):
             return Problem(reading.first, complaint)
-        kept = tuple(_kept(record.get(name)) for name in others)
+        carried = tuple(_kept(record.get(name)) for name in others)
         name = fields[1].strip() if labelled else ""
-        return Row(fields[0], name, reading.first, reading.row, reading.end - reading.row, kept)
+        return Row(fields[0], name, reading.first, reading.row, reading.end - reading.row, carried)
 
     return item_of
 

@@ -56,7 +56,7 @@ class Survey(NamedTuple):
     skipped: int  # malformed ones
     first: str  # what is wrong with the first of these
     characters: int  # of all texts
-    kept: tuple[str, ...] = ()  # names of the columns whose fields are handed on
+    carried: tuple[str, ...] = ()  # names of the columns whose fields are handed on
 
 # %% ../../nbs/data/68_unlabelled.ipynb #121da5bf
 def survey(

@@ -148,12 +148,12 @@ def chosen_columns(
     if any(column not in columns for column in needed):
         raise DataError(f"{name}: {missing_columns(columns, config.data, keys)}")
     try:
-        wanted = {*needed, *kept_columns(tuple(columns), keep)}
+        chosen = {*needed, *kept_columns(tuple(columns), keep)}
     except Broken as e:
         raise DataError(f"{name}: {e.args[1]}") from None
-    if doubled := [column for column in wanted if columns.count(column) > 1]:
+    if doubled := [column for column in chosen if columns.count(column) > 1]:
         raise DataError(f"{name}: the column '{doubled[0]}' is there twice")
-    return [column for column in columns if column in wanted]
+    return [column for column in columns if column in chosen]
 
 # %% ../../nbs/data/53_unpacked.ipynb #d7516e82
 def _parquet_rows(
@@ -184,8 +184,8 @@ def unpack(
     suffix = kind_of(file)
     if suffix not in PACKED:
         return file
-    wanted = [config.data.text, config.data.label if labelled else None, *keep] if suffix == ".parquet" else []
-    key = fingerprint(_VERSION, file.url, file.size, file.version, *wanted)[:32]
+    chosen = [config.data.text, config.data.label if labelled else None, *keep] if suffix == ".parquet" else []
+    key = fingerprint(_VERSION, file.url, file.size, file.version, *chosen)[:32]
     cache = config.path(config.data.cache)
     folder = cache / "unpacked" / key
     rows = folder / _plain_name(suffix)

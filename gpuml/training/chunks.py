@@ -20,7 +20,7 @@ from ..data.tokens import Tokens, join
 from ..data.unlabelled import Mark, read_texts
 
 # %% ../../nbs/training/76_chunks.ipynb #7ff9d41e
-TOGETHER = {"cpu": 2048, "cuda": 16384}  # rows that are predicted, and kept, together
+TOGETHER = {"cpu": 2048, "cuda": 16384}  # rows that are predicted, and carried, together
 CHARACTERS = 8_000_000  # with more, fewer rows are taken together
 
 
@@ -31,7 +31,7 @@ class Chunk:
     places: list[tuple[str, int]]  # file and line
     encoded: list[Future[tuple[np.ndarray, np.ndarray]]]  # ids and lengths
     mark: Mark  # behind the last of them
-    kept: list[tuple[str, ...]]  # fields of other columns of each row
+    carried: list[tuple[str, ...]]  # fields of other columns of each row
 
     def tokens(self) -> Tokens:
         "Their tokens, once all are there"
@@ -60,23 +60,23 @@ def _cut(files: list[File], job: Preparation, mark: Mark | None, most: int, keep
     "The rows in chunks, whose texts are being tokenised"
     places: list[tuple[str, int]] = []
     texts: list[str] = []
-    kept: list[tuple[str, ...]] = []
+    carried: list[tuple[str, ...]] = []
     size = 0
     for item, name, place in read_texts(files, job, mark, keep):
         if not isinstance(item, Row):
             continue
         places.append((name, item.line))
         texts.append(item.text)
-        kept.append(item.kept)
+        carried.append(item.carried)
         size += len(item.text)
         if len(texts) == most or size > CHARACTERS:
-            yield Chunk(places, _encoded(job, texts), place, kept)
+            yield Chunk(places, _encoded(job, texts), place, carried)
             places = []
             texts = []
-            kept = []
+            carried = []
             size = 0
     if texts:
-        yield Chunk(places, _encoded(job, texts), place, kept)
+        yield Chunk(places, _encoded(job, texts), place, carried)
 
 
 def _encoded(job: Preparation, texts: list[str]) -> list[Future]:

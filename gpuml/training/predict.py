@@ -57,7 +57,7 @@ class State:
     size: int = 0  # bytes of `rows.csv`
     mark: list[Any] | None = None  # behind the last row that is predicted
     characters: int = 0  # of the texts of all rows; 0 where an earlier version has counted the rows
-    kept: tuple[str, ...] = ()  # columns of the input that stand in the output
+    carried: tuple[str, ...] = ()  # columns of the input that stand in the output
 
     @property
     def done(self) -> int:
@@ -281,8 +281,8 @@ def _survey(task: Task) -> State:
     "Look at all rows before the first is predicted, and begin the table"
     with preparation(task.config, **task.asides) as job:
         facts = survey(task.files, job, task.keep)
-    state = State(facts.rows, facts.skipped, facts.first, characters=facts.characters, kept=facts.kept)
-    return _keep(task, state, header(task.run.labels, facts.kept))
+    state = State(facts.rows, facts.skipped, facts.first, characters=facts.characters, carried=facts.carried)
+    return _keep(task, state, header(task.run.labels, facts.carried))
 
 # %% ../../nbs/training/79_predict.ipynb #bd95017d
 def _predict_rows(task: Task, state: State) -> State:
@@ -302,7 +302,7 @@ def _predict_rows(task: Task, state: State) -> State:
         writer = stack.enter_context(ThreadPoolExecutor(1, "gpuml-keep"))
         newest = writer.submit(lambda: state)
         parts = stack.enter_context(
-            closing(chunks(task.files, job, state.mark and Mark(*state.mark), rows, tuple(state.kept)))
+            closing(chunks(task.files, job, state.mark and Mark(*state.mark), rows, tuple(state.carried)))
         )
         for chunk, logits_of in answers.each(((chunk, chunk.tokens()) for chunk in parts), task.stop.check):
             with naming(partial(_at_rows, chunk), DAMAGED):
@@ -339,7 +339,7 @@ def _keep_chunk(task: Task, state: State, chunk: Chunk, logits: np.ndarray) -> S
     counts = dict(state.counts)
     for i, n in enumerate(np.bincount(best, minlength=len(labels)).tolist()):
         counts[labels[i]] = counts.get(labels[i], 0) + n
-    table = predicted_rows(chunk.places, labels, probabilities, chunk.kept)
+    table = predicted_rows(chunk.places, labels, probabilities, chunk.carried)
     return _keep(task, replace(state, counts=counts, mark=list(chunk.mark)), table)
 
 # %% ../../nbs/training/79_predict.ipynb #f5ae2df1

@@ -13,25 +13,25 @@ from ..base.files import as_csv
 # %% ../../nbs/training/70_predicted_table.ipynb #c039e93d
 def header(
     labels: list[str],  # of the classes
-    kept: tuple[str, ...] = (),  # columns of the input, whose fields stand behind the others
+    carried: tuple[str, ...] = (),  # columns of the input, whose fields stand behind the others
 ) -> bytes:
     "The table's first row; a column of the input that is called like one of these is called `input_…`"
     own = ["file", "line", "label", "probability", *(f"p_{label}" for label in labels)]
-    return as_csv([[*own, *(f"input_{name}" if name in own else name for name in kept)]])
+    return as_csv([[*own, *(f"input_{name}" if name in own else name for name in carried)]])
 
 # %% ../../nbs/training/70_predicted_table.ipynb #1da774cc
 def predicted_rows(
     places: list[tuple[str, int]],  # file and line of each row
     labels: list[str],  # of the classes
     probabilities: np.ndarray,  # float64 [rows, classes]
-    kept: list[tuple[str, ...]] | None = None,  # fields of the input
+    carried: list[tuple[str, ...]] | None = None,  # fields of the input
 ) -> bytes:
     "Rows of the table: file, line, label, its probability, and those of all classes"
     best = probabilities.argmax(1)
     names = [_field(label) for label in labels]
     files = {file: _field(file) for file in {file for file, _ in places}}
     line = "%s,%d,%s,%.6f" + ",%.6f" * len(labels) + "%s\n"
-    ends = ["," + _fields(fields) if fields else "" for fields in kept or [()] * len(places)]
+    ends = ["," + _fields(fields) if fields else "" for fields in carried or [()] * len(places)]
     columns = best.tolist(), probabilities.max(1).tolist(), probabilities.tolist()
     rows = zip(places, *columns, ends, strict=True)
     return "".join(

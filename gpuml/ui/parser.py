@@ -108,8 +108,8 @@ def _training(command: Callable) -> None:
     sub.usage = "gpuml predict run input output [key=value ...] [--force]"
     sub.add_argument("run", help="a run's id, its folder, its place at s3://, or latest")
     sub.add_argument("input", help="a CSV file, a folder, or a glob in quotes; here or at s3://")
-    kept = "columns of the input that stand in the output too, such as id,price; '*' is all"
-    sub.add_argument("--keep", metavar="COLUMNS", help=kept)
+    carried = "columns of the input that stand in the output too, such as id,price; '*' is all"
+    sub.add_argument("--keep", metavar="COLUMNS", help=carried)
     sub.add_argument("output", help="the CSV file that is made, here or at s3://: complete or not at all")
     sub.add_argument("words", nargs="*", metavar="key=value", help="how the input is read, such as data.text=body")
     sub.add_argument("--force", action="store_true", help="replace an output that is there already")
