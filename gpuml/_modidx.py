@@ -161,6 +161,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'gpuml.base.place.place_of': ('base/place.html#place_of', 'gpuml/base/place.py')},
             'gpuml.base.process': { 'gpuml.base.process._process': ('base/process.html#_process', 'gpuml/base/process.py'),
                                     'gpuml.base.process.ask_to_end': ('base/process.html#ask_to_end', 'gpuml/base/process.py'),
+                                    'gpuml.base.process.busy': ('base/process.html#busy', 'gpuml/base/process.py'),
                                     'gpuml.base.process.count_oom_kills': ('base/process.html#count_oom_kills', 'gpuml/base/process.py'),
                                     'gpuml.base.process.end_with': ('base/process.html#end_with', 'gpuml/base/process.py'),
                                     'gpuml.base.process.files_in_use': ('base/process.html#files_in_use', 'gpuml/base/process.py'),

@@ -52,6 +52,8 @@ HEAVY_ROOMS = {
     "training.deterministic",
     "training.epochs",
     "training.evaluation",
+    "training.loss",
+    "training.mlflow_page",
     "training.forward",
     "training.hardware",
     "training.head",

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 import torch
 
+from ..base import process
 from ..base.errors import ConfigError, TrainError
 
 # %% ../../nbs/training/62_hardware.ipynb #16d43443
@@ -124,11 +124,11 @@ def gpu_metrics(
 # %% ../../nbs/training/62_hardware.ipynb #f4a82225
 def system_metrics() -> dict[str, float]:
     "How busy this machine is since the last question, and how full its memory is, by the names of MLflow's own page for it"
-    memory = psutil.virtual_memory()
+    processors, memory, used = process.busy()
     return {
-        "system/cpu_utilization_percentage": psutil.cpu_percent(),
-        "system/system_memory_usage_percentage": memory.percent,
-        "system/system_memory_usage_megabytes": round(memory.used / 1e6, 1),
+        "system/cpu_utilization_percentage": processors,
+        "system/system_memory_usage_percentage": memory,
+        "system/system_memory_usage_megabytes": round(used / 1e6, 1),
     }
 
 # %% ../../nbs/training/62_hardware.ipynb #e179bdb6

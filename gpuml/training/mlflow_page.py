@@ -8,13 +8,13 @@ __all__ = ['NOTE', 'MOST_CLASSES', 'dataset_of', 'subject', 'result', 'describe'
 # %% ../../nbs/training/39_mlflow_page.ipynb #d4dee947
 import json
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
-from ..base.place import is_s3
+from ..base.place import place_of
 from .record import Record
 from .score_table import SHOWN
 
@@ -29,7 +29,7 @@ def dataset_of(
     dataset = Dataset(
         name=PurePosixPath(place.strip('[]"')).name[:200] or place[:200],
         digest=params["data.fingerprint"],
-        source_type="s3" if is_s3(place) else "local",
+        source_type="local" if place_of(place.strip('[]"'), Path()).local else "s3",
         source=json.dumps({"uri": place}),
         schema=json.dumps({"mlflow_colspec": columns}),
         profile=json.dumps(profile),

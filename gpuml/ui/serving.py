@@ -36,10 +36,10 @@ def _check_port(port: int) -> None:
 def _serve(store: str, root: Path, url: str, open_page: Callable[[], None]) -> int:
     "Run the MLflow server of a store until it is stopped; what it says goes into a file beside the store"
     from gpuml.training.served import marked_as_served
-    from gpuml.training.store import file_of
+    from gpuml.training.store import file_of, sqlite_url
 
     port, file = str(urlsplit(url).port), file_of(store)
-    own = f"sqlite:///{file.name}"  # of the folder in which it runs, whatever that is called
+    own = sqlite_url(Path(file.name))  # of the folder in which it runs, whatever that is called
     command = [
         sys.executable,
         "-m",
