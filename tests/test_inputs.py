@@ -72,7 +72,7 @@ def test_names_of_files():
         (None, "not NoneType"), (3, "not int"), (FRAME, "not DataFrame; predict takes texts"), ([], "this list is empty"),
         ({"a.csv"}, "not set"), (b"a.csv", "not bytes"), ([None], "not NoneType"), (" ", "not ' '"),
     ]:  # fmt: skip
-        with pytest.raises(GpumlError, match="predict_file takes the name of a CSV file") as e:
+        with pytest.raises(GpumlError, match="predict_file takes the name of a file") as e:
             as_files(given)
         assert message in str(e.value)
     for given in (None, "", b"out.csv"):

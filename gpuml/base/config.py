@@ -42,7 +42,9 @@ class MisfitError(ValueError):
 class DataConfig(Section):
     "Which labelled text is read, and from where"
 
-    train: Paths = Field(description="Training data: a CSV file, a folder of CSV files, a glob, or a list of these")
+    train: Paths = Field(
+        description="Training data: a file (CSV, JSON lines, Parquet), a folder, a glob, or a list of these"
+    )
     validation: Paths | None = Field(
         None, description="Validation data, given the same way; without it, a part of the training data is split off"
     )

@@ -69,7 +69,7 @@ def _problem(text: Any) -> str:
     return ""
 
 # %% ../../nbs/training/70_inputs.ipynb #abe4234d
-_FILES = "predict_file takes the name of a CSV file, a folder or a pattern, here or at s3://, or a list of these"
+_FILES = "predict_file takes the name of a file, a folder or a pattern, here or at s3://, or a list of these"
 
 
 def as_files(

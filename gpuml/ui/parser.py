@@ -101,13 +101,13 @@ def _training(command: Callable) -> None:
     sub = command(
         "predict",
         predict,
-        "predict the texts of CSV files of any size with a finished run",
+        "predict the texts of files of any size with a finished run",
         formatter_class=_RAW,
         epilog=_PREDICTED + exit_help(Exit.DONE, *_EXITS, done="predicted", not_found="run or data not found"),
     )
     sub.usage = "gpuml predict run input output [key=value ...] [--force]"
     sub.add_argument("run", help="a run's id, its folder, its place at s3://, or latest")
-    sub.add_argument("input", help="a CSV file, a folder, or a glob in quotes; here or at s3://")
+    sub.add_argument("input", help="a file (CSV, JSON lines, Parquet), a folder, or a glob in quotes; here or at s3://")
     carried = "columns of the input that stand in the output too, such as id,price; '*' is all"
     sub.add_argument("--keep", metavar="COLUMNS", help=carried)
     sub.add_argument("output", help="the CSV file that is made, here or at s3://: complete or not at all")
