@@ -467,7 +467,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     page.get_by_role("tab", name="Compare").click()
     page.get_by_label("runs").select_option(index=[0, 1])
     page.locator(".gpuml-panel svg[aria-label='training loss']").wait_for()
-    keys = page.locator("table[aria-label='what differs between the runs'] tbody td:first-child")
+    keys = page.locator("table[aria-label='what differs between the runs'] tbody th:first-child")
     assert keys.first.evaluate("key => getComputedStyle(key.nextSibling).textAlign") == "right"
     picture(page, "panel-compare.png")
     page.set_viewport_size({"width": 720, "height": 1000})
