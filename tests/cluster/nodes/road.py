@@ -48,7 +48,7 @@ def road(real, system, project, monkeypatch):
     keys_in_environment(monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL", system)
     monkeypatch.setenv("KUBECONFIG", str(real.plane.kubeconfig(TEAM)))
-    real.nodes["node-2"].gpus.set(0)  # one GPU in all
+    set_gpus(real, "node-2", 0)  # one GPU in all
     notebook = json.loads((ROOT / "nbs" / "train.ipynb").read_text())
     cell = {"cell_type": "code", "id": "where", "metadata": {}, "source": WHERE, "outputs": [], "execution_count": None}
     notebook["cells"].append(cell)
@@ -65,7 +65,7 @@ def road(real, system, project, monkeypatch):
         config = config.replace("gpuml-train:test", f"{REGISTRY}\n  s3_endpoint: {services.INSIDE}")
         (project / "config" / f"{name}.yaml").write_text(config)
     yield SimpleNamespace(folder=project, notebook=project / "nbs" / "train.ipynb", endpoint=system)
-    real.nodes["node-2"].gpus.set(1)
+    set_gpus(real, "node-2", 1)
 
 
 def undisturbed(road, *words, **environment):
@@ -83,9 +83,15 @@ def gpus_of(real, name):
     return real.admin.get("nodes", "", name)["status"]["allocatable"]["nvidia.com/gpu"]
 
 
+def set_gpus(real, name, count):
+    "So many, and its kubelet has said so: else what it said before could still be taken for it"
+    real.nodes[name].gpus.set(count)
+    real.wait(lambda: gpus_of(real, name) == str(count), 30, f"{count} GPUs of {name}")
+
+
 @pytest.fixture
 def pair(real, road):
     "Two nodes with a GPU each"
-    real.nodes["node-2"].gpus.set(1)
+    set_gpus(real, "node-2", 1)
     real.wait(lambda: [gpus_of(real, name) for name in ("node-1", "node-2")] == ["1", "1"])
     return ["compute.nodes=2", "train.slots=2", "compute.cpu=100m"]
