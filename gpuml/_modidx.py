@@ -1341,6 +1341,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'gpuml.cluster.waits.recent_site_log': ( 'cluster/waits.html#recent_site_log',
                                                                               'gpuml/cluster/waits.py'),
                                      'gpuml.cluster.waits.site_log': ('cluster/waits.html#site_log', 'gpuml/cluster/waits.py'),
+                                     'gpuml.cluster.waits.site_log_of': ('cluster/waits.html#site_log_of', 'gpuml/cluster/waits.py'),
                                      'gpuml.cluster.waits.write_wait': ('cluster/waits.html#write_wait', 'gpuml/cluster/waits.py')},
             'gpuml.cluster.watch': { 'gpuml.cluster.watch.Rhythm': ('cluster/watch.html#rhythm', 'gpuml/cluster/watch.py'),
                                      'gpuml.cluster.watch.Rhythm.pause': ('cluster/watch.html#rhythm.pause', 'gpuml/cluster/watch.py'),

@@ -145,12 +145,10 @@ def _starts(
     snapshot = next((look.snapshot for look in looks if look.snapshot.waiting), None)
     if snapshot is None:
         return {}
-    from gpuml.cluster.waits import recent_site_log
+    from gpuml.cluster.waits import site_log_of
 
-    now = datetime.now(UTC)
     by_pod = {(job.namespace, state.pod): headways[job.run_id] for job, state in training if headways.get(job.run_id)}
-    log = recent_site_log(str(config.output_place), config.data.endpoint, now)
-    return start_words(snapshot, now, by_pod, log)
+    return start_words(snapshot, datetime.now(UTC), by_pod, site_log_of(config))
 
 # %% ../../nbs/cluster/46_jobs.ipynb #a5c2077f
 def _with_records(

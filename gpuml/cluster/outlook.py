@@ -9,6 +9,7 @@ __all__ = ['Outlook', 'outlook', 'wait_of', 'check_plan', 'outlook_of']
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from ..base.config import Config
@@ -27,7 +28,7 @@ from .queue_plan import plan_in_queue
 from .queues import kueue_objects
 from .snapshot import Holding, Snapshot
 from .starts import headways_of
-from .waits import SiteLog, Wait, recent_site_log
+from .waits import SiteLog, Wait, site_log_of
 
 # %% ../../nbs/cluster/52_outlook.ipynb #736e9adc
 @dataclass(frozen=True)
@@ -120,5 +121,5 @@ def outlook_of(
         return outlook(
             Api(config.compute.context),
             manifest,
-            lambda: recent_site_log(str(config.output_place), config.data.endpoint, datetime.now(UTC)),
+            partial(site_log_of, config),
         )

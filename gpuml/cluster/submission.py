@@ -9,7 +9,7 @@ __all__ = ['Submission', 'prepare']
 import os
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from .objects import JOBS
 from .outlook import Outlook, check_plan, outlook
 from .speedup import speed_finding
 from .standing import Asked, Standing, standing
-from .waits import recent_site_log
+from .waits import site_log_of
 from ..jobs import bundle
 from ..training.attempts import now, owner
 from ..training.certificate import data_files
@@ -117,13 +117,7 @@ def _look(api: ApiServer, config: Config, manifest: dict[str, Any], findings: Fi
     outlooks = []
 
     def check() -> str:
-        outlooks.append(
-            outlook(
-                api,
-                manifest,
-                lambda: recent_site_log(str(config.output_place), config.data.endpoint, datetime.now(UTC)),
-            )
-        )
+        outlooks.append(outlook(api, manifest, partial(site_log_of, config)))
         return check_plan(outlooks[0])
 
     findings.add("plan", check)

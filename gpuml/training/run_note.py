@@ -9,12 +9,11 @@ __all__ = ['TAG', 'tags_of', 'write_note']
 from collections.abc import Mapping
 
 from ..base.storage import Storage
-from .record import RECORD, Record, record_of
+from .record import DESCRIPTION, RECORD, Record, record_of
 from .run_row import NOTE, RunRow
 
 # %% ../../nbs/training/79_run_note.ipynb #a3147a96
 TAG = "gpuml.note"
-_DESCRIPTION = "mlflow.note.content"  # what MLflow shows as a run's description
 
 
 def tags_of(
@@ -22,8 +21,8 @@ def tags_of(
     tags: Mapping[str, str],  # that MLflow has of the run
 ) -> dict[str, str]:
     "The tags that say a note in MLflow; what else its description says stays below it"
-    rest = tags.get(_DESCRIPTION, "").removeprefix(tags.get(TAG, "")).lstrip("\n")
-    return {TAG: note, _DESCRIPTION: "\n\n".join(filter(None, (note, rest)))}
+    rest = tags.get(DESCRIPTION, "").removeprefix(tags.get(TAG, "")).lstrip("\n")
+    return {TAG: note, DESCRIPTION: "\n\n".join(filter(None, (note, rest)))}
 
 # %% ../../nbs/training/79_run_note.ipynb #0cdbc08d
 def write_note(

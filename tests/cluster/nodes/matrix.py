@@ -19,7 +19,7 @@ from gpuml.base.storage import Storage
 from gpuml.cluster.sending import submit
 from gpuml.training.attempts import newest_checkpoint
 from tests.cluster.nodes import faults, machine
-from tests.cluster.nodes.road import gpus_of, undisturbed
+from tests.cluster.nodes.road import gpus_of, set_gpus, undisturbed
 from tests.cluster.nodes.scene import TAINT, own_nodes, power_off
 
 LENGTH = ["train.epochs=24", "train.checkpoint_updates=10", "train.slots=4"]
@@ -48,13 +48,13 @@ def pair_of_nodes(real, system):
 def training(real, road, pair_of_nodes):
     "A job of both nodes that has a checkpoint, and what is known of it"
     for name in ("node-1", "node-2"):
-        real.nodes[name].gpus.set(0)
+        set_gpus(real, name, 0)
     job = submit(load("dev", FOUR), road.notebook)
     watch = Watch(real, road, job)
     watch.await_checkpoint()
     yield watch
     for name in ("node-1", "node-2"):
-        real.nodes[name].gpus.set(1)
+        set_gpus(real, name, 1)
 
 
 class Watch:
@@ -169,7 +169,7 @@ def test_goes_on_after_a_cut_network(real, training, pair_of_nodes, seconds):
 def test_ends_where_memory_is_short(real, road, pair_of_nodes):
     "The job ends with one sentence, in both pods"
     for name in ("node-1", "node-2"):
-        real.nodes[name].gpus.set(0)
+        set_gpus(real, name, 0)
     job = submit(load("dev", [*FOUR, "compute.memory=500Mi", "compute.retries=0"]), road.notebook)
     watch = Watch(real, road, job)
     watch.await_end()
