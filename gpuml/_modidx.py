@@ -3349,6 +3349,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'gpuml/training/run_copy.py')},
             'gpuml.training.run_list': { 'gpuml.training.run_list.RunRows': ( 'training/run_list.html#runrows',
                                                                               'gpuml/training/run_list.py'),
+                                         'gpuml.training.run_list._amount': ( 'training/run_list.html#_amount',
+                                                                              'gpuml/training/run_list.py'),
                                          'gpuml.training.run_list._content': ( 'training/run_list.html#_content',
                                                                                'gpuml/training/run_list.py'),
                                          'gpuml.training.run_list._csv_row': ( 'training/run_list.html#_csv_row',

@@ -93,7 +93,15 @@ def differing(
     "The keys of the config in which runs differ, in its order"
     configs = [row.config for row in rows if row.config]
     keys = [key for key in fields() if key not in _ELSEWHERE and not key.startswith("tracking.")]
-    return [key for key in keys if len({config.get(key) for config in configs}) > 1]
+    return [key for key in keys if len({_amount(config.get(key)) for config in configs}) > 1]
+
+
+def _amount(text: str | None) -> float | str | None:
+    "A number where a text is one, so that `10` and `10.0` are the same"
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return text
 
 # %% ../../nbs/training/78_run_list.ipynb #4d208956
 _READ = (RECORD, CERTIFICATE, ACCOUNT, NOTE)
