@@ -36,16 +36,16 @@ def nodes_never(
     "Why no node ever takes a pod of the job, or too few take all of them; empty where they may"
     closed = obstacles(snapshot, request.spec)
     lasting = {name: reason for name, reason in closed.items() if not reason.is_passing}
-    room = {node.name: most_places(node, request) for node in snapshot.nodes or ()}
-    open_room = {name: count for name, count in room.items() if name not in lasting}
-    together = sum(open_room.values())
-    if together >= request.count:
-        return []
-    large = [name for name, count in room.items() if count and name in lasting]
+    nodes = [node for node in snapshot.nodes or () if node.name not in lasting]
+    together = 0
+    for node in nodes:
+        together += most_places(node, request)
+        if together >= request.count:
+            return []
+    large = [n.name for n in snapshot.nodes or () if n.name in lasting and most_places(n, request)]
     reasons = [Reason("closed", name, detail=str(lasting[name])) for name in large[:1]]
     if together:
         return [Reason("together", need=request.count, most=together), *reasons]
-    nodes = [node for node in snapshot.nodes or () if node.name in open_room]
     return [*_too_small(request, nodes), *reasons]
 
 

@@ -57,6 +57,11 @@ class Candidate:
     violations: int = 0  # of disruption budgets
 
     @cached_property
+    def ended(self) -> frozenset[int]:
+        "The pods, as a key"
+        return frozenset(id(victim.pod) for victim in self.victims)
+
+    @cached_property
     def rank(self) -> tuple[float, ...]:
         "What kube-scheduler compares: budgets broken, highest priority, sum of priorities, pods, and the latest start of all"
         top = self.victims[0].priority
@@ -90,11 +95,10 @@ def candidates_on(
         return []
     orders = islice(_orders(lower), most)
     chosen = [_reprieve(node.name, order, amounts, budgets, spare) for order in orders]
-    return [c for i, c in enumerate(chosen) if c.victims and not any(_ends_same(c, before) for before in chosen[:i])]
-
-
-def _ends_same(candidate: Candidate, other: Candidate) -> bool:
-    return {id(v) for v in candidate.victims} == {id(v) for v in other.victims}
+    unlike: dict[frozenset[int], Candidate] = {}
+    for candidate in filter(lambda candidate: candidate.victims, chosen):
+        unlike.setdefault(candidate.ended, candidate)
+    return list(unlike.values())
 
 
 def _amounts(holding: Holding, request: Request) -> list[int]:
@@ -133,9 +137,11 @@ def _orders(holdings: list[Holding]) -> Iterator[list[Holding]]:
     def importance(holding: Holding) -> tuple[int, str]:
         return -holding.priority, holding.started or "~"
 
-    groups = [list(group) for _, group in groupby(sorted(holdings, key=importance), importance)]
-    if all(len(group) == 1 for group in groups):
-        return iter([[holding for group in groups for holding in group]])
+    keys = {id(holding): importance(holding) for holding in holdings}
+    ordered = sorted(holdings, key=lambda holding: keys[id(holding)])
+    if len({*keys.values()}) == len(holdings):
+        return iter([ordered])
+    groups = [list(group) for _, group in groupby(ordered, lambda holding: keys[id(holding)])]
     return ([h for part in parts for h in part] for parts in product(*map(_mixed, groups)))
 
 
