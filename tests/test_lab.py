@@ -441,7 +441,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     page.get_by_label("name", exact=True).fill("spring")
     page.get_by_role("button", name="Check", exact=True).click()
     page.locator(".gpuml-checks").wait_for()
-    page.get_by_text("manifest", exact=True).click()
+    page.get_by_text("process", exact=True).click()
     picture(page, "panel-production.png")
     theme(page, "JupyterLab Dark")
     picture(page, "panel-production-dark.png")

@@ -147,7 +147,7 @@ def test_cancelled_promises_nothing(shipped, project):
     until(lambda: "update" in job.status.progress)
     said = gpuml("cancel", job.run_id, cwd=project)
     state = job.wait(600)
-    told = rf"cancelled at update \d+ of 3000; its checkpoint stays in {job.place}, submitting the same begins anew"
+    told = rf"cancelled at update \d+ of 3000; its checkpoint stays in {job.place}, submitting the same begins anew; `gpuml train dev --resume {job.run_id}` goes on with it"
     assert said.returncode == 0 and re.fullmatch(told, str(state)), state
     assert list((project / "outputs" / job.run_id / "checkpoints").iterdir())
     assert "next attempt" not in job.logs() + repr(job) + said.stdout
@@ -243,5 +243,8 @@ def test_refused_before_anything_is_left(shipped, project):
 def test_dry_run_sends_nothing(shipped, project):
     done = gpuml("submit", "dev", "--local", "--dry-run", "train.epochs=7", cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "kind: Job" in done.stdout and "train.epochs" in done.stdout and "✓ data" in done.stdout
+    assert "kind: Job" not in done.stdout and "✓ data" in done.stdout
+    differences = done.stdout.partition("differences from the config that one develops with:\n")[2].partition("\n\n")[0]
+    assert re.fullmatch(r"train.epochs +2 +→ +7", differences), differences
+    assert re.search(r"starts +gpuml run .*[.]tar[.]gz --run dev-", done.stdout) and "gpuml cancel dev-" in done.stdout
     assert not (project / "cache" / "jobs").exists()

@@ -122,8 +122,9 @@ def cancelled(
     place: str,  # the run's output folder
     record: dict[str, Any] | None,  # of the newest attempt; empty where there was none, none where that is not known
     by: str = "",
+    config: str = "",  # its name
 ) -> str:
-    "What is left of a job that was cancelled: no attempt goes on with it"
+    "What is left of a job that was cancelled: no attempt goes on with it, but a person can"
     by_whom = f" by {by}" if by else ""
     if record == {}:
         return f"cancelled{by_whom} before it ran; nothing was saved, and submitting the same begins anew"
@@ -133,4 +134,6 @@ def cancelled(
     saved = last.get("exit_code") == Preempted.exit_code and done and done == last.get("checkpoint")
     update = f" at update {done}{planned and f' of {planned}' or ''}" if saved else ""
     rest = "its checkpoint" if saved else "what was saved"
-    return f"cancelled{update}{by_whom}; {rest} stays in {place}, submitting the same begins anew"
+    line = " ".join(filter(None, ["gpuml train", config, "--resume", place.rpartition("/")[2]]))
+    going_on = f"; `{line}` goes on with it" if saved else ""
+    return f"cancelled{update}{by_whom}; {rest} stays in {place}, submitting the same begins anew{going_on}"

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ClusterError, DataError, Exit
+from ..base.keys import nearest
 from ..base.place import place_of
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
@@ -301,9 +302,16 @@ def find(
         raise ClusterError(f"no job {name} of this project; of another: {', '.join(others)}{away}", Exit.NOT_FOUND)
     if stored := _find_stored(name, configs, not away):
         return stored
-    raise ClusterError(
-        f"no job {name}: not on the cluster, not on this machine, and no output of it{away}", Exit.NOT_FOUND
-    )
+    near = nearest(run, _names(configs)) or ": not on the cluster, not on this machine, and no output of it"
+    raise ClusterError(f"no job {name}{near}{away}", Exit.NOT_FOUND)
+
+
+def _names(configs: list[Config]) -> list[str]:
+    "The names of all jobs, as far as the cluster tells"
+    try:
+        return [job.address for job, _ in jobs(configs, everyone=True)]
+    except ClusterError:
+        return [job.address for job in local_jobs(configs)[0]]
 
 # %% ../../nbs/cluster/46_jobs.ipynb #a78e2707
 def _find_stored(name: str, configs: list[Config], answers: bool) -> Job | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..base.errors import Preempted
 from .ending import cancelled, ending
+from .facts import config_name
 from .final import counted_failures
 from .manifest import PREFIX
 from .marks import has_failed, idle_mark, was_released
@@ -102,4 +103,4 @@ def of_deleted(
     if act := stops(pods):
         return "stopping", f"it was cancelled, and {act}"
     place = job["metadata"].get("annotations", {}).get(f"{PREFIX}/output", "its output")
-    return "cancelled", cancelled(place, record or None if end else record)
+    return "cancelled", cancelled(place, record or None if end else record, config=config_name(job))

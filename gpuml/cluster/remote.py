@@ -194,7 +194,9 @@ def forgotten(
     if last.get("exit_code") == 0:
         return replace(state, phase="succeeded", finished=time_of(last.get("finished")))
     if by := read_json(Storage(handle.endpoint), f"{handle.place}/cancelled.json"):
-        return replace(state, phase="cancelled", why=cancelled(handle.place, record, by["by"]))
+        return replace(
+            state, phase="cancelled", why=cancelled(handle.place, record, by["by"], handle.facts.get("config", ""))
+        )
     if last:
         end = ending(recorded_end(last), {})
         return replace(state, phase="failed", why=f"{end}; the cluster does not have the job any more")

@@ -16,6 +16,7 @@ from typing import Any
 from ..base.config import Config
 from ..base.errors import ClusterError, ConfigError
 from ..base.storage import Storage
+from ..base.tables import Table
 from . import manifest as job
 from .admission import answering, check_cluster
 from .answers import ApiServer, NoCluster
@@ -56,15 +57,38 @@ class Submission:
         "The ResourceClaimTemplate that its pods name; none where they name none"
         return None if self.local else claim_template(self.config.compute)
 
+    @property
+    def deed(self) -> str:
+        "What would be done: the process that is started here, or what is sent to the cluster"
+        if self.local:
+            return _process_words(self.config, self.manifest)
+        return job.yaml([*filter(None, [self.template]), self.manifest])
+
     def __repr__(self):
-        target = "on this machine" if self.local else f"to the namespace {self.config.compute.namespace}"
-        manifests = [*filter(None, [self.template]), self.manifest]
-        parts = [
-            f"{self.manifest['metadata']['name']} would be submitted {target}:",
-            str(self.findings),
-            str(self.bundle),
-        ]
-        return "\n\n".join([*parts, f"differences:\n{self.changes}", job.yaml(manifests)])
+        target = "as a process on this machine" if self.local else f"to the namespace {self.config.compute.namespace}"
+        head = f"{self.manifest['metadata']['name']} would be submitted {target}:"
+        differing = f"differences from the config that one develops with:\n{self.changes}"
+        return "\n\n".join([head, str(self.findings), str(self.bundle), differing, self.deed])
+
+
+def _process_words(config: Config, manifest: dict[str, Any]) -> str:
+    "What is started on this machine in place of a pod, line by line"
+    metadata, spec = manifest["metadata"], manifest["spec"]
+    notes, run = metadata["annotations"], metadata["name"]
+    folder, command = jobs_folder(config) / run, spec["template"]["spec"]["containers"][0]["command"]
+    hours = spec["activeDeadlineSeconds"] / 3600
+    rows = [
+        ("starts", " ".join(command)),
+        ("in", f"{folder}, by a process that outlives this one"),
+        ("prints to", f"{folder}/log.txt; gpuml logs {run} --follow shows it"),
+        ("writes to", notes[f"{PREFIX}/output"]),
+        ("MLflow", notes[f"{PREFIX}/tracking"]),
+        (
+            "ends",
+            f"when it is done, after {spec['backoffLimit'] + 1} crashes, after {hours:g} hours; gpuml cancel {run}",
+        ),
+    ]
+    return Table((), rows).text()
 
 # %% ../../nbs/cluster/55_submission.ipynb #e8e49e5c
 def prepare(
@@ -79,6 +103,7 @@ def prepare(
     from gpuml.base.keys import Diff, diff
 
     path = Path(path)
+    changes = diff(before, config) if before else Diff()  # of what a person wrote, not of what this machine makes of it
     if name and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?", name):
         raise ConfigError(f"--name {name}: must be lower-case letters, digits and '-', at most 52")
     config = for_here(config) if local else config
@@ -89,7 +114,6 @@ def prepare(
     api = None if local else _ask_cluster(config, manifest, findings)
     looked = _look(api, config, manifest, findings) if api and not findings.bad else None
     findings += [] if local else _speed(config, runs)
-    changes = diff(before, config) if before else Diff()
     planned = Submission(config, packed, manifest, findings, changes, None, local, api, looked)
     if name:
         request = Asked(name, packed.name, lambda: data_files(config), again)

@@ -23,6 +23,7 @@ from ..base.files import write_json
 from ..base.lock import Busy, locked
 from ..base.process import identity
 from .ending import cancelled, ending
+from .facts import config_name
 from .local import LOCK_FILE, PROGRESS_FILE, STATE_FILE, local_outcome, local_state
 from .manifest import PREFIX, verdict
 from ..jobs.handle import OVER
@@ -126,7 +127,8 @@ def _end_words(job: Work, end: str) -> str:
     "How a job ended that was to end"
     if job.end_phase == "failed":
         return f"ended by its deadline; {end}; submitted again with a longer compute.deadline, the same run goes on"
-    return cancelled(job.manifest["metadata"]["annotations"][f"{PREFIX}/output"], local_outcome(job.manifest))
+    place = job.manifest["metadata"]["annotations"][f"{PREFIX}/output"]
+    return cancelled(place, local_outcome(job.manifest), config=config_name(job.manifest))
 
 # %% ../../nbs/cluster/42_work.ipynb #91108760
 def _attempt(job: Work) -> int:

@@ -132,6 +132,7 @@ class RunRows:
 
     rows: tuple[RunRow, ...] = ()
     notes: tuple[str, ...] = ()  # what could not be read
+    closed: tuple[str, ...] = ()  # outputs for which one lacks keys or permission
 
 
 def read_output(
@@ -145,7 +146,8 @@ def read_output(
     try:
         runs = _run_files(storage, place, run)
     except (GpumlError, OSError) as e:
-        return RunRows(notes=(f"{root} can't be looked through: {e}",))
+        is_closed = isinstance(e, GpumlError) and e.exit_code == Exit.NOT_PERMITTED
+        return RunRows(**{"closed" if is_closed else "notes": (f"{root} can't be looked through: {e}",)})
     to_read = [
         (owner, name, file) for owner, files in runs.items() for name, file in files.items() if name != "config.yaml"
     ]
@@ -186,7 +188,8 @@ def read_rows(
         storage = Storage(endpoint, patience=patience, first_patience=patience)
         parts.append(read_output(config.output_place, storage, run))
     rows = {row.place: row for part in parts for row in part.rows}
-    return RunRows(tuple(sort_rows(rows.values())), tuple(note for part in parts for note in part.notes))
+    notes = tuple(note for part in parts for note in part.notes)
+    return RunRows(tuple(sort_rows(rows.values())), notes, tuple(note for part in parts for note in part.closed))
 
 # %% ../../nbs/training/78_run_list.ipynb #d2156452
 def runs_csv(
@@ -225,10 +228,12 @@ def find_row(
         problem = f"this project has no {'finished' if finished else 'ended'} run yet"
     else:
         named = [row for row in listed.rows if row.run == run and _is_at(row.place, name)]
-        problem = "no such run of this project" + ("" if named else near_runs(run, configs))
+        problem = "no such run of this project"
     if named:
         return named[0]
-    raise GpumlError("; ".join([f"{name}: {problem}", *listed.notes]), exit_code=Exit.NOT_FOUND)
+    near = "" if name == LATEST else near_runs(run, configs)
+    closed = () if near else listed.closed  # where it may be
+    raise GpumlError("; ".join([f"{name}: {problem}{near}", *listed.notes, *closed]), exit_code=Exit.NOT_FOUND)
 
 
 def _is_at(place: str, name: str) -> bool:

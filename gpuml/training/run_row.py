@@ -36,7 +36,7 @@ class RunRow:
     state: str  # finished, running, interrupted or failed
     reason: str = ""  # why it did not finish
     note: str = ""  # what a person wrote about it
-    config: Mapping[str, str] = field(default_factory=dict)  # values by key, as MLflow's params have them
+    config: Mapping[str, str] = field(default_factory=dict)  # values by key, as one writes them behind `=`
     scores: Mapping[str, float] = field(default_factory=dict)  # of the weights that were kept, by key
     updates: int | None = None  # that were done
     time: str = ""  # of its end, or of its last sign of life: UTC, to the second
@@ -103,7 +103,7 @@ def row_of(
         state=state,
         reason=reason,
         note=files.get(NOTE, b"").decode(errors="replace").strip(),
-        config=record.params if record else {},
+        config={key: _WRITTEN.get(text, text) for key, text in record.params.items()} if record else {},
         scores={score.key: evaluation[score.key] for score in SCORES if evaluation.get(score.key) is not None},
         updates=certificate.get("done_updates", attempt.updates if attempt else None),
         time=_in_utc(certificate.get("finished") or last),
@@ -114,6 +114,9 @@ def row_of(
         namespace=attempt.namespace if attempt else "",
         endpoint=endpoint,
     )
+
+
+_WRITTEN = {"None": "null", "True": "true", "False": "false"}  # MLflow's params, as a config has them
 
 
 def _values(text: bytes | None) -> dict[str, Any]:

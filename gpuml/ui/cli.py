@@ -39,6 +39,10 @@ def main(
     arguments: list[str] | None = None,  # the command line's by default
 ) -> int:
     "The `gpuml` command; returns its exit code"
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, at a Tab
+        from gpuml.ui.completion import answer_shell
+
+        answer_shell(parser())
     words = sys.argv[1:] if arguments is None else arguments
     parsed, rest = parser().parse_known_args(words)
     if "words" in parsed:

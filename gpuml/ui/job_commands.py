@@ -127,7 +127,10 @@ def cancel(
     "`gpuml cancel name`: end the job; it saves a checkpoint before"
     from gpuml.cluster import jobs as cluster
 
-    print(f"{arguments.name}: {cluster.find(arguments.name, projects()).cancel()}")
+    state = cluster.find(arguments.name, projects()).cancel()
+    print(f"{arguments.name}: {state}")
+    if not state.over:
+        print(f"gpuml jobs {arguments.name} says what was saved, and how to go on with it")
     return 0
 
 # %% ../../nbs/ui/76_job_commands.ipynb #d3a2c23c

@@ -9,6 +9,7 @@ __all__ = ['TRAIN', 'RUNS', 'LEDGER', 'SUBMIT', 'split_line', 'parse_line', 'tak
 # %% ../../nbs/ui/60_line_words.ipynb #70388f6b
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -97,28 +98,45 @@ def refuse_resume(
         raise ConfigError("--resume: does not go with --on cluster: a job goes on by itself where it was interrupted")
 
 # %% ../../nbs/ui/60_line_words.ipynb #89f67aaf
-_LINE = re.compile(r"(?:^|[=\s])%(gpu_train|submit_prod|gpu_ledger|gpu_runs)\s+(.*)$")
+_LINE = re.compile(r"(?:^|[=\s])%(gpu_train|submit_prod|gpu_ledger|gpu_runs|gpu_jobs)\s+(.*)$")
+_OPTIONS = {
+    "gpu_train": TRAIN,
+    "submit_prod": SUBMIT,
+    "gpu_ledger": LEDGER,
+    "gpu_runs": RUNS,
+    "gpu_jobs": {"--all": False},
+}
 
 
 def complete(
     text: str,  # the line up to the cursor
-) -> list[str]:
-    "What the last word of a line with a magic can become; nothing for other lines"
+) -> list[str] | None:
+    "What can stand in place of the last word of a line with a magic, or behind its `=`; none for other lines"
     match = _LINE.search(text)
     if not match:
-        return []
-    from gpuml.base.keys import choices, fields
-    from gpuml.base.loading import config_names
+        return None
+    from gpuml.ui.offers import job_words, run_words, words_of_line
 
     *before, word = re.split(r"\s+", match[2])
-    if match[1] == "gpu_ledger":
-        words = GROUPS if before[-1:] == ["--by"] else LEDGER
-        return [w for w in words if w.startswith(word)]
-    if match[1] == "gpu_runs":
-        return [w for w in RUNS if w.startswith(word)]
-    key, equals, value = word.partition("=")
-    if equals:
-        return [c for c in choices(key) if c.startswith(value)] if key in fields() else []
-    names = [] if any("=" not in w for w in before) else config_names()
-    options = TRAIN if match[1] == "gpu_train" else SUBMIT
-    return [w for w in [*names, *(f"{k}=" for k in fields()), *options] if w.startswith(word)]
+    options = _OPTIONS[match[1]]
+    option, equals, value = word.partition("=")
+    if equals and option in options:
+        return _values_of(option, value)
+    if before[-1:] and (options.get(before[-1]) or before[-1] == "--resume"):
+        return _values_of(before[-1], word)
+    if match[1] in ("gpu_train", "submit_prod"):
+        return [w.partition("=")[2] if equals else w for w in words_of_line(before, word, options)]
+    names = {"gpu_runs": run_words, "gpu_jobs": job_words}.get(match[1], lambda prefix: [])
+    return [*([] if any(before) else names(word)), *(w for w in options if w.startswith(word))]
+
+
+def _values_of(option: str, prefix: str) -> list[str]:
+    "What the value of an option can become"
+    from gpuml.ui.offers import path_words, run_words, sort_words, words_of_line
+
+    if option in ("--notebook", "--csv"):
+        return path_words(prefix, Path(), (".ipynb",) if option == "--notebook" else (".csv",))
+    if option == "--resume":
+        return [*run_words(prefix), *words_of_line((), prefix)]
+    words = {"--on": ["cluster", "here"], "--by": GROUPS, "--sort": sort_words(prefix)}
+    return [word for word in words.get(option, ()) if word.startswith(prefix)]

@@ -31,15 +31,18 @@ from gpuml.ui.line_words import (
 
 # %% ../../nbs/ui/65_magics.ipynb #08b69ef5
 def _matcher(context: Any) -> dict:
-    "IPython's completer asks this for every line"
+    "IPython's completer asks this for every line; to a line of ours nobody else has anything to add"
     from IPython.core.completer import SimpleCompletion
 
-    words = complete(context.line_with_cursor[: context.cursor_position])
-    fragment = re.split(r"[\s=]", context.line_with_cursor[: context.cursor_position])[-1]
+    line = context.line_with_cursor[: context.cursor_position]
+    words = complete(line)
+    fragment = re.split(r"[\s=]", line)[-1]
+    if words == []:
+        words = [fragment]  # as it stands: with nothing at all, IPython would offer Python's names
     return {
-        "completions": [SimpleCompletion(text=w, type="param") for w in words],
+        "completions": [SimpleCompletion(text=word, type="param") for word in words or ()],
         "matched_fragment": fragment,
-        "suppress": bool(words),
+        "suppress": words is not None,
         "ordered": True,
     }
 
@@ -49,13 +52,20 @@ _matcher.matcher_identifier = "gpuml"
 _matcher.matcher_priority = 200
 
 # %% ../../nbs/ui/65_magics.ipynb #7abf51ee
-def help_page() -> str:
+def help_page(
+    short: bool = False,  # with the keys that are changed most
+) -> str:
     "The help page of `%gpu_train`, with every key"
-    from gpuml.base.keys import help_text
+    from gpuml.base.keys import fields, help_text
     from gpuml.base.loading import config_names
 
     names = ", ".join(config_names()) or "none here; `gpuml init` makes a project"
-    return f"{_USAGE}\nConfigs: {names}\n\nKeys:\n{help_text()}"
+    rest = (
+        f"\n  %gpu_train --help-all, or %gpu_train?, lists all {len(fields())} keys, with what they take"
+        if short
+        else ""
+    )
+    return f"{_USAGE}\nConfigs: {names}\n\nKeys:\n{help_text(short)}{rest}"
 
 
 _USAGE = """Fine-tune a text classifier here, in this kernel.
@@ -95,8 +105,8 @@ Returns a `Job`: `job.status`, `job.why()`, `job.logs(follow=True)`, `job.metric
 # %% ../../nbs/ui/65_magics.ipynb #81af13db
 def _train(shell: Any, words: list[str]) -> Any:
     "Train in the shell's kernel, or submit its notebook with `--on cluster`"
-    if words and words[0] in ("-h", "--help", "help"):
-        print(help_page())
+    if words and words[0] in ("-h", "--help", "--help-all", "help"):
+        print(help_page(short=words[0] != "--help-all"))
         return None
     words, options = take_place(words)
     name, overrides, resume = parse_line(words, shell.user_ns)

@@ -36,9 +36,7 @@ def submission_html(
     outcome: str = "",  # what came of it, by default what would
 ) -> str:
     "The checks, and what would be sent, to unfold"
-    from gpuml.cluster.manifest import yaml
-
-    folded = {"bundle": str(planned.bundle), "manifest": yaml([planned.manifest])}
+    folded = {"bundle": str(planned.bundle), "process" if planned.local else "manifest": planned.deed}
     details = "".join(
         f"<details><summary>{name}</summary><pre tabindex='0'>{escape(text)}</pre></details>"
         for name, text in folded.items()

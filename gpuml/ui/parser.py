@@ -14,7 +14,7 @@ from typing import Any
 
 import gpuml
 from ..base.errors import Exit, exit_help
-from ..base.keys import help_text
+from ..base.keys import fields, help_text
 from .commands import clean, data, predict, run, sync, train, worker
 from .job_commands import cancel, idle, jobs, ledger, logs, plan, submit, wait
 from .ledger_words import GROUPS
@@ -52,10 +52,21 @@ GPUML_GPUS=2 in the environment starts two processes where there is no GPU. comp
 """
 
 
-def _keys(
-    advice: str = "",
-) -> dict[str, Any]:
-    "The end of a help page that lists every key, and the exit codes"
+class _HelpAll(argparse.Action):
+    "Prints the help page with every key"
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        "Print it and end"
+        parser.epilog = f"keys:\n{help_text()}\n\n{parser.epilog.partition(_ALL)[2]}"
+        parser.print_help()
+        parser.exit()
+
+
+_ALL = f"  --help-all lists all {len(fields())} keys, with what they take\n\n"  # ends the list of some keys
+
+
+def _lined(command: Callable, name: str, function: Callable, text: str, advice: str = "", default: str = "dev") -> Any:
+    "A command that takes a config and keys; its help page lists a few of them, and the exit codes"
     codes = exit_help(
         Exit.DONE,
         Exit.FAILED,
@@ -64,7 +75,12 @@ def _keys(
         done="done, trained and certified",
         failed="training failed",
     )
-    return {"formatter_class": _RAW, "epilog": f"keys:\n{help_text()}\n\n{advice}{codes}"}
+    epilog = f"keys, written section.key=value, such as:\n{help_text(short=True)}\n{_ALL}{advice}{codes}"
+    sub = command(name, function, text, formatter_class=_RAW, epilog=epilog)
+    words = _WORDS.replace("default: dev", f"default: {default}")
+    sub.add_argument("words", nargs="*", metavar="config key=value", help=words)
+    sub.add_argument("--help-all", action=_HelpAll, nargs=0, help="this page with every key")
+    return sub
 
 # %% ../../nbs/ui/78_parser.ipynb #13ada84a
 _PREDICTED = """the output has a row for each of the input's, in order:
@@ -86,17 +102,15 @@ predict large inputs, or as many as the environment's GPUML_GPUS says; the outpu
 
 def _training(command: Callable) -> None:
     "Train, look at data, predict"
-    sub = command("train", train, "fine-tune a text classifier on this machine", **_keys(_SEVERAL))
+    sub = _lined(command, "train", train, "fine-tune a text classifier on this machine", _SEVERAL)
     sub.usage = "gpuml train [config] [key=value ...] [--resume [RUN]]"
-    sub.add_argument("words", nargs="*", metavar="config key=value", help=_WORDS)
     resume = (
         "go on with the latest interrupted run, or with the run that is named, with its own values; "
         "train.epochs=N gives it more epochs, also a finished one (train.schedule=constant)"
     )
     sub.add_argument("--resume", nargs="?", const="", metavar="RUN", help=resume)
-    sub = command("data", data, "check and tokenise the data for the next training, and say what is in it", **_keys())
+    sub = _lined(command, "data", data, "check and tokenise the data for the next training, and say what is in it")
     sub.usage = "gpuml data [config] [key=value ...] [--json]"
-    sub.add_argument("words", nargs="*", metavar="config key=value", help=_WORDS)
     sub.add_argument("--json", action="store_true", help="the same as JSON, for scripts")
     sub = command(
         "predict",
@@ -149,12 +163,10 @@ _JOB_WORDS = {
 
 def _jobs(command: Callable) -> None:
     "Everything about jobs"
-    sub = command("submit", submit, "run a notebook as a job on the cluster, or on this machine", **_keys())
+    job = "run a notebook as a job on the cluster, or on this machine"
+    sub = _lined(command, "submit", submit, job, default="prod")
     sub.usage = (
         "gpuml submit [config] [key=value ...] [--notebook FILE] [--name NAME] [--again] [--local] [--dry-run] [--wait]"
-    )
-    sub.add_argument(
-        "words", nargs="*", metavar="config key=value", help=_WORDS.replace("default: dev", "default: prod")
     )
     sub.add_argument("--notebook", help="the notebook (default: nbs/train.ipynb)")
     sub.add_argument("--name", help="of the run; by default made of config and content")
@@ -163,15 +175,13 @@ def _jobs(command: Callable) -> None:
     )
     sub.add_argument("--local", action="store_true", help="as a process on this machine, which outlives this command")
     sub.add_argument(
-        "--dry-run", action="store_true", help="checks, differences from dev, and the manifest; send nothing"
+        "--dry-run",
+        action="store_true",
+        help="checks, differences from dev, and what would be started or sent; do nothing",
     )
     sub.add_argument("--wait", action="store_true", help="print its log until it is over; end with its exit code")
-    sub = command(
-        "plan", plan, "say whether a job would start now, whom it would preempt, or what it would wait for", **_keys()
-    )
-    sub.add_argument(
-        "words", nargs="*", metavar="config key=value", help=_WORDS.replace("default: dev", "default: prod")
-    )
+    outlook = "say whether a job would start now, whom it would preempt, or what it would wait for"
+    _lined(command, "plan", plan, outlook, default="prod")
     sub = command("jobs", jobs, "list everybody's jobs on the cluster and this project's on this machine, or show one")
     sub.add_argument("name", nargs="?", help="of a job; where others have it too, NAMESPACE/NAME or PROJECT/NAME")
     sub.add_argument("--all", action="store_true", help="the jobs of other projects on this machine too")

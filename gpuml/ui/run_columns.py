@@ -66,6 +66,6 @@ def run_columns(
 def _is_number(rows: Iterable[RunRow], key: str) -> bool:
     "Whether all values of a key are numbers"
     try:
-        return all(float(row.config[key]) is not None for row in rows if row.config.get(key, "None") != "None")
+        return all(float(row.config[key]) is not None for row in rows if row.config.get(key, "null") != "null")
     except ValueError:
         return False

@@ -34,7 +34,7 @@ def _open(name: str) -> int:
     if row.state == FINISHED:
         print_run(load_run(row.place, row.endpoint))
     else:
-        state = ", ".join(filter(None, (row.state, row.reason)))
+        state = ", ".join(dict.fromkeys(filter(None, (row.state, row.reason))))
         print(f"{row.run}: {state}\nplace    {row.place}\nMLflow   {row.url or 'does not know it yet'}")
     if row.note:
         print(f"note     {row.note}")

@@ -149,4 +149,5 @@ def project_runs(
     notes = [f"{hidden:,} older runs are not listed: --all lists them"] if hidden else []
     if csv:
         write_file(Path(csv), runs_csv(sort_rows(rows, key)))
-    return RunTable(tuple(sort_rows(rows, key)), key, (*notes, *listed.notes))
+    closed = () if rows else listed.closed  # who trains here does not need production's keys
+    return RunTable(tuple(sort_rows(rows, key)), key, (*notes, *listed.notes, *closed))
