@@ -3815,6 +3815,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'gpuml.training.workers': { 'gpuml.training.workers.Ear': ('training/workers.html#ear', 'gpuml/training/workers.py'),
                                         'gpuml.training.workers.Ear.__init__': ( 'training/workers.html#ear.__init__',
                                                                                  'gpuml/training/workers.py'),
+                                        'gpuml.training.workers.Ear._take': ( 'training/workers.html#ear._take',
+                                                                              'gpuml/training/workers.py'),
                                         'gpuml.training.workers.Ear.close': ( 'training/workers.html#ear.close',
                                                                               'gpuml/training/workers.py'),
                                         'gpuml.training.workers.Ear.hear_rest': ( 'training/workers.html#ear.hear_rest',

@@ -39,6 +39,8 @@ if os.environ.get("RANK") == "1":
 
     kind, number = os.environ["FAULT"].split(":")
     batches = 0
+    if kind == "orphan" and os.fork() == 0:
+        os.execvp("sleep", ["sleep", number])
 
     def before(layer, arguments):
         if kind == "memory" and isinstance(layer, torch.nn.Embedding) and torch.is_grad_enabled():
@@ -55,7 +57,7 @@ if os.environ.get("RANK") == "1":
     module.register_module_forward_hook(after)
 """
 OVERRIDES = ["train.epochs=3", "train.checkpoint_updates=2"]  # 9 updates
-LONG = ["train.epochs=2000", "train.checkpoint_updates=2"]
+LONG = ["train.epochs=200", "train.checkpoint_updates=2"]
 AGENT = """
 import os, sys
 from gpuml.training.launch import serve
@@ -72,7 +74,8 @@ def pair(monkeypatch):
 
 @pytest.fixture
 def fault(tmp_path, pair, monkeypatch):
-    "Something goes wrong in the second process: `memory:TOKENS` it has room for, or `nan:BATCHES` after which it computes none"
+    """Something goes wrong in the second process: `memory:TOKENS` it has room for, `nan:BATCHES` after which it computes none,
+    or `orphan:SECONDS` of a process that it starts and leaves behind"""
     folder = tmp_path / "faulty"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(FAULTY)
@@ -220,6 +223,16 @@ def test_a_loss_of_one_of_them_is_no_number(store, fault):
     assert last < int(re.search(r"at update (\d)", str(e.value))[1]) and read_record(folder).status == "FAILED"
 
 
+def test_what_one_of_them_leaves_behind_is_not_waited_for(store, fault):
+    "A process that holds what its worker spoke through"
+    fault("orphan:3600")
+    assert fit(load("dev", OVERRIDES)).metrics["updates"] == 9
+    orphans = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "3600"]]
+    assert orphans
+    for orphan in orphans:
+        orphan.kill()
+
+
 def test_one_that_ends_before_they_have_met(tmp_path):
     "Rank 0 can't read its task, as where it has another version of the package; the other one waits for it no longer"
     write_json(tmp_path / TASK, {"config": {}, "origin": {"root": str(tmp_path)}})
@@ -234,10 +247,12 @@ def test_one_that_ends_before_they_have_met(tmp_path):
 def test_whoever_started_them_is_killed(store, pair):
     command = [sys.executable, "-m", "gpuml", "train", "dev", *LONG]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert any("training loss" in line for line in iter(process.stderr.readline, "")), process.wait()
-        left = workers(process.pid)
-        assert len(left) == 2
-        process.kill()
+        try:
+            assert any("training loss" in line for line in process.stderr), process.wait()
+            left = workers(process.pid)
+            assert len(left) == 2
+        finally:
+            process.kill()
     until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in left.values()))
 
 
@@ -255,7 +270,10 @@ def node_1(project, monkeypatch):
         yield folder, agent
     finally:
         agent.terminate()
-        agent.wait()
+        try:
+            agent.wait(60)
+        finally:
+            agent.kill()
 
 
 def test_two_nodes(store, monkeypatch):

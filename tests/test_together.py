@@ -61,7 +61,11 @@ def train(tmp_path, size, rows="padded", slots=0, parts=8, epochs=25):
         )
         for rank in range(size)
     ]
-    assert [process.wait() for process in processes] == [0] * size
+    try:
+        assert [process.wait(300) for process in processes] == [0] * size
+    finally:
+        for process in processes:
+            process.kill()
     answer = np.load(f"{place}.npz")
     return answer["losses"], answer["weights"]
 

@@ -133,18 +133,21 @@ class Ear:
             time.sleep(seconds)
             return
         for key, _ in self._selector.select(seconds):
-            content = key.fileobj.read()
-            if content:
-                self._silence.hear(key.data.rank)
-            if content and key.fileobj is key.data.news:
-                self._hear(content)
-            if not key.fileobj.is_open:
-                self._selector.unregister(key.fileobj)
+            self._take(key)
 
     def hear_rest(self) -> None:
-        "Hear what those have said who have ended"
-        while self._selector.get_map():
-            self.listen(1.0)
+        "Hear what those have said who have ended; somebody else may hold their pipes open, and is not waited for"
+        for key in list(self._selector.get_map().values()):
+            self._take(key)
+
+    def _take(self, key: selectors.SelectorKey) -> None:
+        content = key.fileobj.read()
+        if content:
+            self._silence.hear(key.data.rank)
+        if content and key.fileobj is key.data.news:
+            self._hear(content)
+        if not key.fileobj.is_open:
+            self._selector.unregister(key.fileobj)
 
     def close(self) -> None:
         "Hear nothing any more"
