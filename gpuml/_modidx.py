@@ -500,6 +500,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'gpuml/cluster/ending.py'),
                                       'gpuml.cluster.ending._unrecorded': ('cluster/ending.html#_unrecorded', 'gpuml/cluster/ending.py'),
                                       'gpuml.cluster.ending.cancelled': ('cluster/ending.html#cancelled', 'gpuml/cluster/ending.py'),
+                                      'gpuml.cluster.ending.end_by_events': ( 'cluster/ending.html#end_by_events',
+                                                                              'gpuml/cluster/ending.py'),
                                       'gpuml.cluster.ending.ending': ('cluster/ending.html#ending', 'gpuml/cluster/ending.py'),
                                       'gpuml.cluster.ending.last_end': ('cluster/ending.html#last_end', 'gpuml/cluster/ending.py'),
                                       'gpuml.cluster.ending.own_record': ('cluster/ending.html#own_record', 'gpuml/cluster/ending.py'),

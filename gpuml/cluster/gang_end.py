@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from ..base.errors import codes_with
-from .ending import last_end
+from .ending import end_by_events, last_end
 from .events import moment_of, of_gone_pod, reason_of, subject_of
 from .gang import index_in_name, index_of, node_count
 from .pod import end_of, event_cause, time_of
@@ -45,15 +45,19 @@ def whole_end(
     if end.get("cause") or (end and end.get("exitCode") not in codes_with("Ignore")):
         return end
     since, until = _span(first)
-    others = [_of_other(pod) for pod in pods if index_of(pod) and end_of(pod)]
+    others = [_of_other(pod, events) for pod in pods if index_of(pod) and end_of(pod)]
     others += _gone_ends(job, pods, events, since)
     within = [other for other in others if _is_within(other, since, until)]
     return _decided(end, within)
 
 
-def _of_other(pod: dict[str, Any]) -> dict[str, Any]:
+def _of_other(pod: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
     "How a pod beside the first one ended, and which it is"
-    return {"finishedAt": pod["metadata"]["creationTimestamp"], **end_of(pod), "node": f"node {index_of(pod)}"}
+    return {
+        "finishedAt": pod["metadata"]["creationTimestamp"],
+        **end_by_events(pod, events),
+        "node": f"node {index_of(pod)}",
+    }
 
 
 def _span(first: list[dict[str, Any]]) -> tuple[datetime | None, datetime | None]:

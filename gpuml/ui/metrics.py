@@ -45,7 +45,10 @@ def charts(
 
     falling = _LOSSES | {s.metric: s.title for s in SCORES if not s.more_is_better and s is not LOSS}
     rising = {s.metric: s.title for s in SCORES if s.more_is_better}
-    gpu = [f"{series['gpu_utilisation'][-1][1]:.0f} %"] if "gpu_utilisation" in series else []
+    used = [series[name][-1][1] for name in series if name.startswith("gpu_utilisation")]  # of each GPU
+    gpu = [f"{share:.0f} %" for share in used]
     gpu += [f"{series['gpu_memory_gb'][-1][1]:.1f} GB"] if "gpu_memory_gb" in series else []
     curves = chart("loss", chosen(falling)) + chart("scores", chosen(rising), 1.0)
-    return curves + (f"<div class='gpuml-note'>GPU {', '.join(gpu)}</div>" if gpu else "")
+    return curves + (
+        f"<div class='gpuml-note'>{'GPUs' if len(used) > 1 else 'GPU'} {', '.join(gpu)}</div>" if gpu else ""
+    )
