@@ -141,7 +141,7 @@ def test_a_run_without_its_checkpoint_stays_whole(store):
 
 
 def test_words_are_read_once():
-    from gpuml.ui.line_words import take_place
+    from gpuml.base.options import take_place
 
     run = "dev-20261103-093000-beef"
     lines = {

@@ -61,12 +61,9 @@ class ClusterJob(Job):
             job = self.api.get(self.at.path)
             return forgotten(self, pods) if job is None else look_at(self, job, pods)
 
-    def why(self) -> str:
-        "Why it is not running, and by when it is, or how it ended, in a sentence"
-        state = self.status
-        waits = state.phase in ("pending", "waiting")
-        start = start_of(self.at, self.place, self.endpoint) if waits else ""
-        return "; ".join(filter(None, [start, state.why or state.phase]))
+    def start(self) -> str:
+        "By when it gets its GPUs that waits for them; empty where that can't be told"
+        return start_of(self.at, self.place, self.endpoint)
 
     def cancel(self) -> State:
         "End it: it saves a checkpoint within its grace period; returns what it is then"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..base.errors import ConfigError
 from ..base.line import parse_words
+from ..base.options import is_job, take_place
 from .notebook import Cell, assigned, read, syntax, trainings, trains
 
 # %% ../../nbs/jobs/12_contract.ipynb #aab62ca4
@@ -55,10 +56,11 @@ def code_problems(
 def _words_problem(words: str) -> str:
     "What is wrong with a `%gpu_train` of these words; empty where nothing is"
     try:
-        name, _, run = parse_words(shlex.split(words), "")
+        rest, place = take_place(shlex.split(words))
+        name, _, run = parse_words(rest, "")
     except (ConfigError, ValueError) as e:
         return f"%gpu_train {words}: {e}"
-    if not name or re.search(r"[{$]", name):
+    if not name or is_job(place) or re.search(r"[{$]", name):
         return ""
     effect = f"goes on with the run {run}" if run not in (None, "latest") else f"always trains the config '{name}'"
     return f"`%gpu_train {words}` {effect}; without it, it takes the variable `config`"
@@ -85,7 +87,10 @@ def notes(
     sentences = []
     for cell in (cell for cell in read(path) if cell.runs):
         for line, words in trainings(syntax(cell)):
-            _, overrides, run = parse_words(shlex.split(words), "")
+            rest, place = take_place(shlex.split(words))
+            _, overrides, run = parse_words(rest, "")
+            if is_job(place):
+                continue
             start = f"cell {cell.number}, line {line}: "
             if overrides:
                 sentences.append(f"{start}{' '.join(overrides)} goes for every config, also in the job")

@@ -15,7 +15,8 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from ..base.errors import ConfigError, NotebookError
+from ..base.errors import ConfigError, NotebookError, Preempted
+from ..base.options import is_job, take_options, take_place
 from .here import check_saved, in_job, shipped, this_notebook
 from gpuml.ui.line_words import (
     LEDGER,
@@ -25,8 +26,6 @@ from gpuml.ui.line_words import (
     parse_line,
     refuse_resume,
     split_line,
-    take_options,
-    take_place,
 )
 
 # %% ../../nbs/ui/65_magics.ipynb #08b69ef5
@@ -76,12 +75,15 @@ _USAGE = """Fine-tune a text classifier here, in this kernel.
     run = %gpu_train --resume                   go on with the latest run that was interrupted
     run = %gpu_train --resume RUN               go on with that run
     run = %gpu_train --resume RUN train.epochs=31   with more epochs, also a finished one (train.schedule=constant)
-    job = %gpu_train dev --on cluster           not here: this notebook as a job of low priority
+    run = %gpu_train dev --on cluster           not here: this notebook, as it is saved, as a job of low priority
+    run = %gpu_train dev --local                the same as a process on this machine
 
 Returns a `Run`: its metrics show themselves; `run.predict(["some text"])` gives labels and
 probabilities, `run.mistakes()` the most confident errors, `run.model_folder` the model.
 The stop button ends training cleanly, with a checkpoint; the cells below don't run then, and
 `--resume` continues exactly there, with the run's own values. Tab completes configs, keys and values.
+With `--on cluster` the cell waits for the job and shows it. The stop button ends it with a checkpoint, and running the cell
+again goes on there. In the job the line trains with the job's config. `%submit_prod dev` submits without waiting.
 `compute.gpus=8` trains on eight GPUs of this machine, a process on each and none in the kernel: the same
 progress, stop button and result. `compute.nodes` is for jobs: `--on cluster`, `%submit_prod`.
 """
@@ -104,24 +106,43 @@ Returns a `Job`: `job.status`, `job.why()`, `job.logs(follow=True)`, `job.metric
 
 # %% ../../nbs/ui/65_magics.ipynb #81af13db
 def _train(shell: Any, words: list[str]) -> Any:
-    "Train in the shell's kernel, or submit its notebook with `--on cluster`"
+    "Train in the shell's kernel, or with `--on cluster` or `--local` in a job that the cell waits for"
     if words and words[0] in ("-h", "--help", "--help-all", "help"):
         print(help_page(short=words[0] != "--help-all"))
         return None
     words, options = take_place(words)
     name, overrides, resume = parse_line(words, shell.user_ns)
+    if is_job(options) and in_job():  # its line says where a person's training happens
+        name, overrides, resume = parse_line([], shell.user_ns)
     from gpuml.base.loading import load
 
     config = load(name, overrides)
-    if options.get("--on") == "cluster" and not in_job():
+    if is_job(options) and not in_job():
         refuse_resume(words)
-        return _submit(shell, config, options)
+        return _attend(shell, config, options)
     from gpuml.training.fit import fit
     from gpuml.ui.terminal import TerminalView
     from gpuml.ui.views import NotebookView
 
-    watch = TerminalView() if type(shell).__name__ == "TerminalInteractiveShell" else NotebookView()
-    return fit(config, watch=watch, resume=resume)
+    return fit(config, watch=TerminalView() if _is_terminal(shell) else NotebookView(), resume=resume)
+
+
+def _is_terminal(shell: Any) -> bool:
+    return type(shell).__name__ == "TerminalInteractiveShell"
+
+# %% ../../nbs/ui/65_magics.ipynb #59eedc7c
+def _attend(shell: Any, config: Any, options: dict[str, Any]) -> Any:
+    "Submit the shell's notebook and wait for the job; its run"
+    from gpuml.ui.attend import JobLines, JobView, attend, run_of
+
+    try:
+        job = _submit(shell, config, options, goes_on=True)
+    except KeyboardInterrupt:
+        raise Preempted("stopped while it was submitted; %gpu_jobs says whether the job is there") from None
+    if job.done_before:
+        print(job.note)
+        return job.run
+    return run_of(job, attend(job, JobLines() if _is_terminal(shell) else JobView()))
 
 # %% ../../nbs/ui/65_magics.ipynb #2a0de94d
 def _submit_line(shell: Any, words: list[str]) -> Any:
@@ -209,8 +230,8 @@ class GpumlMagics(Magics):
         return panel(shell=self.shell)
 
 # %% ../../nbs/ui/65_magics.ipynb #597a7efb
-def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
-    "Submit the notebook that the shell belongs to"
+def _submit(shell: Any, config: Any, options: dict[str, Any], goes_on: bool = False) -> Any:
+    "Submit the notebook that the shell belongs to; `goes_on`: with the same work where that was stopped last"
     from gpuml.base.loading import load
     from gpuml.cluster import outlook, sending, submission
 
@@ -226,9 +247,12 @@ def _submit(shell: Any, config: Any, options: dict[str, Any]) -> Any:
     local = "--local" in options
     again = "--again" in options
     name = options.get("--name")
+    planned = submission.prepare(config, path, name, local, before, again)
     if "--dry-run" in options:
-        return submission.prepare(config, path, name, local, before, again)
-    return sending.submit(config, path, name, again, local, before)
+        return planned
+    if goes_on and not again and not planned.findings.bad and (name := sending.stopped_run(planned)):
+        submission.name_run(planned, name)
+    return sending.send(planned, name, again)
 
 # %% ../../nbs/ui/65_magics.ipynb #77ee716f
 def panel(

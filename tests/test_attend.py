@@ -1,0 +1,134 @@
+"A job that a cell waits for, in a real kernel: it shows how far it is, the stop button ends it, and its result is the cell's"
+
+import json
+import os
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+from gpuml.base.loading import load
+from gpuml.cluster import jobs as c
+from tests import forked
+from tests.waiting import until as eventually
+
+PARAMETERS = {"cell_type": "code", "source": "config = 'dev'", "metadata": {"tags": ["parameters"]}}
+
+
+def until(check):
+    "As long as a busy machine needs"
+    return eventually(check, 180)
+
+
+def write(path, *sources):
+    "A notebook of these cells behind the one with the parameters"
+    cells = [PARAMETERS, *({"cell_type": "code", "source": source, "metadata": {}} for source in sources)]
+    rest = {"execution_count": None, "outputs": []}
+    tree = {"cells": [cell | rest for cell in cells], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(tree))
+
+
+class Kernel:
+    "A person's kernel in a project: it runs cells of n.ipynb, which is saved with them before"
+
+    def __init__(self, folder):
+        self.notebook = folder / "n.ipynb"
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel(cwd=str(folder), env=_environment(self.notebook))
+        self.client = self.manager.blocking_client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=600)
+        self.sources = ["%load_ext gpuml"]
+        self.run(f"import sys; sys.executable = {forked.python()!r}", silent=True)
+        self.run(self.sources[0])
+
+    def start(self, source, silent=False):
+        "Send a cell that was saved before; its request"
+        if not silent:
+            self.sources = [*dict.fromkeys([*self.sources, source])]
+            write(self.notebook, *self.sources)
+        return self.client.execute(source, silent=silent, store_history=not silent)
+
+    def result(self, request):
+        "The outputs of a request, and its error in the words that a person sees"
+        outputs = []
+        while True:
+            message = self.client.get_iopub_msg(timeout=600)
+            if message["parent_header"].get("msg_id") != request:
+                continue
+            kind, content = message["msg_type"], message["content"]
+            if kind == "status" and content["execution_state"] == "idle":
+                break
+            outputs.append((kind, content))
+        errors = ["\n".join(content["traceback"]) for kind, content in outputs if kind == "error"]
+        return outputs, "".join(errors)
+
+    def run(self, source, silent=False):
+        return self.result(self.start(source, silent))
+
+    def close(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+def _environment(notebook):
+    return {**os.environ, "JPY_SESSION_NAME": str(notebook)}
+
+
+def words(outputs):
+    "All that a cell has shown, as text"
+    texts = [content["data"]["text/plain"] for kind, content in outputs if "data" in content]
+    return "\n".join([*texts, *(content["text"] for kind, content in outputs if kind == "stream")])
+
+
+def html(outputs):
+    "The last that a cell has shown, as a page"
+    return [content["data"]["text/html"] for kind, content in outputs if "data" in content][-1]
+
+
+@pytest.fixture
+def kernel(project, store):
+    kernel = Kernel(project)
+    yield kernel
+    for job, state in c.jobs([load("dev")]):
+        if not state.over:
+            job.cancel()
+    kernel.close()
+
+
+def the_job():
+    "The project's only job, and its state, once it is there"
+    return until(lambda: list(c.jobs([load("dev")])))[0]
+
+
+def test_a_training_in_a_job_comes_back_into_the_cell(kernel):
+    "Progress in the cell while it trains; the run behind it; the kernel has loaded no torch"
+    outputs, error = kernel.run("run = %gpu_train dev train.epochs=3 --local")
+    assert not error and "update" in words(outputs) and "✓" in words(outputs).splitlines()[-1], words(outputs)
+    outputs, error = kernel.run("run.id, sorted(run.metrics)[:1]")
+    assert not error and the_job()[0].run_id in words(outputs)
+    assert words(kernel.run("import sys; 'torch' in sys.modules")[0]) == "False"
+
+
+def test_the_stop_button_ends_the_job_and_the_same_cell_goes_on(kernel):
+    line = "run = %gpu_train dev train.epochs=400 --local"
+    request = kernel.start(line)
+    job, _ = the_job()
+    until(lambda: "update" in job.status.progress)
+    kernel.manager.interrupt_kernel()
+    _, error = kernel.result(request)
+    updates = job.record()["updates"]
+    assert (
+        error == f"Preempted: {job.run_id}: stopped at update {updates} of 1200; running the cell again goes on there"
+    )
+    assert job.status.phase == "cancelled"
+    request = kernel.start(line)
+    until(lambda: job.status.headway and job.status.headway.update > updates)
+    kernel.manager.interrupt_kernel()
+    outputs, error = kernel.result(request)
+    assert the_job()[0].run_id == job.run_id and job.record()["updates"] > updates
+    assert "goes on where an earlier job of this name came to" in html(outputs) and "stopped at update" in error
+
+
+def test_an_error_of_the_job_is_a_sentence(kernel):
+    _, error = kernel.run("run = %gpu_train dev data.text=body --local")
+    assert error.startswith("GpumlError: not submitted") and "body" in error and "Traceback" not in error
