@@ -300,6 +300,12 @@ class Config(Section):
         "A config of these values that belongs to the project in another folder"
         return Config.model_validate(self.model_dump(), context={"origin": replace(self._origin, root=Path(root))})
 
+    def with_data(self, **paths: str) -> "Config":
+        "A config with other data, such as train=…, which counts as named on the line"
+        keys = (*self.overridden, *(f"data.{key}" for key in paths))
+        values = self.model_dump() | {"data": self.data.model_dump() | paths}
+        return Config.model_validate(values, context={"origin": replace(self._origin, overridden=keys)})
+
     def place(
         self,
         text: str,  # a path, or an address at s3://, as it stands in the config
@@ -312,11 +318,8 @@ class Config(Section):
         "Where the folders of the runs lie"
         return self.place(self.output)
 
-    def path(
-        self,
-        text: str,  # a path as it stands in the config
-    ) -> Path:
-        "The local path that `text` means in this project"
+    def path(self, text: str) -> Path:
+        "The local path that a path as it stands in the config means in this project"
         return Path(os.path.normpath(self.root / local_path(text)))
 
     def data_paths(self) -> dict[str, list[str]]:

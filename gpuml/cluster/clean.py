@@ -159,6 +159,7 @@ _PARTS = {  # of a cache: the file in each folder that only gpuml writes, and wh
     "tokens": ("tokens.json", "tokenised data"),
     "sides": ("sides.json", "how data was split"),
     "unpacked": ("unpacked.json", "rows of a Parquet or compressed file"),
+    "frames": ("frames.json", "rows of a notebook's table"),
     "predictions": ("state.json", "a prediction that was not finished"),
 }
 

@@ -55,6 +55,11 @@ def code_problems(
 
 def _words_problem(words: str) -> str:
     "What is wrong with a `%gpu_train` of these words; empty where nothing is"
+    if re.search(r"(^|\s)--data\b", words):
+        remedy = "write the table to a file that data.train names, or tag the cell `dev-only`"
+        return (
+            f"`%gpu_train {words}` takes a table of the notebook, and a job trains on what its config names; {remedy}"
+        )
     try:
         rest, place = take_place(shlex.split(words))
         name, _, run = parse_words(rest, "")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..base.tables import Column, Entry, Table
+from ..base.tables import Column, Entry, Records, Table
 from ..data.encoder import tokenise
 from ..data.tokens import Tokens, join
 from . import model
@@ -54,6 +54,14 @@ class Predictions:
             return Predictions(self.texts[i], self.probabilities[i], self.classes)
         return self.classes[self.probabilities[i].argmax()], float(self.probabilities[i].max())
 
+    def to_frame(self) -> Any:
+        "A DataFrame of pandas: text, label, its probability, and those of all classes as `p_CLASS`"
+        import pandas as pd
+
+        best = self.probabilities.max(1) if self.texts else []
+        frame = pd.DataFrame({"text": self.texts, "label": self.labels, "probability": best})
+        return frame.assign(**{f"p_{name}": self.probabilities[:, i] for i, name in enumerate(self.classes)})
+
     def __repr__(self):
         return "\n".join(f"{label}  {p:.3f}  {text[:70]!r}" for text, (label, p) in zip(self.texts, self, strict=True))
 
@@ -75,8 +83,13 @@ class Predictions:
         return Entry(", ".join(words), "<br>".join(map(escape, words)))
 
 # %% ../../nbs/training/93_answers.ipynb #31c9efb8
-class Mistakes(list):
+class Mistakes(Records):
     "Rows with file, line, text, label, predicted, probability; shows itself as a table"
+
+    def to_frame(self) -> Any:
+        "The rows as a DataFrame of pandas, with numbers as such"
+        frame = super().to_frame()
+        return frame.astype({"line": int, "probability": float}) if self else frame
 
     def __repr__(self):
         return (

@@ -22,7 +22,7 @@ from ..base.errors import Exit, GpumlError
 from ..base.keys import suggestion
 from ..base.loading import config_names, load, load_all
 from ..base.place import place_of
-from ..base.tables import Table
+from ..base.tables import Records
 from . import model, predict
 from .account import stored_account
 from .answers import Mistakes, Predictions, predictions_of, predictions_of_many, texts_of_cells
@@ -31,7 +31,7 @@ from .predict import PredictedFile, finished_model
 from .predictors import devices_for, expected_tokens
 from .progress import Watch
 from .record import read_record
-from .report import class_table, report_html, report_text
+from .report import ClassTable, class_table, report_html, report_text
 from .run_list import LATEST, find_row, near_runs
 from .runs import fetch_run, output_folder, shown, stored_at, work_folder
 from .served import no_server
@@ -78,6 +78,11 @@ class RunFolder:
     def account(self) -> str:
         "What became of its time, in a line: `6.2 GPU-hours, 97 % useful`; empty of a run of an earlier version"
         return stored_account(self.folder).get("text", "")
+
+    @property
+    def history(self) -> Records:
+        "The validation scores of every epoch; `.to_frame()` makes a DataFrame of them"
+        return Records(self.metrics["history"])
 
     @property
     def labels(self) -> list[str]:
@@ -148,7 +153,7 @@ class Run(RunFolder):
             return {}
         return texts_of_cells(self.mistakes(sys.maxsize))
 
-    def classes(self) -> Table:
+    def classes(self) -> ClassTable:
         "Precision, recall and F1 of every class, and how many rows it has"
         return class_table(self.metrics["classes"])
 

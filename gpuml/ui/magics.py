@@ -13,10 +13,11 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from IPython import get_ipython
 from IPython.core.magic import Magics, line_magic, magics_class
 
 from ..base.errors import ConfigError, NotebookError, Preempted
-from ..base.options import is_job, take_options, take_place
+from ..base.options import is_job, refuse_table, take_options, take_place
 from .here import check_saved, in_job, shipped, this_notebook
 from gpuml.ui.line_words import (
     LEDGER,
@@ -26,6 +27,7 @@ from gpuml.ui.line_words import (
     parse_line,
     refuse_resume,
     split_line,
+    table_named,
 )
 
 # %% ../../nbs/ui/65_magics.ipynb #08b69ef5
@@ -34,7 +36,7 @@ def _matcher(context: Any) -> dict:
     from IPython.core.completer import SimpleCompletion
 
     line = context.line_with_cursor[: context.cursor_position]
-    words = complete(line)
+    words = complete(line, getattr(get_ipython(), "user_ns", {}))
     fragment = re.split(r"[\s=]", line)[-1]
     if words == []:
         words = [fragment]  # as it stands: with nothing at all, IPython would offer Python's names
@@ -72,6 +74,7 @@ _USAGE = """Fine-tune a text classifier here, in this kernel.
     %gpu_train                                  the config named by the variable `config`, or dev
     run = %gpu_train dev train.epochs=3         config/dev.yaml with one value changed
     run = %gpu_train dev 'data.train=my data'   a value with spaces
+    run = %gpu_train dev --data df              a table of this notebook: DataFrame, Dataset, or list of dicts
     run = %gpu_train --resume                   go on with the latest run that was interrupted
     run = %gpu_train --resume RUN               go on with that run
     run = %gpu_train --resume RUN train.epochs=31   with more epochs, also a finished one (train.schedule=constant)
@@ -120,11 +123,21 @@ def _train(shell: Any, words: list[str]) -> Any:
     if is_job(options) and not in_job():
         refuse_resume(words)
         return _attend(shell, config, options)
+    data = _table(options.get("--data"), config, shell.user_ns)
     from gpuml.training.fit import fit
     from gpuml.ui.terminal import TerminalView
     from gpuml.ui.views import NotebookView
 
-    return fit(config, watch=TerminalView() if _is_terminal(shell) else NotebookView(), resume=resume)
+    return fit(config, watch=TerminalView() if _is_terminal(shell) else NotebookView(), resume=resume, data=data)
+
+
+def _table(name: str | None, config: Any, namespace: dict[str, Any]) -> Any:
+    "The variable behind `--data`, if the line has it; raises `ConfigError`"
+    if name is None:
+        return None
+    if "data.train" in config.overridden:
+        raise ConfigError(f"--data {name}, data.train={config.data.train}: both name the training data; leave one out")
+    return table_named(name, namespace)
 
 
 def _is_terminal(shell: Any) -> bool:
@@ -147,6 +160,7 @@ def _attend(shell: Any, config: Any, options: dict[str, Any]) -> Any:
 # %% ../../nbs/ui/65_magics.ipynb #2a0de94d
 def _submit_line(shell: Any, words: list[str]) -> Any:
     "Submit the notebook that the shell belongs to, by the words of a line"
+    refuse_table(words)
     words, options = take_options(words, SUBMIT | {"--help": False, "-h": False})
     if {"--help", "-h"} & options.keys() or words == ["help"]:
         print(_SUBMITTING)
@@ -261,8 +275,6 @@ def panel(
     shell: Any = None,  # IPython's; by default the running one
 ) -> Any:
     "Train, submit, follow jobs and compare runs by mouse"
-    from IPython import get_ipython
-
     from gpuml.ui.panel import panel as open_panel
 
     shell, path = shell or get_ipython(), notebook

@@ -83,7 +83,9 @@ def _lined(command: Callable, name: str, function: Callable, text: str, advice: 
     return sub
 
 # %% ../../nbs/ui/78_parser.ipynb #13ada84a
-_PREDICTED = """the output has a row for each of the input's, in order:
+_PREDICTED = """stdin is CSV or JSON lines with the column data.text, or a text a line: echo "late parcel" | gpuml predict latest -
+
+the output has a row for each of the input's, in order:
   file, line     where it stands
   label          the most likely one
   probability    of that label
@@ -119,12 +121,15 @@ def _training(command: Callable) -> None:
         formatter_class=_RAW,
         epilog=_PREDICTED + exit_help(Exit.DONE, *_EXITS, done="predicted", not_found="run or data not found"),
     )
-    sub.usage = "gpuml predict run input output [key=value ...] [--force]"
+    sub.usage = "gpuml predict run input output [key=value ...] [--keep COLUMNS] [--force]"
     sub.add_argument("run", help="a run's id, its folder, its place at s3://, or latest")
-    sub.add_argument("input", help="a file (CSV, JSON lines, Parquet), a folder, or a glob in quotes; here or at s3://")
+    sub.add_argument(
+        "input", help="a file (CSV, JSON lines, Parquet), a folder, or a glob in quotes, here or at s3://; - is stdin"
+    )
     carried = "columns of the input that stand in the output too, such as id,price; '*' is all"
     sub.add_argument("--keep", metavar="COLUMNS", help=carried)
-    sub.add_argument("output", help="the CSV file that is made, here or at s3://: complete or not at all")
+    output = "the CSV file that is made, here or at s3://: complete or not at all; of stdin, by default stdout"
+    sub.add_argument("output", nargs="?", help=output)
     sub.add_argument("words", nargs="*", metavar="key=value", help="how the input is read, such as data.text=body")
     sub.add_argument("--force", action="store_true", help="replace an output that is there already")
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from ..base.config import Config
 from ..base.files import write_file
@@ -110,6 +112,12 @@ class RunTable:
 
     def __getitem__(self, place: int) -> RunRow:
         return self.rows[place]
+
+    def to_frame(self) -> Any:
+        "The rows with all values as a DataFrame of pandas"
+        import pandas as pd
+
+        return pd.read_csv(BytesIO(runs_csv(list(self.rows))))
 
     def table(self) -> Table:
         "The rows for a terminal: of the config the first keys in which they differ"
