@@ -83,7 +83,7 @@ def excesses(
         pool = pools_of(queues.values(), cohorts or ())[cluster_queue["metadata"]["name"]]
     except ValueError:  # cohorts that go in a circle, in which Kueue lets nothing start
         return []
-    covered = [resource for resource in requests if quotas_of(cluster_queue, resource)]
-    most = {resource: most_of(pool, resource) for resource in covered}
+    amounts = {r: amount for r, amount in {**requests, "pods": 1}.items() if quotas_of(cluster_queue, r)}
+    most = {resource: most_of(pool, resource) for resource in amounts}
     times = f"{pods} × " if pods > 1 else ""
-    return [Excess(r, f"{times}{requests[r]}", most[r]) for r in covered if pods * amount_of(requests[r]) > most[r]]
+    return [Excess(r, f"{times}{n}", most[r]) for r, n in amounts.items() if pods * amount_of(n) > most[r]]

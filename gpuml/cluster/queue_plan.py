@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .capacity import most_of
+from .capacity import most_of, quotas_of
 from .filters import obstacle
 from .fitting import request_of
 from .gang import node_count
@@ -42,6 +42,13 @@ class KueueObjects:
         address = {"name": name, "namespace": namespace}
         queues = (queue for queue in self.local_queues if address.items() <= queue["metadata"].items())
         return next((queue["spec"]["clusterQueue"] for queue in queues), "")
+
+    def counts_pods(
+        self,
+        queue: str,  # a ClusterQueue
+    ) -> bool:
+        "Return whether a queue has a quota of pods"
+        return any(q["metadata"]["name"] == queue and quotas_of(q, "pods") for q in self.cluster_queues)
 
 # %% ../../nbs/cluster/31_queue_plan.ipynb #06834dfd
 HIGHEST = 2**31  # a priority that no job has
@@ -132,7 +139,8 @@ _QUEUE = "kueue.x-k8s.io/queue-name"
 def _quota_request(job: dict[str, Any], queue: str, priority: int, objects: KueueObjects, now: str) -> Request:
     "A job as Kueue would see it"
     template = job["spec"]["template"]
-    amounts = requests_of({"spec": {"podSets": [{"count": node_count(job), "template": template}]}})
+    pods = {"count": node_count(job), "template": template}
+    amounts = requests_of({"spec": {"podSets": [pods]}}, objects.counts_pods(queue))
     workload = Workload("new", job["metadata"].get("name", ""), job["metadata"]["namespace"], queue, priority, now)
     nodes = {flavor["metadata"]["name"]: flavor_node(flavor) for flavor in objects.flavors or ()}
     keys = {key for node in nodes.values() for key in node.labels}
@@ -148,7 +156,7 @@ def _waiting(objects: KueueObjects) -> list[Request]:
         queue = objects.queue_named(workload["spec"].get("queueName", ""), workload["metadata"]["namespace"])
         candidate = workload_of(workload, queue)
         if queue and not (candidate.reserved or candidate.is_evicted) and workload["spec"].get("active", True):
-            requests.append(Request(candidate, requests_of(workload)))
+            requests.append(Request(candidate, requests_of(workload, objects.counts_pods(queue))))
     return requests
 
 

@@ -73,11 +73,12 @@ def _usage(workload: dict[str, Any]) -> dict[Share, int]:
 
 def requests_of(
     workload: dict[str, Any],  # of Kueue
+    counts_pods: bool = False,  # whether its queue has a quota of pods
 ) -> dict[str, int]:
     "Resource → how much it asks for, of all its pods, in thousandths; of containers that start before the others nothing"
-    requests: dict[str, int] = {}
-    for pods in workload["spec"]["podSets"]:
-        count = pods.get("count", 1)
+    counts = [pods.get("count", 1) for pods in workload["spec"]["podSets"]]
+    requests = {"pods": 1000 * sum(counts)} if counts_pods else {}
+    for pods, count in zip(workload["spec"]["podSets"], counts, strict=True):
         for container in pods["template"]["spec"]["containers"]:
             for resource, amount in ((container.get("resources") or {}).get("requests") or {}).items():
                 requests[resource] = requests.get(resource, 0) + count * thousandths(amount)
