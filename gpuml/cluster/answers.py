@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'PAUSES', 'Answer', 'NoAnswer', 'check_answer', 'without_collector', 'from_json', 'read_object',
-           'may_pass', 'wish_of', 'NotThere', 'ApiServer', 'NoServer', 'NoCluster', 'plainly']
+           'may_pass', 'wish_of', 'NotThere', 'ApiServer', 'NoServer', 'OneReading', 'NoCluster', 'plainly']
 
 # %% ../../nbs/cluster/25_answers.ipynb #19dbf5ec
 import gc
@@ -159,6 +159,44 @@ class NoServer:
         raise ClusterError("the cluster does not answer")
 
     stream = delete = request
+
+# %% ../../nbs/cluster/25_answers.ipynb #8e5cd4cf
+class OneReading:
+    "An API server of which each list and object is read once: what it answered, or refused, is answered again"
+
+    def __init__(self, api: ApiServer):
+        self.api = api
+        self.server = api.server
+        self._answers: dict[tuple[Any, ...], dict[str, Any] | Answer | None] = {}
+
+    def get(self, path: str, **query: Any) -> dict[str, Any] | None:
+        "One object, or a list; none where it is not there"
+        key = path, *sorted(query.items())
+        if key not in self._answers:
+            try:
+                self._answers[key] = self.api.get(path, **query)
+            except Answer as refusal:
+                self._answers[key] = refusal
+        answer = self._answers[key]
+        if isinstance(answer, Answer):
+            raise answer
+        return answer
+
+    def items(self, path: str, **query: Any) -> list[dict[str, Any]]:
+        "The items of a list"
+        return (self.get(path, **query) or {}).get("items", [])
+
+    def request(self, method: str, path: str, body: Any = None, **query: Any) -> bytes:
+        "What the server answers now, as it does to all that follows"
+        return self.api.request(method, path, body, **query)
+
+    def stream(self, path: str, timeout: float, **query: Any) -> Iterator[bytes]:
+        "The pieces of an answer as they come"
+        return self.api.stream(path, timeout, **query)
+
+    def delete(self, path: str, options: dict[str, Any]) -> None:
+        "Remove an object"
+        self.api.delete(path, options)
 
 # %% ../../nbs/cluster/25_answers.ipynb #2838767b
 class NoCluster(ClusterError):

@@ -19,7 +19,7 @@ from ..base.storage import Storage
 from ..base.tables import Table
 from . import manifest as job
 from .admission import answering, check_cluster
-from .answers import ApiServer, NoCluster
+from .answers import ApiServer, NoCluster, OneReading
 from .checks import check_code, check_here, check_kernel
 from .device_claim import claim_template
 from .earlier import EarlierRun, earlier_runs, grace_of, pace_of
@@ -111,9 +111,10 @@ def prepare(
     packed, manifest = _pack(config, path, name, local, grace_of(runs))
     findings = check_here(config, path)
     findings += [*check_code(packed, not local), *check_kernel(path)]
-    api = None if local else _ask_cluster(config, manifest, findings)
-    looked = _look(api, config, manifest, findings) if api and not findings.bad else None
+    reading = None if local else _ask_cluster(config, manifest, findings)
+    looked = _look(reading, config, manifest, findings) if reading and not findings.bad else None
     findings += [] if local else _speed(config, runs)
+    api = reading.api if reading else None
     planned = Submission(config, packed, manifest, findings, changes, None, local, api, looked)
     if name:
         name_run(planned, name, again)
@@ -130,15 +131,15 @@ def name_run(
     planned.findings.add("name", lambda: _check_name(planned, request))
 
 # %% ../../nbs/cluster/55_submission.ipynb #57efe2f0
-def _ask_cluster(config: Config, manifest: dict[str, Any], findings: Findings) -> ApiServer | None:
-    "Add what the cluster says of the job; its API server, where it answers"
+def _ask_cluster(config: Config, manifest: dict[str, Any], findings: Findings) -> OneReading | None:
+    "Add what the cluster says of the job; its API server as it was read for that, where it answers"
     from gpuml.cluster.api import Api
 
     findings.add("for the cluster", lambda: check_places(config))
     try:
-        api = answering(Api(config.compute.context))
-        findings += check_cluster(api, config, manifest)
-        return api
+        reading = OneReading(answering(Api(config.compute.context)))
+        findings += check_cluster(reading, config, manifest)
+        return reading
     except ClusterError as e:
         problem = e.problem if isinstance(e, NoCluster) else str(e)
         findings.insert(0, Finding("cluster", False, f"{problem}; --local runs it on this machine", e.exit_code))
