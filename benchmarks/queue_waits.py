@@ -1,10 +1,14 @@
 """When will it start: a public trace of GPU jobs replayed, and each wait forecast when its job is submitted.
 
-    python benchmarks/queue_waits.py philly.csv[.xz] [--jobs 500] [--draws 500] [--waits 0.3] [--clusters 8] [--processes 2]
+    python benchmarks/queue_waits.py philly.csv[.xz] openb_pods.csv[.xz] [--jobs 500] [--draws 500] [--waits 0.3] [--clusters 8]
+        [--processes 2]
 
-The trace has a line for each job: timestamp, duration (seconds), num_gpus, cluster. Microsoft's Philly (82,247 jobs, 2017) is in
-that form in the repository siasosp23/artifacts, `sia-simulator/traces/philly.csv`; it is not shipped here. The largest clusters of
-the trace are taken. Who waited there is not in it: each cluster is given the fewest nodes of 8 GPUs with which at most a share
+A trace has a line for each job: timestamp, duration (seconds), num_gpus, cluster. Microsoft's Philly (82,247 jobs, 2017) is in
+that form in the repository siasosp23/artifacts, `sia-simulator/traces/philly.csv`. Or it has a line for each pod: creation_time,
+scheduled_time and deletion_time in seconds, num_gpu, as Alibaba's openb (8,152 pods, 2023) in the repository alibaba/clusterdata,
+`cluster-trace-gpu-v2023/csv/openb_pod_list_default.csv`; pods without a GPU, or that never began, are left out, and a part of a GPU
+counts as one. Neither is shipped here. The largest clusters of
+a trace are taken. Who waited there is not used: each cluster is given the fewest nodes of 8 GPUs with which at most a share
 `--waits` of its jobs waits, all of its jobs are placed by kube-scheduler's rule (first by age, what does not fit keeps nobody,
 the pods of a job of more than 8 GPUs take nodes one by one), written down here in plain Python, and every k-th of those that
 wait is forecast from what was known when it came: `--jobs` of each cluster. Who waits is what `plan` would say; of the product it
@@ -61,13 +65,23 @@ class Job(NamedTuple):
         return count, -(-self.gpus // count)
 
 
+def job_of(row: dict[str, str]) -> tuple[str, Job] | None:
+    "Cluster and job of a line; none of a pod that held no GPU"
+    if "creation_time" not in row:
+        begin = datetime.fromisoformat(row["timestamp"]).timestamp()
+        return row["cluster"], Job(begin, float(row["duration"]), int(row["num_gpus"]))
+    begin, gpus = row["scheduled_time"], int(row["num_gpu"])
+    if not gpus or not begin:
+        return None
+    return "openb", Job(float(row["creation_time"]), float(row["deletion_time"]) - float(begin), gpus)
+
+
 def read_trace(path: Path) -> dict[str, list[Job]]:
     "The jobs of each cluster by time, the largest clusters first"
     clusters = defaultdict(list)
     with (lzma.open if path.suffix == ".xz" else open)(path, "rt") as lines:
-        for row in csv.DictReader(lines):
-            begin = datetime.fromisoformat(row["timestamp"]).timestamp()
-            clusters[row["cluster"]].append(Job(begin, float(row["duration"]), int(row["num_gpus"])))
+        for name, job in filter(None, map(job_of, csv.DictReader(lines))):
+            clusters[name].append(job)
     return {name: sorted(jobs) for name, jobs in sorted(clusters.items(), key=lambda item: -len(item[1]))}
 
 
@@ -296,9 +310,27 @@ def speed(draws: int, repeats: int = 5) -> float:
     return float(np.median(times))
 
 
+def play(trace: Path, pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> None:
+    "Print the tables of a trace: of each cluster, and of all"
+    clusters = list(read_trace(trace).items())[: arguments.clusters]
+    tasks = [(name, jobs, arguments.waits, arguments.jobs, arguments.draws) for name, jobs in clusters]
+    head = f"{'':<18}{'waits':>7}{'90 % held':>10}{'width, min':>11}{'≤ 1 min':>9}{'≤ 10 min':>9}{'ms':>8}{'most':>7}"
+    pooled = {row: [] for row in ROWS}
+    for (name, jobs, *_), (_, nodes, waits, outcomes) in zip(tasks, pool.map(work, tasks), strict=True):
+        print(f"\n{name}: {len(jobs):,} jobs, {nodes} nodes of {NODE} GPUs, {waits:.0%} wait\n{head}")
+        for row, listed in outcomes.items():
+            scores = score(listed, row != "user limits")
+            pooled[row] += scores
+            if scores:
+                print(line(row, scores, row != "user limits"), flush=True)
+    print(f"\nall of {trace.name}\n{head}")
+    for row, scores in pooled.items():
+        print(line(row, scores, row != "user limits"), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trace", type=Path)
+    parser.add_argument("traces", type=Path, nargs="+")
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--waits", type=float, default=0.3)
@@ -307,21 +339,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for draws in (1000, 2000, 4000):
         print(f"64 nodes of 8 GPUs, 100 holders, 50 waiting, {draws:,} draws: {speed(draws):.0f} ms", flush=True)
-    clusters = list(read_trace(arguments.trace).items())[: arguments.clusters]
-    tasks = [(name, jobs, arguments.waits, arguments.jobs, arguments.draws) for name, jobs in clusters]
-    head = f"{'':<18}{'waits':>7}{'90 % held':>10}{'width, min':>11}{'≤ 1 min':>9}{'≤ 10 min':>9}{'ms':>8}{'most':>7}"
-    pooled = {row: [] for row in ROWS}
     with ProcessPoolExecutor(arguments.processes) as pool:
-        for (name, jobs, *_), (_, nodes, waits, outcomes) in zip(tasks, pool.map(work, tasks), strict=True):
-            print(f"\n{name}: {len(jobs):,} jobs, {nodes} nodes of {NODE} GPUs, {waits:.0%} wait\n{head}")
-            for row, listed in outcomes.items():
-                scores = score(listed, row != "user limits")
-                pooled[row] += scores
-                if scores:
-                    print(line(row, scores, row != "user limits"), flush=True)
-    print(f"\nall\n{head}")
-    for row, scores in pooled.items():
-        print(line(row, scores, row != "user limits"))
+        for trace in arguments.traces:
+            play(trace, pool, arguments)
 
 
 if __name__ == "__main__":
