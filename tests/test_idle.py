@@ -13,7 +13,8 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from gpuml.base.errors import ClusterError, ConfigError
-from gpuml.cluster.demand import own_gpus, pod_devices
+from gpuml.cluster.demand import pod_devices
+from gpuml.cluster.devices import own_gpus
 from gpuml.cluster.holders import Holder
 from gpuml.cluster.idle import decide
 from gpuml.cluster.marks import IdleMark

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gpuml.cluster.demand import own_gpus, pod_devices
+from gpuml.cluster.demand import pod_devices
+from gpuml.cluster.devices import own_gpus
 from gpuml.cluster.snapshot import snapshot_of
 
 GPU = "nvidia.com/gpu"

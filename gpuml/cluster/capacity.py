@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .pools import Pool, pools_of
-from .quantity import amount_of
+from .quantity import amount_of, base_amount, base_per_one
 
 # %% ../../nbs/cluster/15_capacity.ipynb #46e21b50
 def by_flavor(
@@ -53,10 +53,9 @@ def usage_of(
 def most_of(
     pool: Pool,  # of a ClusterQueue
     resource: str,
-) -> float:
-    "The most of a resource that a queue gives to one job, which has to fit into one flavor; 0 where it is not covered"
-    flavors = quotas_of(pool.queue, resource)
-    return max((pool.most((flavor, resource)) / 1000 for flavor in flavors), default=0)
+) -> int:
+    "The most of a resource that a queue gives to one job, in base units; it has to fit into one flavor; 0 where it is not covered"
+    return max((pool.most((flavor, resource)) for flavor in quotas_of(pool.queue, resource)), default=0)
 
 # %% ../../nbs/cluster/15_capacity.ipynb #8c3682aa
 @dataclass(frozen=True)
@@ -86,4 +85,5 @@ def excesses(
     amounts = {r: amount for r, amount in {**requests, "pods": 1}.items() if quotas_of(cluster_queue, r)}
     most = {resource: most_of(pool, resource) for resource in amounts}
     times = f"{pods} × " if pods > 1 else ""
-    return [Excess(r, f"{times}{n}", most[r]) for r, n in amounts.items() if pods * amount_of(n) > most[r]]
+    beyond = {r: n for r, n in amounts.items() if pods * base_amount(r, n) > most[r]}
+    return [Excess(r, f"{times}{n}", most[r] / base_per_one(r)) for r, n in beyond.items()]

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['IMPLICIT', 'MOST', 'class_resource', 'resource_words', 'DraObjects', 'may_select', 'node_devices', 'pod_claims',
-           'noted_devices', 'nvidia_devices']
+           'noted_devices', 'nvidia_devices', 'own_gpus', 'gpu_resource']
 
 # %% ../../nbs/cluster/16_devices.ipynb #cb503897
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .demand import is_device
 from .manifest import DEVICE_CLASS, GPUS
+from .pod import training_container
 
 # %% ../../nbs/cluster/16_devices.ipynb #3193cd45
 IMPLICIT = "deviceclass.resource.kubernetes.io/"  # before the name of a class: the resource that it is
@@ -177,3 +179,24 @@ def nvidia_devices(
     allocations = [claim.get("status", {}).get("allocation") or {} for claim in own]
     results = [result for a in allocations for result in a.get("devices", {}).get("results") or []]
     return sum(result["driver"].endswith("nvidia.com") and not result.get("adminAccess") for result in results)
+
+# %% ../../nbs/cluster/16_devices.ipynb #6d14b201
+def own_gpus(
+    devices: Mapping[str, int],  # by `pod_devices`
+) -> int:
+    "GPUs, or parts of GPUs, that a pod has for itself: how busy one is that several pods share is not known of each"
+    return sum(count for name, count in devices.items() if _is_own_gpu(name))
+
+
+def _is_own_gpu(resource: str) -> bool:
+    "Whether a resource is a GPU of NVIDIA, or a part of one, by a device plugin or by a DeviceClass of its driver"
+    by_plugin = resource.startswith("nvidia.com/") and not resource.endswith(".shared")
+    return by_plugin or (resource.startswith(IMPLICIT) and resource.endswith("nvidia.com"))
+
+
+def gpu_resource(
+    pod: dict[str, Any],
+) -> str:
+    "What the pod's training calls a GPU"
+    limits = training_container(pod["spec"]).get("resources", {}).get("limits", {})
+    return next(iter(noted_devices(pod)), next(filter(is_device, limits), "nvidia.com/gpu"))

@@ -55,7 +55,7 @@ def offer_of(
     reservations: Reservations,
     job: Workload,
     share: Share,
-    amount: int,  # in thousandths
+    amount: int,  # in base units
 ) -> Offer:
     "How the job gets so much of a share"
     pool = reservations.pools[job.queue]
@@ -91,7 +91,7 @@ class Assignment:
     "What a job gets from which flavor, and how"
 
     mode: Mode  # the worst of its shares
-    usage: Mapping[Share, int] = field(default_factory=dict)  # in thousandths
+    usage: Mapping[Share, int] = field(default_factory=dict)  # in base units
     offers: Mapping[Share, Offer] = field(default_factory=dict)
     uncovered: str = ""  # a resource of which the queue has no quota
 
@@ -109,7 +109,7 @@ class Assignment:
 def assignment_of(
     reservations: Reservations,
     job: Workload,
-    requests: Mapping[str, int],  # by resource, of all its pods, in thousandths
+    requests: Mapping[str, int],  # by resource, of all its pods, in base units
     is_open: Callable[[str], bool] = lambda flavor: True,  # whether the job's pods may run on a flavor's nodes
 ) -> Assignment:
     "Where a job gets its quota"

@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Any
 
 from .answers import ApiServer
-from .demand import own_gpus, pod_devices
-from .devices import noted_devices, nvidia_devices
+from .demand import pod_devices
+from .devices import noted_devices, nvidia_devices, own_gpus
 from .marks import IdleMark, idle_mark
 from .objects import JOBS, PODS
 from .pod import time_of

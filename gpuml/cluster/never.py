@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .demand import base_units
 from .filters import matches_expression, obstacles
 from .fitting import Request, most_places
 from .pod import training_container
+from .quantity import base_units
 from .snapshot import Node, Snapshot
 
 # %% ../../nbs/cluster/28_never.ipynb #d649df8f

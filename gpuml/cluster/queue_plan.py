@@ -16,7 +16,8 @@ from .fitting import request_of
 from .gang import node_count
 from .never import Reason
 from .plan import Plan, plan
-from .pools import Pool, cohorts_of, pools_of, thousandths
+from .pools import Pool, cohorts_of, pools_of
+from .quantity import base_amount
 from .queue import queue_of
 from .quota_answer import Outcome, QuotaAnswer, Request, quota_answer
 from .reservations import Reservations, Workload, requests_of, workload_of
@@ -72,7 +73,8 @@ def _unseen(queue: Mapping[str, Any], workloads: Iterable[Workload]) -> Workload
     usage: dict[tuple[str, str], int] = {}
     for flavor in (queue.get("status") or {}).get("flavorsReservation") or []:
         for resource in flavor.get("resources") or []:
-            usage[flavor["name"], resource["name"]] = thousandths(resource.get("total", 0))
+            share = flavor["name"], resource["name"]
+            usage[share] = base_amount(resource["name"], resource.get("total", 0))
     for workload in workloads:
         if workload.queue == name:
             for share, amount in workload.usage.items():
@@ -200,10 +202,9 @@ def _too_little(pool: Pool, request: Request) -> list[Reason]:
     "What a queue never gives a job"
     reasons = []
     for resource, need in request.amounts.items():
-        most = thousandths(most_of(pool, resource))
-        unit = 1 if resource == "cpu" else 1000
+        most = most_of(pool, resource)
         if need > most:
-            reasons.append(Reason("lent", pool.name, resource, need // unit, most // unit))
+            reasons.append(Reason("lent", pool.name, resource, need, most))
     return reasons or [Reason("lent", pool.name)]
 
 # %% ../../nbs/cluster/31_queue_plan.ipynb #9c671db5

@@ -41,7 +41,7 @@ class Request:
     "A job that waits for quota"
 
     workload: Workload
-    amounts: Mapping[str, int]  # by resource, of all its pods, in thousandths
+    amounts: Mapping[str, int]  # by resource, of all its pods, in base units
     is_open: Callable[[str], bool] = lambda flavor: True  # whether its pods may run on a flavor's nodes
 
 # %% ../../nbs/cluster/19_quota_answer.ipynb #a5cc0953

@@ -122,7 +122,7 @@ def _lavish_queues(cohort: Pool, inner: Pool, scarce: Collection[Share]) -> Iter
 def candidates(
     reservations: Reservations,
     job: Workload,
-    usage: Mapping[Share, int],  # that it is to have, in thousandths
+    usage: Mapping[Share, int],  # that it is to have, in base units
     scarce: Collection[Share],  # of which too little is free
 ) -> list[Candidate]:
     "Who may be pushed out, in the order in which Kueue takes them"
@@ -204,7 +204,7 @@ def _less_those_spared(reservations: Reservations, removed: list[Workload], fits
 def pushed_out(
     reservations: Reservations,
     job: Workload,
-    usage: Mapping[Share, int],  # that it is to have, in thousandths
+    usage: Mapping[Share, int],  # that it is to have, in base units
     scarce: Collection[Share],  # of which too little is free
 ) -> list[Workload]:
     "Whom Kueue evicts, so that the job fits; empty where nobody, or not enough, may be"

@@ -6,13 +6,16 @@
 __all__ = ['Workload', 'workload_of', 'requests_of', 'Reservations']
 
 # %% ../../nbs/cluster/16_reservations.ipynb #a4c6bfe3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from .demand import pod_demand
 from .pod import condition
-from .pools import Pool, Share, thousandths
+from .pools import Pool, Share
+from .quantity import base_amount
 
 # %% ../../nbs/cluster/16_reservations.ipynb #58aad788
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Workload:
     queue: str  # ClusterQueue
     priority: int
     queued: str  # since when, as Kubernetes writes it
-    usage: Mapping[Share, int] = field(default_factory=dict)  # that it has, in thousandths
+    usage: Mapping[Share, int] = field(default_factory=dict)  # that it has, in base units
     reserved: str = ""  # since when it has it; empty: it waits
     is_evicted: bool = False  # it was told to end
 
@@ -66,7 +69,7 @@ def _usage(workload: dict[str, Any]) -> dict[Share, int]:
     usage: dict[Share, int] = {}
     for pods in (workload["status"].get("admission") or {}).get("podSetAssignments") or []:
         for resource, flavor in (pods.get("flavors") or {}).items():
-            amount = thousandths(pods["resourceUsage"][resource])
+            amount = base_amount(resource, pods["resourceUsage"][resource])
             usage[flavor, resource] = usage.get((flavor, resource), 0) + amount
     return usage
 
@@ -75,14 +78,12 @@ def requests_of(
     workload: dict[str, Any],  # of Kueue
     counts_pods: bool = False,  # whether its queue has a quota of pods
 ) -> dict[str, int]:
-    "Resource → how much it asks for, of all its pods, in thousandths; of containers that start before the others nothing"
-    counts = [pods.get("count", 1) for pods in workload["spec"]["podSets"]]
-    requests = {"pods": 1000 * sum(counts)} if counts_pods else {}
-    for pods, count in zip(workload["spec"]["podSets"], counts, strict=True):
-        for container in pods["template"]["spec"]["containers"]:
-            for resource, amount in ((container.get("resources") or {}).get("requests") or {}).items():
-                requests[resource] = requests.get(resource, 0) + count * thousandths(amount)
-    return requests
+    "Resource → how much it asks for, of all its pods, in base units"
+    requests: Counter[str] = Counter()
+    for pods in workload["spec"]["podSets"]:
+        demand = pod_demand(pods["template"]["spec"]) | ({"pods": 1} if counts_pods else {})
+        requests.update({resource: pods.get("count", 1) * amount for resource, amount in demand.items()})
+    return dict(requests)
 
 # %% ../../nbs/cluster/16_reservations.ipynb #aea241dd
 class Reservations:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from .demand import base_units, pod_demand
+from .demand import pod_demand
 from .devices import IMPLICIT, DraObjects, node_devices, noted_devices, pod_claims
 from .pod import condition
+from .quantity import base_units
 
 # %% ../../nbs/cluster/18_snapshot.ipynb #de651de1
 @dataclass(frozen=True, slots=True)

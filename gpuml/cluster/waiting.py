@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from .demand import gpu_resource
-from .devices import resource_words
+from .devices import gpu_resource, resource_words
 from .filters import obstacles, open_free
 from .snapshot import Snapshot, holding_of
 
