@@ -278,6 +278,11 @@ def field(page, name: str):
     )
 
 
+def section(page, name: str):
+    "Show another section of the config"
+    page.locator(".gpuml-sections:visible").get_by_role("button", name=name, exact=True).click()
+
+
 def line(page):
     return page.locator("input.gpuml-line[aria-label^='the same']:visible")
 
@@ -286,6 +291,7 @@ def pick(page, config):
     "Pick a config, and wait until its inputs have taken the place of the others"
     from playwright.sync_api import expect
 
+    section(page, "train")
     before = field(page, "epochs").element_handle()
     page.locator(".gpuml-panel select").first.select_option(config)
     before.wait_for_element_state("hidden")
@@ -437,6 +443,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     page.get_by_label("on this machine").check()
     place = page.locator(".gpuml-panel .widget-checkbox:visible", has_text="on this machine")
     assert abs(middle(place.locator("input")) - middle(place.locator("span"))) < 1.5
+    section(page, "train")
     field(page, "epochs").fill("40" if PICTURES else "100")
     page.get_by_label("name", exact=True).fill("spring")
     page.get_by_role("button", name="Check", exact=True).click()

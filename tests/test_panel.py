@@ -103,6 +103,36 @@ def test_every_field_has_an_input_with_the_configs_words(panel):
     assert form.wrong == "" and form.words == ["dev"]
 
 
+def test_files_and_columns_can_be_chosen(panel, project):
+    fields = panel.tabs["Train"].form.fields
+    assert fields.section.value == "data" and fields.inputs["data.train"].value  # on the data first
+    (project / "data").mkdir(exist_ok=True)
+    (project / "data" / "new.csv").write_text("body;kind;day\nlate;delivery;1\n")
+    fields.inputs["data.delimiter"].value = ";"
+    fields.inputs["data.train"].value = "data/nothing.csv"  # what is not there leaves the list as it is
+    fields.inputs["data.train"].value = "data"
+    files = fields.choices["data.train"].list
+    assert {"data", "data/new.csv"} <= set(files.options)
+    files.value = "data/new.csv"
+    assert fields.inputs["data.train"].value == "data/new.csv" and files.value == ""
+    fields.choices["data.text"].list.value = "body"
+    assert fields.choices["data.label"].list.options == ("", "body", "kind", "day")
+    assert fields.changes == {"data.delimiter": ";", "data.train": "data/new.csv", "data.text": "body"}
+
+
+def test_resume_waits_for_something_to_resume(panel, project):
+    tab = panel.tabs["Train"]
+    assert tab.resume.disabled and not tab.start.disabled
+    run = project / "outputs" / "dev-20260103-080000-1a2b"
+    run.mkdir(parents=True)
+    (run / "tracking.json").write_text("{}")
+    tab.form.pick()
+    assert not tab.resume.disabled
+    (run / "certificate.json").write_text("{}")
+    tab.form.pick()
+    assert tab.resume.disabled
+
+
 def test_the_line_reaches_the_magic_as_it_was_clicked(panel):
     "Through IPython's own expansion of $name and {expression}, and the magic's splitting"
     from IPython.core.interactiveshell import InteractiveShell

@@ -14,9 +14,12 @@ from typing import Any
 
 # %% ../../nbs/ui/32_executed.ipynb #fb2fc5da
 _FRAME = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<style>body { font: 13px/1.45 system-ui, sans-serif; color: #222; background: #fff; margin: 12px } pre { white-space: pre-wrap;
-overflow-wrap: anywhere; margin: 4px 0 } .code { background: #f3f3f3; padding: 6px 10px; border-left: 3px solid #bbb }
-table { border-collapse: collapse } td, th { padding: 2px 8px; text-align: right } img, svg { max-width: 100% }</style>"""
+<style>:root { color-scheme: light dark; --ink: #222; --paper: #fff; --soft: #f3f3f3; --edge: #bbb }
+@media (prefers-color-scheme: dark) { :root { --ink: #ddd; --paper: #111; --soft: #222; --edge: #555 } }
+body { font: 13px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 12px } pre { white-space: pre-wrap;
+overflow-wrap: anywhere; margin: 4px 0 } .code { background: var(--soft); padding: 6px 10px; border-left: 3px solid var(--edge) }
+table { border-collapse: collapse } td, th { padding: 2px 8px; text-align: right } img, svg { max-width: 100% }
+img { background: #fff }</style>"""
 
 # %% ../../nbs/ui/32_executed.ipynb #f55bad5c
 def _output_html(output: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ _LOSSES = {"loss": "training", LOSS.metric: "validation"}  # in a chart of losse
 
 def charts(
     series: Series,
+    updates: int = 0,  # that are planned, where that is known
 ) -> str:
     "Curves of loss and scores, and in words what the GPU does"
 
@@ -48,7 +49,7 @@ def charts(
     used = [series[name][-1][1] for name in series if name.startswith("gpu_utilisation")]  # of each GPU
     gpu = [f"{share:.0f} %" for share in used]
     gpu += [f"{series['gpu_memory_gb'][-1][1]:.1f} GB"] if "gpu_memory_gb" in series else []
-    curves = chart("loss", chosen(falling)) + chart("scores", chosen(rising), 1.0)
+    curves = chart("loss", chosen(falling), updates=updates) + chart("scores", chosen(rising), 1.0, updates)
     return curves + (
         f"<div class='gpuml-note'>{'GPUs' if len(used) > 1 else 'GPU'} {', '.join(gpu)}</div>" if gpu else ""
     )

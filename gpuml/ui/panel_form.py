@@ -124,6 +124,7 @@ class Form:
         "See what the line is worth"
         self.config, self.wrong = checked(self.words[0], self.overrides)
         self.fields.mark(self.wrong)
+        self.fields.offer(self.config)
         self.saving.button.disabled = self.config is None
         show_in(self.summary, self.html())
         self.changed()

@@ -32,7 +32,7 @@ def progress_html(
     curve = loss_curve(p.curve(), validation, p.steps, width=440, height=120)
     notes = "".join(f"<div style='opacity:.75'>{as_html(n[:160])}</div>" for n in p.notes[-3:])
     head = f"<div>{mark}<b>{escape(p.run)}</b> · {escape(' · '.join(facts(headway)))}</div>"
-    return f"<div>{head}{bar if p.steps else ''}{curve}{notes}</div>"
+    return f"<div>{head}{bar if p.steps and p.phase != 'failed' else ''}{curve}{notes}</div>"
 
 # %% ../../nbs/ui/15_views.ipynb #85d073eb
 class OneOutput:
