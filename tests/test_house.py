@@ -77,6 +77,7 @@ HEAVY_ROOMS = {
     "training.memory",
     "training.mlflow_model",
     "training.mlflow_run",
+    "training.mlflow_sweep",
     "training.packing",
     "training.result_files",
     "training.saver",

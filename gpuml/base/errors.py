@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Exit', 'codes_with', 'meaning_of', 'exit_help', 'GpumlError', 'ConfigError', 'DataError', 'ChangedError',
-           'ModelError', 'OutputError', 'NotebookError', 'ClusterError', 'TrainError', 'Preempted']
+           'ModelError', 'OutputError', 'NotebookError', 'ClusterError', 'TrainError', 'Preempted', 'Paused']
 
 # %% ../../nbs/base/05_errors.ipynb #2626ccf7
 from enum import IntEnum
@@ -125,3 +125,7 @@ class Preempted(GpumlError):
     "Training was stopped before its end"
 
     exit_code = Exit.INTERRUPTED
+
+# %% ../../nbs/base/05_errors.ipynb #e2b72dae
+class Paused(Preempted):
+    "Training has come as far as it should for now, and is saved"

@@ -48,6 +48,7 @@ def refuse_table(
 # %% ../../nbs/base/27_options.ipynb #ef32ddcb
 PLACES = {
     "--data": True,
+    "--halving": False,
     "--on": True,
     "--local": False,
     "--again": False,
@@ -84,6 +85,10 @@ def _check_place(options: dict[str, Any]) -> None:
         raise ConfigError(f"--on {options['--on']} and --local: a training happens in one place; leave one of them out")
     if is_job(options):
         refuse_table(options)
+        if "--halving" in options:
+            raise ConfigError(
+                "--halving: compares runs that are trained here, one after the other; jobs run beside each other"
+            )
     if "--again" in options and not is_job(options):
         raise ConfigError("--again: is for a job; it goes with --on cluster or --local")
 

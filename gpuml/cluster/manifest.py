@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONTAINER', 'WORK', 'S3_KEYS', 'PREFIX', 'QUEUE_LABEL', 'DEVICE_CLASS', 'GPUS', 'slug', 'run_id', 'failure_policy',
-           'verdict', 'Source', 'manifest', 'yaml', 'rename_run', 'grace_seconds']
+           'verdict', 'Source', 'manifest', 'yaml', 'rename_run', 'join_sweep', 'grace_seconds']
 
 # %% ../../nbs/cluster/10_manifest.ipynb #1f0ede41
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -30,7 +31,8 @@ from gpuml.cluster.gang import (
     pod_notes,
 )
 from ..jobs.sidecars import NATIVE
-from ..training.own_job import SUBMISSION
+from ..training.child import Child
+from ..training.own_job import CHILD, SUBMISSION
 
 # %% ../../nbs/cluster/10_manifest.ipynb #9c5e274c
 def slug(
@@ -274,6 +276,15 @@ def rename_run(
     for variable in container["env"]:
         if variable == {"name": HOST, "value": first_host(before)}:
             variable["value"] = first_host(run)
+
+# %% ../../nbs/cluster/10_manifest.ipynb #e163d6d9
+def join_sweep(
+    manifest: dict[str, Any],
+    child: Child,
+) -> None:
+    "Tell the job which of a sweep's runs its run is"
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    container["env"].append({"name": CHILD, "value": json.dumps(child.values)})
 
 # %% ../../nbs/cluster/10_manifest.ipynb #e1719254
 def grace_seconds(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..base.errors import ConfigError
+from ..base.grid import grid_of
 from ..base.line import parse_words
 from ..base.options import is_job, take_place
 from .notebook import Cell, assigned, read, syntax, trainings, trains
@@ -62,9 +63,13 @@ def _words_problem(words: str) -> str:
         )
     try:
         rest, place = take_place(shlex.split(words))
-        name, _, run = parse_words(rest, "")
+        name, overrides, run = parse_words(rest, "")
+        runs = len(grid_of(overrides))
     except (ConfigError, ValueError) as e:
         return f"%gpu_train {words}: {e}"
+    if runs > 1 and not is_job(place):
+        cure = "give each key one value, or tag the cell `dev-only`; `gpuml submit` with these values makes jobs"
+        return f"`%gpu_train {words}` is a sweep of {runs} runs, and a job trains one config: {cure}"
     if not name or is_job(place) or re.search(r"[{$]", name):
         return ""
     effect = f"goes on with the run {run}" if run not in (None, "latest") else f"always trains the config '{name}'"

@@ -156,6 +156,8 @@ def train(training: Training) -> Trained:
     with model.quiet(), hardware.keeping_memory(), hardware.short_turns(), vain_updates_told(training), exactly:
         stopped = had_stopped(training)
         while not stopped and feed.epochs_done < feed.epochs:
+            if training.is_pause_due:
+                training.setting.stop.end()
             for step in loop.updates(training.learner, feed, training.is_waited_for):
                 after_update(training, step)
             training.common.settle(p.step)

@@ -42,6 +42,7 @@ class Headway:
     saving_seconds: float = 0.0  # that this attempt's training has waited for its checkpoints
     gpus: int | None = None  # that it computes on, of all nodes; none while that is not known
     processes: int = 1  # that compute
+    sweep: str = ""  # which of a sweep's runs it is: 3 of 8
 
 # %% ../../nbs/training/14_headway.ipynb #4d079747
 def as_json(

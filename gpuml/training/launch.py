@@ -75,7 +75,7 @@ def train_together(
     with tempfile.TemporaryDirectory(prefix="gpuml-workers-") as private:
         folder = Path(private)
         with_notes = replace(start, notes=tuple(setting.report.progress.notes))
-        write_json(folder / TASK, task_of(with_notes, setting.limits.windows))
+        write_json(folder / TASK, task_of(with_notes, setting.limits))
         try:
             words = _supervise(setting, processes, folder, timing)
             if next(word for word in words if word.rank == 0).code:

@@ -20,6 +20,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from ..base.errors import ConfigError
+from .mlflow_sweep import parent_tags
 from .record import SPOOL, Record, write_record
 from .score_table import LOSS
 from .spool import Point, read_batch
@@ -87,7 +88,8 @@ def open_run(
     record.sent.experiment = _experiment_id(client, record)
     run = _find_run(client, record)
     if run is None:
-        run = client.create_run(record.sent.experiment, run_name=record.run, tags=record.tags)
+        tags = record.tags | parent_tags(client, record)
+        run = client.create_run(record.sent.experiment, run_name=record.run, tags=tags)
     record.sent.run = run.info.run_id
     record.sent.status = run.info.status
     send_params(client, record)

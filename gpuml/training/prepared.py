@@ -43,7 +43,7 @@ def prepare(
     "Check and load everything that training needs; what is read beside training ends with the block"
     start, report = setting.start, setting.report
     config = start.config
-    report.now("data", run=start.run_id, epochs=config.train.epochs)
+    report.now("data", run=start.run_id, epochs=config.train.epochs, sweep=str(start.child or ""))
     setting.stop.check()
     setting.copy.check()
     files = certificate.data_files(config, setting.copy.storage()) if start.job.run else None

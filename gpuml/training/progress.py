@@ -43,13 +43,14 @@ class Progress:
     saving_seconds: float = 0.0  # that this attempt's training has waited for its checkpoints
     gpus: int | None = None  # that it computes on, of all nodes
     processes: int = 1  # that compute
+    sweep: str = ""  # which of a sweep's runs it is: 3 of 8
 
     def headway(self) -> Headway:
         "Return how far it is now, as what is handed on"
         same = ("run", "phase", "doing", "epoch", "epochs", "examples_per_second", "seconds_left", "url")
         values = {
             name: getattr(self, name)
-            for name in (*same, "checkpoint", "checkpoint_time", "saving_seconds", "gpus", "processes")
+            for name in (*same, "checkpoint", "checkpoint_time", "saving_seconds", "gpus", "processes", "sweep")
         }
         if self.losses:
             recent = self.losses[-10:]

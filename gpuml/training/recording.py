@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from ..base.config import data_moved
-from ..base.errors import GpumlError, Preempted
+from ..base.errors import GpumlError, Paused, Preempted
 from ..base.files import write_file
 from ..base.loading import to_yaml
 from ..data.dataset import Data
@@ -60,7 +60,9 @@ def recording(setting: Setting, prepared: Prepared) -> Iterator[TrackedRun]:
         write_file(start.folder / "config.yaml", to_yaml(placed))
     setting.report.keep(start.folder / "progress.json")
     params = run_params(prepared)
-    record = tracking.open_run(config, start.run_id, start.folder, params, prepared.store, start.job.bundle)
+    record = tracking.open_run(
+        config, start.run_id, start.folder, params, prepared.store, start.job.bundle, start.child
+    )
     catch_up(start.folder.parent, start.folder, partial(record.begun.wait, tracking.BEGIN))
     with ends_recorded(setting, record):
         setting.report.note(record.note)
@@ -78,7 +80,7 @@ def ends_recorded(setting: Setting, record: TrackedRun) -> Iterator[None]:
     except BaseException as e:
         report_end(setting.report, e)
         interrupted = isinstance(e, Preempted | KeyboardInterrupt)
-        reason = "interrupted" if interrupted else f"{type(e).__name__}: {e}"
+        reason = str(e) if isinstance(e, Paused) else "interrupted" if interrupted else f"{type(e).__name__}: {e}"
         close_record(setting, record, "KILLED" if is_stop(e) else "FAILED", reason)
         raise
 

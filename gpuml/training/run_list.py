@@ -28,7 +28,7 @@ from .run_row import CERTIFICATE, FINISHED, NOTE, RUNNING, RunRow, row_of
 from .score_table import SHOWN
 
 # %% ../../nbs/training/78_run_list.ipynb #5d28574d
-_TEXTS = ("run", "state", "note")  # by their letters
+_TEXTS = ("run", "state", "note", "sweep")  # by their letters
 _AMOUNTS = ("time", "gpu_time", "updates")  # the most first
 
 

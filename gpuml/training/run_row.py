@@ -15,6 +15,7 @@ from typing import Any
 
 from .account import ACCOUNT, moment
 from .attempts import PULSE, Attempt, attempt_of
+from .child import SWEEP
 from .record import RECORD, Record, record_of, this_host
 from .score_table import SCORES
 
@@ -36,6 +37,7 @@ class RunRow:
     state: str  # finished, running, interrupted or failed
     reason: str = ""  # why it did not finish
     note: str = ""  # what a person wrote about it
+    sweep: str = ""  # the sweep that it is one of
     config: Mapping[str, str] = field(default_factory=dict)  # values by key, as one writes them behind `=`
     scores: Mapping[str, float] = field(default_factory=dict)  # of the weights that were kept, by key
     updates: int | None = None  # that were done
@@ -103,6 +105,7 @@ def row_of(
         state=state,
         reason=reason,
         note=files.get(NOTE, b"").decode(errors="replace").strip(),
+        sweep=record.tags.get(SWEEP, "") if record else "",
         config={key: _WRITTEN.get(text, text) for key, text in record.params.items()} if record else {},
         scores={score.key: evaluation[score.key] for score in SCORES if evaluation.get(score.key) is not None},
         updates=certificate.get("done_updates", attempt.updates if attempt else None),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import ConfigError, Preempted
+from ..base.errors import ConfigError, Paused, Preempted
 from ..data.order_choice import free_space
 from ..data.pieces import WindowLimits
 from .progress import Reporter
@@ -23,10 +23,11 @@ from .stop import StopRequest, is_stop
 # %% ../../nbs/training/82_setting.ipynb #ba4e9042
 @dataclass(frozen=True)
 class Limits:
-    "How much room a training has"
+    "How much room a training has, and how far it goes now"
 
     free: Callable[[Path], int] = free_space  # bytes that the disk of a folder can take
     windows: WindowLimits = WindowLimits()
+    epochs: int | None = None  # after which it pauses with a checkpoint; none: it is trained to its end
 
     def refuse_own_disk(self) -> None:
         "Raise `ConfigError` where a function says how much room there is: other processes look at the disk"
@@ -54,7 +55,7 @@ class Setting:
 # %% ../../nbs/training/82_setting.ipynb #b17e7e51
 def report_end(report: Reporter, error: BaseException) -> None:
     "Say once that the attempt stopped or failed"
-    phase = "stopped" if is_stop(error) else "failed"
+    phase = "paused" if isinstance(error, Paused) else "stopped" if is_stop(error) else "failed"
     if report.progress.phase != phase:
         report.now(phase)
 

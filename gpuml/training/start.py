@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..base.config import Config
 from ..base.loading import load
+from .child import Child
 from .own_job import OwnJob
 from .resume import continue_run
 from .runs import new_run_id, output_folder, stored_at
@@ -32,6 +33,7 @@ class Start:
     notes: tuple[str, ...] = ()  # what a person should know
     epochs_before: int | None = None  # that the run was to have, where this attempt gives it more
     same_line: str = SAME_LINE  # what goes on with the run once it was stopped, as its user calls it
+    child: Child | None = None  # which of a sweep's runs it is, where it is one
 
     @property
     def run_id(self) -> str:
@@ -69,15 +71,17 @@ def begin(
     resume: str | None,  # a run id, or `latest`
     job: OwnJob,
     same_line: str = SAME_LINE,  # what goes on with the run once it was stopped, as its user calls it
+    child: Child | None = None,  # which of a sweep's runs it is, where it is one
 ) -> Start:
     "An attempt at a new run, at the one to resume, or at the job's; raises `ConfigError` where that can't go on"
     if job.run:
-        return Start(config, job_folder(config, job), job, same_line=same_line)
+        return Start(config, job_folder(config, job), job, same_line=same_line, child=child or job.child)
     if not resume:
-        run_id = new_run_id(config.name, datetime.now(), int.from_bytes(os.urandom(2)))
-        return Start(config, output_folder(config) / run_id, job, same_line=same_line)
+        new_id = child.run if child else new_run_id(config.name, datetime.now(), int.from_bytes(os.urandom(2)))
+        return Start(config, output_folder(config) / new_id, job, same_line=same_line, child=child)
     folder = unfinished(config, resume)
     continuation = continue_run(folder.name, load(folder / "config.yaml"), config)
     if continuation.epochs_before:
         check_can_go_on(folder, continuation.config)
-    return Start(continuation.config, folder, job, continuation.notes, continuation.epochs_before, same_line)
+    before = continuation.epochs_before
+    return Start(continuation.config, folder, job, continuation.notes, before, same_line, child)

@@ -48,16 +48,19 @@ def _send(client: Any, record: Record, folder: Path) -> None:
     "Send the run itself, its params and metrics, its results, its status, whatever of it is missing"
     from gpuml.training.mlflow_page import send_dataset
     from gpuml.training.mlflow_run import open_run, send_params, send_points
+    from gpuml.training.mlflow_sweep import settle_parent
 
     sent = record.sent
     if sent.run is None:
         open_run(client, record)
         write_record(folder, record)
+        settle_parent(client, record)
     if sent.params < len(record.params):
         send_params(client, record)
     if sent.status != "RUNNING" and record.status == "RUNNING":
         client.update_run(sent.run, status="RUNNING")
         sent.status = "RUNNING"
+        settle_parent(client, record)
     send_dataset(client, record)
     send_points(client, record, folder)
     if record.status == "FINISHED" and (folder / "certificate.json").exists():
@@ -68,6 +71,7 @@ def _send(client: Any, record: Record, folder: Path) -> None:
         if record.reason:
             client.set_tag(sent.run, "gpuml.reason", record.reason[:5000])
         client.set_terminated(sent.run, record.status)
+        settle_parent(client, record)
         sent.status = record.status
 
 # %% ../../nbs/training/42_sync.ipynb #a371eb59

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..base.config import Config, Origin
 from ..data.pieces import WindowLimits
+from .child import Child
 from .own_job import OwnJob
 from .runs import output_folder
 from .setting import Limits
@@ -23,7 +24,7 @@ TASK = "task.json"  # in the folder of a training, where rank 0 finds it
 
 def task_of(
     start: Start,
-    windows: WindowLimits = WindowLimits(),
+    limits: Limits = Limits(),
 ) -> dict[str, Any]:
     "An attempt at a run as values that JSON can hold"
     config, job = start.config, start.job
@@ -36,7 +37,9 @@ def task_of(
         "notes": list(start.notes),
         "epochs_before": start.epochs_before,
         "same_line": start.same_line,
-        "windows": asdict(windows),
+        "child": start.child and start.child.values,
+        "windows": asdict(limits.windows),
+        "epochs": limits.epochs,
     }
 
 
@@ -52,9 +55,10 @@ def start_of(
     folder = Path(task["folder"])
     if root:
         folder = output_folder(config) / folder.name
-    return Start(config, folder, OwnJob(**task["job"]), tuple(task["notes"]), **values)
+    child = Child(**task["child"]) if task["child"] else None
+    return Start(config, folder, OwnJob(**task["job"]), tuple(task["notes"]), child=child, **values)
 
 
 def limits_of(task: dict[str, Any]) -> Limits:
-    "How much room the attempt's training has"
-    return Limits(windows=WindowLimits(**task["windows"]))
+    "How much room the attempt's training has, and how far it goes now"
+    return Limits(windows=WindowLimits(**task["windows"]), epochs=task["epochs"])

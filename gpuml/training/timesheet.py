@@ -47,7 +47,7 @@ class Times:
 
 
 _PARTS = {"training": "useful", "evaluating": "useful", "predicting": "useful", "saving": "saving"}
-_OVER = ("done", "stopped", "failed")
+_OVER = ("done", "stopped", "paused", "failed")
 
 
 def part_of(

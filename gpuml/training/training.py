@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from ..base.errors import ConfigError, DataError, Preempted
+from ..base.errors import ConfigError, DataError, Paused, Preempted
 from ..data.dataset import Data
 from . import hardware, loss, model, padding, shard
 from .best import Best
@@ -133,6 +133,12 @@ class Training:
         is_due = self.saver.writer.due(update)
         return is_so_in_any(self.learner.world, is_due) if self.learner.shards else is_due
 
+    @property
+    def is_pause_due(self) -> bool:
+        "Whether it has come as far as it should for now, and more is to come"
+        limit = self.setting.limits.epochs
+        return limit is not None and limit <= len(self.progress.evaluations) < self.feed.epochs
+
     def is_waited_for(self, update: int) -> bool:
         "Whether a stop or a checkpoint waits for this update, so that none begins behind it"
         stop = self.setting.stop
@@ -206,13 +212,15 @@ def parts_for(
 
 # %% ../../nbs/training/89_training.ipynb #53904765
 def stop_with_checkpoint(training: Training) -> NoReturn:
-    "Save what there is, and raise `Preempted`"
+    "Save what there is, and raise `Preempted`, or `Paused` where nobody asked for the stop"
     p, start = training.progress, training.setting.start
     leave(training)
     if not p.step:
         training.setting.stop.refuse()
     training.save()
     training.saver.wait(training.history)
+    if training.is_pause_due and not training.setting.stop.signal:
+        raise Paused(f"paused after {len(p.evaluations)} of {training.feed.epochs} epochs")
     problem = training.saver.writer.problem
     warning = f"; the checkpoint is on this machine only: {problem}" if problem else ""
     # whether another attempt of a job follows is not known here: it may have been cancelled

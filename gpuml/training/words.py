@@ -32,7 +32,7 @@ _PHASES = {"data": "reading data", "model": "loading the model", "cells": ""}  #
 
 def _named_facts(p: Headway) -> dict[str, str]:
     "The words of `facts` by their subject"
-    words = {"phase": _PHASES.get(p.phase, p.phase), "doing": p.doing, **_amounts(p)}
+    words = {"sweep": p.sweep, "phase": _PHASES.get(p.phase, p.phase), "doing": p.doing, **_amounts(p)}
     if p.recent_loss is not None:
         words["loss"] = f"training loss {p.recent_loss:.3f}"
     if p.examples_per_second and p.phase in ("training", "evaluating", "predicting"):
@@ -71,6 +71,7 @@ def facts(
 # %% ../../nbs/training/16_words.ipynb #87453129
 _RANKS = (
     "share",
+    "sweep",
     "left",
     "phase",
     "doing",

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,17 @@ def print_run(
 
 # %% ../../nbs/ui/74_commands.ipynb #78bf65d9
 def train(
-    arguments: argparse.Namespace,  # words, resume
+    arguments: argparse.Namespace,  # words, resume, halving
 ) -> int:
     "`gpuml train [config] [key=value …]`: what `%gpu_train` does, with a bar and a table"
     named = [] if arguments.resume is None else ["--resume", *filter(None, [arguments.resume])]
-    name, overrides, resume = parse_words(arguments.words + named)
-    config = load(name, overrides)
-    from gpuml.training.fit import fit
+    line = parse_words(arguments.words + named)
+    from gpuml.training.results import Run
+    from gpuml.ui.sweep_line import train_line
     from gpuml.ui.terminal import TerminalView
 
-    print_run(fit(config, watch=TerminalView(), resume=resume))
+    done = train_line(line, TerminalView, arguments.halving, say=partial(print, file=sys.stderr))
+    (print_run if isinstance(done, Run) else print)(done)
     return 0
 
 # %% ../../nbs/ui/74_commands.ipynb #b47f06d4

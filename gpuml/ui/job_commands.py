@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
-from ..base.errors import ClusterError, ConfigError, Preempted
+from ..base.errors import ClusterError, ConfigError, Exit, GpumlError, Preempted
+from ..base.grid import Grid, grid_of
 from ..base.line import key_like, parse_words
 from ..base.loading import config_names, load
 from .commands import print_run, projects
@@ -57,10 +58,13 @@ def submit(
         options = "--notebook, --name, --again, --local, --dry-run, --wait"
         raise ConfigError(f"unknown option {extra[0]}; known: {options}{key_like(extra[0], arguments.words)}")
     name, overrides, _ = parse_words(arguments.words, "prod")
+    before = load("dev") if "dev" in config_names() else None
+    if len(grid := grid_of(overrides)) > 1:
+        return _submit_sweep(arguments, name, grid, before)
     config = load(name, overrides)
     from gpuml.cluster import sending, submission
 
-    path, before = _notebook(config, arguments.notebook), load("dev") if "dev" in config_names() else None
+    path = _notebook(config, arguments.notebook)
     if arguments.dry_run:
         planned = submission.prepare(config, path, arguments.name, arguments.local, before, arguments.again)
         print(planned)
@@ -68,6 +72,40 @@ def submit(
     job = sending.submit(config, path, arguments.name, arguments.again, arguments.local, before)
     print(job)
     return _follow(job) if arguments.wait and not job.done_before else 0
+
+# %% ../../nbs/ui/76_job_commands.ipynb #02e73ee6
+def _submit_sweep(arguments: argparse.Namespace, name: str, grid: Grid, before: Config | None) -> int:
+    "`gpuml submit` of a key with several values: a job for each; here one after the other, which is waited for"
+    from gpuml.cluster.sweep_jobs import prepare_sweep
+    from gpuml.ui.sweep_table import SweepTable
+
+    path = _notebook(load(name, grid.fixed), arguments.notebook)
+    options = {"--name": arguments.name, "--local": arguments.local, "--again": arguments.again}
+    ready = prepare_sweep(name, grid, path, options, before)
+    if arguments.dry_run:
+        print(ready)
+        return 0
+    codes, jobs = [], []
+    for job in ready.send():
+        print(job, flush=True)
+        jobs.append(job)
+        if arguments.local:
+            codes.append(_end_of(job))
+    if not (arguments.local or arguments.wait):
+        print(f"sweep {ready.file.sweep.id}: gpuml runs {ready.file.sweep.id} shows its runs, the best first")
+        return 0
+    codes += [_end_of(job) for job in jobs[len(codes) :]]
+    print(SweepTable(ready.file))
+    return next((code for code in codes if code), 0)
+
+
+def _end_of(job: Any) -> int:
+    "The exit code of a job, once it is over"
+    if job.done_before:
+        return 0
+    with _looking_on(job.address):
+        state = job.wait(say=print)
+    return state.command_code
 
 # %% ../../nbs/ui/76_job_commands.ipynb #71038808
 def plan(
@@ -124,14 +162,28 @@ def wait(
 def cancel(
     arguments: argparse.Namespace,  # name
 ) -> int:
-    "`gpuml cancel name`: end the job; it saves a checkpoint before"
+    "`gpuml cancel name`: end the job, or all of a sweep; each saves a checkpoint before"
+    from gpuml.training.sweep_rows import find_sweep
+
+    configs = projects()
+    file = find_sweep(arguments.name, configs)
+    for name in file.sweep.runs if file and file.sweep.as_jobs else [arguments.name]:
+        try:
+            _cancel(name, configs)
+        except GpumlError as e:  # of a sweep not all need have been sent
+            if file is None or e.exit_code != Exit.NOT_FOUND:
+                raise
+    return 0
+
+
+def _cancel(name: str, configs: list[Config]) -> None:
+    "End a job, and say what it is then"
     from gpuml.cluster import jobs as cluster
 
-    state = cluster.find(arguments.name, projects()).cancel()
-    print(f"{arguments.name}: {state}")
+    state = cluster.find(name, configs).cancel()
+    print(f"{name}: {state}")
     if not state.over:
-        print(f"gpuml jobs {arguments.name} says what was saved, and how to go on with it")
-    return 0
+        print(f"gpuml jobs {name} says what was saved, and how to go on with it")
 
 # %% ../../nbs/ui/76_job_commands.ipynb #d3a2c23c
 def idle(

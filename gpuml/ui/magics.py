@@ -80,11 +80,15 @@ _USAGE = """Fine-tune a text classifier here, in this kernel.
     run = %gpu_train --resume RUN train.epochs=31   with more epochs, also a finished one (train.schedule=constant)
     run = %gpu_train dev --on cluster           not here: this notebook, as it is saved, as a job of low priority
     run = %gpu_train dev --local                the same as a process on this machine
+    sweep = %gpu_train dev train.learning_rate=1e-4,4e-4 train.seed=0,1    a run for each combination
+    sweep = %gpu_train dev train.learning_rate=1e-5,1e-4,1e-3 --halving    all for a part of the epochs, the better half on
 
 Returns a `Run`: its metrics show themselves; `run.predict(["some text"])` gives labels and
 probabilities, `run.mistakes()` the most confident errors, `run.model_folder` the model.
 The stop button ends training cleanly, with a checkpoint; the cells below don't run then, and
 `--resume` continues exactly there, with the run's own values. Tab completes configs, keys and values.
+A sweep shows a table at its end, the best first; `sweep.best` is a `Run`. Stopped, it goes on with `--resume` as well,
+and what is trained is not trained again. Commas part numbers, fixed words and models' names; a text keeps its own.
 With `--on cluster` the cell waits for the job and shows it. The stop button ends it with a checkpoint, and running the cell
 again goes on there. In the job the line trains with the job's config. `%submit_prod dev` submits without waiting.
 `compute.gpus=8` trains on eight GPUs of this machine, a process on each and none in the kernel: the same
@@ -99,6 +103,7 @@ _SUBMITTING = """Run this notebook, as it is saved, as a job on the cluster: `pa
     %submit_prod --plan                             whether it starts now, whom it preempts, or what it waits for
     %submit_prod --dry-run                          checks, differences and manifest; nothing is sent
     job = %submit_prod dev --local                  the same as a process on this machine
+    jobs = %submit_prod dev train.seed=0,1          a job for each combination of values; %gpu_runs SWEEP lists their runs
     job = %submit_prod --again                      one more, where the same is at work, or the name is there, already
     job = %submit_prod --notebook nbs/train.ipynb   where the kernel can't tell which notebook it is in
 
@@ -114,29 +119,26 @@ def _train(shell: Any, words: list[str]) -> Any:
         print(help_page(short=words[0] != "--help-all"))
         return None
     words, options = take_place(words)
-    name, overrides, resume = parse_line(words, shell.user_ns)
+    line = parse_line(words, shell.user_ns)
     if is_job(options) and in_job():  # its line says where a person's training happens
-        name, overrides, resume = parse_line([], shell.user_ns)
-    from gpuml.base.loading import load
-
-    config = load(name, overrides)
+        line = parse_line([], shell.user_ns)
     if is_job(options) and not in_job():
         refuse_resume(words)
-        return _attend(shell, config, options)
-    data = _table(options.get("--data"), config, shell.user_ns)
-    from gpuml.training.fit import fit
+        return _attend(shell, line, options)
+    data = _table(options.get("--data"), line.overrides, shell.user_ns)
+    from gpuml.ui.sweep_line import train_line
     from gpuml.ui.terminal import TerminalView
     from gpuml.ui.views import NotebookView
 
-    return fit(config, watch=TerminalView() if _is_terminal(shell) else NotebookView(), resume=resume, data=data)
+    return train_line(line, TerminalView if _is_terminal(shell) else NotebookView, "--halving" in options, data)
 
 
-def _table(name: str | None, config: Any, namespace: dict[str, Any]) -> Any:
+def _table(name: str | None, overrides: list[str], namespace: dict[str, Any]) -> Any:
     "The variable behind `--data`, if the line has it; raises `ConfigError`"
     if name is None:
         return None
-    if "data.train" in config.overridden:
-        raise ConfigError(f"--data {name}, data.train={config.data.train}: both name the training data; leave one out")
+    if named := [text for text in overrides if text.partition("=")[0].strip() == "data.train"]:
+        raise ConfigError(f"--data {name}, {named[-1]}: both name the training data; leave one out")
     return table_named(name, namespace)
 
 
@@ -144,12 +146,16 @@ def _is_terminal(shell: Any) -> bool:
     return type(shell).__name__ == "TerminalInteractiveShell"
 
 # %% ../../nbs/ui/65_magics.ipynb #59eedc7c
-def _attend(shell: Any, config: Any, options: dict[str, Any]) -> Any:
+def _attend(shell: Any, line: Any, options: dict[str, Any]) -> Any:
     "Submit the shell's notebook and wait for the job; its run"
+    from gpuml.base.grid import grid_of
+    from gpuml.base.loading import load
     from gpuml.ui.attend import JobLines, JobView, attend, run_of
 
+    if len(grid := grid_of(line.overrides)) > 1:
+        return _attend_sweep(_prepare_sweep(shell, line.config, grid, options))
     try:
-        job = _submit(shell, config, options, goes_on=True)
+        job = _submit(shell, load(line.config, line.overrides), options, goes_on=True)
     except KeyboardInterrupt:
         raise Preempted("stopped while it was submitted; %gpu_jobs says whether the job is there") from None
     if job.done_before:
@@ -165,11 +171,30 @@ def _submit_line(shell: Any, words: list[str]) -> Any:
     if {"--help", "-h"} & options.keys() or words == ["help"]:
         print(_SUBMITTING)
         return None
+    from gpuml.base.grid import grid_of
     from gpuml.base.line import parse_words
     from gpuml.base.loading import load
 
     name, overrides, _ = parse_words(words, "prod")
-    return _submit(shell, load(name, overrides), options)
+    if len(grid := grid_of(overrides)) == 1:
+        return _submit(shell, load(name, overrides), options)
+    ready = _prepare_sweep(shell, name, grid, options)
+    if "--dry-run" in options:
+        return ready
+    return _attend_sweep(ready) if "--local" in options else list(ready.send())
+
+# %% ../../nbs/ui/65_magics.ipynb #a3ab661d
+def _open(name: str) -> Any:
+    "A finished run of the project, or a sweep"
+    from gpuml.base.loading import load_all
+    from gpuml.training.results import load_run
+    from gpuml.training.sweep_rows import find_sweep
+
+    if file := find_sweep(name, load_all()):
+        from gpuml.ui.sweep_table import SweepTable
+
+        return SweepTable(file)
+    return load_run(name)
 
 # %% ../../nbs/ui/65_magics.ipynb #e5561bbf
 @magics_class
@@ -226,9 +251,7 @@ class GpumlMagics(Magics):
         if len(words) > 1 or (words and options):
             raise ConfigError(f"%gpu_runs {line.strip()}: takes the name of one run, or --sort, --all and --csv")
         if words:
-            from gpuml.training.results import load_run
-
-            return load_run(words[0])
+            return _open(words[0])
         from gpuml.base.loading import load_all
         from gpuml.ui.run_table import project_runs
 
@@ -246,18 +269,11 @@ class GpumlMagics(Magics):
 # %% ../../nbs/ui/65_magics.ipynb #597a7efb
 def _submit(shell: Any, config: Any, options: dict[str, Any], goes_on: bool = False) -> Any:
     "Submit the notebook that the shell belongs to; `goes_on`: with the same work where that was stopped last"
-    from gpuml.base.loading import load
     from gpuml.cluster import outlook, sending, submission
 
     if "--plan" in options:
         return outlook.outlook_of(config)
-    path = this_notebook(shell.user_ns, options.get("--notebook"))
-    if "--notebook" not in options:
-        check_saved(path, (shell.get_parent() or {}).get("content", {}).get("code", ""))
-    try:
-        before = load(shell.user_ns.get("config", "dev"))
-    except ConfigError:
-        before = None
+    path, before = _saved(shell, options)
     local = "--local" in options
     again = "--again" in options
     name = options.get("--name")
@@ -267,6 +283,47 @@ def _submit(shell: Any, config: Any, options: dict[str, Any], goes_on: bool = Fa
     if goes_on and not again and not planned.findings.bad and (name := sending.stopped_run(planned)):
         submission.name_run(planned, name)
     return sending.send(planned, name, again)
+
+# %% ../../nbs/ui/65_magics.ipynb #173d2399
+def _saved(shell: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+    "The notebook to submit, which must be saved, and the config that one develops with"
+    from gpuml.base.loading import load
+
+    path = this_notebook(shell.user_ns, options.get("--notebook"))
+    if "--notebook" not in options:
+        check_saved(path, (shell.get_parent() or {}).get("content", {}).get("code", ""))
+    try:
+        return path, load(shell.user_ns.get("config", "dev"))
+    except ConfigError:
+        return path, None
+
+
+def _prepare_sweep(shell: Any, name: str, grid: Any, options: dict[str, Any]) -> Any:
+    "The jobs of a sweep, checked; nothing is sent"
+    from gpuml.cluster.sweep_jobs import prepare_sweep
+
+    path, before = _saved(shell, options)
+    return prepare_sweep(name, grid, path, options, before)
+
+
+def _attend_sweep(ready: Any) -> Any:
+    "Send the jobs of a sweep and wait for them, of this machine for each before the next one; the table"
+    from gpuml.ui.sweep_table import SweepTable
+
+    jobs = []
+    try:
+        for job in ready.send():
+            jobs.append(job)
+            if ready.is_local:
+                print(f"{job.run_id}: {'done before' if job.done_before else job.wait()}")
+        for job in [] if ready.is_local else jobs:
+            print(f"{job.run_id}: {'done before' if job.done_before else job.wait()}")
+    except KeyboardInterrupt:
+        for job in jobs:
+            if not (job.done_before or job.status.over):
+                job.cancel()
+        raise Preempted(f"{ready.file.sweep.id}: stopped; the same line goes on with what is left") from None
+    return SweepTable(ready.file)
 
 # %% ../../nbs/ui/65_magics.ipynb #77ee716f
 def panel(

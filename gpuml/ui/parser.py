@@ -46,7 +46,11 @@ _RAW = argparse.RawDescriptionHelpFormatter
 _WORDS = "config/NAME.yaml, here or in a folder above, or a YAML file (default: dev); changes, such as train.epochs=3"
 
 
-_SEVERAL = """compute.gpus=8 trains on eight GPUs of this machine, a process on each: one progress, one stop, one error.
+_SEVERAL = """a sweep: train.learning_rate=1e-4,4e-4 train.seed=0,1 trains four runs, one after the other, and lists them, the best
+first. Commas part values of keys that take numbers, fixed words or a model's name; a text keeps its own. --resume goes
+on with one that was stopped; what is trained is not trained again. gpuml runs SWEEP shows it again.
+
+compute.gpus=8 trains on eight GPUs of this machine, a process on each: one progress, one stop, one error.
 GPUML_GPUS=2 in the environment starts two processes where there is no GPU. compute.nodes is for gpuml submit.
 
 """
@@ -105,12 +109,14 @@ predict large inputs, or as many as the environment's GPUML_GPUS says; the outpu
 def _training(command: Callable) -> None:
     "Train, look at data, predict"
     sub = _lined(command, "train", train, "fine-tune a text classifier on this machine", _SEVERAL)
-    sub.usage = "gpuml train [config] [key=value ...] [--resume [RUN]]"
+    sub.usage = "gpuml train [config] [key=value ...] [--halving] [--resume [RUN]]"
     resume = (
         "go on with the latest interrupted run, or with the run that is named, with its own values; "
         "train.epochs=N gives it more epochs, also a finished one (train.schedule=constant)"
     )
     sub.add_argument("--resume", nargs="?", const="", metavar="RUN", help=resume)
+    halving = "of a sweep: train all for a part of the epochs, the better half for twice as many, and so on to the end"
+    sub.add_argument("--halving", action="store_true", help=halving)
     sub = _lined(command, "data", data, "check and tokenise the data for the next training, and say what is in it")
     sub.usage = "gpuml data [config] [key=value ...] [--json]"
     sub.add_argument("--json", action="store_true", help="the same as JSON, for scripts")
@@ -144,7 +150,7 @@ the listed runs differ. It is read from the outputs of this project's configs, h
 def _runs(command: Callable) -> None:
     "List, open, note and delete runs"
     sub = command("runs", runs, "list this project's runs, or show one", formatter_class=_RAW, epilog=_LISTED)
-    sub.add_argument("run", nargs="?", help="show this one: its id, its folder, its place at s3://, or latest")
+    sub.add_argument("run", nargs="?", help="show this one: its id, its folder, its place at s3://, latest, or a sweep")
     sub.add_argument("--sort", metavar="KEY", help="the column to sort by (default: time)")
     sub.add_argument("--all", action="store_true", help="not only the 30 newest")
     sub.add_argument("--csv", metavar="FILE", help="the rows as a CSV file too")

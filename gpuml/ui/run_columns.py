@@ -58,9 +58,9 @@ def run_columns(
     titles = [key if tails.count(tail) > 1 else tail for key, tail in zip(keys, tails, strict=True)]
     own = [RunColumn(key, title, _is_number(rows, key)) for key, title in zip(keys, titles, strict=True)]
     scores = [RunColumn(score.key, score.short or score.title, True) for score in SHOWN]
-    notes = [RunColumn("note", "note")] if any(row.note for row in rows) else []
+    words = [RunColumn(key, key) for key in ("note", "sweep") if any(value_of(row, key) for row in rows)]
     times = [RunColumn("gpu_time", "time", True), RunColumn("time", "ended (UTC)")]
-    return [RunColumn("run", "run"), RunColumn("state", "state"), *scores, *own[:most], *times, *notes]
+    return [RunColumn("run", "run"), RunColumn("state", "state"), *scores, *own[:most], *times, *words]
 
 
 def _is_number(rows: Iterable[RunRow], key: str) -> bool:

@@ -25,12 +25,19 @@ def runs(
 
 
 def _open(name: str) -> int:
-    "Print the report of a run; of one that did not finish, its row"
+    "Print the table of a sweep, or the report of a run; of one that did not finish, its row"
     from gpuml.training.results import load_run
     from gpuml.training.run_list import find_row
     from gpuml.training.run_row import FINISHED
+    from gpuml.training.sweep_rows import find_sweep
 
-    row = find_row(name, projects())
+    configs = projects()
+    if file := find_sweep(name, configs):
+        from gpuml.ui.sweep_table import SweepTable
+
+        print(SweepTable(file))
+        return 0
+    row = find_row(name, configs)
     if row.state == FINISHED:
         print_run(load_run(row.place, row.endpoint))
     else:

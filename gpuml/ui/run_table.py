@@ -122,7 +122,7 @@ class RunTable:
     def table(self) -> Table:
         "The rows for a terminal: of the config the first keys in which they differ"
         columns = run_columns(self.rows, _VALUES)
-        rows = [[_short(column.text(row)) for column in columns] for row in self.rows]
+        rows = [[_short(column.text(row), column.key == "run") for column in columns] for row in self.rows]
         return Table([Column(column.title, column.number) for column in columns], rows)
 
     def __repr__(self):
@@ -138,9 +138,9 @@ class RunTable:
         return f"{runs_html(self.rows, self.key) if self.rows else 'no runs'}{notes}"
 
 
-def _short(text: str, most: int = 48) -> str:
-    "A text that leaves room for other columns"
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _short(text: str, is_name: bool, most: int = 48) -> str:
+    "A text that leaves room for other columns; a name is whole, so that it can be copied"
+    return text if is_name or len(text) <= most else f"{text[: most - 1]}…"
 
 # %% ../../nbs/ui/34_run_table.ipynb #e56e3759
 def project_runs(

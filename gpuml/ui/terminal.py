@@ -33,6 +33,7 @@ def can_draw(
 
 # %% ../../nbs/ui/20_terminal.ipynb #cae3a194
 LOG_SECONDS = 30.0  # between two lines of a log
+_ENDS = ("done", "stopped", "paused", "failed")  # phases
 _BAR = 24  # columns of the bar, and fewer where words need them
 
 
@@ -62,7 +63,7 @@ class Bar:
         self._display.columns[0].bar_width = bar
         total = progress.steps or None
         self._display.update(self._task, completed=progress.step, total=total, description=words, refresh=True)
-        if progress.phase in ("done", "stopped", "failed"):
+        if progress.phase in _ENDS:
             self._display.stop()
 
 # %% ../../nbs/ui/20_terminal.ipynb #c7b51d78
@@ -78,6 +79,8 @@ class TerminalView:
         if can_draw(self.stream):
             self._bar = self._bar or Bar(self.stream)
             self._bar.draw(progress)
+            if progress.sweep and progress.phase in _ENDS:  # a table of all runs comes after the last of them
+                self._print(f"{progress.run}: {', '.join(line_facts(progress.headway()))}")
         elif progress.phase != self._phase or time.monotonic() - self._logged >= self.log_seconds:
             self._logged = time.monotonic()
             print(f"{progress.run}: {', '.join(line_facts(progress.headway()))}", file=self.stream, flush=True)

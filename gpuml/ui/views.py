@@ -26,7 +26,7 @@ def progress_html(
     if p.phase == "done":
         rest = facts(replace(headway, phase=""))
         return f"<div>✓ <b>{escape(p.run)}</b> · {escape(' · '.join(rest))}</div>"
-    mark = {"stopped": "■ ", "failed": "✗ "}.get(p.phase, "")
+    mark = {"stopped": "■ ", "paused": "❚❚ ", "failed": "✗ "}.get(p.phase, "")
     bar = f"<progress value='{p.step}' max='{max(p.steps, 1)}' style='width:440px;max-width:100%' aria-label='updates'></progress>"
     validation = [(e["step"], e["loss"]) for e in p.evaluations]
     curve = loss_curve(p.curve(), validation, p.steps, width=440, height=120)

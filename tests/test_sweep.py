@@ -1,0 +1,111 @@
+"A sweep: refused before anything starts, stopped and continued, halved without a bit's difference, one family in MLflow"
+
+import os
+import shutil
+import signal
+
+import pytest
+from safetensors.numpy import load_file
+
+from gpuml.base.errors import ConfigError, Preempted
+from gpuml.base.line import parse_words
+from gpuml.base.loading import load, load_all
+from gpuml.training.fit import fit
+from gpuml.training.results import load_run
+from gpuml.training.run_list import read_rows
+from gpuml.ui.sweep_line import train_line
+from tests.conftest import gpuml, runs_in
+
+RATES = "train.learning_rate=1e-3,4e-3"
+
+
+def train(*words, watch=None, halving=False):
+    "What a line comes to, watched by one watch for all runs"
+    return train_line(parse_words(["dev", *words]), lambda: watch, halving, say=lambda text: None)
+
+
+def stop_in(run: int):
+    "A watch that stops the sweep at an update of this run"
+    asked = []
+
+    def watch(progress):
+        if progress.sweep.startswith(f"{run} ") and progress.step >= 2 and not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    return watch
+
+
+def test_a_bad_value_is_refused_before_anything_starts(project):
+    done = gpuml("train", "train.learning_rate=1e-3,4", "train.seed=0,1", cwd=project)
+    assert done.returncode == 78 and "train.learning_rate=4: train.learning_rate: must be at most 1" in done.stderr
+    other = project / "config" / "none"
+    done = gpuml("train", f"model.name={load('dev').model.name},{other}", cwd=project)
+    assert done.returncode == 66 and "no such folder" in done.stderr
+    assert not (project / "outputs").exists()
+
+
+def test_stopped_and_continued(project, store):
+    with pytest.raises(Preempted, match=r"run 2 of 4: stopped at update \d of 6"):
+        train(RATES, "train.seed=0,1", watch=stop_in(2))
+    first = next(row for row in read_rows(load_all()).rows if row.state == "finished")
+    certificate = project / "outputs" / first.run / "certificate.json"
+    before = certificate.stat().st_mtime_ns
+    statuses = {run.info.run_name: run.info.status for run in runs_in(store)}
+    assert sorted(statuses.values()) == ["FINISHED", "KILLED", "KILLED"]  # a run, the stopped one, the sweep
+
+    with pytest.raises(ConfigError, match="no interrupted sweep of these values"):
+        train("train.seed=0,1", "--resume")
+    begun = []
+    table = train("--resume", watch=lambda p: p.phase == "training" and begun.append(p.sweep))
+    assert set(begun) == {"2 of 4", "3 of 4", "4 of 4"} and certificate.stat().st_mtime_ns == before
+    assert [row.state for row in table.rows] == ["finished"] * 4 and table.file.is_over
+    assert table.best.id == table.best_row.run and [len(group.rows) for group in table.seeds] == [2, 2]
+    whole = fit(load("dev", ["train.learning_rate=1e-3", "train.seed=1"]))
+    assert weights(load_run(table.file.sweep.runs[1])) == weights(whole)
+    assert {row.sweep for row in read_rows(load_all()).rows} == {table.file.sweep.id, ""}
+
+    runs = {run.info.run_name: run for run in runs_in(store)}
+    parent = runs[table.file.sweep.id]
+    children = [run for run in runs.values() if "mlflow.parentRunId" in run.data.tags]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert len(children) == 4 and parent.info.status == "FINISHED"
+    assert parent.data.metrics["macro_f1"] == max(run.data.metrics["macro_f1"] for run in children)
+
+
+def weights(run) -> dict[str, bytes]:
+    "A run's weights, as bytes by name"
+    tensors = load_file(run.folder / "model" / "model.safetensors")
+    return {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+
+def test_halving_goes_on_exactly(project, store):
+    line = ["train.learning_rate=1e-4,1e-3,4e-3", "train.epochs=4"]
+    epochs = []
+
+    def watch(progress):
+        if progress.phase in ("paused", "done"):
+            epochs.append((progress.sweep, len(progress.evaluations)))
+
+    table = train(*line, halving=True, watch=watch)
+    assert [part for part in epochs if part[1] == 1] == [("1 of 3", 1), ("2 of 3", 1), ("3 of 3", 1)]
+    assert [e for _, e in epochs] == [1, 1, 1, 2, 2, 4]
+    best, *others = table.rows
+    assert best.state == "finished" and {row.state for row in others} == {"paused"}
+    assert all(row.scores for row in others)
+    value = best.config["train.learning_rate"]
+    plain = fit(load("dev", [f"train.learning_rate={value}", "train.epochs=4"]))
+    assert weights(table.best) == weights(plain)
+    parent = next(run for run in runs_in(store) if run.info.run_name == table.file.sweep.id)
+    assert parent.info.status == "FINISHED"
+    left_out = train_line(parse_words(["--resume", others[0].run]), lambda: None)
+    assert len(left_out.metrics["history"]) == 4  # no work is lost: it can still be trained to its end
+
+
+def test_one_sweep_in_the_list_and_by_name(project, store):
+    table = train("train.seed=0,1", "train.epochs=1")
+    sweep = table.file.sweep.id
+    shown = gpuml("runs", sweep, cwd=project)
+    assert shown.returncode == 0 and f"over 2 seeds; its best run is {table.best_row.run}" in shown.stdout
+    assert sweep in gpuml("runs", cwd=project).stdout
+    shutil.rmtree(project / "outputs" / table.file.sweep.runs[0])
+    assert "not begun" in gpuml("runs", sweep, cwd=project).stdout
