@@ -1,10 +1,10 @@
 """A week of a public trace on 64 nodes of 8 GPUs, decided by gpuml's own `plan` and accounted by its own ledger; and the plan's growth.
 
-    python benchmarks/fleet.py philly.csv[.xz] [--start 2017-10-09] [--production 0.2] [--processes 2] | --growth
+    python benchmarks/fleet.py philly.csv[.xz] [--start 2017-10-09] [--production 0.2] [--seed 0] [--processes 2] | --growth
 
 The trace is that of `queue_waits.py`, which says where it can be had; all of its clusters together here. The jobs of the
 seven days from `--start` come to an empty cluster, and time goes on until the last one has ended. A random fifth
-(`--production`) is of the class gpuml-prod, the others of gpuml-dev. Jobs of more than 8 GPUs are jobs of several nodes.
+(`--production`, drawn by `--seed`) is of the class gpuml-prod, the others of gpuml-dev. Jobs of more than 8 GPUs are jobs of several nodes.
 
 Simulated are the clock, people and pods. Whom the scheduler gives GPUs is what `plan` says of each job's own manifest, the
 most important first, then the oldest; what does not fit keeps nobody; of nodes, and of pods that may be preempted, that are as
@@ -406,10 +406,10 @@ def attempt_of(run: Run, now: int, is_done: bool, saves: bool) -> Attempt:
     return with_times(attempt, sheet.times())
 
 
-def runs_of(jobs: list[Job], start: float, production: float) -> list[Run]:
+def runs_of(jobs: list[Job], start: float, production: float, seed: int = 0) -> list[Run]:
     "The jobs of seven days, with a class each"
     jobs = [job for job in jobs if start <= job.submitted < start + WEEK / 1000]
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     prod = rng.random(len(jobs)) < production
     believed = np.exp(rng.normal(0, 0.1, len(jobs)))
     return [
@@ -510,6 +510,7 @@ def main() -> None:
     parser.add_argument("trace", type=Path, nargs="?")
     parser.add_argument("--start", default="2017-10-09")
     parser.add_argument("--production", type=float, default=0.2)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--growth", action="store_true")
     arguments = parser.parse_args()
@@ -518,7 +519,7 @@ def main() -> None:
         return
     start = datetime.fromisoformat(arguments.start).timestamp()
     jobs = sorted(job for jobs in read_trace(arguments.trace).values() for job in jobs)
-    runs = runs_of(jobs, start, arguments.production)
+    runs = runs_of(jobs, start, arguments.production, arguments.seed)
     hours = sum(run.job.gpus * run.job.duration for run in runs) / 3600
     print(f"{len(runs):,} jobs, {hours:,.0f} GPU-hours; minutes waited, before the first attempt and in all")
     waits = f"{'median':>9}{'90 %':>9}{'median':>9}{'90 %':>9}"
