@@ -132,3 +132,38 @@ def test_the_stop_button_ends_the_job_and_the_same_cell_goes_on(kernel):
 def test_an_error_of_the_job_is_a_sentence(kernel):
     _, error = kernel.run("run = %gpu_train dev data.text=body --local")
     assert error.startswith("GpumlError: not submitted") and "body" in error and "Traceback" not in error
+
+
+def test_the_body_of_a_cell_as_a_job(kernel, project):
+    "Values and functions go in and come back, with what it showed; the kernel's variables stay; no data is needed"
+    (project / "data" / "a.csv").unlink()
+    kernel.run("k = 3\ndef scale(x): return k * x\ntexts = ['a', 'bb']", silent=True)
+    body = "k = 5\nlengths = [scale(len(t)) for t in texts]\nprint('at work')\nimport os; os.environ['GPUML_RUN']"
+    outputs, error = kernel.run(f"%%gpu --local --in texts,scale --out lengths\n{body}")
+    assert not error, error
+    job, state = the_job()
+    assert state.phase == "succeeded" and {"at work", f"'{job.run_id}'"} <= set(words(outputs).split("\n"))
+    assert words(kernel.run("lengths, k")[0]) == "([3, 6], 3)"
+    assert not list(project.glob(".gpu-cell*"))
+
+
+def test_an_error_of_the_body_is_its_traceback_and_a_sentence(kernel):
+    outputs, error = kernel.run("%%gpu --local\nx = 1\nraise ValueError(f'too few: {x}')")
+    assert error == f"GpumlError: {the_job()[0].run_id}: the cell raised ValueError: too few: 1"
+    assert "ValueError" in words(outputs) and "gpu_cell.py" not in words(outputs)
+    for cell, problem in {
+        "%%gpu --local --in nothing\n1": "ConfigError: nothing: there is no such variable to hand over",
+        "%%gpu --local\nx = (1": "ConfigError: line 1 below %%gpu: '(' was never closed",
+        "%%gpu --local --out y\nx = 1": "y: there is no such variable to hand over",
+        "%%gpu --lokal\n1": "ConfigError: unknown option --lokal; known: --in, --out",
+    }.items():
+        assert problem in kernel.run(cell)[1]
+
+
+def test_the_stop_button_ends_the_body_too(kernel):
+    request = kernel.start("%%gpu --local\nimport time\nprint('asleep')\ntime.sleep(600)")
+    job, _ = the_job()
+    until(lambda: "asleep" in job.logs())
+    kernel.manager.interrupt_kernel()
+    _, error = kernel.result(request)
+    assert error == f"Preempted: {job.run_id}: stopped; nothing comes back" and job.status.phase == "cancelled"

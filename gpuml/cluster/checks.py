@@ -22,7 +22,8 @@ def check_here(
     "The checks that need no cluster: notebook, data, output, tracking"
     findings = Findings()
     findings.add("notebook", lambda: _check_notebook(path, config))
-    findings.add("data", lambda: _check_data(config))
+    if not contract.is_gpu_cell(path):
+        findings.add("data", lambda: _check_data(config))
     findings.add("output", lambda: _check_output(config))
     findings.add("tracking", lambda: _check_tracking(config))
     return findings

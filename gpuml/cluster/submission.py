@@ -33,7 +33,7 @@ from .outlook import Outlook, check_plan, outlook
 from .speedup import speed_finding
 from .standing import Asked, Standing, standing
 from .waits import site_log_of
-from ..jobs import bundle
+from ..jobs import bundle, contract, gpu_cell
 from ..training.attempts import now, owner
 from ..training.certificate import data_files
 
@@ -174,7 +174,8 @@ def _pack(
     sent = config if local else for_pods(config)
     commit = git_commit(config.root)
     facts = {"git": {"commit": commit}, "versions": versions()}
-    packed = bundle.pack(sent, path, (), facts, [] if local else data_here(config))
+    beside = gpu_cell.files_beside(path) if contract.is_gpu_cell(path) else [] if local else data_here(config)
+    packed = bundle.pack(sent, path, (), facts, beside)
     mark = os.urandom(8).hex()
     source = job.Source(packed.name, _address(config, packed), packed.notebook, owner(), commit, mark, now())
     manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, grace)
