@@ -127,6 +127,13 @@ def test_the_list_of_local_jobs_reads_the_record(tmp_path):
     html = jobs_html(JobList([(job, job.status)]))
     assert "<progress value='1050' max='2100' aria-label='updates'></progress> 50%" in html and "1:15 min" in html
     assert local_job(tmp_path, phase="waiting").status.headway is None
+    HeadwayFile(tmp_path / "progress.json").write(
+        Headway("dev-1", "done", evaluation={"accuracy": 0.5, "macro_f1": 0.25})
+    )
+    done = local_job(tmp_path, phase="succeeded")
+    assert done.status.progress == "accuracy 0.500, macro-F1 0.250"
+    html = jobs_html(JobList([(done, done.status)]))
+    assert "accuracy 0.500" in html and "<progress" not in html
 
 
 class Pod(NoServer):

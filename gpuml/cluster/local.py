@@ -88,7 +88,7 @@ class LocalJob(Job):
     def status(self) -> State:
         "What it is doing now"
         state = state_of(local_state(self.folder))
-        if state.phase not in ("running", "stopping"):
+        if state.phase not in ("running", "stopping", "succeeded"):
             return state
         return replace(state, headway=headway_in(self.folder / PROGRESS_FILE))
 

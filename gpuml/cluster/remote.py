@@ -155,14 +155,15 @@ def look_at(
         entries = queue_entries(handle.api, handle.namespace, [job])
         look = replace(look, events=events, snapshot=snapshot, queue_entry=entries.get(handle.run_id))
     state = explain(look)
-    return replace(state, headway=headway_of_pod(handle, state)) if state.phase == "running" else state
+    has_log = state.pod and state.phase in ("running", "succeeded")
+    return replace(state, headway=headway_of_pod(handle, state)) if has_log else state
 
 
 def headway_of_pod(
     handle: ClusterJob,
     state: State,
 ) -> Headway | None:
-    "How far a job is that runs, by the log of its pod"
+    "How far a job is that runs, or what came of it, by the log of its pod"
     return last_headway(read_log(handle.at, state.pod, tailLines=40), handle.run_id)
 
 # %% ../../nbs/cluster/44_remote.ipynb #10c18262

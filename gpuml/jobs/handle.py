@@ -23,7 +23,7 @@ from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 from ..training import attempts
 from ..training.headway import Headway
-from ..training.words import facts
+from ..training.words import facts, scores_text
 
 # %% ../../nbs/jobs/80_handle.ipynb #afbbc12d
 OVER = ("succeeded", "failed", "cancelled", "released", "gone")
@@ -51,7 +51,9 @@ class State:
 
     @property
     def progress(self) -> str:
-        "How far it is, in words; empty where that is not known"
+        "How far it is, in words, or what came of it; empty where that is not known"
+        if self.headway and self.over:
+            return scores_text(self.headway)
         return ", ".join(facts(self.headway)) if self.headway else ""
 
     @property

@@ -22,7 +22,7 @@ from .metrics import charts
 from .panel_parts import Threads, close_all, copyable, show_in, trying
 
 # %% ../../nbs/ui/50_panel_jobs.ipynb #7cf4fbd7
-_FIRST = ("job", "state", "progress", "left")  # the list's other columns follow in their order
+_FIRST = ("job", "state", "progress", "left", "reason")  # seen in a narrow window too; the others follow in their order
 
 
 def jobs_html(
@@ -33,7 +33,7 @@ def jobs_html(
     order = [*_FIRST, *(name for name in heads if name not in _FIRST)]
     rows = []
     for row, (_, job_state) in zip(listed.rows(), listed, strict=True):
-        headway = job_state.headway or Headway()
+        headway = job_state.headway if job_state.headway and not job_state.over else Headway()
         entries = row.entries(
             state=Entry(f"{SIGNS[row.state]} {row.state}", kind=f"gpuml-{row.state}"),
             progress=Entry(row.progress, _bar(headway) or None),
@@ -56,12 +56,13 @@ def _bar(headway: Headway) -> str:
 def job_part(
     job: Any,
     part: str,  # logs, metrics or notebook
+    updates: int = 0,  # that are planned, where that is known
 ) -> str:
     "A part of a job as HTML"
     if part == "notebook":
         return notebook_html(job.notebook())
     if part == "metrics":
-        curves = charts(job.metrics())
+        curves = charts(job.metrics(), updates)
         if curves:
             return f"<div class='gpuml-charts'>{curves}</div>"
         return f"<div class='gpuml-note'>no metrics{'' if job.status.over else ' yet'}</div>"
@@ -94,7 +95,7 @@ class JobTable:
 
     def html(self) -> str:
         "The table without widgets"
-        return self.table.value.replace("class='gpuml-jobs'", "class='gpuml-table'", 1)
+        return self.table.value.replace("class='gpuml-jobs'", "class='gpuml-table gpuml-words'", 1)
 
 # %% ../../nbs/ui/50_panel_jobs.ipynb #1f43731f
 class OpenJob:
@@ -104,6 +105,7 @@ class OpenJob:
         import ipywidgets as w
 
         self.job, self._look = None, look
+        self._updates = 0  # that the open one has planned, as far as the list knows
         self.part = w.ToggleButtons(options=["logs", "metrics", "notebook"])
         self.part.add_class("gpuml-sections")
         self.cancel, self.hide = w.Button(description="Cancel job …"), w.Button(description="Close")
@@ -128,6 +130,11 @@ class OpenJob:
         self.view.children = (self.facts, self.bar, self.content) if job else ()
         self._look()
 
+    def learn(self, state: Any) -> None:
+        "What the list knows of the open one"
+        self.cancel.disabled = bool(state and state.over)
+        self._updates = state.headway.updates if state and state.headway else 0
+
     def ask(self, sure: bool) -> None:
         "Cancelling asks first"
         self.yes.description = f"Yes, cancel {self.address}" if self.job else "Yes, cancel it"
@@ -138,7 +145,7 @@ class OpenJob:
         job, part = self.job, self.part.value
         line = copyable(f"job = %gpu_jobs {shlex.quote(job.address)}", "the job in a cell")
         show_in(self.facts, f"{job._repr_html_()}{line}")
-        html = job_part(job, part)
+        html = job_part(job, part, self._updates)
         if (job, part) == (self.job, self.part.value):  # not another one meanwhile
             show_in(self.content, html)
 
@@ -187,7 +194,7 @@ class JobsTab:
 
         self.listed = jobs(load_all(), everyone=self.everyone.value)
         self.list.show(self.listed, self.opened.address)
-        self.opened.cancel.disabled = any(job.address == self.opened.address and s.over for job, s in self.listed)
+        self.opened.learn(next((state for job, state in self.listed if job.address == self.opened.address), None))
         count, hidden = len(self.listed), self.listed.elsewhere
         others = f"; {hidden:,} more of other projects" if hidden else ""
         show_in(self.status, f"{count} job{'s' * (count != 1)} at {time.strftime('%H:%M:%S')}{others}")
