@@ -6,8 +6,8 @@
 __all__ = ['Outlook', 'outlook', 'wait_of', 'check_plan', 'outlook_of']
 
 # %% ../../nbs/cluster/52_outlook.ipynb #0a1563f0
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 from ..base.config import Config
 from .answers import ApiServer, plainly
 from .calibration import Calibration, Forecast
+from .events import preemptions
 from .findings import Unknown
 from .forecast import NEW, class_priorities, device_of, forecasts
-from .manifest import Source
+from .manifest import PREFIX, Source
 from .manifest import manifest as job_manifest
-from .objects import read_cluster
+from .objects import events_in, read_cluster
 from .plan import Plan, plan
-from .plan_words import Headways, plan_words
+from .plan_words import Headways, Preemptions, plan_words
 from .promise import promise_of
 from .queue import queue_of
 from .queue_plan import plan_in_queue
@@ -41,10 +42,11 @@ class Outlook:
     now: datetime
     forecast: Forecast | None = None  # when it starts, where it waits and that can be told
     calibration: Calibration = Calibration()
+    preempted: Preemptions = field(default_factory=dict)  # of those that it would preempt, within the last hour
 
     def __str__(self):
         promise = promise_of(self.forecast, self.calibration) if self.forecast else None
-        return plan_words(self.plan, self.snapshot, self.now, self.headways, promise)
+        return plan_words(self.plan, self.snapshot, self.now, self.headways, promise, self.preempted)
 
     __repr__ = __str__
 
@@ -67,7 +69,7 @@ def outlook(
     concerned = answer.victims if answer.victims else _holders(answer, snapshot)
     headways = headways_of(api, concerned)
     if answer.answer != "waits" or answer.reasons or answer.shortages:
-        return Outlook(answer, snapshot, headways, now)
+        return Outlook(answer, snapshot, headways, now, preempted=_preempted(api, answer.victims, now))
     log = site()
     return Outlook(answer, snapshot, headways, now, _start(answer, snapshot, headways, log, now), log.calibration)
 
@@ -87,6 +89,16 @@ def _holders(answer: Plan, snapshot: Snapshot) -> list[Holding]:
         return []
     devices = {name for name in answer.request.demand if "/" in name}
     return [h for node in snapshot.nodes or () for h in node.holdings if devices & h.demand.keys()]
+
+# %% ../../nbs/cluster/52_outlook.ipynb #bce47d9a
+def _preempted(api: ApiServer, victims: Iterable[Holding], now: datetime) -> Preemptions:
+    "How often the runs of some pods were preempted within the last hour, by what events one may see"
+    ours = [holding for holding in victims if holding.labels.get(f"{PREFIX}/run")]
+    events = {namespace: events_in(api, namespace) for namespace in {holding.namespace for holding in ours}}
+    return {
+        (holding.namespace, holding.name): preemptions(events[holding.namespace], holding.labels[f"{PREFIX}/run"], now)
+        for holding in ours
+    }
 
 # %% ../../nbs/cluster/52_outlook.ipynb #6d14b9d8
 def wait_of(
