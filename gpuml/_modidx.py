@@ -4421,6 +4421,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'gpuml/ui/sweep_table.py'),
                                       'gpuml.ui.sweep_table.SweepTable.best_row': ( 'ui/sweep_table.html#sweeptable.best_row',
                                                                                     'gpuml/ui/sweep_table.py'),
+                                      'gpuml.ui.sweep_table.SweepTable.columns': ( 'ui/sweep_table.html#sweeptable.columns',
+                                                                                   'gpuml/ui/sweep_table.py'),
                                       'gpuml.ui.sweep_table.SweepTable.notes': ( 'ui/sweep_table.html#sweeptable.notes',
                                                                                  'gpuml/ui/sweep_table.py'),
                                       'gpuml.ui.sweep_table.SweepTable.rows': ( 'ui/sweep_table.html#sweeptable.rows',

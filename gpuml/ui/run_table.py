@@ -71,9 +71,10 @@ def runs_html(
     rows: Sequence[RunRow],
     key: str = "time",  # the column that they are sorted by at first, by `sort_key`
     token: Callable[[int], str] = secrets.token_hex,  # tells the buttons of two lists on one page apart
+    columns: Sequence[RunColumn] = (),  # by default those of any runs
 ) -> str:
     "A list of runs that is sorted by a click on a column's name"
-    columns, group = run_columns(rows), f"gpuml-{token(4)}"
+    columns, group = columns or run_columns(rows), f"gpuml-{token(4)}"
     places: dict[str, list[str]] = {row.place: [] for row in rows}
     for number, column in enumerate(columns, 1):
         for short, rising in (("u", True), ("d", False)):

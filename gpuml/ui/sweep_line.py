@@ -97,8 +97,10 @@ def train_line(
     sweep = file.sweep
     check_models(sweep)
     order = "the better half of them further and further" if sweep.halving else "one after the other"
-    done = f"goes on, {len(file.outcomes)} of " if file.outcomes else ""
-    say(f"sweep {sweep.id}: {done}{len(sweep.runs)} runs{' have been begun' if done else ''}, {order}")
+    say(
+        f"sweep {sweep.id}: {len(sweep.runs)} runs, {order}"
+        + (f"; trained before: {len(file.outcomes)}" if file.outcomes else "")
+    )
     train_sweep(file, make_watch)
     return SweepTable(file)
 

@@ -108,11 +108,15 @@ class SweepTable:
             lines.append(f"{done} of {len(self.rows)} runs are finished; {others}")
         return [*lines, best_line(self.best_row, self.seeds, sweep.score)]
 
+    @property
+    def columns(self) -> list[RunColumn]:
+        "What it shows of a run: first what differs"
+        return sweep_columns(run_columns(self.rows), {row.state for row in self.rows} != {FINISHED})
+
     def table(self) -> Table:
-        "The rows for a terminal: what differs first"
-        columns = sweep_columns(run_columns(self.rows), {row.state for row in self.rows} != {FINISHED})
-        rows = [[column.text(row) for column in columns] for row in self.rows]
-        return Table([Column(column.title, column.number) for column in columns], rows)
+        "The rows for a terminal"
+        rows = [[column.text(row) for column in self.columns] for row in self.rows]
+        return Table([Column(column.title, column.number) for column in self.columns], rows)
 
     def __repr__(self):
         seeds = [seeds_table(self.seeds).text(), ""] if self.seeds and self.seeds[0].values else []
@@ -120,5 +124,7 @@ class SweepTable:
 
     def _repr_html_(self):
         seeds = seeds_table(self.seeds).html() if self.seeds and self.seeds[0].values else ""
-        lines = "".join(f"<div class='gpuml-runs-note'>{as_html(line)}</div>" for line in self.notes())
-        return f"{runs_html(self.rows, self.file.sweep.score.key)}{seeds}{lines}"
+        *notes, best = self.notes()
+        lines = "".join(f"<div class='gpuml-runs-note'>{as_html(line)}</div>" for line in notes)
+        runs = runs_html(self.rows, self.file.sweep.score.key, columns=self.columns)
+        return f"{runs}{seeds}{lines}<div><b>{as_html(best)}</b></div>"
