@@ -24,6 +24,13 @@ def panel(notebook=None):
     return panel(notebook)
 
 
+def job(*words, resume=False, data=True):
+    "A training of your own as a block that loses no work: `with gpuml.job() as job: …`; see the page ui/job"
+    from gpuml.ui.job import job
+
+    return job(*words, resume=resume, data=data)
+
+
 def command():
     "The `gpuml` command; a signal while it still loads ends it at once: nothing has begun, and no import shows a traceback"
     import os

@@ -45,7 +45,7 @@ def test_the_record_comes_back_as_it_was():
     assert read_headway(as_json(HALFWAY)) == HALFWAY
     assert read_headway(as_json(Headway())) == Headway()
     assert read_headway(as_json(replace(HALFWAY, loss=float("inf")))).loss == float("inf")
-    assert all(value for value in asdict(HALFWAY).values() if value != "")
+    assert all(value for name, value in asdict(HALFWAY).items() if value != "" and name != "own_loop")
 
 
 def test_what_a_later_version_adds_is_passed_over():

@@ -137,7 +137,7 @@ def test_a_saved_model_can_be_read_by_others(tmp_path):
     try:
         model.save(model_of("bert"), tokenizer_of(), tmp_path / "model")
         (tmp_path / "checkpoints").mkdir()
-        checkpoint.save(tmp_path / "checkpoints", 1, {"x": torch.ones(1)}, {})
+        checkpoint.save(tmp_path / "checkpoints", 1, checkpoint.as_files({"x": torch.ones(1)}, {}))
     finally:
         os.umask(before)
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*") if p.is_file()}

@@ -23,7 +23,7 @@ def check_here(
     findings = Findings()
     findings.add("notebook", lambda: _check_notebook(path, config))
     if not contract.is_gpu_cell(path):
-        findings.add("data", lambda: _check_data(config))
+        findings.add("data", lambda: _check_files(config) if _is_own_loop(path) else _check_data(config))
     findings.add("output", lambda: _check_output(config))
     findings.add("tracking", lambda: _check_tracking(config))
     return findings
@@ -34,6 +34,8 @@ def _check_notebook(path: Path, config: Config) -> str:
     if wrong := contract.problems(path):
         raise NotebookError("; ".join(wrong))
     notebook.check_parameters(path, {"config": config.name})
+    if config.compute.nodes > 1 and contract.is_own_loop(path):
+        raise NotebookError(f"compute.nodes: {config.compute.nodes}: a `gpuml.job()` is one process on one node; use 1")
     return "; ".join([str(path), *contract.notes(path)])
 
 # %% ../../nbs/cluster/52_checks.ipynb #56bf2774
@@ -52,6 +54,22 @@ def _check_data(config: Config) -> str:
             size, count = size + sum(f.size for f in files), count + len(files)
         job.refuse()
     return f"{count:,} file{'s' * (count != 1)}, {size / 1e6:,.1f} MB; the first rows are right"
+
+# %% ../../nbs/cluster/52_checks.ipynb #7cf0438e
+def _is_own_loop(path: Path) -> bool:
+    "Whether code of the notebook's own trains, as far as it can be read"
+    try:
+        return contract.is_own_loop(path)
+    except (NotebookError, SyntaxError):  # the check of the notebook says so
+        return False
+
+
+def _check_files(config: Config) -> str:
+    "Whether the files are there; what is in them, the notebook's own code knows"
+    from gpuml.data.files import find_files
+
+    files = [file for key, paths in config.data_paths().items() for file in find_files(paths, config, key)]
+    return f"{len(files):,} file{'s' * (len(files) != 1)}, {sum(file.size for file in files) / 1e6:,.1f} MB"
 
 # %% ../../nbs/cluster/52_checks.ipynb #1eff146d
 def _check_output(config: Config) -> str:

@@ -61,6 +61,7 @@ class Work:
     evaluation: dict[str, Any]  # of the epoch whose weights are kept
     data_fingerprint: str
     data_files: list[list[Any]] | None  # by `data_files`, as they were before training; none where they are not known
+    packages: tuple[str, ...] = ()  # that a notebook's own code is made of, beside gpuml's
 
 
 def certificate(
@@ -81,6 +82,6 @@ def certificate(
         "submission": job.submission,
         "git_commit": git_commit(root),
         "image": job.image,
-        "versions": versions(),
+        "versions": versions() | versions(work.packages),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

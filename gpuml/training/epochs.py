@@ -22,7 +22,7 @@ from .failure import REMEDY, naming
 from .feed import places
 from .history import History
 from .outcomes import Step
-from .recording import data_params
+from .prepared import data_params
 from .score_table import by_metric
 from .scores import evaluate
 from .shared_evaluation import sharded_logits, shared_logits

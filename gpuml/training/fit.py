@@ -19,7 +19,7 @@ from ..base.errors import ConfigError, OutputError, Preempted
 from . import checkpoint, tracking
 from .launch import train_together
 from .own_job import OwnJob, own_job
-from .prepared import prepare
+from .prepared import prepare, run_params
 from .processes import Processes, processes_of
 from .progress import Reporter, Watch
 from .recording import close_record, ends_recorded, recording
@@ -115,13 +115,17 @@ def train_run(
 
         with (meet or world.world)() as processes:
             learner = training.make_learner(setting, prepared, processes)
-            with recording(setting, prepared) as record, attended.attended(setting, processes) as sheet:
+            params, gpus = run_params(prepared), processes.gpus
+            with (
+                recording(setting, params, prepared.store) as record,
+                attended.attended(setting, gpus, rank=processes.rank) as sheet,
+            ):
                 attempt = training.begin_training(setting, prepared, learner, record)
                 end = partial(training.stop_with_checkpoint, attempt)
                 with result_files.best_kept(attempt), setting.stop.ended_by(end):
                     trained = epochs.train(attempt)
                     result_files.write_results(setting, prepared, trained)
-                    own_account.write_account(setting, sheet, processes)
+                    own_account.write_account(setting, sheet, gpus)
                     put_results(setting.copy)
     return record
 

@@ -43,6 +43,7 @@ class Headway:
     gpus: int | None = None  # that it computes on, of all nodes; none while that is not known
     processes: int = 1  # that compute
     sweep: str = ""  # which of a sweep's runs it is: 3 of 8
+    own_loop: bool = False  # a notebook's own code trains, whose updates are its steps
 
 # %% ../../nbs/training/14_headway.ipynb #4d079747
 def as_json(

@@ -9,9 +9,7 @@ __all__ = ['send_results']
 import csv
 import json
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import mlflow.transformers
 from mlflow import MlflowClient
@@ -22,7 +20,7 @@ from mlflow.types import ColSpec, DataType, Schema
 
 from .account import ACCOUNT, stored_account
 from .folder import as_readable_as_new
-from .mlflow_page import class_metrics, describe
+from .mlflow_page import class_metrics, describe, send_account
 from .mlflow_run import errors_only
 from .model import load_classifier, load_tokenizer, quiet
 from .record import Record, write_record
@@ -45,7 +43,7 @@ def send_results(
         sent.model = None
         sent.version = None
     if ACCOUNT not in sent.files:
-        _send_account(client, record, stored_account(folder))
+        send_account(client, record, stored_account(folder))
     for name in _FILES:
         if name not in sent.files and (folder / name).exists():
             client.log_artifact(sent.run, str(folder / name), "figures" if name.endswith(".svg") else None)
@@ -55,19 +53,6 @@ def send_results(
         write_record(folder, record)
     if record.register and sent.version is None:
         sent.version = _register(client, record)
-
-# %% ../../nbs/training/41_mlflow_model.ipynb #f61c99a5
-def _send_account(client: MlflowClient, record: Record, account: dict[str, Any]) -> None:
-    "Send what became of the run's time: a sentence as a tag, and hours as metrics"
-    if not account:
-        return
-    spent = account["spent"]
-    held = sum(spent.values())
-    kind = "gpu_hours" if account["gpus"] else "cpu_hours"
-    values = {kind: held / 3.6e6, "useful_share": spent["useful"] / max(1, held)}
-    now = round(1000 * time.time())
-    client.log_batch(record.sent.run, metrics=[Metric(name, value, now, 0) for name, value in values.items()])
-    client.set_tag(record.sent.run, "gpuml.account", account["text"])
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #19fde7b8
 def _send_scores(client: MlflowClient, record: Record, folder: Path) -> bool:

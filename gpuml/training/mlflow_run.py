@@ -22,7 +22,6 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from ..base.errors import ConfigError
 from .mlflow_sweep import parent_tags
 from .record import SPOOL, Record, write_record
-from .score_table import LOSS
 from .spool import Point, read_batch
 from .store import file_of, sqlite_url
 
@@ -143,7 +142,7 @@ def send_points(
     if not spool.exists():
         return
     if record.sent.steps is None:
-        record.sent.steps = _last_steps(client, record.sent.run)
+        record.sent.steps = _last_steps(client, record.sent.run, spool)
     with spool.open("rb") as file:
         file.seek(record.sent.bytes)
         while True:
@@ -162,12 +161,12 @@ def _metrics(points: list[Point], last: dict[str, int]) -> list[Metric]:
     return [Metric(name, value, point.time, point.step) for point in new for name, value in point.values.items()]
 
 # %% ../../nbs/training/40_mlflow_run.ipynb #c15ad551
-_KIND_METRICS = {"update": "loss", "evaluation": LOSS.metric}
-
-
-def _last_steps(client: MlflowClient, run: str) -> dict[str, int]:
-    "The last step of each kind that MLflow has"
-    histories = {kind: client.get_metric_history(run, name) for kind, name in _KIND_METRICS.items()}
+def _last_steps(client: MlflowClient, run: str, spool: Path) -> dict[str, int]:
+    "The last step of each kind that MLflow has, by the first metric of its first point"
+    with spool.open("rb") as file:
+        points, _ = read_batch(file, 10_000)
+    names = {point.kind: next(iter(point.values)) for point in reversed(points) if point.values}
+    histories = {kind: client.get_metric_history(run, name) for kind, name in names.items()}
     return {kind: max((m.step for m in history), default=0) for kind, history in histories.items()}
 
 # %% ../../nbs/training/40_mlflow_run.ipynb #a66fc126

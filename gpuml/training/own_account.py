@@ -16,11 +16,10 @@ from ..base.storage import Storage
 from . import attempts
 from .account import ACCOUNT, Account, account_of, account_text, moment
 from .attempts import Attempt
-from .attended import begun, gpus_of
+from .attended import begun
 from .run_copy import SHORT_PATIENCE
 from .setting import Setting
 from .timesheet import Times, Timesheet, with_times
-from .world import World
 
 # %% ../../nbs/training/90_own_account.ipynb #9ba18f56
 def as_it_works(
@@ -38,7 +37,7 @@ def as_it_works(
 def account_now(
     setting: Setting,
     sheet: Timesheet,  # of this process's attempt
-    world: World,
+    gpus: int,  # that the training holds, on all nodes
 ) -> Account:
     "Return the account of the run up to now; without its earlier attempts where storage does not answer"
     start = setting.start
@@ -46,17 +45,17 @@ def account_now(
     with suppress(GpumlError, OSError, ValueError, TypeError):
         storage = Storage(start.config.data.endpoint, patience=SHORT_PATIENCE)
         history = attempts.read(storage, start.url or str(start.folder))
-    own = history.pop() if history and history[-1].is_open else begun(start, len(history) + 1, gpus_of(world))
+    own = history.pop() if history and history[-1].is_open else begun(start, len(history) + 1, gpus)
     return account_of([*history, as_it_works(own, sheet.times(), setting.report.progress.step, attempts.now())])
 
 
 def write_account(
     setting: Setting,
     sheet: Timesheet,  # of this process's attempt
-    world: World,
+    gpus: int,  # that the training holds, on all nodes
 ) -> None:
     "Write what became of the run's time beside its certificate"
-    write_json(setting.start.folder / ACCOUNT, as_values(account_now(setting, sheet, world)))
+    write_json(setting.start.folder / ACCOUNT, as_values(account_now(setting, sheet, gpus)))
 
 # %% ../../nbs/training/90_own_account.ipynb #7368f9d1
 def as_values(

@@ -6,6 +6,7 @@
 __all__ = ['PATIENCE', 'SHORT_PATIENCE', 'HERE_ONLY', 'RunCopy', 'keep_choices', 'put_results', 'withdraw_certificate']
 
 # %% ../../nbs/training/81_run_copy.ipynb #156511ce
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,6 +54,22 @@ class RunCopy:
         for name in names:
             for file in _files(self.start.folder / name):
                 storage.put(file, f"{self.start.url}/{file.relative_to(self.start.folder)}")
+
+    def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
+        "The newest whole checkpoint, here or there; what is damaged is noted"
+        start = self.start
+        folder = start.folder / "checkpoints"
+        if start.url and start.folder.exists():
+            self.report.note(*checkpoint.fetch(self.storage(), f"{start.url}/checkpoints", folder))
+        last, notes = checkpoint.find(folder)
+        self.report.note(*notes)
+        return last
+
+    def drop_after(self, last: checkpoint.Checkpoint | None) -> None:
+        "Remove what is here of checkpoints behind the one that is gone on with"
+        for path in (self.start.folder / "checkpoints").glob("step-*"):
+            if last is None or path.name > last.folder.name:
+                shutil.rmtree(path)
 
     def put_checkpoint(self, path: Path) -> None:
         "Copy a checkpoint, after what MLflow should know up to there; raises `OutputError`"

@@ -34,6 +34,7 @@ class Start:
     epochs_before: int | None = None  # that the run was to have, where this attempt gives it more
     same_line: str = SAME_LINE  # what goes on with the run once it was stopped, as its user calls it
     child: Child | None = None  # which of a sweep's runs it is, where it is one
+    own_loop: bool = False  # a notebook's own code trains, by `gpuml.job()`
 
     @property
     def run_id(self) -> str:
@@ -72,16 +73,18 @@ def begin(
     job: OwnJob,
     same_line: str = SAME_LINE,  # what goes on with the run once it was stopped, as its user calls it
     child: Child | None = None,  # which of a sweep's runs it is, where it is one
+    own_loop: bool = False,  # a notebook's own code trains
 ) -> Start:
     "An attempt at a new run, at the one to resume, or at the job's; raises `ConfigError` where that can't go on"
+    kind = {"same_line": same_line, "own_loop": own_loop}
     if job.run:
-        return Start(config, job_folder(config, job), job, same_line=same_line, child=child or job.child)
+        return Start(config, job_folder(config, job), job, child=child or job.child, **kind)
     if not resume:
         new_id = child.run if child else new_run_id(config.name, datetime.now(), int.from_bytes(os.urandom(2)))
-        return Start(config, output_folder(config) / new_id, job, same_line=same_line, child=child)
-    folder = unfinished(config, resume)
+        return Start(config, output_folder(config) / new_id, job, child=child, **kind)
+    folder = unfinished(config, resume, own_loop)
     continuation = continue_run(folder.name, load(folder / "config.yaml"), config)
     if continuation.epochs_before:
         check_can_go_on(folder, continuation.config)
     before = continuation.epochs_before
-    return Start(continuation.config, folder, job, continuation.notes, before, same_line, child)
+    return Start(continuation.config, folder, job, continuation.notes, before, child=child, **kind)

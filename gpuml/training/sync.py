@@ -64,15 +64,25 @@ def _send(client: Any, record: Record, folder: Path) -> None:
     send_dataset(client, record)
     send_points(client, record, folder)
     if record.status == "FINISHED" and (folder / "certificate.json").exists():
-        from gpuml.training.mlflow_model import send_results
-
-        send_results(client, record, folder)
+        _send_results(client, record, folder)
     if sent.status != record.status:
         if record.reason:
             client.set_tag(sent.run, "gpuml.reason", record.reason[:5000])
         client.set_terminated(sent.run, record.status)
         settle_parent(client, record)
         sent.status = record.status
+
+
+def _send_results(client: Any, record: Record, folder: Path) -> None:
+    "Send what a certified run leaves"
+    if record.is_own_loop:
+        from gpuml.training.mlflow_page import send_own_results
+
+        send_own_results(client, record, folder)
+    else:
+        from gpuml.training.mlflow_model import send_results
+
+        send_results(client, record, folder)
 
 # %% ../../nbs/training/42_sync.ipynb #a371eb59
 def behind(

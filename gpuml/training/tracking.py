@@ -20,7 +20,7 @@ from ..base.config import Config
 from ..base.keys import flat
 from .attempts import owner
 from .child import Child
-from .record import SPOOL, Record, read_record, this_host, this_process, write_record
+from .record import LOOP, OWN, SPOOL, Record, read_record, this_host, this_process, write_record
 from .spool import Spool
 from .store import find_store
 from .sync import sync
@@ -187,6 +187,7 @@ def open_run(
     store: tuple[str, str] | None = None,  # what `find_store` returned
     bundle: str = "",  # the code that a job executes
     child: Child | None = None,  # which of a sweep's runs it is, where it is one
+    own_loop: bool = False,  # a notebook's own code trains, by `gpuml.job()`
 ) -> TrackedRun:
     "Start recording a run, or go on with one that is in the folder already"
     if record := read_record(folder):
@@ -198,7 +199,7 @@ def open_run(
         uri=uri,
         experiment=config.tracking.experiment,
         params=_as_text({**flat(config), **(params or {})}),
-        tags=_tags(config, name, folder, bundle) | (child.tags if child else {}),
+        tags=_tags(config, name, folder, bundle) | (child.tags if child else {}) | ({LOOP: OWN} if own_loop else {}),
         process=this_process(),
         page=config.tracking.uri if config.tracking.uri.startswith("http") else "http://localhost:5000",
         artifacts=(config.root / "mlruns").as_uri() if uri.startswith("sqlite") else None,

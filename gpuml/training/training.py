@@ -173,7 +173,7 @@ def begin_training(setting: Setting, prepared: Prepared, learner: Learner, recor
     writer = Writer(folder, t.checkpoint_updates, setting.copy.put_checkpoint, report.checkpointed, record.flush)
     saver = Saver(writer, history.mark)
     hand_over(learner, history, feed, prepared.material, tensors)
-    report.progress.gpus = learner.world.size if learner.world.device.type == "cuda" else 0
+    report.progress.gpus = learner.world.gpus
     report.progress.processes = learner.world.size
     return Training(setting, prepared, learner, record, history, feed, saver, node_gauge(learner.world))
 

@@ -31,8 +31,9 @@ def scores_text(
     headway: Headway,
 ) -> str:
     "The scores of the latest evaluation of which more is better; empty where there was none"
-    scores = headway.evaluation
-    return ", ".join(f"{s.title} {s.text(scores)}" for s in SHOWN if s.more_is_better) if scores else ""
+    values = headway.evaluation or {}
+    scores = [s for s in SHOWN if s.more_is_better and (s.key in values or not headway.own_loop)]
+    return ", ".join(f"{s.title} {s.text(values)}" for s in scores) if values else ""
 
 # %% ../../nbs/training/16_words.ipynb #a95839bc
 _PHASES = {"data": "reading data", "model": "loading the model", "cells": ""}  # the others are called as they are
@@ -65,6 +66,8 @@ def _amounts(p: Headway) -> dict[str, str]:
         return {}
     if not p.epochs:
         return {"steps": f"{p.update:,} of {p.updates:,} rows"}
+    if p.own_loop:
+        return {"steps": f"step {p.update:,} of {p.updates:,}"}
     epochs = f"epoch {min(p.epoch, p.epochs):.1f} of {p.epochs}"
     return {"steps": f"update {p.update:,} of {p.updates:,}", "epoch": epochs}
 

@@ -39,6 +39,11 @@ class World:
     explain: Callable[[RuntimeError], Exception] = lost  # what is raised where the others don't answer
     pool: Callable[[Metrics], Metrics] = dict  # the metrics of this node, in the first process with those of the others
 
+    @property
+    def gpus(self) -> int:
+        "How many GPUs they compute on"
+        return self.size if self.device.type == "cuda" else 0
+
     def block(self, parts: int) -> range:
         "Numbers of the parts of an update that this process computes"
         return range(parts * self.rank // self.size, parts * (self.rank + 1) // self.size)

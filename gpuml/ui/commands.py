@@ -28,13 +28,17 @@ from ..jobs.sidecars import end_sidecars
 
 # %% ../../nbs/ui/74_commands.ipynb #dbf9a05c
 def print_run(
-    run: Any,  # a `Run`
+    run: Any,  # a `Run`, or a `LoopRun`, which has no classes
 ) -> None:
     "A finished run as a table"
     from rich.console import Console
     from rich.table import Table
 
     from gpuml.training.report import link_text, score_texts
+
+    if not hasattr(run, "classes"):
+        print(run)
+        return
 
     m, classes = run.metrics, run.classes()
     table = Table(title=run.id, title_justify="left", title_style="bold")

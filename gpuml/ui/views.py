@@ -28,7 +28,7 @@ def progress_html(
         return f"<div>✓ <b>{escape(p.run)}</b> · {escape(' · '.join(rest))}</div>"
     mark = {"stopped": "■ ", "paused": "❚❚ ", "failed": "✗ "}.get(p.phase, "")
     bar = f"<progress value='{p.step}' max='{max(p.steps, 1)}' style='width:440px;max-width:100%' aria-label='updates'></progress>"
-    validation = [(e["step"], e["loss"]) for e in p.evaluations]
+    validation = [(e["step"], e["loss"]) for e in p.evaluations if "loss" in e]
     curve = loss_curve(p.curve(), validation, p.steps, width=440, height=120)
     notes = "".join(f"<div style='opacity:.75'>{as_html(n[:160])}</div>" for n in p.notes[-3:])
     head = f"<div>{mark}<b>{escape(p.run)}</b> · {escape(' · '.join(facts(headway)))}</div>"
