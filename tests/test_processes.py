@@ -138,6 +138,17 @@ def test_one_of_them_is_killed(store, pair):
     assert list((folder / "checkpoints").iterdir())
 
 
+def test_one_that_shares_the_model_is_killed(store, pair, monkeypatch):
+    "Its part of weights and averages is gone with it; all go on from the checkpoint, to the end"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    line = ["train.epochs=20", "train.checkpoint_updates=2", "train.shard=always"]  # 60 updates
+    with pytest.raises(Preempted, match=r"process 2 of 2 was killed \(signal 9\)"):
+        fit(load("dev", line), watch=act_at(5, lambda: workers()[1].kill()))
+    assert not workers()
+    done = fit(load("dev", line), resume="latest")
+    assert done.metrics["updates"] == 60 and (done.folder / "certificate.json").exists()
+
+
 def test_rank_0_is_killed(store, pair):
     "Its record is closed all the same"
     with pytest.raises(Preempted, match="process 1 of 2 was killed"):

@@ -105,16 +105,16 @@ def test_memory_that_runs_out_in_one_process_hangs_none(tmp_path):
 
 
 def test_a_run_goes_on_with_a_shared_model_and_with_a_whole_one(store, monkeypatch):
-    "Two processes that share it, one, two that share it: each but the last stopped after some updates"
+    "Four processes that share it, two, one, four: each but the last stopped after some updates"
     line = ["train.epochs=8", "train.checkpoint_updates=100", "train.shard=always"]  # 24 updates
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("GPUML_GPUS", "2")
+    monkeypatch.setenv("GPUML_GPUS", "4")
     calm = fit(load("dev", [*line, "output=calm"]))
-    for number, (processes, updates) in enumerate([(2, 5), (1, 12)]):
+    for number, (processes, updates) in enumerate([(4, 3), (2, 8), (1, 13)]):
         monkeypatch.setenv("GPUML_GPUS", str(processes))
         with pytest.raises(Preempted, match="stopped at update"):
             fit(load("dev", line), watch=stop_at(updates), resume="latest" if number else None)
-    monkeypatch.setenv("GPUML_GPUS", "2")
+    monkeypatch.setenv("GPUML_GPUS", "4")
     done = fit(load("dev", line), resume="latest")
     expected, weights = (load_file(run.model_folder / "model.safetensors") for run in (calm, done))
     assert expected.keys() == weights.keys()

@@ -747,6 +747,7 @@ def test_what_is_replaced_all_the_time_is_read_whole(place):
     try:
         read = []
         while len(set(read)) < 20:
+            assert writer.is_alive()
             read.append(storage.read_now(url))
     finally:
         stop.set()
