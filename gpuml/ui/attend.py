@@ -29,7 +29,8 @@ def state_words(
     start: str = "",  # by when it gets its GPUs
 ) -> str:
     "How a job stands, in a line: how far it is, or what it waits for and until when, or how it ended"
-    words = [state.phase, start if state.phase in WAITING else "", state.why]
+    starts = f"starts {start}" if start and state.phase in WAITING else ""
+    words = [state.phase, starts, state.why]
     if state.headway:
         words[0] = " · ".join(facts(state.headway)) or state.phase
         words.insert(0, state.phase if state.phase != "running" else "")

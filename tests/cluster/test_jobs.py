@@ -11,6 +11,8 @@ import pytest
 from gpuml.base import storage
 from gpuml.base.errors import Exit, GpumlError
 from gpuml.cluster import jobs as c
+from gpuml.ui.attend import attend, run_of
+from gpuml.ui.gpu_cell import hand_back, send_cell
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
 from tests.cluster.relay import Relay
@@ -34,6 +36,17 @@ def test_a_job_from_submit_to_run(site):
     second = site.submit()
     assert second.run_id == job.run_id.removesuffix("1") + "2"
     second.cancel()
+
+
+def test_a_cell_and_a_training_that_their_cells_wait_for(site):
+    "`%%gpu`: values go through the bundle, and come back through S3; `%gpu_train --on cluster` has its run"
+    names, phases = {"texts": ["a", "bb"]}, []
+    body = "lengths = [len(text) for text in texts]"
+    job = send_cell(site.config(), names, body, ["texts"], ["lengths"], {"--on": "cluster"})
+    hand_back(names, job, attend(job, lambda _, state: phases.append(state.phase)), ["lengths"])
+    assert names["lengths"] == [1, 2] and phases[-1] == "succeeded"
+    job = site.submit()
+    assert run_of(job, attend(job, lambda *_: None)).id == job.run_id
 
 
 # what is refused before anything is sent, and the sentence
