@@ -67,7 +67,7 @@ def _item(kind: str, path: Path, label: str, **facts: object) -> Item:
 # %% ../../nbs/cluster/70_clean.ipynb #f8a4f70c
 RUN_FILES = (
     "config.yaml", "tracking.json", "metrics.jsonl", "metrics.json", "predictions.csv", "skipped.csv", "loss.svg", "confusion.svg",
-    "certificate.json", "account.json", "note.txt", "checkpoints", "model", "state", "code.txt", "notebook.ipynb", "logs", "attempts", "cancelled.json",
+    "certificate.json", "account.json", "evaluations", "note.txt", "checkpoints", "model", "state", "code.txt", "notebook.ipynb", "logs", "attempts", "cancelled.json",
     "progress.json", "machine.json", ".stored", ".lock",
 )  # fmt: skip
 JOB_FILES = ("job.json", "state.json", "log.txt", "worker.txt", "lock")

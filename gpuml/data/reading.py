@@ -30,6 +30,7 @@ from .rows import Rows
 from .shards import Shard, folder_facts, map_array
 from .sides import MANY, make_sides
 from .sources import parse
+from .testset import read_testset
 from .tokens import Tokens, join
 from .unpacked import beginning, source_files
 from .writer import prepare
@@ -139,15 +140,17 @@ def look(
 ) -> bool:
     "Raise `DataError` if the data is bad, as far as a second shows it; returns whether that was all of it"
     with preparation(config, storage, check=check, say=say) as job:
-        paths = {"data.train": config.data.train, "data.validation": config.data.validation}
-        files = [file for key, value in paths.items() if value for file in find_files(value, config, key, job.storage)]
+        paths = config.data_paths().items()
+        files = [file for key, value in paths if value for file in find_files(value, config, key, job.storage)]
         job.total = sum(file.size for file in files)
         if job.total > most:
             for file in (f for f in files if not folder_facts(rows_folder(f, config))):  # the others were read before
                 look_at(file, job, max(65_536, min(most // 8, most // len(files))))
             job.refuse()
             return False
-    read(config, storage=storage, check=check, say=say)
+    data = read(config, storage=storage, check=check, say=say)
+    if config.data.test is not None:
+        read_testset(config, config.data.test, data.labels, check=check, say=say)
     return True
 
 # %% ../../nbs/data/66_reading.ipynb #f1866805

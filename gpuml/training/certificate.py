@@ -62,6 +62,7 @@ class Work:
     data_fingerprint: str
     data_files: list[list[Any]] | None  # by `data_files`, as they were before training; none where they are not known
     packages: tuple[str, ...] = ()  # that a notebook's own code is made of, beside gpuml's
+    test: dict[str, Any] | None = None  # rows, fingerprint and scores of the test data; none without data.test
 
 
 def certificate(
@@ -75,7 +76,8 @@ def certificate(
         "planned_updates": work.planned,
         "done_updates": work.done,
         "stopped_early": work.done < work.planned,
-        "evaluation": work.evaluation,
+        "evaluation": work.evaluation,  # of validation
+        "test": work.test,
         "data_fingerprint": work.data_fingerprint,
         "data_files": work.data_files,
         "bundle": job.bundle,

@@ -15,7 +15,9 @@ from ..data.dataset import Data
 from ..data.early import Early
 from ..data.order_choice import choose_order
 from ..data.orders import Global, Order
+from ..data.testset import Testset, overlap_notes, read_testset
 from ..data.windows import Windows
+from .feed import refuse_tokenless
 from .model_data import read_data
 from .progress import Reporter
 from .record import read_record
@@ -29,6 +31,7 @@ class Material:
     order: Order
     labels: list[str]  # the classes: known before all of the data is
     whole: Data | None = None  # while it is still being read
+    test: Testset | None = None  # what is scored at the end; none without data.test
 
     def wait(self, report: Reporter) -> Data:
         "All of the data, once it is read; what a person should know of it is noted then"
@@ -77,8 +80,22 @@ def open_material(
         if name == "windows":
             order = Windows(data, config, chosen.tokenizer, chosen.max_length, **asides, limits=windows)
         material = Material(order, data.labels, data)
+    material.test = _read_test(setting, chosen, material)
     setting.report.note(note, material.order.note)
     return material
+
+
+def _read_test(setting: Setting, chosen: ChosenModel, material: Material) -> Testset | None:
+    "The test data, read before anything is trained, so that it is not refused when all is done"
+    config = setting.start.config
+    if config.data.test is None:
+        return None
+    test = read_testset(
+        config, config.data.test, material.labels, chosen.tokenizer, chosen.max_length, **setting.asides
+    )
+    refuse_tokenless(test.rows)
+    setting.report.note(*(overlap_notes(test.rows, material.whole) if material.whole else ()))
+    return test
 
 
 def _order_name(setting: Setting, chosen: ChosenModel) -> tuple[str, str]:

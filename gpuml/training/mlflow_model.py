@@ -19,6 +19,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 from .account import ACCOUNT, stored_account
+from .evaluation_files import kept_contents, metric_values
 from .folder import as_readable_as_new
 from .mlflow_page import class_metrics, describe, send_account
 from .mlflow_run import errors_only
@@ -67,6 +68,8 @@ def _send_scores(client: MlflowClient, record: Record, folder: Path) -> bool:
     if result["epoch"] != last["epoch"]:  # one step behind, as MLflow's own loggers do for weights that are restored
         points += [Metric(name, value, milliseconds, last["step"] + 1) for name, value in by_metric(result).items()]
     points += class_metrics(result, milliseconds, points[-1].step)
+    values = [pair for evaluation in kept_contents(folder) for pair in metric_values(evaluation)]
+    points += [Metric(name, value, milliseconds, last["step"]) for name, value in values]
     client.log_batch(record.sent.run, metrics=points)
     describe(client, record, result)
     is_longer = record.sent.scored is not None

@@ -114,11 +114,12 @@ class Task:
 _READING = ("data.text", "data.delimiter", "data.on_bad_row", "data.endpoint", "data.cache")
 
 
-def reading_config(run: Any, overrides: tuple[str, ...]) -> Config:
+def reading_config(run: Any, overrides: tuple[str, ...], keys: tuple[str, ...] = ()) -> Config:
     "The run's config with what these files need; bad rows are refused unless they are asked to be skipped for them"
+    keys = (*_READING, *keys)
     for text in overrides:
-        if parse_override(text)[0] not in _READING:
-            raise ConfigError(f"{text}: a prediction does not depend on it; what can be set: {', '.join(_READING)}")
+        if parse_override(text)[0] not in keys:
+            raise ConfigError(f"{text}: a prediction does not depend on it; what can be set: {', '.join(keys)}")
     config = load(run.folder / "config.yaml", ["data.on_bad_row=refuse", *overrides])
     config = config.at(Path.cwd())
     return config

@@ -26,6 +26,7 @@ from ..base.tables import Records, Table
 from . import model, predict
 from .account import stored_account
 from .answers import Mistakes, Predictions, predictions_of, predictions_of_many, texts_of_cells
+from .evaluated import Evaluation, kept_evaluations
 from .inputs import as_files, as_output, as_texts
 from .kept_state import STATE, load_state
 from .predict import PredictedFile, finished_model
@@ -86,6 +87,11 @@ class RunFolder:
         return Records(self.metrics["history"])
 
     @property
+    def evaluations(self) -> list[Evaluation]:
+        "What test data says of it: data.test's first, then those of `evaluate`"
+        return kept_evaluations(self.folder)
+
+    @property
     def labels(self) -> list[str]:
         "The classes, in the order of their indices"
         return list(self.metrics["classes"])
@@ -94,6 +100,18 @@ class RunFolder:
     def model_folder(self) -> Path:
         "Model and tokenizer, ready for `from_pretrained`"
         return self.folder / "model"
+
+    def evaluate(
+        self,
+        source: Any,  # labelled texts: a DataFrame, a Dataset, a list of dicts, or what `predict_file` takes
+        overrides: list[str] | tuple[str, ...] = (),  # how they are read: `data.text=body`, `data.label=topic`
+        name: str | None = None,  # of the evaluation; by default the file's
+        watch: Watch | None = None,  # called with a `Progress`
+    ) -> Evaluation:
+        "Scores, confusion, calibration and intervals on texts that chose nothing, kept beside the run; raises `GpumlError`"
+        from gpuml.training.testing import evaluate_run
+
+        return evaluate_run(self, source, tuple(overrides), name, watch)
 
 # %% ../../nbs/training/94_results.ipynb #9bc146d9
 MOST_BYTES = 50_000_000  # of predictions that a report looks through

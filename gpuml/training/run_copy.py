@@ -14,6 +14,7 @@ from ..base.errors import DataError, Exit, OutputError
 from ..base.files import write_file
 from ..base.storage import Storage
 from . import checkpoint
+from .evaluation_files import EVALUATIONS
 from .machine_choices import CHOICES, MachineChoices, write_choices
 from .progress import Reporter
 from .record import STORED
@@ -127,5 +128,7 @@ def withdraw_certificate(copy: RunCopy) -> None:
     "A run that gets more epochs is whole no more, on S3 first: stopped in between, it is certified for what it had"
     if copy.start.url:
         copy.storage().remove(f"{copy.start.url}/certificate.json")
+        copy.storage().remove(f"{copy.start.url}/{EVALUATIONS}")
+    shutil.rmtree(copy.start.folder / EVALUATIONS, ignore_errors=True)  # of weights that will be replaced
     for name in (STORED, "certificate.json"):
         (copy.start.folder / name).unlink(missing_ok=True)

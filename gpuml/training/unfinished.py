@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..base.config import Config
+from ..base.config import DATA_PATHS, Config
 from ..base.errors import ConfigError, Exit, GpumlError
 from ..base.loading import load
 from ..base.storage import Storage
@@ -144,7 +144,7 @@ def _refuse_changes(folder: Path, config: Config) -> None:
         )
 
 
-_JOBS_PATHS = ("data.train", "data.validation")
+_JOBS_PATHS = tuple(f"data.{name}" for name in DATA_PATHS)
 
 # %% ../../nbs/training/77_unfinished.ipynb #bddb85ad
 def _refuse_other_work(folder: Path, config: Config, record: Record, job: OwnJob) -> None:

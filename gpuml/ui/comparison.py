@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.charts import chart, stroke_of
-from ..base.config import Config, data_moved
+from ..base.config import DATA_PATHS, Config, data_moved
 from ..base.errors import Exit, GpumlError
 from ..base.keys import fields, flat
 from ..base.loading import load, load_all
@@ -38,7 +38,8 @@ def _one_way(config: Config, root: Path) -> dict[str, Any]:
     data = data_moved(config, written)
     paths = {"data.cache": config.data.cache, "output": config.output}
     paths = {key: text if "://" in text else written(config.path(text)) for key, text in paths.items()}
-    return {**flat(config), "data.train": data.train, "data.validation": data.validation, **paths}
+    moved = {f"data.{name}": getattr(data, name) for name in DATA_PATHS}
+    return {**flat(config), **moved, **paths}
 
 # %% ../../nbs/ui/35_comparison.ipynb #cf43e2da
 def scores_of(

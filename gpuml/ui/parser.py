@@ -15,7 +15,7 @@ from typing import Any
 import gpuml
 from ..base.errors import Exit, exit_help
 from ..base.keys import fields, help_text
-from .commands import clean, data, predict, run, sync, train, worker
+from .commands import clean, data, evaluate, predict, run, sync, train, worker
 from .job_commands import cancel, idle, jobs, ledger, logs, plan, submit, wait
 from .ledger_words import GROUPS
 from .project import init
@@ -138,6 +138,34 @@ def _training(command: Callable) -> None:
     sub.add_argument("output", nargs="?", help=output)
     sub.add_argument("words", nargs="*", metavar="key=value", help="how the input is read, such as data.text=body")
     sub.add_argument("--force", action="store_true", help="replace an output that is there already")
+
+# %% ../../nbs/ui/78_parser.ipynb #4ac9c6a1
+_EVALUATED = """it prints, keeps in the run's folder, and records in MLflow:
+  accuracy, macro-F1, loss   each with an interval of 95 % (percentile bootstrap, 1,000 draws, the same each time)
+  calibration error          expected, over 15 bins of the answers' probabilities
+  by class                   precision, recall, F1
+
+Texts that the run was trained on are counted, and said. A label that the model does not have is a malformed row.
+
+keys:
+  data.text, data.label, data.delimiter   as the run has them, unless they are set
+  data.on_bad_row=skip                    leave malformed rows out; by default they are refused
+  data.endpoint, data.cache               S3 server; folder for prepared data
+
+"""  # the exit codes follow
+
+
+def _evaluating(command: Callable) -> None:
+    "Score a finished run"
+    codes = exit_help(Exit.DONE, *_EXITS, done="evaluated", not_found="run or data not found")
+    text = "score labelled texts by a finished run: scores, intervals, calibration"
+    sub = command("evaluate", evaluate, text, formatter_class=_RAW, epilog=_EVALUATED + codes)
+    sub.usage = "gpuml evaluate run input [key=value ...] [--name NAME] [--json]"
+    sub.add_argument("run", help="a run's id, its folder, its place at s3://, or latest")
+    sub.add_argument("input", help="a file (CSV, JSON lines, Parquet), a folder, or a glob in quotes; here or at s3://")
+    sub.add_argument("words", nargs="*", metavar="key=value", help="how the input is read, such as data.label=topic")
+    sub.add_argument("--name", help="of the evaluation (default: the file's)")
+    sub.add_argument("--json", action="store_true", help="all of it as JSON, for scripts")
 
 # %% ../../nbs/ui/78_parser.ipynb #d3ffe942
 _LISTED = """columns of --sort:
@@ -335,6 +363,6 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    for add in (_training, _runs, _jobs, _tidying, _beside):
+    for add in (_training, _evaluating, _runs, _jobs, _tidying, _beside):
         add(command)
     return top
