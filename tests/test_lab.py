@@ -413,6 +413,48 @@ def saved_without_a_kernel(page, server, path):
     picture(page, "panel-saved.png")
 
 
+def test_panel_in_a_narrow_window(page, server, lab_project):
+    "All tabs and a dozen fields are seen, and a file is chosen by mouse"
+    from playwright.sync_api import expect
+
+    (lab_project / "data").mkdir(exist_ok=True)
+    (lab_project / "data" / "new.csv").write_text("body;kind\nlate;delivery\n")
+    page.set_viewport_size({"width": 480, "height": 1000})
+    open_panel(page, server, lab_project)
+    page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
+    expect(page.get_by_role("tab", name="Compare")).to_be_visible()
+    clipped = "tabs => tabs.filter(tab => tab.scrollWidth > tab.clientWidth + 1).length"
+    assert page.locator(".gpuml-panel [role=tab] .lm-TabBar-tabLabel").evaluate_all(clipped) == 0
+    box = page.locator(".gpuml-fields:visible").bounding_box()
+    fields = page.locator(".gpuml-fields:visible .gpuml-field").all()
+    assert sum(one.bounding_box()["y"] < box["y"] + box["height"] for one in fields) >= 12
+    lists = page.locator(".gpuml-choice select")
+    field(page, "train").fill("data")
+    expect(lists.first.locator("option")).to_have_count(3)
+    lists.first.select_option("data/new.csv")
+    expect(field(page, "train")).to_have_value("data/new.csv")
+    picture(page, "panel-narrow.png")
+
+
+DARK = "--vscode-editor-foreground: #ccc; --vscode-editor-background: #1e1e1e; background: #1e1e1e"
+
+
+@pytest.mark.parametrize("style", [DARK, "background: #111; color: #eee"])
+def test_a_saved_panel_is_readable_without_jupyters_colours(page, project, style):
+    from gpuml.ui.panel import panel
+
+    opened = panel()
+    page.set_content(f"<body class='vscode-dark' style='{style}'>{opened._repr_html_()}")
+    opened.close()
+    colours = "all => all.filter(one => one.innerText).map(one => getComputedStyle(one).color.match(/[0-9.]+/g).slice(0, 3).map(Number))"
+    for channels in page.locator(".gpuml-static :is(div, td, th, pre)").evaluate_all(colours):
+        scale = 255 if max(channels) <= 1 else 1  # of color(srgb …)
+        assert min(channels) * scale > 110, channels
+    widget = "document.body.insertAdjacentHTML('beforeend', '<div class=gpuml-panel>live</div>')"
+    page.evaluate(widget)
+    assert not page.locator(".gpuml-static").is_visible()  # one of both is seen
+
+
 LONG = "a-job-of-last-winter-with-a-name-as-long-as-allowed"
 
 

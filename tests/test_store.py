@@ -1,5 +1,7 @@
 "What an MLflow store refuses is said before anything is trained, with what mends it"
 
+import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -152,3 +154,32 @@ def test_credentials_are_shown_to_the_server(project, web, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
     assert ask(f"http://127.0.0.2:{web(200, '{}', 'application/json')}").good
+
+
+def test_a_server_of_another_project_is_named(tmp_path):
+    "Two projects whose configs name one port: the second is told whose server it meets"
+    from gpuml.training.served import borrowed, marked_as_served
+
+    first, second = tmp_path / "a project", tmp_path / "b"
+    first.mkdir()
+    place = {"experiment": {"artifact_location": (first / "mlruns" / "0").as_uri()}}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(place).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://localhost:{server.server_port}"
+    try:
+        with marked_as_served(first / "mlflow.db", url, os.getpid()):
+            assert f"{url} is `gpuml ui` of the project {first}" in borrowed(url, second)
+            assert borrowed(url, first) == ""
+        assert borrowed(url, second) == ""  # somebody's own server, which may well be for all projects
+    finally:
+        server.shutdown()

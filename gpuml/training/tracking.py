@@ -21,6 +21,7 @@ from ..base.keys import flat
 from .attempts import owner
 from .child import Child
 from .record import LOOP, OWN, SPOOL, Record, read_record, this_host, this_process, write_record
+from .served import borrowed
 from .spool import Spool
 from .store import find_store
 from .sync import sync
@@ -194,6 +195,7 @@ def open_run(
         _take_over(record)
         return TrackedRun(folder, record)
     uri, note = store or find_store(config)
+    note = note or borrowed(uri, config.root)
     record = Record(
         run=name,
         uri=uri,

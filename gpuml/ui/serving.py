@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,6 +32,15 @@ def _check_port(port: int) -> None:
             raise GpumlError(
                 f"port {port}: {e.strerror}; something that is not MLflow listens there; give --port"
             ) from None
+
+
+def _free_port(after: int) -> int:
+    "The next port at which nothing listens"
+    for port in range(after + 1, after + 100):
+        with suppress(GpumlError):
+            _check_port(port)
+            return port
+    raise GpumlError(f"no port from {after + 1} to {after + 99} is free; give --port")
 
 # %% ../../nbs/ui/72_serving.ipynb #16570340
 def _serve(store: str, root: Path, url: str, open_page: Callable[[], None]) -> int:
@@ -109,8 +119,8 @@ def ui(
     arguments: argparse.Namespace,  # config, port, no_browser
 ) -> int:
     "`gpuml ui [config]`: serve the project's local MLflow store where `tracking.uri` says, and open its runs"
-    from gpuml.training.served import served_at
-    from gpuml.training.store import local_store
+    from gpuml.training.served import borrowed, served_at
+    from gpuml.training.store import file_of, local_store
 
     config = load(arguments.config or "dev")
     uri, experiment = config.tracking.uri, config.tracking.experiment
@@ -122,6 +132,11 @@ def ui(
     store = uri if is_file else local_store(config)
     port = arguments.port or (None if is_file else address.port) or 5000
     url = f"http://localhost:{port}"
+    remark = "" if is_file or served_at(store) else borrowed(url, config.root)
+    if remark and not arguments.port and file_of(store).exists():
+        port = _free_port(port)
+        print(f"{remark}; it is served at port {port} now", flush=True)
+        url = f"http://localhost:{port}"
     for server in filter(None, (served_at(store), "" if is_file else url)):
         if page := _page(server, experiment):
             print(f"MLflow already answers at {page}")
