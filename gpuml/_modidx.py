@@ -4129,6 +4129,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'gpuml/training/tracking.py'),
                                          'gpuml.training.tracking._is_refusal': ( 'training/tracking.html#_is_refusal',
                                                                                   'gpuml/training/tracking.py'),
+                                         'gpuml.training.tracking._one_way': ( 'training/tracking.html#_one_way',
+                                                                               'gpuml/training/tracking.py'),
                                          'gpuml.training.tracking._tags': ('training/tracking.html#_tags', 'gpuml/training/tracking.py'),
                                          'gpuml.training.tracking._take_over': ( 'training/tracking.html#_take_over',
                                                                                  'gpuml/training/tracking.py'),

@@ -147,3 +147,10 @@ def test_end_of_a_process_that_is_gone(store, project, left, output, status):
     for name in left:
         (project / "a" / name).write_text("{}")
     assert behind(project) == [project / "a"] and read_record(project / "a").status == status
+
+
+def test_the_same_data_is_recorded_the_same_however_it_is_named(project):
+    names = ["data", "./data/", str(project / "data"), "config/../data"]
+    runs = [load("dev", [f"data.train={name}"]) for name in names]
+    records = [open_run(config, f"dev-{i}", project / f"run-{i}").record for i, config in enumerate(runs)]
+    assert [record.params["data.train"] for record in records] == ["data"] * 4

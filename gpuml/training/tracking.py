@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..base.config import Config
+from ..base.config import Config, data_moved
 from ..base.keys import flat
 from .attempts import owner
 from .child import Child
@@ -200,7 +200,7 @@ def open_run(
         run=name,
         uri=uri,
         experiment=config.tracking.experiment,
-        params=_as_text({**flat(config), **(params or {})}),
+        params=_as_text({**flat(_one_way(config)), **(params or {})}),
         tags=_tags(config, name, folder, bundle) | (child.tags if child else {}) | ({LOOP: OWN} if own_loop else {}),
         process=this_process(),
         page=config.tracking.uri if config.tracking.uri.startswith("http") else "http://localhost:5000",
@@ -209,6 +209,15 @@ def open_run(
         log_model=config.tracking.log_model,
     )
     return TrackedRun(folder, record, note)
+
+
+def _one_way(config: Config) -> Config:
+    "The config with paths of data written one way, so that the same data is the same where runs are compared"
+
+    def written(path: Path) -> str:
+        return os.path.relpath(path, config.root) if path.is_relative_to(config.root) else str(path)
+
+    return config.model_copy(update={"data": data_moved(config, written)})
 
 
 def _take_over(record: Record) -> None:
