@@ -4018,6 +4018,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'gpuml/training/sweep.py'),
                                       'gpuml.training.sweep.SweepFile.place': ( 'training/sweep.html#sweepfile.place',
                                                                                 'gpuml/training/sweep.py'),
+                                      'gpuml.training.sweep.SweepFile.remove': ( 'training/sweep.html#sweepfile.remove',
+                                                                                 'gpuml/training/sweep.py'),
                                       'gpuml.training.sweep.SweepFile.save': ( 'training/sweep.html#sweepfile.save',
                                                                                'gpuml/training/sweep.py'),
                                       'gpuml.training.sweep._best': ('training/sweep.html#_best', 'gpuml/training/sweep.py'),

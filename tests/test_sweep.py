@@ -109,3 +109,6 @@ def test_one_sweep_in_the_list_and_by_name(project, store):
     assert sweep in gpuml("runs", cwd=project).stdout
     shutil.rmtree(project / "outputs" / table.file.sweep.runs[0])
     assert "not begun" in gpuml("runs", sweep, cwd=project).stdout
+    gone = gpuml("delete", sweep, "--yes", cwd=project)
+    assert gone.returncode == 0 and not list((project / "outputs").glob(f"{sweep}*"))
+    assert gpuml("runs", sweep, cwd=project).returncode == 66

@@ -200,6 +200,10 @@ class SweepFile:
         values["outcomes"] = {run: asdict(outcome) for run, outcome in self.outcomes.items()}
         Storage(s.config.data.endpoint).put_bytes(json.dumps(values, indent=1).encode(), self.place)
 
+    def remove(self) -> None:
+        "Remove it; its runs stay"
+        Storage(self.sweep.config.data.endpoint).remove(self.place)
+
     def note(self, run: str, outcome: Outcome) -> None:
         "Keep what has come of a run"
         self.outcomes[run] = outcome

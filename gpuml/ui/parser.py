@@ -186,7 +186,12 @@ def _runs(command: Callable) -> None:
     sub.add_argument("run", help="its id, its folder, its place at s3://, or latest")
     sub.add_argument("text", nargs="?", help='the note, in quotes; "" removes it')
     sub = command("delete", delete, "delete runs where they are kept, here or at s3://, and say first what would go")
-    sub.add_argument("names", nargs="+", metavar="run", help="its id, its folder, its place at s3://, or latest")
+    sub.add_argument(
+        "names",
+        nargs="+",
+        metavar="run",
+        help="its id, its folder, its place at s3://, latest, or a sweep with all its runs",
+    )
     sub.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     sub.add_argument("--yes", action="store_true", help="without asking")
 

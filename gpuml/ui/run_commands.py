@@ -69,12 +69,16 @@ def note(
 def delete(
     arguments: argparse.Namespace,  # names, dry_run, yes
 ) -> int:
-    "`gpuml delete RUN …`: what would go with runs, said first, and removed when that is wanted"
+    "`gpuml delete RUN …`: what would go with runs, or all of a sweep, said first, and removed when that is wanted"
     from gpuml.cluster.clean import size_text
     from gpuml.cluster.removal import plan_removal, remove_run
+    from gpuml.training.sweep_rows import find_sweep, sweep_rows
 
     configs = projects()
-    removals = [plan_removal(name, configs) for name in dict.fromkeys(arguments.names)]
+    sweeps = [file for name in arguments.names if (file := find_sweep(name, configs))]
+    names = [name for name in arguments.names if name not in {file.sweep.id for file in sweeps}]
+    names += [row.run for file in sweeps for row in sweep_rows(file) if row.time or row.url]
+    removals = [plan_removal(name, configs) for name in dict.fromkeys(names)]
     print(*removals, sep="\n", flush=True)
     if kept_back := [removal for removal in removals if removal.obstacle]:
         first = kept_back[0]
@@ -83,5 +87,7 @@ def delete(
         print("nothing is deleted" + ("" if arguments.dry_run else "; --yes deletes it"))
         return 0
     freed = sum(remove_run(removal, configs) for removal in removals)
+    for file in sweeps:
+        file.remove()
     print(f"deleted; {size_text(freed)} is free")
     return 0
