@@ -21,6 +21,7 @@ from gpuml.training.run_list import read_rows
 from tests.conftest import gpuml as command
 from tests.conftest import runs_in
 from tests.test_run import PARAMETERS, Attempt, write_notebook
+from tests.test_stored import kept, move  # noqa: F401
 
 STOP = """\
 import os, signal, time
@@ -119,14 +120,23 @@ def test_disturbed_at_steps_it_ends_in_the_same_bits(loop, project, store):
     assert load_run(project / "outputs" / "job-1").certificate == proof
 
 
+def check_steps(store: Path, metric: str, last: int, name: str = "") -> None:
+    "Each step is in MLflow's only run of this name exactly once, in its order"
+    import mlflow
+
+    (run,) = [r for r in runs_in(store) if name in ("", r.info.run_name)]
+    history = mlflow.MlflowClient(f"sqlite:///{store}").get_metric_history(run.info.run_id, metric)
+    assert [m.step for m in history] == list(range(1, last + 1)), metric
+
+
 def check_record(store: Path, has_loss: bool) -> None:
     "One MLflow run, whose steps never repeat or go back"
     import mlflow
 
     (run,) = [r for r in runs_in(store) if r.info.run_name == "job-1"]
     client = mlflow.MlflowClient(f"sqlite:///{store}")
-    for name in ("step_seconds", "loss") if has_loss else ("step_seconds",):
-        assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == list(range(1, 13)), name
+    for metric in ("step_seconds", "loss") if has_loss else ("step_seconds",):
+        check_steps(store, metric, 12, "job-1")
     assert (run.info.status, run.data.tags["gpuml.loop"]) == ("FINISHED", "own")
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"certificate.json", "code.txt", "config.yaml"}
 
@@ -158,6 +168,17 @@ def test_stopped_by_hand_it_goes_on_where_it_is_asked_to(store):
         count(resume=done.id)
     with pytest.raises(ConfigError, match="no run 'dev-1'"):
         count(resume="dev-1")
+
+
+def test_another_machine_goes_on_with_what_is_on_s3(kept, store, monkeypatch):  # noqa: F811
+    with pytest.raises(Preempted):
+        count(stop_at=3)
+    move(monkeypatch)
+    done = count(resume=True)
+    assert (done.state(), done.certificate["attempts"], done.place) == ({"sum": 15}, 2, f"{kept}/{done.id}")
+    check_steps(store, "step_seconds", 5)
+    move(monkeypatch)
+    assert load_run(f"{kept}/{done.id}").state() == {"sum": 15}
 
 
 def test_runs_of_two_kinds_do_not_take_each_other_up(store):
