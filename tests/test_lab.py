@@ -417,8 +417,7 @@ def test_panel_in_a_narrow_window(page, server, lab_project):
     "All tabs and a dozen fields are seen, and a file is chosen by mouse"
     from playwright.sync_api import expect
 
-    (lab_project / "data").mkdir(exist_ok=True)
-    (lab_project / "data" / "new.csv").write_text("body;kind\nlate;delivery\n")
+    (lab_project / "data" / "new.csv").write_text("text,label\nlate,delivery\n")
     page.set_viewport_size({"width": 480, "height": 1000})
     open_panel(page, server, lab_project)
     page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
@@ -429,8 +428,6 @@ def test_panel_in_a_narrow_window(page, server, lab_project):
     fields = page.locator(".gpuml-fields:visible .gpuml-field").all()
     assert sum(one.bounding_box()["y"] < box["y"] + box["height"] for one in fields) >= 12
     lists = page.locator(".gpuml-choice select")
-    field(page, "train").fill("data")
-    expect(lists.first.locator("option")).to_have_count(3)
     lists.first.select_option("data/new.csv")
     expect(field(page, "train")).to_have_value("data/new.csv")
     picture(page, "panel-narrow.png")
