@@ -383,6 +383,7 @@ def test_panel_trains_stops_resumes_and_is_found_again(page, server, lab_project
     page.get_by_role("button", name="Stop", exact=True).click()
     page.locator(".gpuml-panel").get_by_text("stopped at update").first.wait_for()
     assert len(runs_in(lab_project / "mlflow.db")) == 1
+    section(page, "train")
     field(page, "epochs").fill("1")
     page.get_by_role("button", name="Train", exact=True).click()
     page.locator(".gpuml-panel svg[aria-label='confusion matrix']").wait_for()
