@@ -36,7 +36,9 @@ def round_ends(
     span = high - low or abs(high) or 1.0
     unit = 10.0 ** math.floor(math.log10(span))
     step = next(unit * factor for factor in (0.2, 0.5, 1, 2) if span <= 6 * unit * factor)
-    return round(math.floor(low / step) * step, 12), round(math.ceil(high / step) * step, 12)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)  # also where all values are the same
+    return round(first * step, 12), round(last * step, 12)
 
 # %% ../../nbs/base/18_charts.ipynb #3a8e7007
 _LEFT, _RIGHT = 34, 6  # pixels beside the curves
