@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -86,6 +87,13 @@ def test_missing_values_and_odd_types_are_told_as_those_of_a_file(project):
     lines = str(e.value).splitlines()
     assert [line.partition(": ")[0] for line in lines] == [f"DataFrame:{line}" for line in range(2, 9)]
     assert all("empty" in line for line in lines[:5]) and all("is a list, not a text" in line for line in lines[5:])
+    deep = [np.array(["a", "b"]), ("a", "b"), {"a"}, {("a",): 1}, pd.NA, np.float32("nan")]
+    for table in ([{"text": v, "label": "x"} for v in deep], pd.DataFrame({"text": deep, "label": ["x"] * len(deep)})):
+        with pytest.raises(DataError) as e:
+            read(with_frame(config, table))
+        lines = str(e.value).splitlines()
+        assert len(lines) == len(deep) and all("is a list, not a text" in line for line in lines[:3]), lines
+        assert "is an object, not a text" in lines[3] and all("empty" in line for line in lines[4:])
     numbers = pd.DataFrame({"text": [f"text {i}" for i in range(8)], "label": pd.Series([1, 2] * 4, dtype="int8")})
     assert read(with_frame(config, numbers)).labels == ["1", "2"]
     doubled = pd.DataFrame([["a", "b", "c"]], columns=["text", "text", "label"])

@@ -107,8 +107,25 @@ def test_one_sweep_in_the_list_and_by_name(project, store):
     shown = gpuml("runs", sweep, cwd=project)
     assert shown.returncode == 0 and f"over 2 seeds; its best run is {table.best_row.run}" in shown.stdout
     assert sweep in gpuml("runs", cwd=project).stdout
+    text = (project / "config" / "dev.yaml").read_text()
+    prod = project / "config" / "prod.yaml"
+    prod.write_text(text.replace("output: outputs", "output: s3://models/production"))  # whose keys nobody has here
+    for name in (sweep, table.best_row.run):
+        shown = gpuml("runs", name, cwd=project)
+        assert shown.returncode == 0 and table.best_row.run in shown.stdout, shown.stderr
+    assert gpuml("delete", table.best_row.run, "--dry-run", cwd=project).returncode == 0
+    prod.unlink()
     shutil.rmtree(project / "outputs" / table.file.sweep.runs[0])
     assert "not begun" in gpuml("runs", sweep, cwd=project).stdout
+    file = project / "outputs" / ".sweeps" / f"{sweep}.json"
+    whole = file.read_text()
+    for damaged in (whole[:-9], whole.replace('"train": {', '"train": {"key_of_tomorrow": 1, ')):
+        file.write_text(damaged)
+        shown = gpuml("runs", sweep, cwd=project)
+        assert shown.returncode == 65 and "damaged, or written by another version" in shown.stderr
+        assert gpuml("train", "--resume", sweep, cwd=project).returncode == 65
+        assert "no interrupted run" in gpuml("train", "--resume", cwd=project).stderr
+    file.write_text(whole)
     gone = gpuml("delete", sweep, "--yes", cwd=project)
     assert gone.returncode == 0 and not list((project / "outputs").glob(f"{sweep}*"))
     assert gpuml("runs", sweep, cwd=project).returncode == 66

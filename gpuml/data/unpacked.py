@@ -87,15 +87,29 @@ def _inflated(stored: StoredFile, name: str) -> Iterator[bytes]:
 # %% ../../nbs/data/53_unpacked.ipynb #2d74e770
 def _plain(value: Any) -> Any:
     "What JSON has for a value of a table"
-    if value is None or value != value:
-        return None
     if isinstance(value, bytes):
         return [len(value)]  # no text: the row is refused
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())  # of numpy
+    if value is None or _is_missing(value):
+        return None
     return value if isinstance(value, str | int | float | list | dict) else str(value)
 
 
-_spaced = json.JSONEncoder(ensure_ascii=False, default=str).encode
-_escaped = json.JSONEncoder(default=str).encode  # for half characters, which no UTF-8 has
+def _is_missing(value: Any) -> bool:
+    "Whether a value stands for none: NaN, or pandas' NaT and NA"
+    try:
+        return bool(value != value)
+    except TypeError:  # of NA nobody knows whether it equals itself
+        return True
+    except ValueError:  # a list with arrays in it
+        return False
+
+
+_spaced = json.JSONEncoder(ensure_ascii=False, default=str, skipkeys=True).encode
+_escaped = json.JSONEncoder(default=str, skipkeys=True).encode  # for half characters, which no UTF-8 has
 
 
 def json_rows(
@@ -132,8 +146,15 @@ def arrow_rows(
     for name, labels in classes.items():
         if name in names:
             i = names.index(name)
-            columns[i] = [None if v is None or v < 0 else labels[v] for v in columns[i]]  # -1: no label
+            columns[i] = [_class_name(v, labels) for v in columns[i]]
     return json_rows(names, columns)
+
+
+def _class_name(value: Any, labels: list[str]) -> Any:
+    "The name of a class by its number, of which -1 is none; what is no number of a class stays"
+    if not isinstance(value, int) or value >= len(labels):
+        return value
+    return labels[value] if value >= 0 else None
 
 # %% ../../nbs/data/53_unpacked.ipynb #e8503361
 def chosen_columns(

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from ..base.config import Config, Origin
-from ..base.errors import ConfigError
+from ..base.errors import ConfigError, DataError
 from ..base.grid import Grid, load_grid
 from ..base.keys import flat, parse_override
 from ..base.storage import Storage
@@ -213,23 +213,33 @@ class SweepFile:
 def _read(
     text: bytes,
     config: Config,  # of the project
-) -> SweepFile:
-    "The sweep that a file holds"
-    values = json.loads(text)
-    origin = Origin(values["name"], config.root)
-    own = Config.model_validate(values["config"], context={"origin": origin})
-    choices = {key: tuple(texts) for key, texts in values["choices"].items()}
-    outcomes = {run: Outcome(**outcome) for run, outcome in values["outcomes"].items()}
-    return SweepFile(Sweep(values["id"], own, choices, values["halving"], values["as_jobs"]), outcomes)
+) -> SweepFile | None:
+    "The sweep that a file holds; none where it is damaged, or of a version with other keys"
+    try:
+        values = json.loads(text)
+        origin = Origin(values["name"], config.root)
+        own = Config.model_validate(values["config"], context={"origin": origin})
+        choices = {key: tuple(texts) for key, texts in values["choices"].items()}
+        outcomes = {run: Outcome(**outcome) for run, outcome in values["outcomes"].items()}
+        return SweepFile(Sweep(values["id"], own, choices, values["halving"], values["as_jobs"]), outcomes)
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
+        return None
 
 # %% ../../nbs/training/84_sweep.ipynb #83afd950
 def read_sweep(
     sweep: str,  # its id
     config: Config,  # whose output has it
+    patience: float = 120.0,  # seconds that an S3 server is waited for
 ) -> SweepFile | None:
-    "A sweep by its id; none where there is none of that name"
-    text = Storage(config.data.endpoint).read_now(f"{config.output_place}/{SWEEPS}/{sweep}.json")
-    return _read(text, config) if text else None
+    "A sweep by its id; none where there is none of that name; raises `DataError` where it can't be read"
+    storage = Storage(config.data.endpoint, patience=patience, first_patience=min(patience, 20.0))
+    place = f"{config.output_place}/{SWEEPS}/{sweep}.json"
+    text = storage.read_now(place)
+    if text is None:
+        return None
+    if file := _read(text, config):
+        return file
+    raise DataError(f"{place}: damaged, or written by another version; `gpuml runs` lists the sweep's runs")
 
 
 def latest_sweep(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 from ..base.config import Config
+from ..base.errors import Exit, GpumlError
 from ..base.storage import Storage
 from .run_list import read_output
 from .run_row import FAILED, FINISHED, RunRow
@@ -89,9 +90,19 @@ def _seeds_of(values: dict[str, str], rows: list[RunRow]) -> SeedsOf:
 def find_sweep(
     name: str,  # a sweep's id
     configs: Iterable[Config],  # a project's
+    patience: float = 10.0,  # seconds that an S3 server is waited for
 ) -> SweepFile | None:
-    "A sweep of a project; none where there is none of that name"
-    outputs = {(str(config.output_place), config.data.endpoint): config for config in configs}
+    "A sweep of a project; none where there is none of that name, as far as its outputs can be read; raises `DataError` where it is damaged"
     if "/" in name or not name.rpartition("-")[0]:
         return None
-    return next((file for config in outputs.values() if (file := read_sweep(name, config))), None)
+    outputs = {(str(config.output_place), config.data.endpoint): config for config in configs}
+    for config in outputs.values():
+        try:
+            file = read_sweep(name, config, patience)
+        except GpumlError as e:
+            if e.exit_code == Exit.BAD_DATA:
+                raise
+            continue  # as a list of runs passes over what can't be looked through
+        if file:
+            return file
+    return None
