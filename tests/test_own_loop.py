@@ -10,11 +10,13 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gpuml
 from gpuml.base.errors import ConfigError, Exit, GpumlError, Preempted, TrainError
 from gpuml.base.loading import load
+from gpuml.training import kept_state
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from gpuml.training.run_list import read_rows
@@ -278,3 +280,70 @@ def test_who_goes_on_has_to_restore(store):
         count(stop_at=3)
     with pytest.raises(TrainError, match=r"goes on where it was; call job.restore"), gpuml.job(resume=True) as job:
         job.steps(range(5))
+
+
+# ---- stops at other places than in a step
+
+
+class Signals:
+    "A value that is read by asking its process to stop"
+
+    def __reduce__(self):
+        return os.kill, (os.getpid(), signal.SIGTERM)
+
+
+def test_a_stop_while_the_state_is_read_is_a_stop(store):
+    with pytest.raises(Preempted, match="stopped at step 1 of 3"), gpuml.job() as job:
+        for _ in job.steps(range(3)):
+            job.stop.signal = "SIGTERM"
+            job.save({"slow": Signals()})
+    with pytest.raises(Preempted, match="goes on there"), gpuml.job(resume=True) as job:
+        job.restore()
+
+
+def test_a_stop_while_a_state_is_written_behind_the_steps_ends_the_cell(store):
+    with pytest.raises(Preempted, match="stopped; the same cell"), gpuml.job() as job:
+        with job.stop.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            job.keep(1)
+        raise AssertionError(job)
+
+
+def test_a_stop_in_a_step_that_is_left_is_heeded_behind_it(store):
+    with pytest.raises(Preempted, match="stopped at step 1 of 5"), gpuml.job() as job:
+        for step in job.steps(range(1, 6)):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                break
+            job.save(step)
+        job.score(accuracy=1)
+        raise AssertionError(job)
+
+
+def drawn(resume=False, stop_at=None):
+    "What a loop sums up whose items are drawn as they are needed"
+    with gpuml.job(resume=resume) as job:
+        state = job.restore([])
+        items = (np.random.rand() for _ in range(6))
+        for number, item in enumerate(job.steps(items, total=6), len(state) + 1):
+            state.append((item, np.random.rand()))
+            if number == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            job.save(state)
+        state = [*state, np.random.rand()]
+    return state
+
+
+def test_items_that_are_drawn_are_the_same_again(store):
+    calm = drawn()
+    with pytest.raises(Preempted):
+        drawn(stop_at=4)
+    assert drawn(resume=True) == calm
+
+
+def test_a_tensor_of_a_device_that_is_not_here_comes_into_memory():
+    import torch
+
+    storage = torch.UntypedStorage(4)
+    places = ["cpu", f"cuda:{torch.cuda.device_count()}"]
+    assert [kept_state._moved(storage, place) is None for place in places] == [True, False]

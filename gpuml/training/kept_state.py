@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..base.errors import OutputError, TrainError
+from ..base.errors import OutputError, Preempted, TrainError
 from ..base.files import writing
 
 # %% ../../nbs/training/46_kept_state.ipynb #eb497685
@@ -99,11 +99,23 @@ def load_state(
                 return pickle.load(f)  # noqa: S301 - a run's folder is trusted as its notebook is
             import torch
 
-            return torch.load(f, map_location=None if torch.cuda.is_available() else "cpu", weights_only=False)
+            return torch.load(f, map_location=_moved, weights_only=False)
+    except Preempted:  # a signal came in the middle of it
+        raise
     except Exception as e:  # whatever is run by reading it
         words = str(e).partition("\n")[0] or type(e).__name__
         remedy = "what it is made of has to be imported or defined above `gpuml.job()`"
         raise TrainError(f"the state of {run} can't be read here: {words}; {remedy}") from None
+
+
+def _moved(storage: Any, place: str) -> Any:
+    "A tensor's content for the device that it was on, or where this machine lacks that, for its first GPU, or its memory"
+    import torch
+
+    kind, _, number = place.partition(":")
+    gpus = torch.cuda.device_count()
+    is_here = int(number or 0) < gpus if kind == "cuda" else kind == "cpu" or getattr(torch, kind).is_available()
+    return None if is_here else storage.cuda(0) if gpus else storage  # none: as torch does it by itself
 
 # %% ../../nbs/training/46_kept_state.ipynb #6347c5dc
 def seed_random(

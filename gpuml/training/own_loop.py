@@ -44,12 +44,18 @@ class LoopStop(StopRequest):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        "Inside the block a request is noted only"
+        "Inside the block a request is noted only, and heeded behind it, unless it is held there too"
         before, self.is_held = self.is_held, True
         try:
             yield
         finally:
             self.is_held = before
+        self.heed()
+
+    def heed(self) -> None:
+        "Stop here where a request was noted, and is not held any more"
+        if self.signal and not self.is_held:
+            self.end()
 
 # %% ../../nbs/training/87_own_loop.ipynb #c392e756
 class StateKeeper:
@@ -134,7 +140,7 @@ class LoopWork:
         "Write a state now"
         with self.stop.held():
             self.keeper.save(state, self.values.scores)
-        self.last = ()
+            self.last = ()
 
     def take(self, state: Any) -> None:
         "Take the state after a step: written where it is time, and where a stop waits for it"
@@ -185,8 +191,12 @@ class OwnSteps:
     def each(self, items: Iterable[Item]) -> Iterator[Item]:
         "Yield those that are left"
         loop = self._loop
+        if not self._first:
+            self._set_random()
         try:
             for number, item in enumerate(items, 1):
+                if number == self._first:
+                    self._set_random()  # before the next item is made: that may draw
                 if number > self._first:
                     self._begin(number)
                     yield item
@@ -197,15 +207,16 @@ class OwnSteps:
         finally:
             self.number = None
             loop.stop.is_held = False
-        loop.stop.check()
+        loop.stop.heed()
 
     def _begin(self, number: int) -> None:
         self.number = number
         self.is_saved = False
         self._loop.values.begin()
+
+    def _set_random(self) -> None:
         if self._random:
             set_random(self._random)
-            self._random = None
 
 # %% ../../nbs/training/87_own_loop.ipynb #5978888c
 class OwnLoop(LoopWork):
@@ -270,6 +281,7 @@ class OwnLoop(LoopWork):
         self.take(state)
 
     def _refuse_after_save(self, name: str) -> None:
+        self.stop.heed()  # where the loop was left by `break` in the step in which it was noted
         if self._steps and self._steps.number and self._steps.is_saved:
             raise TrainError(
                 f"job.{name}: step {self._steps.number} was saved already; job.save is the last word of a step"
