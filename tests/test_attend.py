@@ -6,8 +6,10 @@ import os
 import pytest
 from jupyter_client.manager import KernelManager
 
+from gpuml.base.errors import ConfigError
 from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
+from gpuml.jobs.gpu_cell import pack_values
 from tests import forked
 from tests.waiting import until as eventually
 
@@ -167,3 +169,20 @@ def test_the_stop_button_ends_the_body_too(kernel):
     kernel.manager.interrupt_kernel()
     _, error = kernel.result(request)
     assert error == f"Preempted: {job.run_id}: stopped; nothing comes back" and job.status.phase == "cancelled"
+
+
+def test_a_body_may_use_any_name_and_what_can_come_back_does(kernel):
+    "A variable `config` of its own, and one value of three that can't leave the job; the job has a name for people"
+    _, error = kernel.run(
+        "%%gpu --local --out config,y,lock\nimport threading\nconfig, y = {'rate': 1}, 2\nlock = threading.Lock()"
+    )
+    job, state = the_job()
+    assert "lock: a lock can't be handed over" in error and error.endswith("; config, y came back"), error
+    assert words(kernel.run("config, y")[0]) == "({'rate': 1}, 2)"
+    assert job.facts["notebook"] == "%%gpu in n.ipynb" and "%%gpu in n.ipynb" in repr(job)
+
+
+def test_a_value_with_a_secret_stays(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "correct-horse-battery")
+    with pytest.raises(ConfigError, match="client: the value of A_TOKEN stands in it"):
+        pack_values(["client"], {"client": {"headers": ["Bearer correct-horse-battery"]}})

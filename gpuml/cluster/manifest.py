@@ -92,7 +92,7 @@ class Source:
 
     bundle: str  # its name
     address: str  # where it is stored
-    notebook: str  # its path in the project
+    notebook: str  # for people: its path in the project, or that it is a cell's
     owner: str = ""
     commit: str | None = None  # of git
     submission: str = ""  # a mark of this Job: its pods know their own certificate by it

@@ -177,7 +177,8 @@ def _pack(
     beside = gpu_cell.files_beside(path) if contract.is_gpu_cell(path) else [] if local else data_here(config)
     packed = bundle.pack(sent, path, (), facts, beside)
     mark = os.urandom(8).hex()
-    source = job.Source(packed.name, _address(config, packed), packed.notebook, owner(), commit, mark, now())
+    title = gpu_cell.title_of(path) if contract.is_gpu_cell(path) else packed.notebook
+    source = job.Source(packed.name, _address(config, packed), title, owner(), commit, mark, now())
     manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, grace)
     if local:
         manifest["metadata"]["annotations"] |= _local_notes(config)

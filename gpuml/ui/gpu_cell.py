@@ -15,6 +15,7 @@ from typing import Any
 from ..base.errors import ConfigError, DataError, GpumlError, NotebookError, Preempted
 from ..base.options import is_job, take_options
 from ..base.storage import Storage
+from ..jobs.bundle import LIMIT
 from ..jobs.gpu_cell import VALUES, body_outputs, cell_files, pack_values, unpack_values
 from ..jobs.handle import Job, State
 from ..jobs.notebook import Cell, syntax
@@ -88,12 +89,17 @@ def send_cell(
         syntax(Cell(1, "code", body))
     except SyntaxError as e:
         raise ConfigError(f"line {e.lineno or 1} below %%gpu: {e.msg}") from None
-    folder = Path.cwd()
+    place = Path.cwd()
     with suppress(NotebookError):
-        folder = this_notebook(namespace).parent
+        place = this_notebook(namespace)
     again = "--again" in options
     values = pack_values(inputs, namespace) if inputs else b""
-    with cell_files(folder, body, values, outputs) as path:
+    if len(values) > LIMIT:
+        size = f"{len(values) / 1e6:,.0f} MB, {LIMIT / 1e6:,.0f} are the limit"
+        raise ConfigError(
+            f"--in {','.join(inputs)}: the values have {size}; write them to storage, and read them in the cell"
+        )
+    with cell_files(place, body, values, outputs) as path:
         planned = submission.prepare(config, path, None, "--local" in options, None, again)
     return sending.send(planned, None, again)
 
@@ -103,7 +109,8 @@ def run_here(
     body: str,
 ) -> None:
     "Run the body in this kernel; raises `GpumlError` where it raised"
-    error = shell.run_cell(body).error_in_exec
+    outcome = shell.run_cell(body)
+    error = outcome.error_before_exec or outcome.error_in_exec
     if isinstance(error, KeyboardInterrupt | GpumlError):  # the job is to stop, or says for itself how it ends
         raise error
     if error is not None:
@@ -140,9 +147,20 @@ def hand_back(
         raise Preempted(f"{job.address}: stopped; nothing comes back")
     if state.phase != "succeeded":
         errors = [f"the cell raised {o['ename']}: {o['evalue']}" for o in cell_outputs if o["output_type"] == "error"]
-        raise GpumlError(f"{job.address}: {errors[-1] if errors else state}", state.command_code)
+        names: list[str] = []
+        with suppress(GpumlError):
+            names = _take_back(namespace, job) if outputs else []
+        back = f"; {', '.join(names)} came back" if names else ""
+        raise GpumlError(f"{job.address}: {errors[-1] if errors else state}{back}", state.command_code)
     if outputs:
-        data = Storage(job.endpoint).read_now(f"{job.place}/{VALUES}")
-        if data is None:
-            raise DataError(f"{job.place}/{VALUES}: is not there; the cell's values can't come back")
-        namespace.update(unpack_values(data))
+        _take_back(namespace, job)
+
+
+def _take_back(namespace: dict[str, Any], job: Job) -> list[str]:
+    "Have the values that a job has left; their names; raises `DataError`"
+    data = Storage(job.endpoint).read_now(f"{job.place}/{VALUES}")
+    if data is None:
+        raise DataError(f"{job.place}/{VALUES}: is not there; the cell's values can't come back")
+    values = unpack_values(data)
+    namespace.update(values)
+    return [*values]
