@@ -13,7 +13,7 @@ from gpuml.base.loading import load, load_all
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from gpuml.training.run_list import read_rows
-from gpuml.ui.sweep_line import train_line
+from gpuml.ui.sweep_line import sweep_of, train_line
 from tests.conftest import gpuml, runs_in
 
 RATES = "train.learning_rate=1e-3,4e-3"
@@ -56,7 +56,9 @@ def test_stopped_and_continued(project, store):
     with pytest.raises(ConfigError, match="no interrupted sweep of these values"):
         train("train.seed=0,1", "--resume")
     begun = []
-    table = train("--resume", watch=lambda p: p.phase == "training" and begun.append(p.sweep))
+    how = "train.checkpoint_updates=7"  # no result depends on it: what goes on takes it from the line
+    table = train("--resume", how, watch=lambda p: p.phase == "training" and begun.append(p.sweep))
+    assert [load_run(run).config.train.checkpoint_updates for run in table.file.sweep.runs[1:]] == [50, 7, 7]
     assert set(begun) == {"2 of 4", "3 of 4", "4 of 4"} and certificate.stat().st_mtime_ns == before
     assert [row.state for row in table.rows] == ["finished"] * 4 and table.file.is_over
     assert table.best.id == table.best_row.run and [len(group.rows) for group in table.seeds] == [2, 2]
@@ -76,6 +78,15 @@ def weights(run) -> dict[str, bytes]:
     "A run's weights, as bytes by name"
     tensors = load_file(run.folder / "model" / "model.safetensors")
     return {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("name", ["Reviews_of_2026", "all-reviews-of-the-second-half-of-2026"])
+def test_any_name_of_a_config(name, project):
+    shutil.copy(project / "config" / "dev.yaml", project / "config" / f"{name}.yaml")
+    new = sweep_of(parse_words([name, "train.seed=" + ",".join(map(str, range(120)))]))
+    assert len(set(new.sweep.runs)) == 120 and max(map(len, new.sweep.runs)) <= 52
+    new.save()
+    assert sweep_of(parse_words([name, "--resume"])).sweep.id == new.sweep.id
 
 
 def test_halving_goes_on_exactly(project, store):

@@ -7,19 +7,22 @@ __all__ = ['sweep_name', 'SweepSubmission', 'prepare_sweep']
 
 # %% ../../nbs/cluster/58_sweep_jobs.ipynb #779ca1e9
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
-from ..base.errors import ConfigError, GpumlError
+from ..base.errors import ConfigError, DataError, GpumlError
 from ..base.files import fingerprint
 from ..base.grid import Grid
+from .findings import Findings
 from .manifest import join_sweep, slug
 from .sending import send
 from .submission import Submission, prepare
 from ..jobs.handle import Job
-from ..training.sweep import SweepFile, new_sweep
+from ..training.child import LONGEST
+from ..training.sweep import Sweep, SweepFile, choices_text, new_sweep, read_sweep
 
 # %% ../../nbs/cluster/58_sweep_jobs.ipynb #4a84a583
 def sweep_name(
@@ -42,7 +45,15 @@ class SweepSubmission:
     def __repr__(self):
         first, *others = self.planned
         sweep = self.file.sweep
-        return f"{first}\n\n{len(others)} more jobs of the sweep {sweep.id}: {', '.join(sweep.runs[1:])}"
+        lines = [f"{first}\n", f"{len(others)} more jobs of the sweep {sweep.id}: {', '.join(sweep.runs[1:])}"]
+        bad = [f"{run} can't be sent:\n{findings}" for run, findings in self.bad if run != sweep.runs[0]]
+        return "\n".join([*lines, *bad[:1]])
+
+    @property
+    def bad(self) -> list[tuple[str, Findings]]:
+        "The runs that can't be sent, and what is wrong with each"
+        runs = zip(self.file.sweep.runs, self.planned, strict=True)
+        return [(run, submission.findings) for run, submission in runs if submission.findings.bad]
 
     @property
     def is_local(self) -> bool:
@@ -51,8 +62,7 @@ class SweepSubmission:
 
     def check(self) -> None:
         "Raise `GpumlError` with what is wrong with each of them"
-        bad = [(run, p.findings) for run, p in zip(self.file.sweep.runs, self.planned, strict=True) if p.findings.bad]
-        if bad:
+        if bad := self.bad:
             others = f"\n{len(bad) - 1} more of {len(self.planned)} jobs can't be sent" if len(bad) > 1 else ""
             run, findings = bad[0]
             raise GpumlError(f"nothing is submitted: {run}\n{findings}{others}", findings.bad[0].exit_code)
@@ -82,11 +92,25 @@ def prepare_sweep(
         sweep.config.name, prepare(sweep.config, path, None, local).bundle.name, grid
     )
     sweep = replace(sweep, id=new_id, as_jobs=True)
+    _check_name(sweep)
     planned = []
     for run in sweep.runs:
         planned.append(prepare(sweep.config_of(run), path, run, local, before))
         join_sweep(planned[-1].manifest, sweep.child(run))
     return SweepSubmission(SweepFile(sweep), planned)
+
+
+def _check_name(sweep: Sweep) -> None:
+    "Raise `ConfigError` where the numbers of its runs have no room behind a sweep's name, or another sweep has it"
+    room = LONGEST - len(f"-{len(sweep.runs)}")
+    if len(sweep.id) > room:
+        raise ConfigError(f"--name {sweep.id}: has {len(sweep.id)} characters; of a sweep at most {room}")
+    with suppress(DataError):  # what can't be read or written, the checks say
+        other = read_sweep(sweep.id, sweep.config)
+        if other and not (other.sweep.as_jobs and other.sweep.values == sweep.values):
+            raise ConfigError(
+                f"--name {sweep.id}: another sweep has this name: {choices_text(other.sweep)}; choose another"
+            )
 
 
 _REFUSED = {

@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['PAUSED', 'SWEEPS', 'Rung', 'rungs', 'Sweep', 'new_sweep', 'Outcome', 'best_scores', 'rank', 'Step', 'next_step',
-           'SweepFile', 'read_sweep', 'latest_sweep', 'check_same']
+           'new_sweep_id', 'SweepFile', 'read_sweep', 'latest_sweep', 'choices_text', 'check_same']
 
 # %% ../../nbs/training/84_sweep.ipynb #bb291a38
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from ..base.config import Config, Origin
 from ..base.errors import ConfigError, DataError
-from ..base.grid import Grid, load_grid
+from ..base.grid import MOST, Grid, load_grid
 from ..base.keys import flat, parse_override
 from ..base.storage import Storage
-from .child import Child, run_name
+from .child import LONGEST, Child, run_name
 from .resume import is_harmless
 from .run_row import FAILED, FINISHED
+from .runs import new_run_id
 from .score_table import MAIN, Score, by_key, score_of_key
 
 # %% ../../nbs/training/84_sweep.ipynb #094caf59
@@ -81,11 +83,13 @@ class Sweep:
 
     def config_of(self, run: str) -> Config:
         "The config of a run"
+        harmless = tuple(key for key in self.config.overridden if is_harmless(key))
+        origin = Origin(self.config.name, self.config.root, harmless)
         tree = self.config.model_dump()
         for key, value in (parse_override(f"{key}={text}") for key, text in self.values[run].items()):
             section, _, name = key.rpartition(".")
             (tree[section] if section else tree)[name] = value
-        return Config.model_validate(tree, context={"origin": Origin(self.config.name, self.config.root)})
+        return Config.model_validate(tree, context={"origin": origin})
 
 # %% ../../nbs/training/84_sweep.ipynb #12bf1fcd
 def new_sweep(
@@ -122,9 +126,12 @@ class Outcome:
 
 def best_scores(
     evaluations: Iterable[Mapping[str, Any]],  # of a run's epochs
-    score: Score,
+    metric: str | None,  # train.best_metric
 ) -> dict[str, float]:
-    "The scores of the best epoch; of equally good ones, of that with the lowest loss"
+    "The scores of the epoch whose weights a run keeps: of equally good ones that with the lowest loss; without a metric the last"
+    if metric is None:
+        return by_key([{}, *evaluations][-1])
+    score = score_of_key(metric)
     return by_key(max(evaluations, key=lambda scores: rank(scores, score), default={}))
 
 
@@ -172,6 +179,15 @@ def _best(runs: list[str], outcomes: Mapping[str, Outcome], score: Score, count:
 
 # %% ../../nbs/training/84_sweep.ipynb #2bc28b0a
 SWEEPS = ".sweeps"  # in an output
+
+
+def new_sweep_id(
+    name: str,  # the config's
+    now: datetime,
+    random: int,  # 16 bits, so that two sweeps in one second differ
+) -> str:
+    "A sweep's id: a run's, with room behind it for the number of each run"
+    return new_run_id(name[: LONGEST - len(f"-yyyymmdd-hhmmss-xxxx-{MOST}")], now, random)
 
 
 @dataclass(frozen=True)
@@ -248,7 +264,8 @@ def latest_sweep(
 ) -> SweepFile | None:
     "The newest sweep of a config of this name that has runs left to train"
     storage = Storage(config.data.endpoint)
-    files = storage.match(f"{config.output_place}/{SWEEPS}", f"{config.name}-*.json")
+    prefix = new_sweep_id(config.name, datetime.now(), 0)[:-20]
+    files = storage.match(f"{config.output_place}/{SWEEPS}", f"{prefix}*.json")
     for file in sorted(files, key=lambda file: file.url, reverse=True):
         text = storage.read_now(file.url)
         stored = _read(text, config) if text else None
@@ -259,6 +276,11 @@ def latest_sweep(
     return None
 
 # %% ../../nbs/training/84_sweep.ipynb #3a9c3769
+def choices_text(sweep: Sweep) -> str:
+    "What a sweep's runs differ in, as its line said it"
+    return " ".join(f"{key}={','.join(texts)}" for key, texts in sweep.choices.items())
+
+
 def check_same(
     sweep: Sweep,
     grid: Grid,  # of the line that goes on with it
@@ -267,8 +289,9 @@ def check_same(
     "Raise `ConfigError` where a line that goes on with a sweep asks for something else"
     choices = dict(sweep.choices)
     if grid.choices and grid.choices != choices:
-        written = " ".join(f"{key}={','.join(texts)}" for key, texts in choices.items())
-        raise ConfigError(f"--resume: {sweep.id} has other values: {written}; leave them out, or start a new sweep")
+        raise ConfigError(
+            f"--resume: {sweep.id} has other values: {choices_text(sweep)}; leave them out, or start a new sweep"
+        )
     own, requested = flat(sweep.config), flat(config)
     for key in config.overridden:
         if not is_harmless(key) and key not in choices and own[key] != requested[key]:

@@ -74,7 +74,7 @@ def _train(sweep: Sweep, step: Step, watch: Watch | None, same_line: str) -> Out
         return _finished(carry_out(start, look, Limits(epochs=step.epochs)))
     except Paused:
         epochs = len(latest.evaluations)
-        return Outcome(PAUSED, epochs, best_scores(latest.evaluations, sweep.score))
+        return Outcome(PAUSED, epochs, best_scores(latest.evaluations, config.train.best_metric))
     except TrainError as e:
         return Outcome(FAILED, len(latest.evaluations), reason=str(e))
 

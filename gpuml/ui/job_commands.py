@@ -84,7 +84,7 @@ def _submit_sweep(arguments: argparse.Namespace, name: str, grid: Grid, before: 
     ready = prepare_sweep(name, grid, path, options, before)
     if arguments.dry_run:
         print(ready)
-        return 0
+        return ready.bad[0][1].bad[0].exit_code if ready.bad else 0
     codes, jobs = [], []
     for job in ready.send():
         print(job, flush=True)

@@ -31,15 +31,15 @@ def sweep_of(
         if halving:
             raise ConfigError("--halving: compares runs; give a key several values, such as train.seed=0,1,2,3")
         return None
-    from gpuml.training.runs import new_run_id
-    from gpuml.training.sweep import SweepFile, new_sweep
+    from gpuml.training.sweep import SweepFile, new_sweep, new_sweep_id
 
-    sweep_id = new_run_id(load(line.config).name, datetime.now(), int.from_bytes(os.urandom(2)))
+    sweep_id = new_sweep_id(load(line.config).name, datetime.now(), int.from_bytes(os.urandom(2)))
     return SweepFile(new_sweep(sweep_id, line.config, grid, halving))
 
 # %% ../../nbs/ui/63_sweep_line.ipynb #628e2b82
 def _interrupted(line: Line, grid: Grid, halving: bool) -> Any:
     "The sweep that `--resume` means; none where it means a run"
+    from gpuml.training.resume import carried_on
     from gpuml.training.sweep import check_same, latest_sweep, read_sweep
     from gpuml.training.unfinished import shown_output
 
@@ -60,7 +60,7 @@ def _interrupted(line: Line, grid: Grid, halving: bool) -> Any:
     if halving and not file.sweep.halving:
         raise ConfigError(f"--resume: {file.sweep.id} was started without --halving; leave it out")
     check_same(file.sweep, grid, config)
-    return file
+    return replace(file, sweep=replace(file.sweep, config=carried_on(file.sweep.config, config)))
 
 
 def _is_run_newer(config: Config, sweep: str) -> bool:
