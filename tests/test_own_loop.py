@@ -172,6 +172,29 @@ def test_stopped_by_hand_it_goes_on_where_it_is_asked_to(store):
         count(resume="dev-1")
 
 
+def test_a_notebook_goes_on_with_its_own_run(store, monkeypatch):
+    "Two notebooks of one config: each takes up what it has begun, unless another is named"
+    monkeypatch.setenv("JPY_SESSION_NAME", str(store.parent / "nbs" / "first.ipynb"))
+    with pytest.raises(Preempted):
+        count(stop_at=3)
+    (folder,) = (store.parent / "outputs").iterdir()
+    monkeypatch.setenv("JPY_SESSION_NAME", str(store.parent / "nbs" / "second.ipynb"))
+    other = count(resume=True)
+    assert (other.certificate["attempts"], other.id == folder.name) == (1, False)
+    named = count(resume=folder.name)
+    assert "was begun by nbs/first.ipynb, and goes on in nbs/second.ipynb" in str(named.metrics["notes"])
+
+
+def test_a_record_that_is_damaged_is_none(store):
+    with pytest.raises(Preempted):
+        count(stop_at=3)
+    (record,) = store.parent.glob("outputs/*/tracking.json")
+    record.write_text("{")
+    with pytest.raises(ConfigError, match="tracking.json is damaged; start a new run"):
+        count(resume=record.parent.name)
+    assert count(resume=True).certificate["attempts"] == 1
+
+
 def test_another_machine_goes_on_with_what_is_on_s3(kept, store, monkeypatch):  # noqa: F811
     with pytest.raises(Preempted):
         count(stop_at=3)

@@ -9,9 +9,10 @@ __all__ = ['SAME_CELL', 'start_loop', 'OwnCode', 'own_run', 'at_work', 'DoneLoop
 # %% ../../nbs/training/96_own_run.ipynb #fd7b6394
 import os
 import shutil
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from .own_loop import Kept, LoopStop, OwnLoop, StateKeeper
 from .own_values import OwnValues
 from .processes import count_gpus
 from .progress import Reporter, Watch
-from .record import LOOP, OWN, read_record
+from .record import LOOP, OWN, PROGRAM, read_record
 from .recording import recording
 from .results import OWN_STATE
 from .run_copy import RunCopy, put_results
@@ -46,6 +47,7 @@ from .store import find_store
 from .timesheet import Timesheet
 from .tracking import TrackedRun
 from .unfinished import interrupted
+from .versions import source
 
 # %% ../../nbs/training/96_own_run.ipynb #5d651887
 SAME_CELL = "the same cell with `gpuml.job(resume=True)`"
@@ -64,13 +66,30 @@ def start_loop(
     if resume is True and not job.run:
         if config.output_place.local is None:
             fetch_records(config, output_folder(config))
-        run = next((folder.name for folder in reversed(interrupted(config, own_loop=True)) if _can_go_on(folder)), None)
-    return begin(config, run, job, SAME_CELL, own_loop=True)
+        folders = [
+            f for f in interrupted(config, own_loop=True) if _program(f) == _own_program(config) and _can_go_on(f)
+        ]
+        run = folders[-1].name if folders else None
+    start = begin(config, run, job, SAME_CELL, own_loop=True)
+    if run and not job.run and _program(start.folder) != _own_program(config):
+        note = f"{run} was begun by {_program(start.folder)}, and goes on in {_own_program(config)}"
+        return replace(start, notes=(*start.notes, note))
+    return start
 
 
 def _can_go_on(folder: Path) -> bool:
     "Whether a run has steps left, as far as is known, and nobody works on it"
     return not (folder / "certificate.json").exists() and not read_record(folder).alive()
+
+
+def _program(folder: Path) -> str:
+    "The notebook, or the script, that has begun a run"
+    return read_record(folder).tags.get(PROGRAM, "")
+
+
+def _own_program(config: Config) -> str:
+    "The notebook that this kernel belongs to, or the script, as far as that is known"
+    return source(config.root, os.environ, sys.argv)[1][:500]
 
 # %% ../../nbs/training/96_own_run.ipynb #8f089110
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..base.config import Config, data_moved
 from ..base.keys import flat
 from .attempts import owner
 from .child import Child
-from .record import LOOP, OWN, SPOOL, Record, read_record, this_host, this_process, write_record
+from .record import LOOP, OWN, PROGRAM, SPOOL, Record, read_record, this_host, this_process, write_record
 from .served import borrowed
 from .spool import Spool
 from .store import find_store
@@ -238,7 +238,7 @@ def _tags(config: Config, name: str, folder: Path, bundle: str) -> dict[str, str
     if bundle:
         tags["gpuml.bundle"] = bundle
         kind, program = "NOTEBOOK", f"{output}/notebook.ipynb"  # which the job executes
-    tags |= {"mlflow.user": owner(), "mlflow.source.type": kind, "mlflow.source.name": program[:500]}
+    tags |= {"mlflow.user": owner(), "mlflow.source.type": kind, PROGRAM: program[:500]}
     tags |= {f"version.{package}": v for package, v in versions().items()}
     if commit := git_commit(config.root):
         tags["mlflow.source.git.commit"] = commit

@@ -19,7 +19,7 @@ from ..base.storage import Storage
 from ..data import reading
 from . import certificate, checkpoint, same_work
 from .own_job import OwnJob
-from .record import STORED, Record, read_record, this_host
+from .record import RECORD, STORED, Record, read_record, this_host
 from .resume import changes, more_epochs
 from .runs import fetch_records, fetch_run, new_run_id, output_folder, shown, stored_at
 
@@ -33,8 +33,13 @@ def interrupted(
     folders = [
         f.parent for f in output_folder(config).glob(f"{prefix}*/tracking.json") if f.parent.name[:-20] == prefix
     ]
-    open_folders = [f for f in folders if not is_done(f) and read_record(f).is_own_loop == own_loop]
+    open_folders = [f for f in folders if _is_of_kind(read_record(f), own_loop) and not is_done(f)]
     return sorted(open_folders, key=lambda f: f.name[-20:])
+
+
+def _is_of_kind(record: Record | None, own_loop: bool) -> bool:
+    "Whether a record can be read, and its run is trained that way"
+    return record is not None and record.is_own_loop == own_loop
 
 
 def unfinished(
@@ -74,7 +79,9 @@ def _named(config: Config, folder: Path, own_loop: bool) -> Path:
         names = ", ".join([f.parent.name for f in reversed(records) if not is_done(f.parent)][:3])
         hint = f"interrupted: {names}" if names else "nothing was interrupted there"
         raise ConfigError(f"--resume: no run '{run}' in {shown_output(config)}; {hint}")
-    if read_record(folder).is_own_loop != own_loop:
+    if not (record := read_record(folder)):
+        raise ConfigError(f"--resume: {folder / RECORD} is damaged; start a new run")
+    if record.is_own_loop != own_loop:
         line = f"`%gpu_train --resume {run}`" if own_loop else f"`gpuml.job(resume={run!r})`"
         raise ConfigError(f"--resume: {run} is not trained this way; {line} goes on with it, in its notebook")
     can_get_more = not own_loop and more_epochs(load(folder / "config.yaml"), config)
