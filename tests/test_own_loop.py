@@ -6,6 +6,7 @@ A loop stops itself: it asks its runner, or kills its kernel, so that no test de
 import hashlib
 import json
 import os
+import pickle
 import re
 import signal
 from pathlib import Path
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 
 import gpuml
-from gpuml.base.errors import ConfigError, Exit, GpumlError, Preempted, TrainError
+from gpuml.base.errors import ConfigError, DataError, Exit, GpumlError, Preempted, TrainError
 from gpuml.base.loading import load
 from gpuml.training import kept_state
 from gpuml.training.fit import fit
+from gpuml.training.own_job import OwnJob
+from gpuml.training.own_run import own_run
 from gpuml.training.results import load_run
 from gpuml.training.run_list import read_rows
 from tests.conftest import gpuml as command
@@ -370,3 +373,24 @@ def test_a_tensor_of_a_device_that_is_not_here_comes_into_memory():
     storage = torch.UntypedStorage(4)
     places = ["cpu", f"cuda:{torch.cuda.device_count()}"]
     assert [kept_state._moved(storage, place) is None for place in places] == [True, False]
+
+
+def test_files_in_folders_of_the_model_come_back_from_s3(kept, store, monkeypatch):  # noqa: F811
+    with own_run(load("dev"), job=OwnJob("nightly")) as job:
+        for step in job.steps([1]):
+            (job.model_folder / "folds" / "0").mkdir(parents=True)
+            (job.model_folder / "folds" / "0" / "weights.txt").write_text("7")
+            job.save({"step": step})
+    move(monkeypatch)
+    run = load_run(f"{kept}/nightly")
+    assert (run.model_folder / "folds" / "0" / "weights.txt").read_text() == "7"
+    move(monkeypatch)
+    with own_run(load("dev"), job=OwnJob("nightly")) as job:
+        assert (job.restore(), [*job.steps([1])]) == ({"step": 1}, [])
+
+
+def test_a_state_that_is_not_the_certified_one_is_not_read(store):
+    run = count()
+    (run.folder / "state" / "state.pkl").write_bytes(pickle.dumps({"sum": 1000}))
+    with pytest.raises(DataError, match="is not the state that certificate.json names"):
+        run.state()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -274,9 +274,7 @@ def keep_state(setting: Setting) -> dict[str, Any] | None:
         shutil.copyfile(last.folder / STATE, aside / STATE)
         size = (aside / STATE).stat().st_size
     with open(setting.start.folder / OWN_STATE / STATE, "rb") as f:
-        digest = sha256()
-        while block := f.read(2**23):
-            digest.update(block)
+        digest = file_digest(f, "sha256")
     return {"file": f"{OWN_STATE}/{STATE}", "bytes": size, "sha256": digest.hexdigest(), "step": last.step}
 
 

@@ -13,14 +13,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..base.config import Config
 from ..base.confusion import Texts
-from ..base.errors import Exit, GpumlError
+from ..base.errors import DataError, Exit, GpumlError
 from ..base.keys import suggestion
 from ..base.loading import config_names, load, load_all
+from ..base.local import reading
 from ..base.place import place_of
 from ..base.tables import Records, Table
 from . import model, predict
@@ -196,9 +198,15 @@ class LoopRun(RunFolder):
         return json.loads((self.folder / "certificate.json").read_text())
 
     def state(self) -> Any:
-        "The last state, as `job.save` was given it; none where it was given none; raises `TrainError` where it can't be read"
+        "The last state, as `job.save` was given it; none where it was given none; raises `TrainError`; `DataError` where it is not the certified one"
+        if not self.certificate["state"]:
+            return None
         file = self.folder / OWN_STATE / STATE
-        return load_state(file, self.id) if self.certificate["state"] else None
+        with reading(file), open(file, "rb") as f:
+            digest = file_digest(f, "sha256").hexdigest()
+        if digest != self.certificate["state"]["sha256"]:
+            raise DataError(f"{file}: is not the state that certificate.json names: its sha256 is another")
+        return load_state(file, self.id)
 
     def predict(self, *texts: Any) -> NoReturn:
         "Refused: what the state means, its notebook knows; raises `GpumlError`"

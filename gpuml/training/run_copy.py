@@ -87,7 +87,7 @@ class RunCopy:
 def _files(path: Path) -> list[Path]:
     "A file, or all files of a folder; none where there is nothing"
     if path.is_dir():
-        return sorted(path.rglob("*"))
+        return sorted(file for file in path.rglob("*") if file.is_file())
     return [path] if path.is_file() else []
 
 # %% ../../nbs/training/81_run_copy.ipynb #8eae7e32

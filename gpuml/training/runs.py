@@ -114,7 +114,7 @@ def fetch_run(place: str, endpoint: str | None, folder: Path) -> Path:
     storage = Storage(endpoint)
     _drop_other(place, storage, folder)
     if not (folder / "certificate.json").exists() and storage.info(f"{place}/certificate.json"):
-        urls = [f.url for part in ("*", "*/*") for f in storage.match(place, part)]
+        urls = {f.url for part in ("*", "*/*", "model/**/*") for f in storage.match(place, part)}
         for url in sorted(urls, key=lambda url: url == f"{place}/certificate.json"):
             storage.get(url, folder / url.removeprefix(f"{place}/"))
         write_file(folder / STORED, "")
