@@ -11,6 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from gpuml.base.config import Config
 from gpuml.base.loading import load
 from gpuml.training.run_list import find_row
+from gpuml.training.sweep_rows import find_sweep
 from gpuml.ui.magics import load as load_magics
 from gpuml.ui.run_table import project_runs
 
@@ -86,3 +87,4 @@ def test_outputs_without_keys_are_named_only_where_they_matter(two_runs, monkeyp
     assert "no keys for S3" in repr(project_runs(configs[1:]))
     with pytest.raises(Exception, match="no such run of this project; s3://.*no keys for S3"):
         find_row("nothing-like-it", configs)
+    assert find_sweep("nothing-like-it", configs) is None  # so that a run opens, and is deleted

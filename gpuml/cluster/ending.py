@@ -14,6 +14,7 @@ from .events import about, moment_of, of_gone_pod, reason_of, subject_of
 from .pod import DELETED, clock, end_of, event_cause, time_of, training_container, with_cause
 from .runtime import last_words
 from ..jobs.outlet import is_headway_line
+from ..training.attempts import LOOP
 
 # %% ../../nbs/cluster/20_ending.ipynb #8b2520ea
 def ending(
@@ -147,6 +148,12 @@ def cancelled(
     saved = last.get("exit_code") == Preempted.exit_code and done and done == last.get("checkpoint")
     update = f" at update {done}{planned and f' of {planned}' or ''}" if saved else ""
     rest = "its checkpoint" if saved else "what was saved"
-    line = " ".join(filter(None, ["gpuml train", config, "--resume", place.rpartition("/")[2]]))
-    going_on = f"; `{line}` goes on with it" if saved else ""
+    going_on = f"; {_line_on(place.rpartition('/')[2], last, config)} goes on with it" if saved else ""
     return f"cancelled{update}{by_whom}; {rest} stays in {place}, submitting the same begins anew{going_on}"
+
+
+def _line_on(run: str, record: dict[str, Any], config: str) -> str:
+    "What a person writes to go on with a run here"
+    if record.get("kind") == LOOP:
+        return f"`gpuml.job(resume={run!r})` in its notebook"
+    return f"`{' '.join(filter(None, ('gpuml train', config, '--resume', run)))}`"

@@ -73,6 +73,9 @@ class State:
             return self.why
         return f"{self.phase}: {self.why}" if self.why else self.phase
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # as the value of a cell
+        printer.text(f"{self}")
+
 # %% ../../nbs/jobs/80_handle.ipynb #18dd64f9
 class Text(str):
     "Text that shows itself as it is"

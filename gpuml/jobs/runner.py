@@ -30,6 +30,7 @@ from ..base.place import Place, place_of
 from ..base.process import host_name
 from ..base.secrets import redact, secrets
 from ..base.storage import Storage
+from .contract import is_gpu_cell
 from .document import Document, untouched
 from .exporter import Metrics, served
 from .kernel import start_kernel
@@ -38,7 +39,7 @@ from .mirror import Mirror
 from .notebook import check_parameters
 from .outlet import outlet
 from .signals import Stop, passing_on
-from ..training.attempts import PULSE, Attempt, content, newest_checkpoint, now, surroundings
+from ..training.attempts import CELL, LOOP, PULSE, Attempt, content, newest_checkpoint, now, surroundings
 from ..training.headway import Headway
 from ..training.own_job import BUNDLE, RUN
 from ..training.timesheet import Timesheet, with_times
@@ -57,6 +58,7 @@ class Work:
     report: Callable[[Headway], None]  # takes how far the run is
     metrics: Metrics = field(default_factory=Metrics)
     sheet: Timesheet = field(default_factory=Timesheet)
+    is_cell: bool = False  # whether the notebook is one that `%%gpu` made
 
     def save(self) -> None:
         "Have the notebook written as it is now"
@@ -85,8 +87,14 @@ def attempt_at_work(
     facts = surroundings(os.environ)
     if facts["gpus"] is None and training:  # on this machine
         facts["gpus"] = training.gpus
-    attempt = Attempt(exit_code=None, reason="", finished="", **which, **start, **facts)
+    attempt = Attempt(exit_code=None, reason="", finished="", kind=_kind(work), **which, **start, **facts)
     return with_times(attempt, work.sheet.times())
+
+
+def _kind(work: Work) -> str:
+    "What the notebook is, as an attempt says it"
+    training = work.metrics.training()
+    return LOOP if training and training.own_loop else CELL if work.is_cell else ""
 
 # %% ../../nbs/jobs/29_runner.ipynb #fb084c58
 def begin(
@@ -106,7 +114,7 @@ def begin(
         log = Log(file, hidden)
     files = Mirror(place, folder, file, endpoint)
     document = Document(run, host, now(), hidden, lambda: files.attempt)
-    work = Work(notebook, run, files, log, document, Stop(log), outlet(os.environ, log))
+    work = Work(notebook, run, files, log, document, Stop(log), outlet(os.environ, log), is_cell=is_gpu_cell(notebook))
     files.offer(FILE, lambda: content(attempt_at_work(work)), every=PULSE)
     return work
 
@@ -229,7 +237,9 @@ def execute(
     work = begin(Path(notebook), run, place_of(place), endpoint)
     with passing_on(work.stop), served(work.metrics, os.environ.get("GPUML_METRICS_PORT", ""), work.log):
         try:
-            beginning = f"{work.notebook.name} on {work.document.host}, {work.document.started}"
+            beginning = (
+                f"{'the cell' if work.is_cell else work.notebook.name} on {work.document.host}, {work.document.started}"
+            )
             work.report(Headway(run, "cells", beginning))
             work.log.line(f"{run}: {beginning}")
             reason = run_cells(work, values, environment)

@@ -20,6 +20,7 @@ from .own_values import OwnValues
 from .progress import Progress, waiting
 from .setting import Setting
 from .stop import StopRequest
+from .words import facts
 
 # %% ../../nbs/training/87_own_loop.ipynb #2e60e604
 class LoopStop(StopRequest):
@@ -234,6 +235,9 @@ class OwnLoop(LoopWork):
     def run_id(self) -> str:
         "The run's id"
         return self.setting.start.run_id
+
+    def __repr__(self):
+        return f"{self.run_id}: {', '.join(facts(self.progress.headway()))}"
 
     @property
     def model_folder(self) -> Path:

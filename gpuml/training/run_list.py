@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..base.config import Config
@@ -21,6 +21,7 @@ from ..base.keys import fields, nearest
 from ..base.local import File
 from ..base.place import Place
 from ..base.storage import Storage
+from ..data.files import FRAMES
 from .account import ACCOUNT
 from .ledger_files import READERS
 from .record import RECORD
@@ -161,7 +162,8 @@ def read_output(
             elif text is not None:
                 contents[owner][name] = text
     rows = [row_of(f"{root}/{owner}", files, now, storage.endpoint) for owner, files in contents.items()]
-    return RunRows(tuple(sort_rows(rows)), tuple(notes))
+    listed = [row for row in rows if not row.is_cell or row.run == run]  # a cell trains nothing, but can be removed
+    return RunRows(tuple(sort_rows(listed)), tuple(notes))
 
 
 def _content(storage: Storage, file: File) -> bytes | str | None:
@@ -187,9 +189,16 @@ def read_rows(
     for (_, endpoint), config in outputs.items():
         storage = Storage(endpoint, patience=patience, first_patience=patience)
         parts.append(read_output(config.output_place, storage, run))
-    rows = {row.place: row for part in parts for row in part.rows}
+    rows = {row.place: _as_written(row, config) for part in parts for row in part.rows}
     notes = tuple(note for part in parts for note in part.notes)
     return RunRows(tuple(sort_rows(rows.values())), notes, tuple(note for part in parts for note in part.closed))
+
+
+def _as_written(row: RunRow, config: Config) -> RunRow:
+    "The row with files named as in the project's configs, where a job has the whole path, and a notebook's tables by their kind"
+    tables = rf"{re.escape(str(config.path(config.data.cache) / FRAMES))}/(\w{{8}})\w*/(\w+)\.jsonl"
+    values = {key: re.sub(tables, r"\2 \1", text) for key, text in row.config.items()}
+    return replace(row, config={key: text.replace(f"{config.root}/", "") for key, text in values.items()})
 
 # %% ../../nbs/training/78_run_list.ipynb #d2156452
 def runs_csv(
@@ -249,5 +258,8 @@ def near_runs(
     run: str,
     configs: Iterable[Config],  # a project's
 ) -> str:
-    "`; did you mean …` with the name of a run of a project; empty where none is near"
-    return nearest(run, [LATEST, *(row.run for row in read_rows(configs).rows)])
+    "`; did you mean …` with the name of a run of a project, or that it is a sweep's; empty where none is near"
+    rows = read_rows(configs).rows
+    if run in {row.sweep for row in rows}:
+        return f"; it is a sweep: `gpuml runs {run}` lists its runs, the best first"
+    return nearest(run, [LATEST, *(row.run for row in rows)])

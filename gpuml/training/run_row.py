@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .account import ACCOUNT, moment
-from .attempts import PULSE, Attempt, attempt_of
+from .attempts import CELL, PULSE, Attempt, attempt_of
 from .child import SWEEP
 from .record import RECORD, Record, record_of, this_host
 from .score_table import SCORES
@@ -48,6 +48,7 @@ class RunRow:
     host: str = ""  # the machine that works on it, or did
     namespace: str = ""  # of the job that it was an attempt of
     endpoint: str | None = None  # the S3 server of its place
+    is_cell: bool = False  # whether a `%%gpu` made it, which trains nothing
 
 # %% ../../nbs/training/77_run_row.ipynb #df3baeb8
 def is_at_work(
@@ -116,6 +117,7 @@ def row_of(
         host=record.host if record else attempt.host if attempt else "",
         namespace=attempt.namespace if attempt else "",
         endpoint=endpoint,
+        is_cell=attempt is not None and attempt.kind == CELL,
     )
 
 

@@ -182,16 +182,24 @@ def _submit_line(shell: Any, words: list[str]) -> Any:
 
 # %% ../../nbs/ui/65_magics.ipynb #a3ab661d
 def _open(name: str) -> Any:
-    "A finished run of the project, or a sweep"
+    "A finished run of the project, or a sweep; of a run that did not finish, its row"
     from gpuml.base.loading import load_all
     from gpuml.training.results import load_run
+    from gpuml.training.run_list import find_row
+    from gpuml.training.run_row import FINISHED
     from gpuml.training.sweep_rows import find_sweep
 
-    if file := find_sweep(name, load_all()):
+    configs = load_all()
+    if file := find_sweep(name, configs):
         from gpuml.ui.sweep_table import SweepTable
 
         return SweepTable(file)
-    return load_run(name)
+    row = find_row(name, configs, finished=True)
+    if row.state == FINISHED:
+        return load_run(row.place, row.endpoint)
+    from gpuml.ui.run_table import RunTable
+
+    return RunTable((row,))
 
 # %% ../../nbs/ui/65_magics.ipynb #e5561bbf
 @magics_class

@@ -8,6 +8,7 @@ __all__ = ['held_text', 'RunColumn', 'run_columns']
 # %% ../../nbs/ui/33_run_columns.ipynb #0a530cdc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from ..training.run_list import differing, value_of
 from ..training.run_row import FINISHED, RunRow
@@ -45,7 +46,19 @@ class RunColumn:
         if self.key == "time":
             return row.time[:16]
         score = next((score for score in SHOWN if score.key == self.key), None)
-        return score.text(row.scores) if score else str(value)
+        return score.text(row.scores) if score else _written(str(value))
+
+
+def _written(text: str) -> str:
+    "A value of the config as one writes it: `4e-4` for 0.0004; empty where it is not set"
+    if text == "null":
+        return ""
+    try:
+        is_small = 0 < abs(float(text)) < 0.001
+    except ValueError:
+        return text
+    mantissa, exponent = f"{Decimal(text).normalize():e}".split("e") if is_small else (text, "")
+    return f"{mantissa}e{int(exponent)}" if is_small else text
 
 # %% ../../nbs/ui/33_run_columns.ipynb #2420ef5e
 def run_columns(
