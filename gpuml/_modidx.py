@@ -4070,8 +4070,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'gpuml/training/sweep_rows.py'),
                                            'gpuml.training.sweep_rows.Spread.text': ( 'training/sweep_rows.html#spread.text',
                                                                                       'gpuml/training/sweep_rows.py'),
-                                           'gpuml.training.sweep_rows._read_here': ( 'training/sweep_rows.html#_read_here',
-                                                                                     'gpuml/training/sweep_rows.py'),
                                            'gpuml.training.sweep_rows._row': ( 'training/sweep_rows.html#_row',
                                                                                'gpuml/training/sweep_rows.py'),
                                            'gpuml.training.sweep_rows._seeds_of': ( 'training/sweep_rows.html#_seeds_of',

@@ -64,10 +64,10 @@ def _amounts(p: Headway) -> dict[str, str]:
     "Updates and epochs of a training, rows of a prediction"
     if not p.updates:
         return {}
-    if not p.epochs:
-        return {"steps": f"{p.update:,} of {p.updates:,} rows"}
     if p.own_loop:
         return {"steps": f"step {p.update:,} of {p.updates:,}"}
+    if not p.epochs:
+        return {"steps": f"{p.update:,} of {p.updates:,} rows"}
     epochs = f"epoch {min(p.epoch, p.epochs):.1f} of {p.epochs}"
     return {"steps": f"update {p.update:,} of {p.updates:,}", "epoch": epochs}
 
