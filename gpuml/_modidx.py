@@ -4366,6 +4366,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'gpuml.ui.attend.JobView': ('ui/attend.html#jobview', 'gpuml/ui/attend.py'),
                                  'gpuml.ui.attend.JobView.__call__': ('ui/attend.html#jobview.__call__', 'gpuml/ui/attend.py'),
                                  'gpuml.ui.attend.JobView.__init__': ('ui/attend.html#jobview.__init__', 'gpuml/ui/attend.py'),
+                                 'gpuml.ui.attend._end': ('ui/attend.html#_end', 'gpuml/ui/attend.py'),
                                  'gpuml.ui.attend._follow': ('ui/attend.html#_follow', 'gpuml/ui/attend.py'),
                                  'gpuml.ui.attend.attend': ('ui/attend.html#attend', 'gpuml/ui/attend.py'),
                                  'gpuml.ui.attend.attended_html': ('ui/attend.html#attended_html', 'gpuml/ui/attend.py'),

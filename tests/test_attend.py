@@ -6,10 +6,13 @@ import os
 import pytest
 from jupyter_client.manager import KernelManager
 
-from gpuml.base.errors import ConfigError
+from gpuml.base.errors import ClusterError, ConfigError, GpumlError
 from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
 from gpuml.jobs.gpu_cell import pack_values
+from gpuml.jobs.handle import Job, State
+from gpuml.training.attempts import owner
+from gpuml.ui.attend import attend
 from tests import forked
 from tests.waiting import until as eventually
 
@@ -186,3 +189,37 @@ def test_a_value_with_a_secret_stays(monkeypatch):
     monkeypatch.setenv("A_TOKEN", "correct-horse-battery")
     with pytest.raises(ConfigError, match="client: the value of A_TOKEN stands in it"):
         pack_values(["client"], {"client": {"headers": ["Bearer correct-horse-battery"]}})
+
+
+class Stubborn(Job):
+    "A job whose watcher is interrupted, and again while it is cancelled, or whose server is away by then"
+
+    def __init__(self, error, state=State("running")):
+        super().__init__("dev-1", "outputs/dev-1", facts={"owner": owner()})
+        self.error, self.state = error, state
+        self.is_interrupted = False
+
+    @property
+    def status(self):
+        return self.state
+
+    def states(self):
+        if not self.is_interrupted:
+            self.is_interrupted = True
+            raise KeyboardInterrupt
+        yield self.state
+
+    def cancel(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ClusterError("the API server does not answer")])
+def test_who_could_not_cancel_it_is_told_so(error):
+    with pytest.raises(GpumlError, match="the job may go on; `gpuml cancel dev-1` ends it"):
+        attend(Stubborn(error), lambda *_: None)
+
+
+def test_a_job_that_is_over_is_not_cancelled():
+    "The interruption came with its last word"
+    job = Stubborn(AssertionError("cancelled"), State("succeeded"))
+    assert attend(job, lambda *_: None).phase == "succeeded"

@@ -142,6 +142,18 @@ def is_terminal(
     "Whether the shell is a terminal's"
     return type(shell).__name__ == "TerminalInteractiveShell"
 
+# %% ../../nbs/ui/63_attend.ipynb #9758afd5
+def _end(job: Job) -> None:
+    "Cancel a job, unless it is over; raises where it is not known to have taken that"
+    hint = f"the job may go on; `gpuml cancel {job.address}` ends it"
+    try:
+        if not job.status.over:
+            job.cancel()
+    except KeyboardInterrupt:
+        raise Preempted(f"{job.address}: interrupted twice, before it was cancelled; {hint}") from None
+    except GpumlError as e:
+        raise GpumlError(f"{job.address}: {e}; {hint}", e.exit_code) from None
+
 # %% ../../nbs/ui/63_attend.ipynb #a65837fb
 def attend(
     job: Job,
@@ -153,19 +165,23 @@ def attend(
     except KeyboardInterrupt:
         if job.facts.get("owner", "") not in ("", owner()):
             raise Preempted(f"{job.address}: goes on without this cell; it is {job.facts['owner']}'s") from None
+    _end(job)
     try:
-        job.cancel()
         return _follow(job, show)
     except KeyboardInterrupt:
         raise Preempted(f"{job.address}: ends without this cell, once it has saved; %gpu_jobs {job.address}") from None
 
 
 def _follow(job: Job, show: Callable[[Job, State], None]) -> State:
-    for state in job.states():
-        show(job, state)
-        if state.over:
-            return state
-    return job.status
+    try:
+        for state in job.states():
+            show(job, state)
+            if state.over:
+                return state
+        return job.status
+    except GpumlError as e:
+        hint = f"the job may go on without this cell; %gpu_jobs {job.address}"
+        raise GpumlError(f"{job.address}: {e}; {hint}", e.exit_code) from None
 
 # %% ../../nbs/ui/63_attend.ipynb #47bce10e
 def run_of(
