@@ -11,6 +11,7 @@ import pytest
 from gpuml.base.errors import DataError, Preempted
 from gpuml.base.loading import load
 from gpuml.training.fit import fit
+from gpuml.training.intervals import intervals
 from gpuml.training.results import Run
 from gpuml.ui.cli import main
 from tests.conftest import rows, runs_in
@@ -82,6 +83,19 @@ def test_a_stop_before_the_results_scores_it_later(store, test_file):
         fit(load("dev", [*OVERRIDES, *TEST]), watch=stop_at("saving"))
     run = fit(load("dev", [*OVERRIDES, *TEST]), resume="latest")
     assert certificate(run)["test"]["rows"] == 12
+
+
+def test_a_stop_is_heeded_between_draws():
+    draws = []
+
+    def check():
+        draws.append(len(draws))
+        if len(draws) == 3:
+            raise Preempted("stopped")
+
+    with pytest.raises(Preempted):
+        intervals(np.eye(2), np.arange(2), check=check)
+    assert len(draws) == 3
 
 
 def test_a_finished_run_is_evaluated(store, test_file, capsys):

@@ -261,6 +261,8 @@ def test_a_loop_that_is_left_early(store):
     assert "4 of 10 steps" in shown.stdout, shown.stdout + shown.stderr
     with pytest.raises(GpumlError, match="a loop of its notebook's own has trained it"):
         run.predict(["a text"])
+    with pytest.raises(GpumlError, match="a loop of its notebook's own has trained it"):
+        run.evaluate("a.csv", name="spring")
 
 
 def test_without_steps_and_state_it_is_certified_for_what_it_is(store):

@@ -9,6 +9,7 @@ __all__ = ['column_names']
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ def column_names(
 ) -> list[str]:
     "The columns of the training data's first file on this machine; empty where they can't be read"
     texts = [text for text in config.data_paths()["data.train"] if config.place(text).local]
-    with suppress(DataError, OSError, EOFError, ValueError, csv.Error):
+    with suppress(DataError, OSError, EOFError, ValueError, TypeError, csv.Error, zlib.error):
         if texts and (files := find_files(texts[0], config)):
             return _columns_of(Path(files[0].url))
     return []

@@ -7,6 +7,7 @@ __all__ = ['Evaluation', 'evaluation_of', 'keep_evaluation', 'kept_evaluations',
 
 # %% ../../nbs/training/64_evaluated.ipynb #11afbc52
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from html import escape
@@ -108,6 +109,7 @@ def evaluation_of(
     test: Testset,
     logits: np.ndarray,  # float32 [rows, classes]
     notes: list[str],  # what a person should know, beside those of the rows
+    check: Callable[[], None] = lambda: None,  # called often; may raise
 ) -> Evaluation:
     "What the answers to a test set are worth"
     rows = test.rows
@@ -118,7 +120,7 @@ def evaluation_of(
         test.files,
         test.fingerprint,
         evaluate(logits, rows.classes, rows.names),
-        {key: list(ends) for key, ends in intervals(logits, rows.classes).items()},
+        {key: list(ends) for key, ends in intervals(logits, rows.classes, check=check).items()},
         error,
         [list(part) for part in bins],
         [*test.notes, *notes],

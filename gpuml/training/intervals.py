@@ -6,6 +6,7 @@
 __all__ = ['DRAWS', 'LEVEL', 'BINS', 'intervals', 'macro_f1', 'Bin', 'calibration']
 
 # %% ../../nbs/training/61_intervals.ipynb #8704a5e3
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ def intervals(
     draws: int = DRAWS,
     level: float = LEVEL,
     seed: int = 0,
+    check: Callable[[], None] = lambda: None,  # called often; may raise
 ) -> dict[str, tuple[float, float]]:
     "Percentile bootstrap intervals of accuracy, macro-F1 and loss (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13)"
     count, kinds = logits.shape
@@ -30,11 +32,14 @@ def intervals(
     losses = -log_softmax(logits)[np.arange(count), classes]
     draw = np.random.default_rng(seed)
     scores = {"accuracy": np.empty(draws), "macro_f1": np.empty(draws), "loss": np.empty(draws)}
+    cells, cell_of = np.unique(classes * kinds + predicted, return_inverse=True)  # of the confusion matrix
+    right, answers = np.divmod(cells, kinds)
     for i in range(draws):
+        check()
         rows = draw.integers(count, size=count)
-        right, answers = classes[rows], predicted[rows]
-        scores["accuracy"][i] = (right == answers).mean()
-        scores["macro_f1"][i] = macro_f1(right, answers, kinds)
+        texts = np.bincount(cell_of[rows], minlength=len(cells))
+        scores["accuracy"][i] = texts[right == answers].sum() / count
+        scores["macro_f1"][i] = macro_f1(right, answers, kinds, texts)
         scores["loss"][i] = losses[rows].mean()
     ends = [(1 - level) / 2, (1 + level) / 2]
     return {name: tuple(np.quantile(values, ends).tolist()) for name, values in scores.items()}
@@ -44,10 +49,12 @@ def macro_f1(
     classes: np.ndarray,  # int [texts], the right ones
     predicted: np.ndarray,  # int [texts]
     kinds: int,  # classes that there are
+    times: np.ndarray | None = None,  # int [texts], how often each counts; by default once
 ) -> float:
     "Mean F1 of the classes that occur or are predicted, as `evaluate` has it"
-    hits = np.bincount(classes[classes == predicted], minlength=kinds)
-    sums = np.bincount(classes, minlength=kinds) + np.bincount(predicted, minlength=kinds)
+    times = np.ones(len(classes), int) if times is None else times
+    hits = np.bincount(classes, times * (classes == predicted), kinds)
+    sums = np.bincount(classes, times, kinds) + np.bincount(predicted, times, kinds)
     return float((2 * hits[sums > 0] / sums[sums > 0]).mean())
 
 # %% ../../nbs/training/61_intervals.ipynb #99fddd44

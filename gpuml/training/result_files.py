@@ -92,7 +92,7 @@ def score_test(setting: Setting, prepared: Prepared, trained: Trained) -> Evalua
     logits = compute_logits(finished, test, setting.stop.check)
     notes = overlap_notes(test.rows, trained.data)
     setting.report.note(*(note for note in notes if note not in setting.report.progress.notes))
-    evaluation = evaluation_of(start.run_id, TEST, test, logits, notes)
+    evaluation = evaluation_of(start.run_id, TEST, test, logits, notes, setting.stop.check)
     keep_evaluation(start.folder, evaluation)
     return evaluation
 

@@ -208,13 +208,13 @@ class LoopRun(RunFolder):
             raise DataError(f"{file}: is not the state that certificate.json names: its sha256 is another")
         return load_state(file, self.id)
 
-    def predict(self, *texts: Any) -> NoReturn:
+    def predict(self, *texts: Any, **options: Any) -> NoReturn:
         "Refused: what the state means, its notebook knows; raises `GpumlError`"
         raise GpumlError(
             f"{self.id}: a loop of its notebook's own has trained it; its model is in state() and model_folder"
         )
 
-    predict_file = mistakes = predict
+    predict_file = mistakes = evaluate = predict
 
     def facts(self) -> list[tuple[str, str]]:
         "Name and value of what is worth a glance"

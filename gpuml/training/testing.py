@@ -92,7 +92,7 @@ def evaluate_run(
             report.now("evaluating")
             logits = compute_logits(finished_model(run), test, stop.check)
             chosen = free_name(run.folder, name or Path(test.files[0]).stem, test.fingerprint)
-            evaluation = evaluation_of(run.id, chosen, test, logits, notes)
+            evaluation = evaluation_of(run.id, chosen, test, logits, notes, stop.check)
             report.note(*_keep(run, evaluation))
         except BaseException as e:
             report.now("stopped" if is_stop(e) else "failed")
