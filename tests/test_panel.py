@@ -286,9 +286,9 @@ def test_production_checks_submits_and_jobs_follow(with_notebook):
     show(tab.form, "train")["train.epochs"].value = 3
     assert "job = %submit_prod prod train.epochs=3 --name=spring --local" in tab.form.summary.value
     tab.check.click()
-    until(lambda: "<summary>manifest</summary>" in tab.view.value)
+    until(lambda: "<summary>process</summary>" in tab.view.value)
     assert "✓ <b>data</b>" in tab.view.value and "nothing keeps it from being submitted" in tab.view.value
-    assert "kind: Job" in tab.view.value and not jobs(load_all())
+    assert "gpuml run" in tab.view.value and not jobs(load_all())
     tab.submit.click()
     until(lambda: "job = %gpu_jobs spring" in tab.view.value)
     seen = choose(with_notebook, "Jobs")
@@ -442,7 +442,7 @@ def test_a_column_is_added_where_a_row_is_defined():
     for html in (listed._repr_html_(), jobs_html(listed)):
         assert ">its pod</th>" in html and ">dev-1-abc</td>" in html and "<code>why</code> it runs" in html
     names = re.findall("<th scope='col'>(.*?)</th>", jobs_html(listed))
-    assert names == ["job", "state", "progress", "left", "priority", "GPUs", "age", "owner", "why", "its pod"]
+    assert names == ["job", "state", "progress", "left", "why", "priority", "GPUs", "age", "owner", "its pod"]
 
 
 def test_an_executed_notebook_runs_nothing(tmp_path):
