@@ -396,3 +396,16 @@ def test_a_state_that_is_not_the_certified_one_is_not_read(store):
     (run.folder / "state" / "state.pkl").write_bytes(pickle.dumps({"sum": 1000}))
     with pytest.raises(DataError, match="is not the state that certificate.json names"):
         run.state()
+
+
+def test_steps_that_are_done_again_are_recorded_once(store):
+    "After an error four steps behind the only checkpoint"
+    with pytest.raises(ZeroDivisionError), gpuml.job() as job:
+        state = job.restore({"sum": 0})
+        for step in job.steps(range(1, 6)):
+            state["sum"] += step // (step != 5)
+            job.log(loss=step)
+            job.save(state)
+    done = count(resume=True)
+    assert (done.state(), done.certificate["done_updates"], done.certificate["attempts"]) == ({"sum": 15}, 5, 2)
+    check_steps(store, "step_seconds", 5)
