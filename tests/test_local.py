@@ -14,9 +14,13 @@ import psutil
 import pytest
 
 from gpuml.base.errors import Exit, GpumlError
+from gpuml.base.files import write_json
 from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
-from gpuml.cluster.sending import submit
+from gpuml.cluster.local import jobs_folder
+from gpuml.cluster.manifest import rename_run
+from gpuml.cluster.sending import send, submit
+from gpuml.cluster.submission import prepare
 from tests import forked
 from tests.conftest import ROOT, gpuml, runs_in
 from tests.waiting import until
@@ -190,7 +194,11 @@ def test_a_reader_that_leaves(shipped, project):
 def test_it_outlives_who_started_it(shipped, project):
     code = """
 import os
-from gpuml.cluster.sending import submit
+from gpuml.cluster.local import jobs_folder
+from gpuml.cluster.manifest import rename_run
+from gpuml.cluster.sending import send, submit
+from gpuml.cluster.submission import prepare
+from gpuml.base.files import write_json
 from gpuml.base.loading import load
 print(submit(load("dev", ["train.epochs=1"]), "nbs/train.ipynb", local=True).run_id, flush=True)
 os.kill(os.getpid(), 9)
@@ -248,3 +256,19 @@ def test_dry_run_sends_nothing(shipped, project):
     assert re.fullmatch(r"train.epochs +2 +→ +7", differences), differences
     assert re.search(r"starts +gpuml run .*[.]tar[.]gz --run dev-", done.stdout) and "gpuml cancel dev-" in done.stdout
     assert not (project / "cache" / "jobs").exists()
+
+
+def test_the_tenth_job_is_newer_than_the_ninth(shipped):
+    "Of several that do the same work the newest is found, not the last by its letters"
+    planned = prepare(load("dev"), shipped, local=True)
+    folders = []
+    for number in (9, 10):
+        rename_run(planned.manifest, f"dev-{planned.bundle.name[:10]}-{number}")
+        folders.append(jobs_folder(planned.config) / planned.manifest["metadata"]["name"])
+        write_json(folders[-1] / "job.json", planned.manifest)
+        write_json(folders[-1] / "state.json", {"phase": "running"})
+        os.utime(folders[-1] / "job.json", (number, number))
+    same = send(planned)
+    for folder in folders:
+        write_json(folder / "state.json", {"phase": "cancelled"})
+    assert same.run_id.endswith("-10")

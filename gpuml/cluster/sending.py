@@ -247,11 +247,11 @@ def _send_local(planned: Submission, again: bool, name: str | None) -> Job:
     ]
     active = [run for run in same if name in (None, run) and local_state(folders[run])["phase"] not in OVER]
     if active and not again:
-        folder = folders[max(active)]
+        folder = folders[active[-1]]
         if not works(local_state(folder)):
             start_local(folder)
         return local_job(folder, AT_WORK)
-    newest = max((run for run in same if name in (None, run)), default="")
+    newest = next((run for run in reversed(same) if name in (None, run)), "")  # they are listed by their age
     if newest and not again and local_state(folders[newest]).get("is_late"):
         rename_run(planned.manifest, newest)
         bundle.put(planned.bundle, planned.config.output, storage)
