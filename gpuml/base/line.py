@@ -66,6 +66,8 @@ def parse_words(
         dated = resume.rsplit("-", 3)[0] if _RUN.fullmatch(resume) else ""
         configs = sorted(config_names(), key=len, reverse=True)
         default = dated or next((n for n in configs if resume.startswith(f"{n}-")), default)
+    if key := next((name for name in names if name in fields()), ""):
+        raise ConfigError(f"{key}: has no value; an override is written key=value, without spaces: {key}=…")
     if len(names) > 1:
         raise ConfigError(
             f"one config at a time, not {' and '.join(names)}; an override is written key=value, without spaces"

@@ -67,8 +67,13 @@ class Submission:
     def __repr__(self):
         target = "as a process on this machine" if self.local else f"to the namespace {self.config.compute.namespace}"
         head = f"{self.manifest['metadata']['name']} would be submitted {target}:"
-        differing = f"differences from the config that one develops with:\n{self.changes}"
-        return "\n\n".join([head, str(self.findings), str(self.bundle), differing, self.deed])
+        develops = "from the config that one develops with"
+        differing = f"differences {develops}:\n{self.changes}" if self.changes else f"no differences {develops}"
+        parts = [str(self.findings), str(self.bundle), differing, self.deed]
+        last = (
+            [*parts[1:], parts[0]] if self.findings.bad else parts
+        )  # what is wrong stands where one looks: at the end
+        return "\n\n".join([head, *last])
 
 
 def _process_words(config: Config, manifest: dict[str, Any]) -> str:

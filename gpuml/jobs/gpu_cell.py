@@ -23,6 +23,7 @@ import cloudpickle
 
 from ..base.errors import ConfigError, DataError, NotebookError
 from ..base.files import fingerprint
+from ..base.keys import nearest
 from ..base.secrets import secrets
 from ..base.storage import Storage
 from .notebook import GPU_CELL
@@ -42,7 +43,7 @@ class _Pickler(cloudpickle.Pickler):
 def _packed(name: str, namespace: dict[str, Any]) -> str:
     "A value as text; raises `ConfigError` where it is not there, can't leave its process, or has a secret in it"
     if name not in namespace:
-        raise ConfigError(f"{name}: there is no such variable to hand over")
+        raise ConfigError(f"{name}: there is no such variable to hand over{nearest(name, namespace)}")
     stream = io.BytesIO()
     try:
         _Pickler(stream).dump(namespace[name])

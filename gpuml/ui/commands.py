@@ -62,7 +62,7 @@ def train(
 ) -> int:
     "`gpuml train [config] [key=value …]`: what `%gpu_train` does, with a bar and a table"
     named = [] if arguments.resume is None else ["--resume", *filter(None, [arguments.resume])]
-    line = parse_words(arguments.words + named)
+    line = parse_words(arguments.words + named, options=("--resume", "--halving", "--help-all"))
     from gpuml.training.results import Run
     from gpuml.ui.sweep_line import train_line
     from gpuml.ui.terminal import TerminalView

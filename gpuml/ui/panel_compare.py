@@ -48,7 +48,7 @@ class CompareTab:
         import ipywidgets as w
 
         self.rows: list[RunRow] = []  # of this machine, newest first
-        self.words = w.Text(placeholder="such as 0.0004, failed, or words of a note", description="filter")
+        self.words = w.Text(placeholder="such as 4e-4, failed, or words of a note", description="filter")
         self.order = w.Dropdown(options=[("newest first", "time")], description="sort by")
         self.runs = w.SelectMultiple(options=[], rows=10, description="runs")
         self.view = w.HTML(self._CHOOSE)

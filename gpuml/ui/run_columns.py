@@ -50,9 +50,7 @@ class RunColumn:
 
 
 def _written(text: str) -> str:
-    "A value of the config as one writes it: `4e-4` for 0.0004; empty where it is not set"
-    if text == "null":
-        return ""
+    "A value of the config as one writes it: `4e-4` for 0.0004"
     try:
         is_small = 0 < abs(float(text)) < 0.001
     except ValueError:
