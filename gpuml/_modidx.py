@@ -4732,6 +4732,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'gpuml/ui/sweep_table.py'),
                                       'gpuml.ui.sweep_table.best_line': ('ui/sweep_table.html#best_line', 'gpuml/ui/sweep_table.py'),
                                       'gpuml.ui.sweep_table.seeds_table': ('ui/sweep_table.html#seeds_table', 'gpuml/ui/sweep_table.py'),
+                                      'gpuml.ui.sweep_table.split_notes': ('ui/sweep_table.html#split_notes', 'gpuml/ui/sweep_table.py'),
                                       'gpuml.ui.sweep_table.sweep_columns': ( 'ui/sweep_table.html#sweep_columns',
                                                                               'gpuml/ui/sweep_table.py'),
                                       'gpuml.ui.sweep_table.values_text': ('ui/sweep_table.html#values_text', 'gpuml/ui/sweep_table.py')},
