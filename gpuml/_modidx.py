@@ -4744,6 +4744,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'gpuml/ui/terminal.py'),
                                    'gpuml.ui.terminal.TerminalView.__init__': ( 'ui/terminal.html#terminalview.__init__',
                                                                                 'gpuml/ui/terminal.py'),
+                                   'gpuml.ui.terminal.TerminalView._is_new': ( 'ui/terminal.html#terminalview._is_new',
+                                                                               'gpuml/ui/terminal.py'),
                                    'gpuml.ui.terminal.TerminalView._print': ( 'ui/terminal.html#terminalview._print',
                                                                               'gpuml/ui/terminal.py'),
                                    'gpuml.ui.terminal.can_draw': ('ui/terminal.html#can_draw', 'gpuml/ui/terminal.py'),

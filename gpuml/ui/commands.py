@@ -67,7 +67,7 @@ def train(
     from gpuml.ui.sweep_line import train_line
     from gpuml.ui.terminal import TerminalView
 
-    done = train_line(line, TerminalView, arguments.halving, say=partial(print, file=sys.stderr))
+    done = train_line(line, partial(TerminalView, notes=set()), arguments.halving, say=partial(print, file=sys.stderr))
     (print_run if isinstance(done, Run) else print)(done)
     return 0
 

@@ -96,7 +96,11 @@ def train_line(
         file = _with_data(file, with_table(file.sweep.config, data, own_job()))
     sweep = file.sweep
     check_models(sweep)
-    order = "the better half of them further and further" if sweep.halving else "one after the other"
+    order = (
+        "all for a part of the epochs, the better half of them further and further"
+        if sweep.halving
+        else "one after the other"
+    )
     say(
         f"sweep {sweep.id}: {len(sweep.runs)} runs, {order}"
         + (f"; trained before: {len(file.outcomes)}" if file.outcomes else "")

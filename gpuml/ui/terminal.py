@@ -70,10 +70,12 @@ class Bar:
 class TerminalView:
     "Shows a run's progress as a bar, or as log lines; pass it to `fit` as `watch`"
 
-    def __init__(self, stream: Any = None, log_seconds: float = LOG_SECONDS):
+    def __init__(self, stream: Any = None, log_seconds: float = LOG_SECONDS, notes: set[str] | None = None):
         self.stream, self.log_seconds = stream or sys.stderr, log_seconds
         self._bar, self._phase = None, None
-        self._logged, self._notes = 0.0, 0  # when the last line was, and how many notes there were
+        self._logged = 0.0  # when the last line was
+        self._begun: set[str] = set()  # phases before training that have had their line
+        self._notes = set() if notes is None else notes  # that were printed, also by the views of a sweep's other runs
 
     def __call__(self, progress: Progress) -> None:
         if can_draw(self.stream):
@@ -81,12 +83,21 @@ class TerminalView:
             self._bar.draw(progress)
             if progress.sweep and progress.phase in _ENDS:  # a table of all runs comes after the last of them
                 self._print(f"{progress.run}: {', '.join(line_facts(progress.headway()))}")
-        elif progress.phase != self._phase or time.monotonic() - self._logged >= self.log_seconds:
+        elif self._is_new(progress.phase) or time.monotonic() - self._logged >= self.log_seconds:
             self._logged = time.monotonic()
             print(f"{progress.run}: {', '.join(line_facts(progress.headway()))}", file=self.stream, flush=True)
-        for note in progress.notes[self._notes :]:
-            self._print(f"note: {note}")
-        self._notes, self._phase = len(progress.notes), progress.phase
+        for note in progress.notes:
+            if note not in self._notes:
+                self._print(f"note: {note}")
+        self._notes |= {*progress.notes}
+        self._phase = progress.phase
+
+    def _is_new(self, phase: str) -> bool:
+        "Whether a phase gets a line: data and model take turns before training, and get one each"
+        if phase in self._begun:
+            return False
+        self._begun |= {phase} & {"data", "model"}
+        return phase != self._phase
 
     def _print(self, text: str) -> None:
         if self._bar:
