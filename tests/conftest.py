@@ -1,5 +1,6 @@
 "What the tests share: small projects on a tiny model, with no tracking server near"
 
+import gc
 import os
 import shutil
 import signal
@@ -182,6 +183,12 @@ def pytest_testnodedown(node, error):
 def pytest_terminal_summary(terminalreporter, config):
     if count := config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(f"{count} tests need a GPU and are left out: this machine has none")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure():
+    "While the interpreter ends, what is left is not searched again and again: that takes seconds, and of a busy machine minutes"
+    gc.freeze()
 
 
 @pytest.hookimpl(hookwrapper=True)
