@@ -23,6 +23,7 @@ from gpuml.training.own_job import OwnJob
 from gpuml.training.own_run import own_run
 from gpuml.training.results import load_run
 from gpuml.training.run_list import read_rows
+from gpuml.ui.job import packages_of
 from tests.conftest import gpuml as command
 from tests.conftest import runs_in
 from tests.test_run import PARAMETERS, Attempt, write_notebook
@@ -409,3 +410,14 @@ def test_steps_that_are_done_again_are_recorded_once(store):
     done = count(resume=True)
     assert (done.state(), done.certificate["done_updates"], done.certificate["attempts"]) == ({"sum": 15}, 5, 2)
     check_steps(store, "step_seconds", 5)
+
+
+class Proxy:
+    "A value that can't be asked for anything yet, as a web framework's `request`"
+
+    def __getattribute__(self, name):
+        raise RuntimeError("outside of a request")
+
+
+def test_a_variable_that_answers_nothing_is_passed_over():
+    assert packages_of({"request": Proxy(), "np": np, "test": pytest.fixture}) == ("numpy", "pytest")

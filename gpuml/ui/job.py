@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from ..base.config import Config
@@ -30,6 +30,14 @@ def code_here(
     return Path(file).read_text(encoding="utf-8", errors="replace") if file and Path(file).is_file() else ""
 
 
+def _module_of(value: Any) -> Any:
+    "The name of a module, or of the one that a class, a function or a value's type is from; the value itself is not asked"
+    kind = type(value)
+    if issubclass(kind, ModuleType):
+        return value.__name__
+    return (value if issubclass(kind, (type, FunctionType)) else kind).__module__
+
+
 def packages_of(
     namespace: Mapping[str, Any],  # the notebook's variables
 ) -> tuple[str, ...]:
@@ -37,7 +45,7 @@ def packages_of(
     from importlib.metadata import packages_distributions
 
     values = [value for name, value in namespace.items() if not name.startswith("_")]
-    modules = {(v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", None)) or "" for v in values}
+    modules = {_module_of(value) for value in values}
     tops = {name.partition(".")[0] for name in modules if isinstance(name, str)}
     owners = packages_distributions()
     return tuple(sorted({package for top in tops for package in owners.get(top, ())} - {"ipython", "ipykernel"}))
