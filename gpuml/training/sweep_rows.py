@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from ..base.config import Config
 from ..base.errors import Exit, GpumlError
 from ..base.storage import Storage
-from .run_list import read_output
+from .run_list import LATEST, read_output
 from .run_row import FAILED, FINISHED, RunRow
 from .score_table import SHOWN, Score
 from .sweep import PAUSED, SweepFile, rank, read_sweep
@@ -93,7 +93,7 @@ def find_sweep(
     patience: float = 10.0,  # seconds that an S3 server is waited for
 ) -> SweepFile | None:
     "A sweep of a project; none where there is none of that name, as far as its outputs can be read; raises `DataError` where it is damaged"
-    if "/" in name or not name.rpartition("-")[0]:
+    if "/" in name or name == LATEST:
         return None
     outputs = {(str(config.output_place), config.data.endpoint): config for config in configs}
     for config in outputs.values():
