@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 
 import pytest
 from safetensors.numpy import load_file
@@ -10,11 +11,15 @@ from safetensors.numpy import load_file
 from gpuml.base.errors import ConfigError, Preempted
 from gpuml.base.line import parse_words
 from gpuml.base.loading import load, load_all
+from gpuml.base.storage import Storage
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from gpuml.training.run_list import read_rows
 from gpuml.ui.sweep_line import sweep_of, train_line
+from tests import forked
 from tests.conftest import gpuml, runs_in
+from tests.test_local import shipped  # noqa: F401
+from tests.waiting import until
 
 RATES = "train.learning_rate=1e-3,4e-3"
 
@@ -140,3 +145,38 @@ def test_one_sweep_in_the_list_and_by_name(project, store):
     gone = gpuml("delete", sweep, "--yes", cwd=project)
     assert gone.returncode == 0 and not list((project / "outputs").glob(f"{sweep}*"))
     assert gpuml("runs", sweep, cwd=project).returncode == 66
+
+
+def test_a_cancelled_sweep_sends_no_more_of_its_jobs(shipped, project):  # noqa: F811
+    words = ["submit", "dev", "--local", "--name", "spring", "train.seed=0,1,2", "train.epochs=10000"]
+    command = [forked.python(), "-m", "gpuml", *words]
+    with subprocess.Popen(
+        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as submitted:
+        spool = project / "outputs" / "spring-1-seed-0" / "metrics.jsonl"
+        until(lambda: spool.exists() or submitted.poll() is not None)
+        done = gpuml("cancel", "spring", cwd=project)
+        assert done.returncode == 0 and "spring-1-seed-0: " in done.stdout, done.stderr
+        assert "spring: 2 of its 3 runs were not sent yet, and are not sent now" in done.stdout
+        text = submitted.communicate(timeout=600)[0]
+    assert submitted.returncode == 75 and "no run is finished yet" in text, text
+    assert not (project / "outputs" / "spring-2-seed-1").exists()
+    other = gpuml("cancel", train("train.seed=0,1", "train.epochs=1").file.sweep.id, cwd=project)
+    assert other.returncode == 78 and "its runs are no jobs" in other.stderr
+
+
+def test_another_machine_goes_on_with_a_sweep_on_s3(s3, project, store):
+    text = (project / "config" / "dev.yaml").read_text().replace("output: outputs", f"output: {s3.url('out')}")
+    (project / "config" / "dev.yaml").write_text(text.replace("data:\n", f"data:\n  endpoint: {s3.endpoint}\n", 1))
+    with pytest.raises(Preempted):
+        train(RATES, "train.epochs=4", watch=stop_in(1), halving=True)
+    (project / "cache").rename(project / "other")
+    table = train("--resume", "data.cache=elsewhere")  # all that it has is on S3
+    assert [row.state for row in table.rows] == ["finished", "paused"] and not (project / "cache").exists()
+    assert len(table.best.history) == 4 and table.best.place.startswith(s3.url("out"))
+    shown = gpuml("runs", table.file.sweep.id, cwd=project)
+    assert (
+        shown.returncode == 0 and f"best: learning_rate={table.best_row.config['train.learning_rate']}" in shown.stdout
+    )
+    assert gpuml("delete", table.file.sweep.id, "--yes", cwd=project).returncode == 0
+    assert not list(Storage(s3.endpoint).find(s3.url("out")))

@@ -22,7 +22,7 @@ from .sending import send
 from .submission import Submission, prepare
 from ..jobs.handle import Job
 from ..training.child import LONGEST
-from ..training.sweep import Sweep, SweepFile, choices_text, new_sweep, read_sweep
+from ..training.sweep import Sweep, SweepFile, choices_text, is_cancelled, new_sweep, read_sweep
 
 # %% ../../nbs/cluster/58_sweep_jobs.ipynb #4a84a583
 def sweep_name(
@@ -68,10 +68,12 @@ class SweepSubmission:
             raise GpumlError(f"nothing is submitted: {run}\n{findings}{others}", findings.bad[0].exit_code)
 
     def send(self) -> Iterator[Job]:
-        "Send one after the other, and hand each on before the next one; raises `GpumlError` where one of them is wrong"
+        "Send one after the other, until the sweep is cancelled, and hand each on before the next one; raises `GpumlError` where one is wrong"
         self.check()
         self.file.save()
         for run, submission in zip(self.file.sweep.runs, self.planned, strict=True):
+            if is_cancelled(self.file.sweep):
+                return
             yield send(submission, run)
 
 # %% ../../nbs/cluster/58_sweep_jobs.ipynb #b1622433

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
-from ..base.errors import ClusterError, ConfigError, Exit, GpumlError, Preempted
+from ..base.errors import ClusterError, ConfigError, Exit, GpumlError, OutputError, Preempted
 from ..base.grid import Grid, grid_of
 from ..base.line import key_like, parse_words
 from ..base.loading import config_names, load
@@ -166,14 +166,30 @@ def cancel(
     from gpuml.training.sweep_rows import find_sweep
 
     configs = projects()
-    file = find_sweep(arguments.name, configs)
-    for name in file.sweep.runs if file and file.sweep.as_jobs else [arguments.name]:
-        try:
-            _cancel(name, configs)
-        except GpumlError as e:  # of a sweep not all need have been sent
-            if file is None or e.exit_code != Exit.NOT_FOUND:
-                raise
+    if file := find_sweep(arguments.name, configs):
+        _cancel_sweep(file, configs)
+    else:
+        _cancel(arguments.name, configs)
     return 0
+
+
+def _cancel_sweep(file: Any, configs: list[Config]) -> None:
+    "End the jobs of a sweep, and send no more of them"
+    sweep = file.sweep
+    if not sweep.as_jobs:
+        raise ConfigError(f"{sweep.id}: its runs are no jobs; Ctrl-C stops it where it is trained")
+    with suppress(OutputError):  # who can't write there can end its jobs all the same
+        file.cancel()
+    unsent = 0
+    for run in sweep.runs:
+        try:
+            _cancel(run, configs)
+        except GpumlError as e:
+            if e.exit_code != Exit.NOT_FOUND:
+                raise
+            unsent += 1
+    if unsent:
+        print(f"{sweep.id}: {unsent} of its {len(sweep.runs)} runs were not sent yet, and are not sent now")
 
 
 def _cancel(name: str, configs: list[Config]) -> None:
