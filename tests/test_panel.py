@@ -384,11 +384,11 @@ def test_compare_runs(panel, store):
     assert compare(made[0].id).folders == [made[0].folder]
     tab.runs.value = [made[0].folder]
     assert "choose two" in tab.view.value and "svg" not in tab.view.value
-    assert "learning_rate 0.0003" in tab.runs.options[0][0] and "finished" in tab.runs.options[0][0]
+    assert "learning_rate 3e-4" in tab.runs.options[0][0] and "finished" in tab.runs.options[0][0]
     tab.order.value = "train.learning_rate"
     assert [folder for _, folder in tab.runs.options] == [run.folder for run in made]
     tab.runs.value = []
-    tab.words.value = "finished 0.0003"
+    tab.words.value = "finished 3e-4"
     assert [folder for _, folder in tab.runs.options] == [made[1].folder] and "1 of 2 runs" in tab.note.value
 
 
