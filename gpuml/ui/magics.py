@@ -17,7 +17,7 @@ from IPython import get_ipython
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from ..base.errors import ConfigError, NotebookError, Preempted
-from ..base.options import is_job, refuse_table, take_options, take_place
+from ..base.options import is_job, refuse_resume, refuse_table, take_options, take_place
 from .here import check_saved, in_job, shipped, this_notebook
 from gpuml.ui.line_words import (
     LEDGER,
@@ -25,7 +25,6 @@ from gpuml.ui.line_words import (
     SUBMIT,
     complete,
     parse_line,
-    refuse_resume,
     split_line,
     table_named,
 )
