@@ -34,7 +34,7 @@ def refusal_of(
 # %% ../../nbs/cluster/23_waiting.ipynb #b8d1a65e
 def unscheduled(
     pod: dict[str, Any],  # that no node has
-    message: str,  # of the scheduler's latest event about it
+    message: str,  # of the latest event about it, of the scheduler or of who makes claims
     snapshot: Snapshot,
 ) -> str:
     "Why no node takes a pod"
@@ -45,7 +45,7 @@ def unscheduled(
     if gates := [gate["name"] for gate in pod["spec"].get("schedulingGates") or []]:
         names = f"gate{'s' if len(gates) > 1 else ''} {' and '.join(gates)}"
         return f"is held back by the scheduling {names}: what set it takes it away, such as a queue"
-    if message and pod["spec"].get("resourceClaims") and not pod["status"].get("resourceClaimStatuses"):
+    if message.startswith("PodResourceClaim ") and not pod["status"].get("resourceClaimStatuses"):
         return _unclaimed(message)
     if not message or scheduled.get("reason") == "SchedulingGated":  # they are gone
         return "the scheduler has not looked at it yet"
