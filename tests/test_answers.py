@@ -17,6 +17,7 @@ from gpuml.cluster.answers import Answer
 from gpuml.cluster.api import Api
 from gpuml.cluster.logs import Position, print_log, read_log
 from gpuml.cluster.objects import JobAddress
+from gpuml.cluster.remote import ClusterJob
 from gpuml.cluster.watch import Watch
 from tests.waiting import until
 
@@ -61,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         self.server.answer(self)
 
-    do_POST = do_DELETE = do_GET
+    do_POST = do_PUT = do_DELETE = do_GET
 
     def send(self, status, kind, body, **headers):
         self.send_response(status)
@@ -259,3 +260,29 @@ def test_a_web_page_is_no_log(connect):
         job = JobAddress(connect(server), "a", "a-1")
         assert read_log(job, "p") == ""
         print_log(job, "p", Position(), pytest.fail)
+
+
+def test_a_job_is_cancelled_while_storage_does_not_answer(connect, monkeypatch):
+    "Who ended it is written as soon as storage answers, and nobody waits for that"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    deleted, written = threading.Event(), []
+
+    def cluster(request):
+        if request.command == "DELETE":
+            deleted.set()
+            return request.send_object("Status")
+        if "/jobs/" in request.path:
+            return request.send_object("Status", 404, message="not there")
+        return request.send_object("PodList", items=[])
+
+    def storage(request):
+        if request.command != "PUT":
+            return request.send(404, "application/xml", b"")
+        written.append((request.path, deleted.wait(15)))
+        return request.send(200, "application/xml", b"")
+
+    with Server(cluster) as api_server, Server(storage) as s3:
+        job = ClusterJob("prod-1", "s3://models/prod-1", s3.url, {}, "", connect(api_server), "gpuml-prod")
+        job.cancel()
+    assert written == [("/models/prod-1/cancelled.json", True)]

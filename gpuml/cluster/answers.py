@@ -10,7 +10,7 @@ __all__ = ['PATIENCE', 'PAUSES', 'Answer', 'NoAnswer', 'check_answer', 'without_
 import gc
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from html import unescape
 from typing import Any, Protocol
@@ -167,28 +167,22 @@ class OneReading:
     def __init__(self, api: ApiServer):
         self.api = api
         self.server = api.server
-        self._answers: dict[tuple[Any, ...], dict[str, Any] | Answer | None] = {}
+        self._answers: dict[tuple[Any, ...], Any] = {}
 
     def get(self, path: str, **query: Any) -> dict[str, Any] | None:
         "One object, or a list; none where it is not there"
-        key = path, *sorted(query.items())
-        if key not in self._answers:
-            try:
-                self._answers[key] = self.api.get(path, **query)
-            except Answer as refusal:
-                self._answers[key] = refusal
-        answer = self._answers[key]
-        if isinstance(answer, Answer):
-            raise answer
-        return answer
+        return self._once((path, *sorted(query.items())), lambda: self.api.get(path, **query))
 
     def items(self, path: str, **query: Any) -> list[dict[str, Any]]:
         "The items of a list"
         return (self.get(path, **query) or {}).get("items", [])
 
     def request(self, method: str, path: str, body: Any = None, **query: Any) -> bytes:
-        "What the server answers now, as it does to all that follows"
-        return self.api.request(method, path, body, **query)
+        "What the server answers: to a question once, and now where something is to be done, or tried"
+        if method != "GET" and not path.endswith("accessreviews"):
+            return self.api.request(method, path, body, **query)
+        question = method, path, json.dumps(body), *sorted(query.items())
+        return self._once(question, lambda: self.api.request(method, path, body, **query))
 
     def stream(self, path: str, timeout: float, **query: Any) -> Iterator[bytes]:
         "The pieces of an answer as they come"
@@ -197,6 +191,18 @@ class OneReading:
     def delete(self, path: str, options: dict[str, Any]) -> None:
         "Remove an object"
         self.api.delete(path, options)
+
+    def _once(self, question: tuple[Any, ...], ask: Callable[[], Any]) -> Any:
+        "What was answered before, or is now; raises `Answer` where that was a refusal"
+        if question not in self._answers:
+            try:
+                self._answers[question] = ask()
+            except Answer as refusal:
+                self._answers[question] = refusal
+        answer = self._answers[question]
+        if isinstance(answer, Answer):
+            raise answer
+        return answer
 
 # %% ../../nbs/cluster/25_answers.ipynb #2838767b
 class NoCluster(ClusterError):

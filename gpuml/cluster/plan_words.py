@@ -57,7 +57,13 @@ def _victim_words(holding: Holding, circumstances: Circumstances) -> str:
 def _repeat_words(holding: Holding, circumstances: Circumstances) -> str:
     "That a run is preempted again and again; empty where it is not"
     count = circumstances.preempted.get((holding.namespace, holding.name), 0) + 1
-    return f"the {count}{'rd' if count == 3 else 'th'} time within an hour" if count > 2 else ""
+    return f"the {_ordinal(count)} time within an hour" if count > 2 else ""
+
+
+def _ordinal(count: int) -> str:
+    "1st, 2nd, 3rd, 4th, and 11th to 13th"
+    ending = "th" if count % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
+    return f"{count}{ending}"
 
 # %% ../../nbs/cluster/32_plan_words.ipynb #634f1a9c
 def _loss_words(holding: Holding, circumstances: Circumstances) -> str:

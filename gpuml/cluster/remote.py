@@ -9,12 +9,13 @@ __all__ = ['ClusterJob', 'note_end', 'stored_logs', 'read_stored', 'is_of_pod', 
 # %% ../../nbs/cluster/44_remote.ipynb #804f8edd
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..base.errors import ClusterError, Exit, OutputError
+from ..base.errors import ClusterError, Exit
 from ..base.storage import Storage
 from .answers import ApiServer, NoServer, NotThere, plainly
 from .ending import cancelled, ending, recorded_end
@@ -67,11 +68,13 @@ class ClusterJob(Job):
 
     def cancel(self) -> State:
         "End it: it saves a checkpoint within its grace period; returns what it is then"
-        with suppress(OutputError):
-            note_end(self)
-        with plainly(f"{self.run_id}: cancel"), suppress(NotThere):
-            # in the foreground: the Job stays until its pod has saved; and without a policy the pod would stay for ever
-            self.api.delete(self.at.path, {"propagationPolicy": "Foreground"})
+        with ThreadPoolExecutor(1, thread_name_prefix="gpuml-cancel") as pool:
+            note = pool.submit(note_end, self)
+            # first: who looks once the Job is gone finds who ended it; where storage is down, it ends all the same
+            wait([note], 3.0)
+            with plainly(f"{self.run_id}: cancel"), suppress(NotThere):
+                # in the foreground: the Job stays until its pod has saved; without a policy the pod would stay for ever
+                self.api.delete(self.at.path, {"propagationPolicy": "Foreground"})
         return self.status
 
     def log_of_ended(self) -> str:

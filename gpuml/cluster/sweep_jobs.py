@@ -19,7 +19,7 @@ from ..base.grid import Grid
 from .findings import Findings
 from .manifest import join_sweep, slug
 from .sending import send
-from .submission import Submission, prepare
+from .submission import Submission, bundle_name, prepare
 from ..jobs.handle import Job
 from ..training.child import LONGEST
 from ..training.sweep import Sweep, SweepFile, choices_text, is_cancelled, new_sweep, read_sweep
@@ -90,14 +90,13 @@ def prepare_sweep(
             raise ConfigError(f"{option}: {reason}")
     local = bool(options.get("--local"))
     sweep = new_sweep("sweep", name, grid)
-    new_id = options.get("--name") or sweep_name(
-        sweep.config.name, prepare(sweep.config, path, None, local).bundle.name, grid
-    )
+    new_id = options.get("--name") or sweep_name(sweep.config.name, bundle_name(sweep.config, path, local), grid)
     sweep = replace(sweep, id=new_id, as_jobs=True)
     _check_name(sweep)
-    planned = []
+    planned, reading = [], None
     for run in sweep.runs:
-        planned.append(prepare(sweep.config_of(run), path, run, local, before))
+        planned.append(prepare(sweep.config_of(run), path, run, local, before, reading=reading))
+        reading = planned[-1].reading  # they are checked against one moment of the cluster
         join_sweep(planned[-1].manifest, sweep.child(run))
     return SweepSubmission(SweepFile(sweep), planned)
 
