@@ -108,6 +108,7 @@ def test_halving_goes_on_exactly(project, store):
     best, *others = table.rows
     assert best.state == "finished" and {row.state for row in others} == {"paused"}
     assert all(row.scores for row in others)
+    assert sorted(row.state for row in read_rows(load_all()).rows) == ["finished", "paused", "paused"]
     value = best.config["train.learning_rate"]
     plain = fit(load("dev", [f"train.learning_rate={value}", "train.epochs=4"]))
     assert weights(table.best) == weights(plain)
@@ -180,3 +181,26 @@ def test_another_machine_goes_on_with_a_sweep_on_s3(s3, project, store):
     )
     assert gpuml("delete", table.file.sweep.id, "--yes", cwd=project).returncode == 0
     assert not list(Storage(s3.endpoint).find(s3.url("out")))
+
+
+def test_a_run_that_fails_ends_no_other(project, store):
+    file = project / "data" / "a.csv"
+    file.write_text((whole := file.read_text()) + "a row with no label\n")
+    done = gpuml("train", "data.on_bad_row=refuse,skip", "train.epochs=1", cwd=project)
+    sweep = next((project / "outputs" / ".sweeps").glob("*.json")).stem
+    run, reason = f"{sweep}-1-on-bad-row-refuse", "a.csv:26: "
+    assert done.returncode == 65 and f"{run} failed: " in done.stdout and reason in done.stdout, done.stderr
+    assert "best: on_bad_row=skip" in done.stdout and f"1 of 2 runs failed; `--resume {sweep}` tries" in done.stdout
+    runs = {run.info.run_name: run for run in runs_in(store)}
+    assert [runs[name].info.status for name in sorted(runs)] == ["FINISHED", "FAILED", "FINISHED"]
+    assert "1 failed" in runs[sweep].data.tags["mlflow.note.content"]
+    assert reason in runs[run].data.tags["gpuml.reason"]
+    file.write_text(whole)
+    again = gpuml("train", "--resume", sweep, cwd=project)
+    assert again.returncode == 0 and "failed" not in again.stdout, again.stderr
+    assert "failed" not in next(r for r in runs_in(store) if r.info.run_name == sweep).data.tags["mlflow.note.content"]
+
+
+def test_a_sweep_whose_runs_all_fail_ends_with_their_code(project):
+    done = gpuml("train", "data.train=none.csv", "train.seed=0,1", cwd=project)
+    assert done.returncode == 66 and "all 2 runs failed; the first one: " in done.stderr

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
-from ..base.errors import ConfigError, OutputError, Preempted
+from ..base.errors import ConfigError, GpumlError, OutputError, Preempted
 from . import checkpoint, tracking
 from .launch import train_together
 from .own_job import OwnJob, own_job
 from .prepared import prepare, run_params
 from .processes import Processes, processes_of
 from .progress import Reporter, Watch
-from .recording import close_record, ends_recorded, recording
+from .recording import close_record, ends_recorded, record_failure, recording
 from .results import Run
 from .run_copy import SHORT_PATIENCE, RunCopy, put_results
 from .runs import RECORD_FILES
 from .setting import Limits, Setting, ends_reported
 from .start import SAME_LINE, Start, begin
-from .stop import StopRequest, stop_signals
+from .stop import StopRequest, is_stop, stop_signals
 from .tracking import TrackedRun
 from .trained import lacks_only_results
 
@@ -110,23 +110,29 @@ def train_run(
     | None = None,  # makes the `World` of several processes; none: alone
 ) -> TrackedRun:
     "Train and certify the run, and bring it where it is kept; returns its record, which is still open"
-    with prepare(setting) as prepared:
-        from gpuml.training import attended, epochs, own_account, result_files, training, world
+    record = None
+    try:
+        with prepare(setting) as prepared:
+            from gpuml.training import attended, epochs, own_account, result_files, training, world
 
-        with (meet or world.world)() as processes:
-            learner = training.make_learner(setting, prepared, processes)
-            params, gpus = run_params(prepared), processes.gpus
-            with (
-                recording(setting, params, prepared.store) as record,
-                attended.attended(setting, gpus, rank=processes.rank) as sheet,
-            ):
-                attempt = training.begin_training(setting, prepared, learner, record)
-                end = partial(training.stop_with_checkpoint, attempt)
-                with result_files.best_kept(attempt), setting.stop.ended_by(end):
-                    trained = epochs.train(attempt)
-                    result_files.write_results(setting, prepared, trained)
-                    own_account.write_account(setting, sheet, gpus)
-                    put_results(setting.copy)
+            with (meet or world.world)() as processes:
+                learner = training.make_learner(setting, prepared, processes)
+                params, gpus = run_params(prepared), processes.gpus
+                with (
+                    recording(setting, params, prepared.store) as record,
+                    attended.attended(setting, gpus, rank=processes.rank) as sheet,
+                ):
+                    attempt = training.begin_training(setting, prepared, learner, record)
+                    end = partial(training.stop_with_checkpoint, attempt)
+                    with result_files.best_kept(attempt), setting.stop.ended_by(end):
+                        trained = epochs.train(attempt)
+                        result_files.write_results(setting, prepared, trained)
+                        own_account.write_account(setting, sheet, gpus)
+                        put_results(setting.copy)
+    except GpumlError as e:
+        if record is None and setting.start.child and not is_stop(e):
+            record_failure(setting, e)
+        raise
     return record
 
 

@@ -7,9 +7,9 @@ __all__ = ['PARENT', 'parent_tags', 'settle_parent']
 
 # %% ../../nbs/training/39_mlflow_sweep.ipynb #dfc6318f
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, RunStatus
+from mlflow.entities import Metric, Run
 
-from .child import SWEEP, TO_FINISH
+from .child import SIZE, SWEEP, TO_FINISH
 from .record import DESCRIPTION, Record
 from .score_table import SCORES, Score, score_of_key
 
@@ -38,9 +38,6 @@ def _parent(client: MlflowClient, record: Record) -> Run:
     return min(parents, key=lambda run: (run.info.start_time, run.info.run_id))
 
 # %% ../../nbs/training/39_mlflow_sweep.ipynb #64263758
-_ENDED = ("FINISHED", "FAILED")
-
-
 def settle_parent(
     client: MlflowClient,
     record: Record,  # of a run that MLflow has, which has just begun or ended
@@ -50,8 +47,9 @@ def settle_parent(
         return
     parent = _parent(client, record)
     query = f"tags.`{PARENT}` = '{parent.info.run_id}'"
-    children = client.search_runs([record.sent.experiment], query, max_results=1000)
-    status = _status([run.info.status for run in children], int(record.tags[TO_FINISH]))
+    children = _newest(client.search_runs([record.sent.experiment], query, max_results=1000))
+    to_finish = int(record.tags[TO_FINISH])
+    status = _status([run.info.status for run in children], to_finish, int(record.tags.get(SIZE, to_finish)))
     if status == "FINISHED":
         _say_best(client, parent, children)
     if status == "RUNNING":
@@ -60,12 +58,24 @@ def settle_parent(
         client.set_terminated(parent.info.run_id, status)
 
 
-def _status(statuses: list[str], to_finish: int) -> str:
-    "The status of a sweep whose runs have these, and of which so many are trained to their end"
+def _newest(children: list[Run]) -> list[Run]:
+    "The runs, each as it was last tried"
+    by_name = {run.info.run_name: run for run in sorted(children, key=lambda run: run.info.start_time)}
+    return [*by_name.values()]
+
+
+def _status(
+    statuses: list[str],  # of a sweep's runs, as far as MLflow knows them
+    to_finish: int,  # how many are trained to their end
+    size: int,  # how many there are
+) -> str:
+    "The status of a sweep: it is finished where all are that can be, and a failed run gives its place to another"
     if "RUNNING" in statuses:
         return "RUNNING"
-    has_all = sum(status in _ENDED for status in statuses) >= to_finish
-    return RunStatus.to_string(RunStatus.FINISHED if has_all else RunStatus.KILLED)
+    finished, failed = statuses.count("FINISHED"), statuses.count("FAILED")
+    if failed == size:
+        return "FAILED"
+    return "FINISHED" if finished >= min(to_finish, size - failed) else "KILLED"
 
 # %% ../../nbs/training/39_mlflow_sweep.ipynb #9873bbe5
 def _say_best(client: MlflowClient, parent: Run, children: list[Run]) -> None:
@@ -80,8 +90,10 @@ def _say_best(client: MlflowClient, parent: Run, children: list[Run]) -> None:
     values = {s.metric: best.data.metrics[s.metric] for s in SCORES if s.metric in best.data.metrics}
     moment = best.info.end_time
     client.log_batch(parent.info.run_id, metrics=[Metric(name, v, moment, 0) for name, v in values.items()])
+    failed = sum(run.info.status == "FAILED" for run in children)
     sentence = (
-        f"Best of {len(children)} runs by {score.title}: {best.info.run_name}, {values[score.metric]:{score.form}}."
+        f"Best of {len(children)} runs by {score.title}: {best.info.run_name}, {values[score.metric]:{score.form}}"
+        + (f"; {failed} failed." if failed else ".")
     )
     client.set_tag(parent.info.run_id, DESCRIPTION, sentence)
 

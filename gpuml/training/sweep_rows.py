@@ -14,9 +14,9 @@ from ..base.config import Config
 from ..base.errors import Exit, GpumlError
 from ..base.storage import Storage
 from .run_list import LATEST, read_output
-from .run_row import FAILED, FINISHED, RunRow
+from .run_row import FAILED, FINISHED, PAUSED, RunRow
 from .score_table import SHOWN, Score
-from .sweep import PAUSED, SweepFile, rank, read_sweep
+from .sweep import SweepFile, rank, read_sweep
 
 # %% ../../nbs/training/85_sweep_rows.ipynb #382fcf19
 NOT_BEGUN = "not begun"

@@ -10,18 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..base.config import Config
-from ..base.errors import Paused, Preempted, TrainError
+from ..base.errors import Exit, GpumlError, Paused, Preempted, TrainError
 from .fit import carry_out
 from .own_job import OwnJob
 from .progress import Progress, Watch
 from .record import RECORD, is_whole, read_record
 from .results import Run
-from .run_row import FAILED, FINISHED
+from .run_row import FAILED, FINISHED, PAUSED
 from .runs import fetch_records, fetch_run, output_folder, stored_at
 from .score_table import by_key
 from .setting import Limits
 from .start import SAME_LINE, begin
-from .sweep import PAUSED, Outcome, Step, Sweep, SweepFile, best_scores, next_step
+from .sweep import Outcome, Step, Sweep, SweepFile, best_scores, next_step
 
 # %% ../../nbs/training/96_sweeping.ipynb #fc4862b9
 def check_models(sweep: Sweep) -> None:
@@ -50,9 +50,10 @@ def train_sweep(
         except KeyboardInterrupt:
             raise Preempted(f"{place}: stopped between two runs; {same_line} goes on") from None
         file.note(step.run, outcome)
-    failures = [outcome.reason for outcome in file.outcomes.values() if outcome.state == FAILED]
+    failures = [*file.failures.values()]
     if len(failures) == len(sweep.runs):
-        raise TrainError(f"{sweep.id}: all runs failed; the first one: {failures[0]}")
+        first = failures[0]
+        raise TrainError(f"{sweep.id}: all {len(failures)} runs failed; the first one: {first.reason}", first.code)
 
 # %% ../../nbs/training/96_sweeping.ipynb #b7262d06
 def _train(sweep: Sweep, step: Step, watch: Watch | None, same_line: str) -> Outcome:
@@ -75,8 +76,13 @@ def _train(sweep: Sweep, step: Step, watch: Watch | None, same_line: str) -> Out
     except Paused:
         epochs = len(latest.evaluations)
         return Outcome(PAUSED, epochs, best_scores(latest.evaluations, config.train.best_metric))
-    except TrainError as e:
-        return Outcome(FAILED, len(latest.evaluations), reason=str(e))
+    except GpumlError as e:
+        if e.exit_code in _OF_ALL:
+            raise
+        return Outcome(FAILED, len(latest.evaluations), reason=str(e), code=int(e.exit_code))
+
+
+_OF_ALL = (Exit.INTERRUPTED, Exit.NOT_WRITTEN, Exit.NOT_PERMITTED)  # what ends one run so ends the others too
 
 
 def is_done_here(

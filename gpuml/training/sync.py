@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.lock import locked
-from .record import LOCK, RECORD, Record, as_json, is_whole, read_record, write_record
+from .record import HELD_BACK, LOCK, RECORD, Record, as_json, is_whole, read_record, write_record
 
 # %% ../../nbs/training/42_sync.ipynb #389b716c
 def sync(
@@ -68,7 +68,7 @@ def _send(client: Any, record: Record, folder: Path) -> None:
     if sent.status != record.status:
         if record.reason:
             client.set_tag(sent.run, "gpuml.reason", record.reason[:5000])
-        client.set_terminated(sent.run, record.status)
+        client.set_terminated(sent.run, "KILLED" if record.status == HELD_BACK else record.status)
         settle_parent(client, record)
         sent.status = record.status
 

@@ -144,7 +144,7 @@ class TrackedRun:
 
     def close(
         self,
-        status: str,  # FINISHED, FAILED or KILLED
+        status: str,  # FINISHED, FAILED, KILLED or PAUSED
         reason: str = "",  # why it did not finish
         hurry: Callable[[], bool] = lambda: False,  # whether not to wait: somebody asked the process to stop
         patience: float = PATIENCE,  # seconds

@@ -68,8 +68,11 @@ def train(
     from gpuml.ui.terminal import TerminalView
 
     done = train_line(line, partial(TerminalView, notes=set()), arguments.halving, say=partial(print, file=sys.stderr))
-    (print_run if isinstance(done, Run) else print)(done)
-    return 0
+    if isinstance(done, Run):
+        print_run(done)
+        return 0
+    print(done)
+    return done.exit_code
 
 # %% ../../nbs/ui/74_commands.ipynb #b47f06d4
 def predict(

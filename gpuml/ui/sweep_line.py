@@ -56,6 +56,8 @@ def _interrupted(line: Line, grid: Grid, halving: bool) -> Any:
             f"--resume: {file.sweep.id} is of jobs, which go on by themselves; submitting the same finds them"
         )
     if file.is_over:
+        file = file.without_failures()  # which are tried again
+    if file.is_over:
         raise ConfigError(f"--resume: {file.sweep.id} is finished; `gpuml runs {file.sweep.id}` shows it")
     if halving and not file.sweep.halving:
         raise ConfigError(f"--resume: {file.sweep.id} was started without --halving; leave it out")
