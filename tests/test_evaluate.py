@@ -10,13 +10,18 @@ import pytest
 
 from gpuml.base.errors import DataError, Preempted
 from gpuml.base.loading import load
+from gpuml.data.testset import read_testset
+from gpuml.training.chunks import TOGETHER
 from gpuml.training.fit import fit
 from gpuml.training.intervals import intervals
+from gpuml.training.model import load_tokenizer
+from gpuml.training.predict import finished_model
 from gpuml.training.results import Run
+from gpuml.training.testing import compute_logits
 from gpuml.ui.cli import main
 from tests.conftest import rows, runs_in
 from tests.test_interrupt import OVERRIDES, stop_at
-from tests.test_predict import CACHE, trained  # noqa: F401
+from tests.test_predict import CACHE, pair, predictors, trained  # noqa: F401
 
 NEW = [(f"again {text}", label) for text, label in rows(10)]
 TEST = ["data.test=test.csv"]
@@ -138,3 +143,23 @@ def test_mlflow_that_is_away_costs_nothing(store, test_file):
     run.evaluate("test.csv", CACHE, watch=lambda p: notes.extend(p.notes))
     assert any("did not take the scores" in note for note in notes) and len(run.evaluations) == 1
     assert mlflow.active_run() is None
+
+
+def test_several_processes_score_the_same(trained, project, pair):  # noqa: F811
+    write_rows("many.csv", rows(TOGETHER["cpu"] + 20))
+    run, counts = Run(trained), []
+    config = run.config.at(project)
+    tokenizer = load_tokenizer(run.model_folder)
+    test = read_testset(config, "many.csv", run.labels, tokenizer, 24, "input")
+    alone = compute_logits(finished_model(run), test, lambda: None)
+    together = compute_logits(finished_model(run), test, lambda: counts.append(len(predictors())), pair)
+    assert max(counts) == 2 and not predictors()
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_training_of_several_processes_scores_it_too(store, test_file, monkeypatch):
+    alone = fit(load("dev", [*TEST, "train.slots=2"]))
+    monkeypatch.setenv("GPUML_GPUS", "2")
+    together = fit(load("dev", [*TEST, "train.slots=2"]))
+    assert certificate(together)["test"] == certificate(alone)["test"]
+    assert alone.evaluations[0].scores == together.evaluations[0].scores

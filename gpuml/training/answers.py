@@ -7,7 +7,6 @@ __all__ = ['SHOWN_ROWS', 'SHOWN_CELLS', 'SHOWN_TEXTS', 'Predictions', 'Mistakes'
            'predictions_of_many']
 
 # %% ../../nbs/training/93_answers.ipynb #a1f77a2c
-from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -16,12 +15,11 @@ import numpy as np
 
 from ..base.tables import Column, Entry, Records, Table, as_html
 from ..data.encoder import tokenise
-from ..data.tokens import Tokens, join
 from . import model
-from .chunks import TOGETHER
 from .failure import DAMAGED, naming, some
-from .predictors import Devices, FinishedModel, Predictors
+from .predictors import Devices, FinishedModel
 from .scores import log_softmax
+from .spread import spread_logits
 
 # %% ../../nbs/training/93_answers.ipynb #8ec4d1d0
 _LABEL = "max-width:16em;overflow-wrap:break-word"  # a word is broken only where it is longer than that
@@ -183,16 +181,6 @@ def predictions_of_many(
     tokens = tokenise(
         texts, tokenizer, min(max_length, model.token_limit(model.load_config(finished.folder), tokenizer))
     )
-    logits: list[np.ndarray] = []
-    with Predictors(finished, devices, "predict them again") as predictors:
-        for first, logits_of in predictors.each(_parts(tokens, TOGETHER[devices.kind]), lambda: None):
-            with naming(lambda rows, first=first: f"at text {some(map(str, first + rows), len(rows))}", DAMAGED):
-                logits.append(logits_of())
-    return Predictions(texts, np.exp(log_softmax(np.concatenate(logits))), labels)
-
-
-def _parts(tokens: Tokens, most: int) -> Iterator[tuple[int, Tokens]]:
-    "The texts in parts, each with the number of its first"
-    for first in range(0, len(tokens), most):
-        rows = np.arange(first, min(first + most, len(tokens)))
-        yield first, join([(tokens.ids(rows), tokens.lengths[rows])])
+    with naming(lambda rows: f"at text {some(map(str, rows), len(rows))}", DAMAGED):
+        logits = spread_logits(finished, tokens, devices, "predict them again")
+    return Predictions(texts, np.exp(log_softmax(logits)), labels)

@@ -6,14 +6,16 @@
 __all__ = ['skipped_note', 'write_results', 'save_model', 'score_test', 'metrics', 'work_done', 'keep_best', 'best_kept']
 
 # %% ../../nbs/training/92_result_files.ipynb #4f34d391
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from ..base.charts import loss_curve, thinned
+from ..base.config import Config
 from ..base.confusion import confusion_svg
 from ..base.errors import GpumlError, TrainError
 from ..base.files import as_csv, write_file, write_folder, write_json
@@ -25,8 +27,9 @@ from .epochs import Trained
 from .evaluated import Evaluation, evaluation_of, keep_evaluation, proof_of
 from .evaluation_files import TEST
 from .prediction_file import prediction_csv
-from .predictors import FinishedModel
+from .predictors import FinishedModel, devices_for
 from .prepared import Prepared
+from .processes import count_gpus, processes_of
 from .run_copy import SHORT_PATIENCE
 from .runs import shown
 from .scores import left_out
@@ -89,12 +92,18 @@ def score_test(setting: Setting, prepared: Prepared, trained: Trained) -> Evalua
         return None
     setting.report.say(f"{len(test.rows):,} test rows are scored")
     finished = FinishedModel(start.folder / "model", prepared.chosen.precision, start.config.train.rows)
-    logits = compute_logits(finished, test, setting.stop.check)
+    devices = partial(devices_for, gpus=partial(_gpus_of_training, start.config))
+    logits = compute_logits(finished, test, setting.stop.check, devices)
     notes = overlap_notes(test.rows, trained.data)
     setting.report.note(*(note for note in notes if note not in setting.report.progress.notes))
     evaluation = evaluation_of(start.run_id, TEST, test, logits, notes, setting.stop.check)
     keep_evaluation(start.folder, evaluation)
     return evaluation
+
+
+def _gpus_of_training(config: Config, environ: Mapping[str, str]) -> int:
+    "How many of this node's GPUs train: the test rows are computed on as many"
+    return processes_of(config, environ).per_node if count_gpus(environ) else 0
 
 # %% ../../nbs/training/92_result_files.ipynb #22da5ae6
 def metrics(

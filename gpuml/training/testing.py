@@ -28,10 +28,11 @@ from .failure import DAMAGED, naming
 from .feed import places
 from .inputs import as_files
 from .predict import finished_model, reading_config
-from .predictors import FinishedModel
+from .predictors import Devices, FinishedModel, devices_for
 from .progress import Reporter, Watch
 from .record import read_record
 from .runs import stored_at
+from .spread import spread_logits
 from .stop import StopRequest, is_stop, stop_signals
 
 # %% ../../nbs/training/80_testing.ipynb #40f8d483
@@ -39,14 +40,12 @@ def compute_logits(
     finished: FinishedModel,
     test: Testset,  # with tokens
     check: Callable[[], None],  # called often; may raise
+    devices: Callable[[float], Devices] = devices_for,  # for so many tokens
 ) -> np.ndarray:
-    "Logits of the rows, float32 [rows, classes], in this process; raises `TrainError` with the places of rows that it fails at"
-    from gpuml.training import evaluation
-    from gpuml.training.alone import Alone
-
+    "Logits of the rows, float32 [rows, classes]; raises `TrainError` with the places of rows that it fails at"
     rows = test.rows
     with naming(lambda bad: f"at {len(bad):,} of {len(rows):,} test rows ({places(rows, bad)})", DAMAGED):
-        return Alone(finished, evaluation.device_here()).logits_of(rows.tokens, check)
+        return spread_logits(finished, rows.tokens, devices(float(rows.tokens.lengths.sum())), "evaluate again", check)
 
 # %% ../../nbs/training/80_testing.ipynb #1d4ff20a
 def known_texts(
@@ -80,6 +79,7 @@ def evaluate_run(
     overrides: tuple[str, ...] = (),  # how the files are read: `data.text=body`
     name: str | None = None,  # of the evaluation; by default the file's
     watch: Watch | None = None,  # called with a `Progress`
+    devices: Callable[[float], Devices] = devices_for,  # for so many tokens
 ) -> Evaluation:
     "Score labelled texts by a finished run's model, and keep what came of it beside the run and in MLflow; raises `GpumlError`"
     stop, report = StopRequest("stopped; nothing was kept, and the same line begins anew"), Reporter(watch)
@@ -90,7 +90,7 @@ def evaluate_run(
             test = _read(run, source, overrides, asides)
             notes = _overlap(run, test, asides)
             report.now("evaluating")
-            logits = compute_logits(finished_model(run), test, stop.check)
+            logits = compute_logits(finished_model(run), test, stop.check, devices)
             chosen = free_name(run.folder, name or Path(test.files[0]).stem, test.fingerprint)
             evaluation = evaluation_of(run.id, chosen, test, logits, notes, stop.check)
             report.note(*_keep(run, evaluation))
