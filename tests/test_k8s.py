@@ -116,7 +116,7 @@ def referred(made: dict, pod: dict) -> list[tuple[str, str, str | None]]:
     for container in containers(pod):
         found += [("Secret", source["secretRef"]["name"], None) for source in container.get("envFrom", [])]
         refs = [v["valueFrom"]["secretKeyRef"] for v in container.get("env", []) if "valueFrom" in v]
-        found += [("Secret", ref["name"], ref["key"]) for ref in refs]
+        found += [("Secret", ref["name"], ref["key"]) for ref in refs if not ref.get("optional")]
     return found
 
 

@@ -175,6 +175,9 @@ class TrackingConfig(Section):
         None, min_length=1, description="Name in MLflow's model registry that a finished run gets a new version of"
     )
     log_model: bool = Field(True, description="Log the trained model to MLflow as well; `register` does so in any case")
+    notify: Literal["all", "failed", "none"] = Field(
+        "all", description="Which ends of a run the webhook in GPUML_WEBHOOK hears of: all, failures, or none"
+    )
 
 # %% ../../nbs/base/20_config.ipynb #37851640
 NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"  # of most things in Kubernetes
@@ -239,6 +242,10 @@ class ComputeConfig(Section):
     )
     s3_endpoint: str | None = Field(
         None, min_length=1, description="S3 server as the pods reach it; by default data.endpoint"
+    )
+    webhook_secret: LongName | None = Field(
+        "gpuml-webhook",
+        description="Secret with GPUML_WEBHOOK, which hears of a job's end, if it is there; null is none",
     )
     env: dict[str, str] = Field({}, description="Environment variables of the pods; no secrets, they would be readable")
     metrics_port: int | None = Field(

@@ -18,6 +18,7 @@ _SHAPES = (
     r"https://hooks\.slack\.com/[^\s\"'<>,;)}\\]{8,}",
     r"https://(?:\w+\.)?discord(?:app)?\.com/api/webhooks/[^\s\"'<>,;)}\\]{8,}",
     r"https://[\w.-]{1,200}\.webhook\.office\.com/[^\s\"'<>,;)}\\]{8,}",
+    r"https://[\w.-]{1,200}\.(?:logic\.azure|powerplatform|powerautomate)\.com(?::443)?/[^\s\"'<>,;)}\\]{8,}",  # Teams
     r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----(?:(?!-----)[\s\S]){0,10000}(?:-----END [A-Z ]{0,20}PRIVATE KEY-----)?",
     r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",  # AWS
     r"\beyJ[\w-]{8,500}\.eyJ[\w-]{8,8000}\.[\w-]{8,1000}",  # a JSON web token

@@ -14,6 +14,7 @@ from typing import Any
 from .answers import ApiServer
 from .demand import pod_devices
 from .devices import noted_devices, nvidia_devices, own_gpus
+from .manifest import PREFIX
 from .marks import IdleMark, idle_mark
 from .objects import JOBS, PODS
 from .pod import time_of
@@ -33,6 +34,7 @@ class Holder:
     started: str = ""  # a Job, as Kubernetes writes it
     uid: str = ""
     age: float = 0.0  # seconds since its newest pod was bound to a node
+    owner: str = ""  # of a Job: who submitted it
 
 # %% ../../nbs/cluster/60_holders.ipynb #f64d759b
 OWNER_PATHS = {
@@ -70,7 +72,9 @@ def holders(
         age = min(at - _bound(pod) for pod in pods)
         count = sum(gpus[pod["metadata"]["name"]] for pod in pods)
         mark, started = _mark_of(kind, name, jobs.get(uid), marks)
-        listed.append(Holder(namespace, kind, name, count, least, mark, started, uid, age))
+        notes = jobs.get(uid, {}).get("metadata", {}).get("annotations") or {}
+        owner = notes.get(f"{PREFIX}/owner", "")
+        listed.append(Holder(namespace, kind, name, count, least, mark, started, uid, age, owner))
     return listed
 
 # %% ../../nbs/cluster/60_holders.ipynb #948fa493

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..base.errors import ClusterError, Exit
 from ..base.tables import Table
+from ..base.webhook import Message, Sending
 from .answers import Answer, ApiServer
 from .holders import MARKS_PATH, OWNER_PATHS, Holder, holders, read_mark
 from .marks import IdleMark, idle_notes
@@ -177,13 +178,23 @@ def release(
     def in_namespace(namespace, limit):
         listed = holders(api, prometheus, namespace, limit, datetime.now(UTC), step)
         for holder in listed:
-            if done := act(api, holder, limit, datetime.now(UTC)):
+            now = datetime.now(UTC)
+            is_first = decide(holder, limit, now) == "release" and not holder.mark.released
+            if done := act(api, holder, limit, now):
                 say(done)
+                if note := _tell(holder, done) if is_first else "":
+                    say(note)
         if unknown := sum(h.idle is None and h.age > 10 * step for h in listed):
             reason = f"Prometheus does not say how busy GPUs are of {unknown} of the {len(listed)} that hold some"
             raise ClusterError(f"{namespace}: {reason}; they are left alone")
 
     _each(named, in_namespace)
+
+
+def _tell(holder: Holder, done: str) -> str:
+    "Tell people of a release; a remark where that went wrong"
+    name, _, sentence = done.partition(": ")
+    return Sending(lambda: Message("released", name, sentence, holder.owner)).wait()
 
 # %% ../../nbs/cluster/64_idle.ipynb #9142ef6e
 def keep_releasing(

@@ -18,6 +18,7 @@ from typing import Any
 from ..base.config import ComputeConfig, Config
 from ..base.credentials import FOLDER
 from ..base.errors import codes_with
+from ..base.webhook import VARIABLE as WEBHOOK
 from .device_claim import CLAIM, template_name
 from gpuml.cluster.gang import (
     HOST,
@@ -242,6 +243,9 @@ def _environment(config: Config, run: str, source: Source) -> list[dict[str, Any
     if c.s3_secret:  # temporary keys have one
         token = {"name": c.s3_secret, "key": "AWS_SESSION_TOKEN", "optional": True}
         secret.append({"name": "AWS_SESSION_TOKEN", "valueFrom": {"secretKeyRef": token}})
+    if c.webhook_secret:
+        hook = {"name": c.webhook_secret, "key": WEBHOOK, "optional": True}
+        secret.append({"name": WEBHOOK, "valueFrom": {"secretKeyRef": hook}})
     fields = {"GPUML_NAMESPACE": "metadata.namespace", "GPUML_NODE": "spec.nodeName"} | pod_name_field(c)
     pod = [{"name": k, "valueFrom": {"fieldRef": {"fieldPath": path}}} for k, path in fields.items()]
     return [{"name": k, "value": v} for k, v in (plain | c.env).items() if v is not None] + pod + secret

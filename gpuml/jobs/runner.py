@@ -30,6 +30,7 @@ from ..base.place import Place, place_of
 from ..base.process import host_name
 from ..base.secrets import redact, secrets
 from ..base.storage import Storage
+from ..base.webhook import SECONDS
 from .contract import is_gpu_cell
 from .document import Document, untouched
 from .exporter import Metrics, served
@@ -41,6 +42,7 @@ from .outlet import outlet
 from .signals import Stop, passing_on
 from ..training.attempts import CELL, LOOP, PULSE, Attempt, content, newest_checkpoint, now, surroundings
 from ..training.headway import Headway
+from ..training.message import Occasions, occasions_of, tell_of_job
 from ..training.own_job import BUNDLE, RUN
 from ..training.timesheet import Timesheet, with_times
 
@@ -59,6 +61,7 @@ class Work:
     metrics: Metrics = field(default_factory=Metrics)
     sheet: Timesheet = field(default_factory=Timesheet)
     is_cell: bool = False  # whether the notebook is one that `%%gpu` made
+    occasions: Occasions = Occasions()  # when people are told of its end
 
     def save(self) -> None:
         "Have the notebook written as it is now"
@@ -184,10 +187,14 @@ def finish(
     checkpoint = _checkpoint(work, min(LOOKUP, patience))
     ended = {"exit_code": int(code), "reason": reason, "finished": now(), "checkpoint": checkpoint}
     files.offer(FILE, lambda: content(replace(attempt_at_work(work), **ended)))
+    attempt, storage = replace(attempt_at_work(work), **ended), Storage(files.endpoint, patience=SECONDS)
+    sending = tell_of_job(attempt, storage, str(files.place), work.occasions)
     files.close(min(10.0, patience) if work.stop.signal else patience)
+    if note := sending.wait(SECONDS):
+        work.log.line(f"note: {note}")
     _end_log(work)
     leave_word(reason)
-    return replace(attempt_at_work(work), **ended)
+    return attempt
 
 # %% ../../nbs/jobs/29_runner.ipynb #40147309
 def _checkpoint(work: Work, patience: float) -> int | None:
@@ -229,12 +236,14 @@ def execute(
     endpoint: str | None = None,  # S3 server
     bundle: str = "",  # the name of the one that it is from: a certificate is compared with it
     patience: float = PATIENCE,
+    occasions: Occasions = Occasions(),  # when people are told of its end
 ) -> Attempt:
     "Execute a notebook as a job does; raises `GpumlError` where it can't even begin"
     check_parameters(notebook, values)
     search = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, RUN: run, BUNDLE: bundle, "PYTHONPATH": os.pathsep.join(search)}
     work = begin(Path(notebook), run, place_of(place), endpoint)
+    work.occasions = occasions
     with passing_on(work.stop), served(work.metrics, os.environ.get("GPUML_METRICS_PORT", ""), work.log):
         try:
             beginning = (
@@ -285,7 +294,7 @@ def execute_bundle(
         raise ConfigError(f"--run: {run[:80]!r} is not a run's id: lower-case letters, digits and '-'")
     contents = contents_of(folder)
     config = load(contents.project / "config" / f"{contents.config}.yaml")
-    rest = {"endpoint": config.data.endpoint, "bundle": contents.name}
+    rest = {"endpoint": config.data.endpoint, "bundle": contents.name, "occasions": occasions_of(config)}
     return execute(
         contents.notebook, {"config": contents.config}, run, config.output_place / run, contents.search, **rest
     )

@@ -18,6 +18,7 @@ from ..base.config import Config
 from ..base.errors import ConfigError, GpumlError, OutputError, Preempted
 from . import checkpoint, tracking
 from .launch import train_together
+from .message import failure_told, tell
 from .own_job import OwnJob, own_job
 from .prepared import prepare, run_params
 from .processes import Processes, processes_of
@@ -84,7 +85,7 @@ def carry_out(
     report.note(processes.note)
     setting = Setting(start, report, StopRequest(NOTHING_LOST), RunCopy(start, report), limits)
     with stop_signals(setting.stop):
-        with ends_reported(report):
+        with ends_reported(report), failure_told(start, report):
             if processes.size > 1 and not start.is_certified:
                 train_together(setting, _needed(setting, processes))
                 return Run(start.folder)
@@ -158,5 +159,6 @@ def finish(setting: Setting, record: TrackedRun) -> None:
         checkpoint.prune(checkpoints, keep=1)
     else:
         shutil.rmtree(checkpoints, ignore_errors=True)
-    report.note(note)
+    report.progress.url = record.url
+    report.note(note, tell(start, report.progress))
     report.now("done", url=record.url)

@@ -29,6 +29,7 @@ from .certificate import Work, certificate, data_files
 from .checkpoint import Checkpoint, Writer
 from .fit import finish, store_again
 from .kept_state import STATE, seed_random
+from .message import failure_told
 from .own_account import account_now, as_values
 from .own_job import OwnJob, own_job
 from .own_loop import Kept, LoopStop, OwnLoop, StateKeeper
@@ -117,10 +118,9 @@ def own_run(
         start = start_loop(config, resume, job)
         report.note(*start.notes)
         setting = Setting(start, report, stop, RunCopy(start, report))
-        if start.is_certified:
-            record = yield from _done_before(setting)
-        else:
-            record = yield from _trained(setting, code)
+        with failure_told(start, report):
+            trained = _done_before(setting) if start.is_certified else _trained(setting, code)
+            record = yield from trained
         if record:
             finish(setting, record)
 

@@ -16,7 +16,7 @@ import gpuml
 from ..base.errors import Exit, exit_help
 from ..base.keys import fields, help_text
 from .commands import clean, data, evaluate, predict, run, sync, train, worker
-from .job_commands import cancel, idle, jobs, ledger, logs, plan, submit, wait
+from .job_commands import cancel, idle, jobs, ledger, logs, notify, plan, submit, wait
 from .ledger_words import GROUPS
 from .project import init
 from .run_commands import delete, note, runs
@@ -320,6 +320,12 @@ The first node runs gpuml train with the same, and JOB_COMPLETION_INDEX=0.
 """  # the exit codes follow
 
 
+_NOTIFIED = """GPUML_WEBHOOK is the address of a webhook of Slack or of Teams' Workflows, or of anything that takes JSON; slack+https://…,
+teams+https://… and json+https://… say in which format. It hears of a run that is done or failed, of a job that was
+interrupted twice, and of a sweep's end; tracking.notify says of which. In the environment of gpuml idle --release: of GPUs
+that were released."""
+
+
 def _beside(command: Callable) -> None:
     "A container, a new project, MLflow"
     sub = command("run", run, "execute a bundle's notebook, as a job's container does", formatter_class=_RAW)
@@ -351,6 +357,8 @@ def _beside(command: Callable) -> None:
     )
     sub = command("sync", sync, "tell MLflow what it missed while it was down")
     sub.add_argument("config", nargs="?", help="whose output folder is looked through (default: dev)")
+    text = "send a message to the webhook that GPUML_WEBHOOK names, as at the end of a run"
+    command("notify", notify, text, formatter_class=_RAW, epilog=_NOTIFIED)
     sub = command("ui", ui, "open the tracking UI of this project's runs")
     sub.add_argument("config", nargs="?", help="whose tracking.uri is served (default: dev)")
     sub.add_argument("--port", type=int, help="another port than the one in tracking.uri")

@@ -108,7 +108,20 @@ def train_line(
         + (f"; trained before: {len(file.outcomes)}" if file.outcomes else "")
     )
     train_sweep(file, make_watch)
-    return SweepTable(file)
+    return _told(SweepTable(file), say)
+
+
+def _told(table: Any, say: Callable[[str], None]) -> Any:
+    "The table of a sweep that has ended, of which people are told"
+    from gpuml.base.webhook import Message, Sending
+    from gpuml.training.attempts import owner
+
+    sweep = table.file.sweep
+    if sweep.config.tracking.notify == "all":
+        message = Message("sweep", sweep.id, table.notes()[-1], owner(), place=sweep.config.output)
+        if note := Sending(lambda: message).wait():
+            say(note)
+    return table
 
 
 def _with_data(file: Any, config: Config) -> Any:
