@@ -22,6 +22,8 @@ MODULES = {f"{p.parent.name}.{re.sub(r'^[0-9]+_', '', p.stem)}": p for p in PAGE
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEAVY = {
     "torch",
+    "fastapi",
+    "uvicorn",
     "transformers",
     "mlflow",
     "kubernetes",
@@ -48,6 +50,7 @@ HEAVY_ROOMS = {
     "jobs.engine",
     "training.attention",
     "training.bounds",
+    "training.desk",
     "training.deterministic",
     "training.epochs",
     "training.evaluation",
@@ -94,6 +97,7 @@ HEAVY_ROOMS = {
     "training.gradients",
     "training.hand_over",
     "training.shared_evaluation",
+    "ui.web",
 }
 
 

@@ -21,6 +21,7 @@ from .ledger_words import GROUPS
 from .project import init
 from .run_commands import delete, note, runs
 from .serving import ui
+from .sharing import add_sharing
 
 # %% ../../nbs/ui/78_parser.ipynb #cc4ac6c2
 class _Parser(argparse.ArgumentParser):
@@ -376,6 +377,6 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    for add in (_training, _evaluating, _runs, _jobs, _tidying, _beside):
+    for add in (_training, _evaluating, add_sharing, _runs, _jobs, _tidying, _beside):
         add(command)
     return top
