@@ -6,8 +6,9 @@ import os
 import pytest
 from jupyter_client.manager import KernelManager
 
-from gpuml.base.errors import ClusterError, ConfigError, GpumlError
+from gpuml.base.errors import ClusterError, ConfigError, GpumlError, Preempted
 from gpuml.base.loading import load
+from gpuml.base.person import person_mark
 from gpuml.cluster import jobs as c
 from gpuml.jobs.gpu_cell import pack_values
 from gpuml.jobs.handle import Job, State
@@ -195,7 +196,7 @@ class Stubborn(Job):
     "A job whose watcher is interrupted, and again while it is cancelled, or whose server is away by then"
 
     def __init__(self, error, state=State("running")):
-        super().__init__("dev-1", "outputs/dev-1", facts={"owner": owner()})
+        super().__init__("dev-1", "outputs/dev-1", facts={"person": person_mark()})
         self.error, self.state = error, state
         self.is_interrupted = False
 
@@ -217,6 +218,13 @@ class Stubborn(Job):
 def test_who_could_not_cancel_it_is_told_so(error):
     with pytest.raises(GpumlError, match="the job may go on; `gpuml cancel dev-1` ends it"):
         attend(Stubborn(error), lambda *_: None)
+
+
+def test_a_job_of_somebody_else_with_the_same_user_name_goes_on():
+    job = Stubborn(AssertionError("cancelled"))
+    job.facts = {"owner": owner(), "person": "somebody else"}
+    with pytest.raises(Preempted, match="dev-1: goes on without this cell; it is another person's"):
+        attend(job, lambda *_: None)
 
 
 def test_a_job_that_is_over_is_not_cancelled():

@@ -27,12 +27,15 @@ def config_name(
 def job_facts(
     manifest: dict[str, Any],  # of a Job that is ours
 ) -> dict[str, str]:
-    "Its config, notebook, owner, tracking, bundle, commit, priority and gpus (of all its nodes); empty what it does not say"
+    "Its config, notebook, owner, person, tracking, bundle, commit, priority and gpus (of all its nodes); empty what it does not say"
     notes = manifest["metadata"].get("annotations", {})
     pod = manifest["spec"]["template"]["spec"]
     limits = training_container(pod).get("resources", {}).get("limits", {})
     on_each = notes.get(GPUS) or next((count for resource, count in limits.items() if "/" in resource), 0)
-    named = {name: notes.get(f"{PREFIX}/{name}", "") for name in ("notebook", "owner", "tracking", "bundle", "commit")}
+    named = {
+        name: notes.get(f"{PREFIX}/{name}", "")
+        for name in ("notebook", "owner", "person", "tracking", "bundle", "commit")
+    }
     return named | {
         "config": config_name(manifest),
         "priority": pod.get("priorityClassName", ""),

@@ -95,6 +95,7 @@ class Source:
     address: str  # where it is stored
     notebook: str  # for people: its path in the project, or that it is a cell's
     owner: str = ""
+    person: str = ""  # by `person_mark`
     commit: str | None = None  # of git
     submission: str = ""  # a mark of this Job: its pods know their own certificate by it
     submitted: str = ""  # when, in UTC
@@ -124,7 +125,8 @@ def manifest(
         "output": f"{config.output.rstrip('/')}/{run}",
         "tracking": config.tracking.uri,
     }
-    facts |= {"owner": source.owner, "bundle": source.address} | ({"commit": source.commit} if source.commit else {})
+    facts |= {"owner": source.owner, "bundle": source.address}
+    facts |= {name: text for name in ("person", "commit") if (text := getattr(source, name))}
     if labels[f"{PREFIX}/config"] != config.name:  # a label is short
         facts["config"] = config.name
     notes = {f"{PREFIX}/{name}": text for name, text in facts.items()} | _claim_notes(c)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ClusterError, ConfigError
+from ..base.person import person_mark
 from ..base.storage import Storage
 from ..base.tables import Table
 from . import manifest as job
@@ -190,7 +191,7 @@ def _pack(
     packed = bundle.pack(sent, path, (), facts, beside)
     mark = os.urandom(8).hex()
     title = gpu_cell.title_of(path) if contract.is_gpu_cell(path) else packed.notebook
-    source = job.Source(packed.name, _address(config, packed), title, owner(), commit, mark, now())
+    source = job.Source(packed.name, _address(config, packed), title, owner(), person_mark(), commit, mark, now())
     manifest = job.manifest(sent, name or job.run_id(config.name, packed.name, 1), source, grace)
     if local:
         manifest["metadata"]["annotations"] |= _local_notes(config)

@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import sys
+import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ import cloudpickle
 from ..base.errors import ConfigError, DataError, NotebookError
 from ..base.files import fingerprint
 from ..base.keys import nearest
+from ..base.lock import locked
 from ..base.secrets import secrets
 from ..base.storage import Storage
 from .notebook import GPU_CELL
@@ -123,21 +125,28 @@ def cell_files(
     values: bytes,  # by `pack_values`; empty for none
     outputs: list[str],
 ) -> Iterator[Path]:
-    "The cell's notebook in a file, and its values beside it, while it is packed: hidden, and called by what is in them"
+    "The cell's notebook in a file, and its values beside it, while it is packed: hidden, and called by what is in them; one kernel at a time"
     folder = place if place.is_dir() else place.parent
     stem = f".gpu-cell-{fingerprint(body, values, outputs)[:12]}"
     path = folder / f"{stem}.ipynb"
     inputs = folder / f"{stem}.pickle"
     title = "%%gpu" if place.is_dir() else f"%%gpu in {place.name}"
     tree = cell_notebook(body, inputs.name if values else "", outputs, title)
-    try:
-        _write_cell(path, json.dumps(tree).encode())
-        if values:
-            _write_cell(inputs, values)
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-        inputs.unlink(missing_ok=True)
+    with locked(_lock_of(path), wait=lambda: None):
+        try:
+            _write_cell(path, json.dumps(tree).encode())
+            if values:
+                _write_cell(inputs, values)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+            inputs.unlink(missing_ok=True)
+
+
+def _lock_of(path: Path) -> Path:
+    "What this user's kernels that pack the same cell at once wait for"
+    user = getattr(os, "getuid", int)()  # Windows has a folder for each user
+    return Path(tempfile.gettempdir()) / f"gpuml-{user}" / f"{fingerprint(str(path.resolve()))}.lock"
 
 
 def _write_cell(path: Path, content: bytes) -> None:

@@ -316,6 +316,7 @@ def _prepare_sweep(shell: Any, name: str, grid: Any, options: dict[str, Any]) ->
 
 def _attend_sweep(ready: Any) -> Any:
     "Send the jobs of a sweep and wait for them, of this machine for each before the next one; the table"
+    from gpuml.ui.attend import is_own
     from gpuml.ui.sweep_table import SweepTable
 
     jobs = []
@@ -328,7 +329,7 @@ def _attend_sweep(ready: Any) -> Any:
             print(f"{job.run_id}: {'done before' if job.done_before else job.wait()}")
     except KeyboardInterrupt:
         for job in jobs:
-            if not (job.done_before or job.status.over):
+            if is_own(job) and not (job.done_before or job.status.over):
                 job.cancel()
         raise Preempted(f"{ready.file.sweep.id}: stopped; the same line goes on with what is left") from None
     return SweepTable(ready.file)
