@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gpuml.base.errors import DataError, Preempted
-from gpuml.base.loading import load
+from gpuml.base.loading import load, load_all
 from gpuml.data.testset import read_testset
 from gpuml.training.chunks import TOGETHER
 from gpuml.training.fit import fit
@@ -17,8 +17,11 @@ from gpuml.training.intervals import intervals
 from gpuml.training.model import load_tokenizer
 from gpuml.training.predict import finished_model
 from gpuml.training.results import Run
+from gpuml.training.run_list import find_row
 from gpuml.training.testing import compute_logits
 from gpuml.ui.cli import main
+from gpuml.ui.run_columns import run_columns
+from gpuml.ui.run_table import RunTable, project_runs
 from tests.conftest import rows, runs_in
 from tests.test_interrupt import OVERRIDES, stop_at
 from tests.test_predict import CACHE, pair, predictors, trained  # noqa: F401
@@ -62,6 +65,12 @@ def test_it_is_scored_once_at_the_end(store, test_file):
     assert recorded.data.metrics["test/accuracy_low"] <= right <= recorded.data.metrics["test/accuracy_high"]
     overlap = [note for note in run.metrics["notes"] if "data, too" in note]
     assert sum(int(note.split()[0]) for note in overlap) == 2 and evaluation.notes == overlap
+    table = project_runs(load_all())
+    score = f"{evaluation.scores['macro_f1']:.3f}"
+    columns = {column.title: [column.text(row) for row in table.rows] for column in run_columns(table.rows)}
+    assert sorted(columns["test macro-F1"]) == ["", score] and "test macro-F1" in repr(table)
+    assert [row.run for row in project_runs(load_all(), "test-macro-F1").rows] == [run.id, plain.id]
+    assert "test macro-F1" not in repr(RunTable((find_row(plain.id, load_all()),)))
     assert "test: accuracy" in repr(run) and "test: accuracy" in run._repr_html_() and overlap[0] in repr(evaluation)
 
 

@@ -64,7 +64,7 @@ def going_wrong(fault, when):
 
 RAISED = r"the model raised IndexError: index out of range in self, "
 REMEDY = "; a lower train.learning_rate is the usual remedy"
-KEPT = r"; the weights of epoch {0} of {0}, the best macro_f1, are kept in outputs/dev-.*/model, without a certificate$"
+KEPT = r"; the weights of epoch {0} of {0}, the best macro-F1, are kept in outputs/dev-.*/model, without a certificate$"
 ALL = r"at 4 of 4 validation rows \(data/a.csv:8, data/a.csv:9, data/a.csv:18, data/a.csv:23\)"
 
 CASES = {  # what goes wrong, in training or not, after so many updates and evaluations → what is said; the epoch that is kept

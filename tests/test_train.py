@@ -260,7 +260,7 @@ def test_a_tie_keeps_the_lower_loss(store):
     assert len(ties) > 1 and best is not ties[0]  # else this test shows nothing
     assert run.metrics["epoch"] == best["epoch"] and run.metrics["loss"] == best["loss"]
     for shown in (repr(run), run._repr_html_()):
-        assert f"weights of epoch {best['epoch']} of 6, the best macro_f1" in shown
+        assert f"weights of epoch {best['epoch']} of 6, the best macro-F1" in shown
 
 
 def test_early_stopping(store):

@@ -261,7 +261,8 @@ class Cells:
         "A cell is about to run"
         session = self.session
         first_line = cell.source.strip().splitlines()[-is_injected(cell)]
-        session.log.line(f"cell {session.document.cell}: {first_line[:100]}")
+        set_anew = ", as this job sets it" if is_injected(cell) else ""
+        session.log.line(f"cell {session.document.cell}{set_anew}: {first_line[:100]}")
         session.document.begin_cell(cell_index)
         begin_cell(cell)
         session.save()

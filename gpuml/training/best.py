@@ -53,4 +53,5 @@ class Best:
 
     def description(self, epochs: int) -> str:
         "Which weights are kept, of so many epochs"
-        return f"weights of epoch {self.epoch} of {epochs}, the {f'best {self.metric}' if self.metric else 'latest'}"
+        kind = f"best {score_of_key(self.metric).title}" if self.metric else "latest"
+        return f"weights of epoch {self.epoch} of {epochs}, the {kind}"

@@ -18,7 +18,7 @@ from .account import ACCOUNT, moment
 from .attempts import CELL, PULSE, Attempt, attempt_of
 from .child import SWEEP
 from .record import HELD_BACK, RECORD, Record, record_of, this_host
-from .score_table import SCORES
+from .score_table import by_key
 
 # %% ../../nbs/training/77_run_row.ipynb #6c869e02
 FINISHED = "finished"
@@ -42,6 +42,7 @@ class RunRow:
     sweep: str = ""  # the sweep that it is one of
     config: Mapping[str, str] = field(default_factory=dict)  # values by key, as one writes them behind `=`
     scores: Mapping[str, float] = field(default_factory=dict)  # of the weights that were kept, by key
+    test_scores: Mapping[str, float] = field(default_factory=dict)  # of data.test, by key
     updates: int | None = None  # that were done
     time: str = ""  # of its end, or of its last sign of life: UTC, to the second
     gpus: int = 0  # the most that one attempt held
@@ -102,7 +103,6 @@ def row_of(
     certificate = _values(files.get(CERTIFICATE))
     account = _values(files.get(ACCOUNT))
     state, reason = state_of(record, attempt, CERTIFICATE in files, now)
-    evaluation = certificate.get("evaluation") or {}
     last = attempt.finished or attempt.alive or attempt.started if attempt else ""
     return RunRow(
         run=place.rpartition("/")[2],
@@ -112,7 +112,8 @@ def row_of(
         note=files.get(NOTE, b"").decode(errors="replace").strip(),
         sweep=record.tags.get(SWEEP, "") if record else "",
         config={key: _WRITTEN.get(text, text) for key, text in record.params.items()} if record else {},
-        scores={score.key: evaluation[score.key] for score in SCORES if evaluation.get(score.key) is not None},
+        scores=_scores_in(certificate.get("evaluation")),
+        test_scores=_scores_in(certificate.get("test")),
         updates=certificate.get("done_updates", attempt.updates if attempt else None),
         time=_in_utc(certificate.get("finished") or last),
         gpus=account.get("gpus", 0),
@@ -126,6 +127,11 @@ def row_of(
 
 
 _WRITTEN = {"None": "null", "True": "true", "False": "false"}  # MLflow's params, as a config has them
+
+
+def _scores_in(evaluation: Mapping[str, Any] | None) -> dict[str, float]:
+    "The scores that an evaluation has, by key"
+    return {key: value for key, value in by_key(evaluation or {}).items() if value is not None}
 
 
 def _values(text: bytes | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ..training.run_row import RunRow
 from ..training.score_table import LOSS, MAIN, SHOWN
 from .lines import value_text
 from .metrics import MetricsFile
+from .run_columns import written
 
 # %% ../../nbs/ui/35_comparison.ipynb #7201d341
 def _one_way(config: Config, root: Path) -> dict[str, Any]:
@@ -61,7 +62,11 @@ class Comparison:
         "Keys in which the runs differ, and what came of it, with the value of each run"
         root = next((config.root for config in load_all()), Path.cwd())
         configs = [_one_way(load(folder / "config.yaml"), root) for folder in self.folders]
-        rows = [(k, *(value_text(c[k]) for c in configs)) for k in fields() if len({repr(c[k]) for c in configs}) > 1]
+        rows = [
+            (k, *(written(value_text(c[k])) for c in configs))
+            for k in fields()
+            if len({repr(c[k]) for c in configs}) > 1
+        ]
         results = [scores_of(folder) for folder in self.folders]
         titles = {score.key: score.title for score in SHOWN} | {"updates": "updates", "seconds": "seconds"}
         for key, title in titles.items():

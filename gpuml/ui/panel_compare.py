@@ -8,11 +8,11 @@ __all__ = ['run_line', 'run_lines', 'CompareTab']
 # %% ../../nbs/ui/52_panel_compare.ipynb #34d030d4
 from pathlib import Path
 
-from ..training.run_list import sort_rows
+from ..training.run_list import score_column, sort_rows
 from ..training.run_row import RunRow
 from .comparison import Comparison, rows_here
 from .panel_parts import show_in, trying
-from .run_columns import RunColumn, run_columns
+from .run_columns import RunColumn, run_columns, written
 
 # %% ../../nbs/ui/52_panel_compare.ipynb #9018c50f
 def run_line(
@@ -21,11 +21,10 @@ def run_line(
     widths: list[int],  # characters of each column
 ) -> str:
     "A run as a line of the list: each value with its name, below the same one of the other runs"
-    named = ("accuracy", "macro_f1", "loss")
     texts = []
     for column, width in zip(columns, widths, strict=True):
         text = column.text(row)
-        has_title = column.key in named or "." in column.key
+        has_title = score_column(column.key) or "." in column.key
         texts.append(f"{column.title} {text:{width}}" if has_title else f"{text:{width}}")
     return "  ".join(texts).rstrip()
 
@@ -72,7 +71,7 @@ class CompareTab:
 
     def offer(self) -> None:
         "Offer the runs that have the words of the filter, and those that are chosen, in their order"
-        words = self.words.value.lower().split()
+        words = [written(word) for word in self.words.value.lower().split()]
         chosen = set(self.runs.value)
         lines = run_lines(sort_rows(self.rows, self.order.value))
         options = [

@@ -13,6 +13,7 @@ from functools import cached_property
 from ..base.errors import Exit, GpumlError
 from ..base.tables import Column, Table, as_html
 from ..training.results import Run, load_run
+from ..training.run_list import score_column
 from ..training.run_row import FAILED, FINISHED, RunRow
 from ..training.score_table import SHOWN, Score
 from ..training.sweep import Sweep, SweepFile
@@ -43,7 +44,7 @@ def seeds_table(groups: list[SeedsOf]) -> Table:
 def sweep_columns(columns: list[RunColumn], with_states: bool) -> list[RunColumn]:
     "The columns of a list of runs as a sweep shows them: values, scores, states where they differ, the run"
     values = [column for column in columns if "." in column.key]
-    scores = [column for column in columns if column.key in {score.key for score in SHOWN}]
+    scores = [column for column in columns if score_column(column.key)]
     rest = [column for column in columns if column.key in (*(["state"] if with_states else []), "gpu_time", "run")]
     return [*values, *scores, *sorted(rest, key=lambda column: column.key == "run")]
 
