@@ -76,6 +76,7 @@ HEAVY_ROOMS = {
     "training.slots",
     "training.loop",
     "training.memory",
+    "training.onnx_file",
     "training.mlflow_model",
     "training.mlflow_run",
     "training.mlflow_sweep",
