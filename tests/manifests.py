@@ -41,7 +41,7 @@ def render_all(folder: Path) -> dict[str, list[dict]]:
     "Every overlay, and the team's with what is applied beside it"
     copy = prepared(folder)
     found = {name: render(copy, name) for name in OVERLAYS}
-    return found | {WITH_IDLE: [*found["team"], *render(copy, "../idle")]}
+    return found | {WITH_IDLE: [*found["team"], *render(copy, "../idle"), *render(copy, "../after")]}
 
 
 def kubectl() -> str:

@@ -62,7 +62,7 @@ def test_overlays(overlays):
     team = {"Deployment/mlflow", "StatefulSet/postgres", "StatefulSet/jupyter"}
     single = {"Deployment/mlflow", "StatefulSet/minio", "Job/buckets", "StatefulSet/jupyter"}
     expected = {"single-node": single, "team": team, "kueue": team}
-    assert has == expected | {WITH_IDLE: team | {"Deployment/idle"}}
+    assert has == expected | {WITH_IDLE: team | {"Deployment/idle", "Deployment/after"}}
     assert all(kinds[name] >= POLICIES for name in OVERLAYS)
     assert [name for name in OVERLAYS if "ClusterQueue" in kinds[name]] == ["kueue"]
 

@@ -70,6 +70,7 @@ PLACES = {
     "--local": False,
     "--again": False,
     "--notebook": True,
+    "--after": True,
 }  # whether they have a value
 
 
@@ -108,6 +109,8 @@ def _check_place(options: dict[str, Any]) -> None:
             )
     if "--again" in options and not is_job(options):
         raise ConfigError("--again: is for a job; it goes with --on cluster or --local")
+    if "--after" in options and options.get("--on") != "cluster":
+        raise ConfigError("--after: is for a job of the cluster; it goes with --on cluster")
 
 
 def is_job(

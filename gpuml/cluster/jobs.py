@@ -22,6 +22,7 @@ from ..base.place import place_of
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
 from .answers import PATIENCE, ApiServer, NoServer, plainly
+from .awaited import wakenings
 from .events import by_job_name, events_about
 from .facts import is_ours
 from .gang import node_count
@@ -192,7 +193,10 @@ def _see_namespace(api: ApiServer, config: Config, name: str | None, pool: Threa
         for pod in pods:
             by_run.setdefault(pod["metadata"]["labels"].get(f"{PREFIX}/run", ""), []).append(pod)
         named = [(job["metadata"]["name"], job) for job in jobs]
-        looks = [Seen(job, by_run.get(run, []), queue_entry=entries.get(run)) for run, job in named]
+        starts = wakenings(api, jobs, datetime.now(UTC))
+        looks = [
+            Seen(job, by_run.get(run, []), queue_entry=entries.get(run), wakening=starts.get(run)) for run, job in named
+        ]
         if is_pending or any(map(_lacks_pods, looks)):
             heaps = by_job_name(events_in(api, namespace))
             looks = [_with_events(look, heaps.get(look.name, [])) for look in looks]

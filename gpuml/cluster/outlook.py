@@ -7,13 +7,15 @@ __all__ = ['Outlook', 'outlook', 'wait_of', 'check_plan', 'outlook_of']
 
 # %% ../../nbs/cluster/52_outlook.ipynb #0a1563f0
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from ..base.config import Config
-from .answers import ApiServer, plainly
+from .after import LEASES, Awaited, is_away, last_look
+from .answers import Answer, ApiServer, plainly
 from .calibration import Calibration, Forecast
 from .events import preemptions
 from .findings import Unknown
@@ -22,12 +24,12 @@ from .manifest import PREFIX, Source
 from .manifest import manifest as job_manifest
 from .objects import events_in, read_cluster
 from .plan import Plan, plan
-from .plan_words import Headways, Preemptions, plan_words
+from .plan_words import Circumstances, Headways, Preemptions, plan_words
 from .promise import promise_of
 from .queue import queue_of
 from .queue_plan import plan_in_queue
 from .queues import kueue_objects
-from .snapshot import Holding, Snapshot
+from .snapshot import Holding, Snapshot, without_jobs
 from .starts import headways_of
 from .waits import SiteLog, Wait, site_log_of
 
@@ -43,10 +45,12 @@ class Outlook:
     forecast: Forecast | None = None  # when it starts, where it waits and that can be told
     calibration: Calibration = Calibration()
     preempted: Preemptions = field(default_factory=dict)  # of those that it would preempt, within the last hour
+    offers_after: bool = False  # whether the cluster starts jobs that wait for others to end
 
     def __str__(self):
         promise = promise_of(self.forecast, self.calibration) if self.forecast else None
-        return plan_words(self.plan, self.snapshot, self.now, self.headways, promise, self.preempted)
+        circumstances = Circumstances(self.now, self.headways, self.preempted, self.offers_after)
+        return plan_words(self.plan, self.snapshot, circumstances, promise)
 
     __repr__ = __str__
 
@@ -55,11 +59,13 @@ def outlook(
     api: ApiServer,
     manifest: dict[str, Any],  # a Job's
     site: Callable[[], SiteLog] = SiteLog,  # asked only where the job waits
+    awaited: Iterable[Awaited] = (),  # jobs that are to have ended before
 ) -> Outlook:
-    "What would happen if a job were submitted now"
+    "What would happen if a job were submitted now, or were started now that others have ended"
     spec = manifest["spec"]["template"]["spec"]
     namespace = manifest["metadata"]["namespace"]
     snapshot = read_cluster(api, namespace, spec.get("priorityClassName") or "")
+    snapshot = without_jobs(snapshot, {(each.namespace, each.name) for each in awaited})
     now = datetime.now(UTC)
     if queue_of(manifest):
         objects = kueue_objects(api, namespace)
@@ -69,7 +75,10 @@ def outlook(
     concerned = answer.victims if answer.victims else _holders(answer, snapshot)
     headways = headways_of(api, concerned)
     if answer.answer != "waits" or answer.reasons or answer.shortages:
-        return Outlook(answer, snapshot, headways, now, preempted=_preempted(api, answer.victims, now))
+        preempted = _preempted(api, answer.victims, now)
+        return Outlook(
+            answer, snapshot, headways, now, preempted=preempted, offers_after=_offers_after(api, manifest, answer, now)
+        )
     log = site()
     return Outlook(answer, snapshot, headways, now, _start(answer, snapshot, headways, log, now), log.calibration)
 
@@ -99,6 +108,16 @@ def _preempted(api: ApiServer, victims: Iterable[Holding], now: datetime) -> Pre
         (holding.namespace, holding.name): preemptions(events[holding.namespace], holding.labels[f"{PREFIX}/run"], now)
         for holding in ours
     }
+
+# %% ../../nbs/cluster/52_outlook.ipynb #4ae17cc8
+def _offers_after(api: ApiServer, manifest: dict[str, Any], answer: Plan, now: datetime) -> bool:
+    "Whether `--after` would spare whom a job preempts, as far as one may see that"
+    if not answer.victims or queue_of(manifest):
+        return False
+    spaces = {manifest["metadata"]["namespace"], *(victim.namespace for victim in answer.victims)}
+    with suppress(Answer):
+        return not any(is_away(last_look(api.get(LEASES.format(space)) or {}), now) for space in spaces)
+    return False
 
 # %% ../../nbs/cluster/52_outlook.ipynb #6d14b9d8
 def wait_of(

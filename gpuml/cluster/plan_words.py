@@ -31,8 +31,9 @@ class Circumstances:
     "What is known of those that are preempted, by a pod's namespace and name"
 
     now: datetime
-    headways: Headways
+    headways: Headways = field(default_factory=dict)
     preempted: Preemptions = field(default_factory=dict)  # how often their runs were already, within the last hour
+    offers_after: bool = False  # whether a job can wait, submitted, until they have ended
 
 # %% ../../nbs/cluster/32_plan_words.ipynb #63481cd2
 def _victims_words(answer: Plan, circumstances: Circumstances, most: int = 3) -> str:
@@ -98,8 +99,12 @@ def _spare_words(answer: Plan, circumstances: Circumstances) -> str:
         headway = circumstances.headways.get(key)
         if circumstances.preempted.get(key, 0) > 1 or (headway and _is_starting(headway)):
             runs.append(victim.labels.get(f"{PREFIX}/run") or "")
-    lines = " and ".join(f"`gpuml wait {run}`" for run in dict.fromkeys(filter(None, runs)))
-    return f"; {lines} before submitting spares {'it' if lines.count('wait') == 1 else 'them'}" if lines else ""
+    runs = list(dict.fromkeys(filter(None, runs)))
+    spares = f"spares {'it' if len(runs) == 1 else 'them'}"
+    if circumstances.offers_after and runs:
+        return f"; `--after {','.join(runs)}` {spares}"
+    lines = " and ".join(f"`gpuml wait {run}`" for run in runs)
+    return f"; {lines} before submitting {spares}" if lines else ""
 
 # %% ../../nbs/cluster/32_plan_words.ipynb #bdc81155
 def _waits_words(answer: Plan, snapshot: Snapshot, circumstances: Circumstances, promise: Promise | None) -> str:
@@ -182,10 +187,8 @@ def _doubt_words(reason: Reason) -> str:
 def plan_words(
     answer: Plan,
     snapshot: Snapshot,  # that it was made of
-    now: datetime,
-    headways: Mapping[tuple[str, str], Headway] = {},  # of the pods of which they are known, by namespace and name
+    circumstances: Circumstances,
     promise: Promise | None = None,  # when it starts, where it waits
-    preempted: Mapping[tuple[str, str], int] = {},  # how often the runs of the pods were preempted within the last hour
 ) -> str:
     "A plan in a sentence"
     if answer.answer == "starts":
@@ -194,10 +197,9 @@ def plan_words(
         return f"starts once Kueue has preempted others, which you may not see; of the queue {answer.reasons[0].detail}"
     if answer.answer == "preempts":
         grace = max((v.pod["spec"].get("terminationGracePeriodSeconds", 30) for v in answer.victims), default=0)
-        circumstances = Circumstances(now, headways, preempted)
         return f"starts within about {grace} s: preempts {_victims_words(answer, circumstances)}{_spare_words(answer, circumstances)}"
     if answer.answer == "waits":
-        return _waits_words(answer, snapshot, Circumstances(now, headways, preempted), promise)
+        return _waits_words(answer, snapshot, circumstances, promise)
     if answer.answer == "never":
         causes = [*map(_never_words, answer.reasons), *(_shortage_words(s) for s in answer.shortages if s.is_lasting)]
         return f"never fits: {'; '.join(causes)}"

@@ -18,6 +18,7 @@ from typing import Any
 from ..base.errors import ClusterError, Exit
 from ..base.storage import Storage
 from .answers import ApiServer, NoServer, NotThere, plainly
+from .awaited import wakenings
 from .ending import cancelled, ending, recorded_end
 from .events import events_about
 from .facts import job_facts
@@ -156,7 +157,10 @@ def look_at(
         events = events_about(events_in(handle.api, handle.namespace), job, look.own_pods())
         snapshot = read_snapshot(handle.api, handle.namespace, pods)
         entries = queue_entries(handle.api, handle.namespace, [job])
-        look = replace(look, events=events, snapshot=snapshot, queue_entry=entries.get(handle.run_id))
+        wakening = wakenings(handle.api, [job], datetime.now(UTC)).get(handle.run_id)
+        look = replace(
+            look, events=events, snapshot=snapshot, queue_entry=entries.get(handle.run_id), wakening=wakening
+        )
     state = explain(look)
     has_log = state.pod and state.phase in ("running", "succeeded")
     return replace(state, headway=headway_of_pod(handle, state)) if has_log else state

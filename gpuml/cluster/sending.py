@@ -47,9 +47,10 @@ def submit(
     again: bool = False,  # make another one where the same is at work
     local: bool = False,  # on this machine
     before: Config | None = None,  # the config that one develops with
+    after: str | None = None,  # jobs that it waits for, parted by commas
 ) -> Job:
     "Check, store the bundle, make the Job once; raises `GpumlError` with everything that is wrong"
-    return send(prepare(config, path, name, local, before, again), name, again)
+    return send(prepare(config, path, name, local, before, again, after=after), name, again)
 
 
 def send(
@@ -62,7 +63,7 @@ def send(
         raise GpumlError(f"not submitted\n{planned.findings}", planned.findings.bad[0].exit_code)
     handle = (_send_local if planned.local else _send)(planned, again, name)
     doubts = [finding.text for finding in planned.findings if finding.subject == "code" and finding.good is None]
-    handle.note = "; ".join(filter(None, [handle.note, *doubts]))
+    handle.note = _joined(handle.note, *doubts)
     return handle
 
 # %% ../../nbs/cluster/57_sending.ipynb #45e5aa48
@@ -81,7 +82,8 @@ def _send(planned: Submission, again: bool, name: str | None) -> Job:
         active = [job for job in same if not _is_over(job, _pods_of(planned.api, job))]
         if active and not again and (not name or name in {job["metadata"]["name"] for job in active}):
             newest = max(active, key=lambda job: job["metadata"]["creationTimestamp"])
-            return _handle(planned, newest, AT_WORK if _is_alike(newest, planned.manifest) else OTHER_COMPUTE)
+            note = AT_WORK if _is_alike(newest, planned.manifest) else OTHER_COMPUTE
+            return _handle(planned, newest, _joined(note, planned.hold.text and "--after changes nothing of it"))
         if not again and (late := _out_of_time(same, name)):
             return _go_on(planned, late, RELEASED if was_released(late) else LATE)
         if name and planned.standing.done:
@@ -91,9 +93,14 @@ def _send(planned: Submission, again: bool, name: str | None) -> Job:
         if ended := [job for job in same if job["metadata"]["name"] == run]:
             return _go_on(planned, ended[0], note or MADE_ANEW)
         new_job, is_new = _make_first(planned, run, [job["metadata"]["name"] for job in same])
-    return _handle(planned, new_job, note if is_new else "it had been made already")
+    return _handle(planned, new_job, _joined(note, planned.hold.text) if is_new else "it had been made already")
 
 # %% ../../nbs/cluster/57_sending.ipynb #05c02773
+def _joined(*notes: str) -> str:
+    "Those that say something, in one line"
+    return "; ".join(filter(None, notes))
+
+
 def _handle(planned: Submission, job: dict[str, Any], note: str) -> ClusterJob:
     return cluster_job(job, planned.api, planned.config.data.endpoint, note)
 
@@ -130,7 +137,10 @@ def _make_first(planned: Submission, run: str, taken: list[str]) -> tuple[dict[s
         storage.remove(f"{planned.config.output.rstrip('/')}/{run}/cancelled.json")
     bundle.put(planned.bundle, planned.config.output, storage)
     new_job, is_new = _make(planned.api, planned.manifest)
-    if is_new and planned.outlook and (wait := wait_of(planned.outlook, planned.manifest["metadata"]["name"], now())):
+    looked = (
+        planned.outlook if is_new and not planned.hold.awaited else None
+    )  # a wait that was asked for is no forecast's
+    if looked and (wait := wait_of(looked, planned.manifest["metadata"]["name"], now())):
         write_wait(storage, planned.config.output, wait)
     return new_job, is_new
 
@@ -200,7 +210,7 @@ def _go_on(planned: Submission, ended: dict[str, Any], note: str) -> Job:
         current, _ = _make(api, manifest)
     except Answer as e:
         raise ClusterError(f"{e}; once that is mended, the same with --name {meta['name']} goes on") from None
-    return _handle(planned, current, note)
+    return _handle(planned, current, _joined(note, planned.hold.text))
 
 # %% ../../nbs/cluster/57_sending.ipynb #e99fe0cb
 def _next_name(planned: Submission, taken: Iterable[str], storage: Storage) -> str:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ..base.errors import Exit, codes_with
+from .after import Prospect, Wakening, awaits
 from .ending import ending, own_record
 from .events import about, concerns, of_gone_pod, reason_of, subject_of
 from .final import is_final
@@ -49,6 +50,7 @@ class Seen:
     snapshot: Snapshot = Snapshot()  # of the cluster, as far as it matters and may be seen
     record: dict[str, Any] | None = None  # of the run's newest attempt; empty where it has none, none where not known
     queue_entry: QueueEntry | None = None  # of a job that Kueue has suspended
+    wakening: Wakening | None = None  # of a job that waits for others to end; none where that was not looked at
 
     @property
     def name(self) -> str:
@@ -193,8 +195,11 @@ def _without_pod(look: Seen, end: dict[str, Any]) -> tuple[str, str]:
 
 
 def _suspended(look: Seen, end: dict[str, Any]) -> tuple[str, str]:
-    "Phase and cause of a job that is suspended: by a queue, or by a person"
+    "Phase and cause of a job that is suspended: by a queue, until others have ended, or by a person"
     words = ending(end, look.job)
+    if awaited := awaits(look.job):
+        waits = (look.wakening or Wakening(tuple(map(Prospect, awaited)))).words()
+        return ("waiting", f"{words}; {waits}") if end else ("pending", waits)
     if queue := queue_of(look.job):
         entry = look.queue_entry or QueueEntry(queue, look.job["metadata"].get("namespace", ""))
         stops = [message for reason, message in about(look.events, look.job) if reason == "Stopped"]

@@ -8,6 +8,7 @@ __all__ = ['Submission', 'prepare', 'name_run', 'bundle_name']
 # %% ../../nbs/cluster/55_submission.ipynb #bf8caaa0
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..base.storage import Storage
 from ..base.tables import Table
 from . import manifest as job
 from .admission import answering, check_cluster
+from .after_check import Hold, check_after
 from .answers import ApiServer, NoCluster, OneReading
 from .checks import check_code, check_here, check_kernel
 from .device_claim import claim_template
@@ -52,6 +54,7 @@ class Submission:
     local: bool = False
     reading: OneReading | None = None  # of the API server, by the checks; none: a job on this machine, or no cluster
     outlook: Outlook | None = None  # whether it starts; none where that was not looked at
+    hold: Hold = field(default_factory=Hold)  # what it waits for
 
     @property
     def api(self) -> ApiServer | None:
@@ -110,6 +113,7 @@ def prepare(
     before: Config | None = None,  # the config that one develops with
     again: bool = False,  # one more, where the same is there already
     reading: OneReading | None = None,  # of the API server, by the checks of others; by default read now
+    after: str | None = None,  # jobs that it waits for, parted by commas
 ) -> Submission:
     "Bundle, manifest and checks of a job; nothing is sent, and all findings are there at once"
     from gpuml.base.keys import Diff, diff
@@ -118,15 +122,21 @@ def prepare(
     changes = diff(before, config) if before else Diff()  # of what a person wrote, not of what this machine makes of it
     if name and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?", name):
         raise ConfigError(f"--name {name}: must be lower-case letters, digits and '-', at most 52")
+    if after and local:
+        raise ConfigError("--after: waits for jobs of the cluster; leave out --local")
     config = for_here(config) if local else config
     runs = earlier_runs(config)
     packed, manifest = _pack(config, path, name, local, grace_of(runs))
     findings = check_here(config, path)
     findings += [*check_code(packed, not local), *check_kernel(path)]
-    reading = None if local else _ask_cluster(config, manifest, findings, reading)
-    looked = _look(reading, config, manifest, findings) if reading and not findings.bad else None
+    reading = None if local else _reach_cluster(config, findings, reading)
+    hold = (
+        _hold(findings, lambda: check_after(reading, config, manifest, after, again)) if reading and after else Hold()
+    )
+    findings += check_cluster(reading, config, manifest) if reading else []
+    looked = _look(reading, config, manifest, findings, hold) if reading and not findings.bad else None
     findings += [] if local else _speed(config, runs)
-    planned = Submission(config, packed, manifest, findings, changes, None, local, reading, looked)
+    planned = Submission(config, packed, manifest, findings, changes, None, local, reading, looked, hold)
     if name:
         name_run(planned, name, again)
     return planned
@@ -142,30 +152,38 @@ def name_run(
     planned.findings.add("name", lambda: _check_name(planned, request))
 
 # %% ../../nbs/cluster/55_submission.ipynb #57efe2f0
-def _ask_cluster(
-    config: Config, manifest: dict[str, Any], findings: Findings, reading: OneReading | None
-) -> OneReading | None:
-    "Add what the cluster says of the job; its API server as it was read for that, where it answers"
+def _reach_cluster(config: Config, findings: Findings, reading: OneReading | None) -> OneReading | None:
+    "Its API server, read once for all checks; where it does not answer, the findings say so"
     from gpuml.cluster.api import Api
 
     findings.add("for the cluster", lambda: check_places(config))
     try:
-        reading = reading or OneReading(answering(Api(config.compute.context)))
-        findings += check_cluster(reading, config, manifest)
-        return reading
+        return reading or OneReading(answering(Api(config.compute.context)))
     except ClusterError as e:
         problem = e.problem if isinstance(e, NoCluster) else str(e)
         findings.insert(0, Finding("cluster", False, f"{problem}; --local runs it on this machine", e.exit_code))
         return None
 
+
+def _hold(findings: Findings, check: Callable[[], Hold]) -> Hold:
+    "Add whom the job waits for"
+    holds = []
+
+    def checked() -> str:
+        holds.append(check())
+        return holds[0].text
+
+    findings.add("after", checked)
+    return holds[0] if holds else Hold()
+
 # %% ../../nbs/cluster/55_submission.ipynb #a18a689c
-def _look(api: ApiServer, config: Config, manifest: dict[str, Any], findings: Findings) -> Outlook | None:
+def _look(api: ApiServer, config: Config, manifest: dict[str, Any], findings: Findings, hold: Hold) -> Outlook | None:
     "Add whether it starts, and when; what that was told by"
     outlooks = []
 
     def check() -> str:
-        outlooks.append(outlook(api, manifest, partial(site_log_of, config)))
-        return check_plan(outlooks[0])
+        outlooks.append(outlook(api, manifest, partial(site_log_of, config), hold.awaited))
+        return f"{'by then, as things are now: ' if hold.awaited else ''}{check_plan(outlooks[0])}"
 
     findings.add("plan", check)
     return outlooks[0] if outlooks else None

@@ -95,7 +95,8 @@ def prepare_sweep(
     _check_name(sweep)
     planned, reading = [], None
     for run in sweep.runs:
-        planned.append(prepare(sweep.config_of(run), path, run, local, before, reading=reading))
+        config, after = sweep.config_of(run), options.get("--after")
+        planned.append(prepare(config, path, run, local, before, reading=reading, after=after))
         reading = planned[-1].reading  # they are checked against one moment of the cluster
         join_sweep(planned[-1].manifest, sweep.child(run))
     return SweepSubmission(SweepFile(sweep), planned)

@@ -31,6 +31,7 @@ GPU_HELP = """Run this cell as a job on a GPU; the kernel holds none, and waits.
     - %%gpu dev compute.gpus=2            another config, or a value of it
     - %%gpu --local                       as a process on this machine
     - %%gpu --again                       one more, where the same is at work already
+    - %%gpu --after spring                once the job spring has ended
 
 The cell shows what the job waits for and by when it starts, then the end of its log, and at its end what the body has shown.
 The stop button ends the job. The body has the variables of `--in` and no others; preempted, it begins anew. Values travel with
@@ -100,7 +101,9 @@ def send_cell(
             f"--in {','.join(inputs)}: the values have {size}; write them to storage, and read them in the cell"
         )
     with cell_files(place, body, values, outputs) as path:
-        planned = submission.prepare(config, path, None, "--local" in options, None, again)
+        planned = submission.prepare(
+            config, path, None, "--local" in options, None, again, after=options.get("--after")
+        )
     return sending.send(planned, None, again)
 
 # %% ../../nbs/ui/64_gpu_cell.ipynb #07e8b708

@@ -23,9 +23,17 @@ from .ledger_words import GROUPS
 # %% ../../nbs/ui/60_line_words.ipynb #48b103e4
 TRAIN = {"--resume": False, **PLACES}  # options, and whether they have a value
 RUNS = {"--sort": True, "--all": False, "--csv": True}
-CELL = {"--in": True, "--out": True, "--on": True, "--local": False, "--again": False}  # of `%%gpu`
+CELL = {"--in": True, "--out": True, "--on": True, "--local": False, "--again": False, "--after": True}  # of `%%gpu`
 LEDGER = {"--by": True, "--csv": True, "--prometheus": True}
-SUBMIT = {"--name": True, "--again": False, "--local": False, "--dry-run": False, "--plan": False, "--notebook": True}
+SUBMIT = {
+    "--name": True,
+    "--again": False,
+    "--local": False,
+    "--dry-run": False,
+    "--plan": False,
+    "--notebook": True,
+    "--after": True,
+}
 
 # %% ../../nbs/ui/60_line_words.ipynb #70cc0772
 def split_line(
@@ -106,8 +114,10 @@ def complete(
 
 def _values_of(option: str, prefix: str, namespace: Mapping[str, Any]) -> list[str]:
     "What the value of an option can become"
-    from gpuml.ui.offers import path_words, run_words, sort_words, words_of_line
+    from gpuml.ui.offers import job_words, path_words, run_words, sort_words, words_of_line
 
+    if option == "--after":
+        return job_words(prefix)
     if option in ("--notebook", "--csv"):
         return path_words(prefix, Path(), (".ipynb",) if option == "--notebook" else (".csv",))
     if option == "--resume":

@@ -104,6 +104,7 @@ _SUBMITTING = """Run this notebook, as it is saved, as a job on the cluster: `pa
     job = %submit_prod dev --local                  the same as a process on this machine
     jobs = %submit_prod dev train.seed=0,1          a job for each combination of values; %gpu_runs SWEEP lists their runs
     job = %submit_prod --again                      one more, where the same is at work, or the name is there, already
+    job = %submit_prod --after dev-0f2a9c11d4-1     once that job has ended, however it ends; several are parted by commas
     job = %submit_prod --notebook nbs/train.ipynb   where the kernel can't tell which notebook it is in
 
 Returns a `Job`: `job.status`, `job.why()`, `job.logs(follow=True)`, `job.metrics()`, `job.notebook()`,
@@ -279,13 +280,15 @@ def _submit(shell: Any, config: Any, options: dict[str, Any], goes_on: bool = Fa
     "Submit the notebook that the shell belongs to; `goes_on`: with the same work where that was stopped last"
     from gpuml.cluster import outlook, sending, submission
 
+    if {"--plan", "--after"} <= options.keys():
+        raise ConfigError("--plan: says what would happen now; with --after, --dry-run says what would happen then")
     if "--plan" in options:
         return outlook.outlook_of(config)
     path, before = _saved(shell, options)
     local = "--local" in options
     again = "--again" in options
     name = options.get("--name")
-    planned = submission.prepare(config, path, name, local, before, again)
+    planned = submission.prepare(config, path, name, local, before, again, after=options.get("--after"))
     if "--dry-run" in options:
         return planned
     if goes_on and not again and not planned.findings.bad and (name := sending.stopped_run(planned)):

@@ -16,7 +16,7 @@ import gpuml
 from ..base.errors import Exit, exit_help
 from ..base.keys import fields, help_text
 from .commands import clean, data, evaluate, predict, run, sync, train, worker
-from .job_commands import cancel, idle, jobs, ledger, logs, notify, plan, submit, wait
+from .job_commands import after, cancel, idle, jobs, ledger, logs, notify, plan, submit, wait
 from .ledger_words import GROUPS
 from .project import init
 from .run_commands import delete, note, runs
@@ -210,13 +210,14 @@ def _jobs(command: Callable) -> None:
     "Everything about jobs"
     job = "run a notebook as a job on the cluster, or on this machine"
     sub = _lined(command, "submit", submit, job, default="prod")
-    sub.usage = (
-        "gpuml submit [config] [key=value ...] [--notebook FILE] [--name NAME] [--again] [--local] [--dry-run] [--wait]"
-    )
+    sub.usage = "gpuml submit [config] [key=value ...] [--notebook FILE] [--name NAME] [--again] [--after JOB] [--local] [--dry-run] [--wait]"
     sub.add_argument("--notebook", help="the notebook (default: nbs/train.ipynb)")
     sub.add_argument("--name", help="of the run; by default made of config and content")
     sub.add_argument(
         "--again", action="store_true", help="one more, where the same is at work, or the name is there, already"
+    )
+    sub.add_argument(
+        "--after", metavar="JOB", help="start once that job or sweep has ended; several are parted by commas"
     )
     sub.add_argument("--local", action="store_true", help="as a process on this machine, which outlives this command")
     sub.add_argument(
@@ -299,6 +300,9 @@ def _tidying(command: Callable) -> None:
         help="with the rules of k8s/monitoring (default: %(default)s)",
     )
     sub.add_argument("--release", action="store_true", help="do it; without, nothing is changed")
+    sub.add_argument("--every", type=float, metavar="SECONDS", help="again and again")
+    sub = command("after", after, "start the jobs that were submitted with --after, for an administrator")
+    sub.add_argument("namespaces", nargs="+", metavar="NAMESPACE", help="whose jobs are started, and waited for")
     sub.add_argument("--every", type=float, metavar="SECONDS", help="again and again")
 
 # %% ../../nbs/ui/78_parser.ipynb #2e4c0530
