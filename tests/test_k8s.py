@@ -92,8 +92,9 @@ def test_restricted(overlays):
         for space in ("gpuml-dev", "gpuml-prod", "gpuml-system"):
             labels = find(manifests, "Namespace", space)["metadata"]["labels"]
             assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+        talking = ("StatefulSet/jupyter", "Deployment/idle", "Deployment/after")
         for what, made, pod in pods(manifests):
-            assert pod["automountServiceAccountToken"] is (what in ("StatefulSet/jupyter", "Deployment/idle")), what
+            assert pod["automountServiceAccountToken"] is (what in talking), what
             for container in containers(pod):
                 assert container["securityContext"]["readOnlyRootFilesystem"], what
                 assert {"memory", "ephemeral-storage"} <= container["resources"]["limits"].keys(), what
@@ -260,6 +261,11 @@ def test_network_of_idle(overlays):
         assert may_connect(overlays[WITH_IDLE], IDLE, target, port), (target, port)
     for target, port in ((MLFLOW, 5000), (METADATA, 443), (HUB, 80), (JOB, 8888), (prometheus, 22)):
         assert not may_connect(overlays[WITH_IDLE], IDLE, target, port), (target, port)
+    after = ("gpuml-system", {"app.kubernetes.io/name": "after"})  # the API server alone
+    assert may_connect(overlays[WITH_IDLE], after, API, 443) and may_connect(overlays[WITH_IDLE], after, DNS, 53)
+    assert not any(
+        may_connect(overlays[WITH_IDLE], after, *to) for to in ((prometheus, 9090), (MLFLOW, 5000), (METADATA, 443))
+    )
 
 
 OURS = r"registry\.example\.com/gpuml-(dev|train):[\d.]+"  # an administrator's own, whose digests nobody knows before
