@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import ClusterError, Exit
+from ..base.errors import ClusterError, Exit, Preempted
 from ..base.tables import Table
 from ..base.webhook import Message, Sending
 from .answers import Answer, ApiServer
@@ -211,6 +211,8 @@ def keep_looking(
         try:
             look()
             wrong = ""
+        except Preempted:  # it was told to end
+            raise
         except ClusterError as e:
             wrong = str(e)
         except Exception as e:  # of this moment: the next look may be right again
