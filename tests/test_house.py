@@ -56,6 +56,7 @@ HEAVY_ROOMS = {
     "training.evaluation",
     "training.loss",
     "training.mlflow_page",
+    "training.own_model",
     "training.forward",
     "training.hardware",
     "training.head",

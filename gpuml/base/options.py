@@ -65,6 +65,8 @@ def _refuse_in_job(option: str, words: Iterable[str], reason: str) -> None:
 # %% ../../nbs/base/27_options.ipynb #ef32ddcb
 PLACES = {
     "--data": True,
+    "--model": True,
+    "--metrics": True,
     "--halving": False,
     "--on": True,
     "--local": False,

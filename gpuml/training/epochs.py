@@ -22,6 +22,7 @@ from .failure import REMEDY, naming
 from .feed import places
 from .history import History
 from .outcomes import Step
+from .own_scores import OWN, own_scores
 from .prepared import data_params
 from .score_table import by_metric
 from .scores import evaluate
@@ -66,10 +67,13 @@ def after_epoch(training: Training) -> bool:
     epoch = len(p.evaluations) + 1
     logits = _validation_logits(training, data.validation, epoch)
     scores = evaluate(logits, data.validation.classes, data.labels)
+    recipe = training.setting.start.recipe
+    if own := own_scores(recipe, logits, data.validation.classes, data.labels):
+        scores[OWN] = own
     with training.learner.world.heard() if training.learner.shards else nullcontext():
         history.best.offer(training.learner.classifier, epoch, scores, logits)
     history.add_evaluation(scores)
-    training.record.log(by_metric(scores), p.step, "evaluation")
+    training.record.log(by_metric(scores) | own, p.step, "evaluation")
     report.pause()
     stops = is_out_of_patience(training)
     if p.step < p.steps and not stops:

@@ -23,12 +23,13 @@ from .own_job import OwnJob, own_job
 from .prepared import prepare, run_params
 from .processes import Processes, processes_of
 from .progress import Reporter, Watch
+from .recipe import recipe_of
 from .recording import close_record, ends_recorded, record_failure, recording
 from .results import Run
 from .run_copy import SHORT_PATIENCE, RunCopy, put_results
 from .runs import RECORD_FILES
 from .setting import Limits, Setting, ends_reported
-from .start import SAME_LINE, Start, begin
+from .start import SAME_LINE, Start, begin, with_recipe
 from .stop import StopRequest, is_stop, stop_signals
 from .tracking import TrackedRun
 from .trained import lacks_only_results
@@ -43,11 +44,14 @@ def fit(
     same_line: str = SAME_LINE,  # what goes on with the run once it was stopped, as its user calls it
     job: OwnJob | None = None,  # that it is a part of; by default the one that this process works for
     data: Any = None,  # a table to train on in place of data.train: a DataFrame, a Dataset, or a list of dicts
+    model: Callable[..., Any] | None = None,  # `make_model(config, labels)` returns a torch module of your own
+    metrics: Callable[..., dict[str, float]] | None = None,  # `scores(labels, probabilities)`: more scores
 ) -> Run:
     "Train, evaluate, record and save; raises `GpumlError`, and `Preempted` when it is interrupted"
     job = job or own_job()
     config = config if data is None else with_table(config, data, job)
-    return carry_out(begin(config, resume, job, same_line), watch, limits)
+    start = with_recipe(begin(config, resume, job, same_line), recipe_of(model, metrics))
+    return carry_out(start, watch, limits)
 
 
 def with_table(config: Config, data: Any, job: OwnJob) -> Config:

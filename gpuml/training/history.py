@@ -39,7 +39,7 @@ class History:
         "One more epoch is evaluated"
         p = self.progress
         epoch = len(p.evaluations) + 1
-        p.evaluations.append({"step": p.step, "epoch": epoch, **by_key(scores)})
+        p.evaluations.append({"step": p.step, "epoch": epoch, **by_key(scores), **scores.get("own", {})})
 
     def epochs_since_best(self) -> int:
         "Epochs since the first that was as good as the best; a tie is no better"

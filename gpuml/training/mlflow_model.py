@@ -24,12 +24,15 @@ from .folder import as_readable_as_new
 from .mlflow_page import class_metrics, describe, send_account
 from .mlflow_run import errors_only
 from .model import load_classifier, load_tokenizer, quiet
+from .recipe import FILE
 from .record import Record, write_record
 from .score_table import SCORES, by_metric
 from .versions import versions
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #32d9669c
-_FILES = ("config.yaml", "metrics.json", "predictions.csv", "loss.svg", "confusion.svg", "certificate.json", ACCOUNT)
+_FILES = (
+    *("config.yaml", "metrics.json", "predictions.csv", "loss.svg", "confusion.svg", "certificate.json", ACCOUNT, FILE),
+)
 
 
 def send_results(
@@ -49,10 +52,11 @@ def send_results(
         if name not in sent.files and (folder / name).exists():
             client.log_artifact(sent.run, str(folder / name), "figures" if name.endswith(".svg") else None)
             sent.files.append(name)
+    is_own = (folder / "model" / FILE).exists()  # transformers does not know what a notebook's own code makes
     if (record.log_model or record.register) and sent.model is None:  # a server registers only models that it has
-        sent.model = _send_model(client, record, folder)
+        sent.model = (_send_files if is_own else _send_model)(client, record, folder)
         write_record(folder, record)
-    if record.register and sent.version is None:
+    if record.register and not is_own and sent.version is None:
         sent.version = _register(client, record)
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #19fde7b8
@@ -66,7 +70,8 @@ def _send_scores(client: MlflowClient, record: Record, folder: Path) -> bool:
         return False
     points = [Metric("kept_epoch", result["epoch"], milliseconds, last["step"])]
     if result["epoch"] != last["epoch"]:  # one step behind, as MLflow's own loggers do for weights that are restored
-        points += [Metric(name, value, milliseconds, last["step"] + 1) for name, value in by_metric(result).items()]
+        values = by_metric(result) | result.get("own", {})
+        points += [Metric(name, value, milliseconds, last["step"] + 1) for name, value in values.items()]
     points += class_metrics(result, milliseconds, points[-1].step)
     values = [pair for evaluation in kept_contents(folder) for pair in metric_values(evaluation)]
     points += [Metric(name, value, milliseconds, last["step"]) for name, value in values]
@@ -118,6 +123,12 @@ def _latest_scores(client: MlflowClient, run: str, model_id: str) -> list[Metric
     histories = [client.get_metric_history(run, score.metric) for score in SCORES]
     points = [max(history, key=lambda point: (point.step, point.timestamp)) for history in histories if history]
     return [Metric(p.key, p.value, p.timestamp, p.step, model_id=model_id) for p in points]
+
+
+def _send_files(client: MlflowClient, record: Record, folder: Path) -> str:
+    "Log the files of a model that a notebook's own code makes; returns their address"
+    client.log_artifacts(record.sent.run, str(folder / "model"), "model")
+    return f"runs:/{record.sent.run}/model"
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #9540b99d
 def _register(client: MlflowClient, record: Record) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from ..base.errors import ModelError
 from .folder import as_readable_as_new, check_folder
 from .positions import limit
+from .recipe import FILE
 from .weights import check_loaded
 
 # %% ../../nbs/training/25_model.ipynb #965dce50
@@ -89,6 +90,10 @@ def load_config(
     folder: Path,
 ) -> Any:
     "The model's measures, without its weights"
+    if (folder / FILE).exists():
+        from gpuml.training.own_model import own_config
+
+        return own_config(folder)
     from transformers import AutoConfig
 
     try:
@@ -104,6 +109,10 @@ def load_classifier(
     dropout: float | None = None,  # of every layer while training; none keeps the model's own
 ) -> Any:
     "The sequence classifier in the folder, float32, in evaluation mode"
+    if labels is None and (folder / FILE).exists():
+        from gpuml.training.own_model import load_own
+
+        return load_own(folder, load_tokenizer(folder))
     from transformers import AutoModelForSequenceClassification
 
     from gpuml.training import head
@@ -141,7 +150,8 @@ def token_limit(
     tokenizer: Any,
 ) -> int:
     "The most tokens that the model reads, special ones included; raises `ModelError` where its folder states no sensible number"
-    return limit(getattr(model, "config", model), tokenizer).tokens
+    config = getattr(model, "config", model)
+    return getattr(config, "gpuml_tokens", None) or limit(config, tokenizer).tokens
 
 # %% ../../nbs/training/25_model.ipynb #cb0c53bd
 def save(

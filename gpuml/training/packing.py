@@ -19,6 +19,7 @@ from .architecture import reason_to_pad
 from .bounds import Checked
 from .forward import logits, row_logits
 from .model import first_line, quiet
+from .own_model import PADS, OwnClassifier
 from .portion import whole
 from .row import Filling, filled_row, shape_for
 
@@ -113,6 +114,8 @@ def take_rows(
     device: torch.device | None = None,  # that computes; by default where the classifier is
 ) -> str:
     "Switch a classifier to rows, where a trial with a few of these texts allows it; returns why it doesn't"
+    if isinstance(classifier, OwnClassifier):
+        return PADS
     side = padding.side_of(classifier)
     device = device or classifier.device
     if side == padding.EQUAL:

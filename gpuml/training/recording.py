@@ -17,6 +17,7 @@ from ..base.errors import Exit, GpumlError, Paused, Preempted
 from ..base.files import write_file
 from ..base.loading import to_yaml
 from . import tracking
+from .recipe import FILE
 from .record import HELD_BACK
 from .run_copy import SHORT_PATIENCE, withdraw_certificate
 from .runs import RECORD_FILES
@@ -38,6 +39,8 @@ def recording(
         withdraw_certificate(setting.copy)
     if start.epochs_before or not (start.folder / "config.yaml").exists():
         placed = config.model_copy(update={"data": data_moved(config, str)})
+        if start.recipe:
+            write_file(start.folder / FILE, start.recipe.content())
         write_file(start.folder / "config.yaml", to_yaml(placed))
     setting.report.keep(start.folder / "progress.json")
     kind = {"child": start.child, "own_loop": start.own_loop}
@@ -47,7 +50,7 @@ def recording(
         setting.report.note(record.note)
         if start.epochs_before:  # MLflow changes no param that it has
             record.add({f"train.epochs_after_{start.epochs_before}": config.train.epochs})
-        setting.copy.put(RECORD_FILES[:2])
+        setting.copy.put([FILE, *RECORD_FILES[:2]])
         yield record
 
 

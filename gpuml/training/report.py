@@ -72,8 +72,8 @@ def report_text(run: Finished) -> str:
     m, classes = run.metrics, run.classes()
     support = sum(measures["support"] for measures in m["classes"].values())
     table = Table(classes.names, [*classes.rows, ("macro average", "", "", MAIN.text(m), f"{support:,}")])
-    scores = ", ".join(f"{score.short or score.title} {score.text(m)}" for score in SHOWN)
-    head = f"{run.id}: {scores} on validation data"
+    scores = [f"{score.short or score.title} {score.text(m)}" for score in SHOWN]
+    head = f"{run.id}: {', '.join([*scores, *_own_texts(m)])} on validation data"
     account = [f"spent   {run.account}"] if run.account else []
     tail = [f"model   {run.place}/model", *_weights(m), *account, f"MLflow  {link_text(run)}", *m["notes"]]
     return "\n".join([head, "", table.text(), "", *(e.line() for e in run.evaluations), *tail])
@@ -88,6 +88,11 @@ def _weights(metrics: dict[str, Any]) -> list[str]:
     "Which epoch's weights were kept, if the run has noted it"
     return [metrics["weights"]] if metrics.get("weights") else []
 
+
+def _own_texts(metrics: dict[str, Any]) -> list[str]:
+    "The scores by a notebook's own function"
+    return [f"{name} {as_text(value)}" for name, value in metrics.get("own", {}).items()]
+
 # %% ../../nbs/training/63_report.ipynb #5bb25f27
 def score_texts(
     metrics: dict[str, Any],  # the content of metrics.json
@@ -95,7 +100,7 @@ def score_texts(
 ) -> list[str]:
     "What came of a training, a score each; the last is what it took"
     texts = [f"{s.title} {emphasis.format(s.text(metrics)) if s.more_is_better else s.text(metrics)}" for s in SHOWN]
-    return [*texts, f"{metrics['updates']:,} updates in {metrics['seconds']:.0f} s"]
+    return [*texts, *_own_texts(metrics), f"{metrics['updates']:,} updates in {metrics['seconds']:.0f} s"]
 
 # %% ../../nbs/training/63_report.ipynb #741a352f
 def report_html(run: Finished) -> str:

@@ -30,6 +30,7 @@ from .prediction_file import prediction_csv
 from .predictors import FinishedModel, devices_for
 from .prepared import Prepared
 from .processes import count_gpus, processes_of
+from .recipe import FILE
 from .run_copy import SHORT_PATIENCE
 from .runs import shown
 from .scores import left_out
@@ -70,7 +71,8 @@ def write_results(setting: Setting, prepared: Prepared, trained: Trained) -> Non
     write_file(folder / "confusion.svg", confusion_svg(trained.best.scores["confusion"], trained.data.labels))
     setting.stop.check()
     work = work_done(start.run_id, prepared, trained, test)
-    write_json(folder / "certificate.json", certificate(work, start.job, start.config.root))
+    code = {"code": {"file": FILE, "sha256": start.recipe.digest}} if start.recipe else {}
+    write_json(folder / "certificate.json", certificate(work, start.job, start.config.root) | code)
 
 
 def save_model(start: Start, prepared: Prepared, best: Best) -> None:

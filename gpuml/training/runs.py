@@ -19,6 +19,7 @@ from ..base.errors import DataError, OutputError
 from ..base.files import fingerprint, write_file
 from ..base.storage import Storage
 from .machine_choices import CHOICES
+from .recipe import FILE
 from .record import STORED, read_record
 
 # %% ../../nbs/training/76_runs.ipynb #5da0cf49
@@ -72,7 +73,7 @@ def shown(
     return relative if len(relative) < len(str(path)) else str(path)
 
 # %% ../../nbs/training/76_runs.ipynb #2caffbc8
-RECORD_FILES = ("config.yaml", "tracking.json", "metrics.jsonl", CHOICES)
+RECORD_FILES = ("config.yaml", "tracking.json", "metrics.jsonl", CHOICES, FILE)
 
 
 def fetch_records(config: Config, output: Path, run: str = "*") -> None:

@@ -14,6 +14,7 @@ from ..base.config import Config, Origin
 from ..data.pieces import WindowLimits
 from .child import Child
 from .own_job import OwnJob
+from .recipe import Recipe
 from .runs import output_folder
 from .setting import Limits
 from .start import Start
@@ -38,6 +39,7 @@ def task_of(
         "epochs_before": start.epochs_before,
         "same_line": start.same_line,
         "child": start.child and start.child.values,
+        "recipe": start.recipe and asdict(start.recipe),
         "windows": asdict(limits.windows),
         "epochs": limits.epochs,
     }
@@ -55,8 +57,9 @@ def start_of(
     folder = Path(task["folder"])
     if root:
         folder = output_folder(config) / folder.name
-    child = Child(**task["child"]) if task["child"] else None
-    return Start(config, folder, OwnJob(**task["job"]), tuple(task["notes"]), child=child, **values)
+    values["child"] = Child(**task["child"]) if task["child"] else None
+    values["recipe"] = Recipe(**task["recipe"]) if task["recipe"] else None
+    return Start(config, folder, OwnJob(**task["job"]), tuple(task["notes"]), **values)
 
 
 def limits_of(task: dict[str, Any]) -> Limits:

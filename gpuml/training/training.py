@@ -30,7 +30,8 @@ from .history import History
 from .inference import Inference
 from .learner import Learner, agreed
 from .machine_choices import read_choices
-from .prepared import TRIAL_TOKENS, Prepared
+from .own_model import OwnClassifier
+from .prepared import TRIAL_TOKENS, Prepared, title_of
 from .progress import Progress
 from .run_copy import keep_choices
 from .saver import Saver
@@ -45,6 +46,10 @@ from .world import World, is_so_in_any, least
 def share(setting: Setting, classifier: Any, world: World) -> shard.Shards | None:
     "Share the classifier out among the processes, where it has to be; none where each has all of it"
     train = setting.start.config.train
+    if isinstance(classifier, OwnClassifier):
+        if train.shard == "always":
+            raise ConfigError("train.shard: always: a model of the notebook's own is whole in each process; use auto")
+        return None
     memory = least(world, hardware.memory_of(world.device)) if world.size > 1 else inf
     choice = shard.choose(train.shard, shard.parameters_of(classifier), memory, world.size, train.slots)
     setting.report.note(choice.note)
@@ -85,7 +90,7 @@ def make_learner(setting: Setting, prepared: Prepared, world: World) -> Learner:
     )
     if not longest_text and classifier.device.type != "cuda":  # where an index out of range does no lasting harm
         longest = min(longest, TRIAL_TOKENS)
-    verdict = try_model(classifier, tokenizer, config.model.name, longest)
+    verdict = try_model(classifier, tokenizer, title_of(setting.start), longest)
     padding.keep_padding(classifier, tokenizer, verdict.padding)
     setting.report.note(verdict.note)
     return learner

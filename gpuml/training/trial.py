@@ -21,6 +21,7 @@ from ..data.updates import pad
 from .bounds import Checked
 from .forward import logits
 from .model import quiet
+from .own_model import OwnClassifier
 from .padding import EQUAL
 from .positions import SHORTEST
 from .vocabulary import possible_ids
@@ -87,6 +88,8 @@ def _fails(classifier: Any, tokenizer: Any, length: int) -> str:
             _forward(classifier, tokenizer, made_up(tokenizer, [length]))
     except torch.OutOfMemoryError:
         return ""  # training splits, and says so where that is not enough
+    except ModelError:
+        raise
     except Exception as e:  # whatever an architecture raises
         return f"{type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')[:200]}"
     return ""
@@ -112,7 +115,7 @@ def _check_lengths(classifier: Any, tokenizer: Any, lengths: list[int], name: st
     for length in lengths:
         if not (problem := _fails(classifier, tokenizer, length)):
             continue
-        failure = f"model.name: {name}: this {classifier.config.model_type} model fails with a text of {length} tokens ({problem})"
+        failure = f"{name}: this {classifier.config.model_type} model fails with a text of {length} tokens ({problem})"
         most = longest_taken(lambda n: _fails(classifier, tokenizer, n), length) if length == max(lengths) else 0
         remedy = (
             f"it takes {most}: data.max_length={most}" if most else "it does not take every length; take another model"
@@ -123,10 +126,12 @@ def _check_lengths(classifier: Any, tokenizer: Any, lengths: list[int], name: st
 def _check_ids(classifier: Any, tokenizer: Any, name: str) -> None:
     "Raise `ModelError` where the tokenizer has an id for which the classifier has no embedding"
     tokens = possible_ids(tokenizer)
+    if isinstance(classifier, OwnClassifier):  # only its own code knows what it does with an id
+        return
     rows, largest = len(classifier.get_input_embeddings().weight), max(tokens)
     if largest >= rows:
         raise ModelError(
-            f"model.name: {name}: its tokenizer's '{tokens[largest]}' is number {largest:,}, and the model's embeddings "
+            f"{name}: its tokenizer's '{tokens[largest]}' is number {largest:,}, and the model's embeddings "
             f"end at {rows - 1:,}; take the tokenizer that belongs to the model"
         )
 
@@ -144,7 +149,7 @@ def padding_that_is_right(
     tokenizer: Any,
     short: int,  # tokens
     long: int,
-    name: str,  # the model's name in the config, for messages
+    name: str,  # what messages call it
 ) -> str:
     "The side on which padding changes nothing, or `EQUAL`; raises `ModelError` where a text's logits are never the same"
     texts = made_up(tokenizer, [short, long, short])
@@ -152,7 +157,7 @@ def padding_that_is_right(
         other = _forward(classifier, tokenizer, texts.take(np.array([1])))
         alone = _forward(classifier, tokenizer, texts.take(np.array([0])))
         if not bool(torch.isfinite(torch.cat([other, alone])).all()):
-            raise ModelError(f"model.name: {name}: its logits are no finite numbers: its weights are damaged")
+            raise ModelError(f"{name}: its logits are no finite numbers: its weights are damaged")
         apart = (alone - other).norm().item()
         declared = "left" if getattr(tokenizer, "padding_side", "right") == "left" else "right"
         for side in (declared, "left" if declared == "right" else "right"):
@@ -171,9 +176,7 @@ def _never_same(classifier: Any, name: str) -> str:
     "The message for a model that says something else of the same text each time"
     kind = classifier.config.model_type
     remedy = "set attention_type to original_full in its config.json" if "bird" in kind else "take another model"
-    return (
-        f"model.name: {name}: what this {kind} model says of a text depends on the texts before or beside it; {remedy}"
-    )
+    return f"{name}: what this {kind} model says of a text depends on the texts before or beside it; {remedy}"
 
 # %% ../../nbs/training/30_trial.ipynb #571684a9
 class Verdict(NamedTuple):
@@ -195,7 +198,7 @@ def _check_training(classifier: Any, tokenizer: Any, lengths: list[int], name: s
         problem = f"{type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')[:200]}"
         kind = classifier.config.model_type
         raise ModelError(
-            f"model.name: {name}: this {kind} model can't be trained with a text of {length} tokens ({problem}); take another model"
+            f"{name}: this {kind} model can't be trained with a text of {length} tokens ({problem}); take another model"
         ) from None
 
 # %% ../../nbs/training/30_trial.ipynb #c20b1270
@@ -208,7 +211,7 @@ def _once(classifier: Any, tokenizer: Any, length: int) -> Any:
 def try_model(
     classifier: Any,  # transformers' model, on the device that trains it
     tokenizer: Any,
-    name: str,  # the model's name in the config, for messages
+    name: str,  # what messages call it
     longest: int,  # tokens of the longest text that it will get
 ) -> Verdict:
     "Try the model with texts as they come; raises `ModelError` where it does not take them"

@@ -24,9 +24,10 @@ from gpuml.ui.line_words import (
     RUNS,
     SUBMIT,
     complete,
+    functions_named,
     parse_line,
     split_line,
-    table_named,
+    table_of,
 )
 
 # %% ../../nbs/ui/65_magics.ipynb #08b69ef5
@@ -74,6 +75,7 @@ _USAGE = """Fine-tune a text classifier here, in this kernel.
     run = %gpu_train dev train.epochs=3         config/dev.yaml with one value changed
     run = %gpu_train dev 'data.train=my data'   a value with spaces
     run = %gpu_train dev --data df              a table of this notebook: DataFrame, Dataset, or list of dicts
+    run = %gpu_train dev --model make_model     a torch module of this notebook's own, and --metrics scores: docs/own-model.md
     run = %gpu_train --resume                   go on with the latest run that was interrupted
     run = %gpu_train --resume RUN               go on with that run
     run = %gpu_train --resume RUN train.epochs=31   with more epochs, also a finished one (train.schedule=constant)
@@ -125,22 +127,15 @@ def _train(shell: Any, words: list[str]) -> Any:
     if is_job(options) and not in_job():
         refuse_resume(words)
         return _attend(shell, line, options)
-    data = _table(options.get("--data"), line.overrides, shell.user_ns)
+    data = table_of(options.get("--data"), line.overrides, shell.user_ns)
     from gpuml.ui.attend import is_terminal
     from gpuml.ui.sweep_line import train_line
     from gpuml.ui.terminal import TerminalView
     from gpuml.ui.views import NotebookView
 
-    return train_line(line, TerminalView if is_terminal(shell) else NotebookView, "--halving" in options, data)
-
-
-def _table(name: str | None, overrides: list[str], namespace: dict[str, Any]) -> Any:
-    "The variable behind `--data`, if the line has it; raises `ConfigError`"
-    if name is None:
-        return None
-    if named := [text for text in overrides if text.partition("=")[0].strip() == "data.train"]:
-        raise ConfigError(f"--data {name}, {named[-1]}: both name the training data; leave one out")
-    return table_named(name, namespace)
+    view = TerminalView if is_terminal(shell) else NotebookView
+    own = functions_named(options, shell.user_ns)
+    return train_line(line, view, "--halving" in options, data, own=own)
 
 # %% ../../nbs/ui/65_magics.ipynb #59eedc7c
 def _attend(shell: Any, line: Any, options: dict[str, Any]) -> Any:

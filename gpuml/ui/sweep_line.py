@@ -7,9 +7,10 @@ __all__ = ['sweep_of', 'train_line']
 
 # %% ../../nbs/ui/63_sweep_line.ipynb #abebae08
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from ..base.config import Config
@@ -81,13 +82,18 @@ def train_line(
     halving: bool = False,  # `--halving`
     data: Any = None,  # a table to train on in place of data.train
     say: Callable[[str], None] = print,
+    own: Mapping[str, Any] = MappingProxyType(
+        {}
+    ),  # `model` and `metrics`, functions of the notebook, as `fit` takes them
 ) -> Any:
     "The `Run` or the `SweepTable` that a line comes to; raises `GpumlError`"
     from gpuml.training.fit import fit, with_table
 
     file = sweep_of(line, halving)
     if file is None:
-        return fit(load(line.config, line.overrides), watch=make_watch(), resume=line.resume, data=data)
+        return fit(load(line.config, line.overrides), watch=make_watch(), resume=line.resume, data=data, **own)
+    if own:
+        raise ConfigError(f"--{min(own)}: does not go with a sweep; take one value for each key")
     from gpuml.training.own_job import own_job
     from gpuml.training.sweeping import check_models, train_sweep
     from gpuml.ui.sweep_table import SweepTable

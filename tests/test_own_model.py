@@ -1,0 +1,150 @@
+"A model and scores of a notebook's own: trained, stopped, continued, shared, saved and loaded as any other"
+
+import json
+import linecache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpuml.base.errors import ConfigError, ModelError, Paused, TrainError
+from gpuml.base.loading import load
+from gpuml.jobs.runner import execute
+from gpuml.train import load_run
+from gpuml.training.fit import fit
+from gpuml.training.setting import Limits
+from tests.conftest import gpuml, runs_in
+from tests.test_run import PARAMETERS, write_notebook
+
+CELL = """\
+import torch
+from torch import nn
+
+WIDTH = 16
+
+
+class Bag(nn.Module):
+    "The mean of the words, which one layer looks at"
+
+    def __init__(self, words, classes):
+        super().__init__()
+        self.words = nn.Embedding(words, WIDTH)
+        self.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(WIDTH, classes))
+
+    def forward(self, ids, mask):
+        return self.head((self.words(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+def make_model(config, labels, tokenizer):
+    return Bag(len(tokenizer), len(labels))
+
+
+def scores(labels, probabilities, classes):
+    return {"sure": float(probabilities.max(1).mean()), "classes-seen": len(classes)}
+"""
+QUICK = ["train.epochs=3", "train.learning_rate=1e-2"]
+count = iter(range(1000))
+
+
+def cell(source=CELL):
+    "What a cell of a notebook defines"
+    file = f"<cell {next(count)}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+    space = {"__name__": "__main__"}
+    exec(compile(source, file, "exec"), space)
+    return space
+
+
+def weights(run):
+    return (run.model_folder / "model.safetensors").read_bytes()
+
+
+def test_it_is_trained_and_loaded(project, store):
+    made = cell()
+    run = fit(load("dev", [*QUICK, "tracking.log_model=true"]), model=made["make_model"], metrics=made["scores"])
+    assert set(run.metrics["own"]) == {"sure", "classes-seen"} and run.history[0]["classes-seen"] == 2
+    assert "sure 0." in repr(run) and "sure" in run._repr_html_()
+    assert run.metrics["accuracy"] > 0.6
+    again = load_run(str(run.folder))
+    assert again.predict(["good film"])[0][0] in again.labels
+    predicted = again.predict_file("data/a.csv", "out.csv")
+    assert len(predicted) == 24
+    evaluated = again.evaluate("data/a.csv")
+    assert evaluated.rows == 24
+    certificate = json.loads((run.folder / "certificate.json").read_text())
+    assert certificate["code"]["file"] == "own_code.py" and certificate["evaluation"]["classes-seen"] == 2
+    [kept] = runs_in(store)
+    assert kept.data.metrics["sure"] == pytest.approx(run.metrics["own"]["sure"])
+    assert kept.data.params["model.code"].startswith("make_model and scores (")
+    assert "class Bag" in (run.model_folder / "own_code.py").read_text()
+
+
+def test_it_goes_on_to_the_same_weights(project):
+    made = cell()
+    whole = fit(load("dev", QUICK), model=made["make_model"])
+    with pytest.raises(Paused):
+        fit(load("dev", QUICK), model=made["make_model"], limits=Limits(epochs=1))
+    changed = cell(CELL.replace("Dropout(0.1)", "Dropout(0.2)"))["make_model"]
+    with pytest.raises(ConfigError, match=r"was begun with make_model \(\w{12}\), and the notebook now has make_model"):
+        fit(load("dev"), model=changed, resume="latest")
+    resumed = fit(load("dev"), resume="latest")  # with its own code
+    assert weights(whole) == weights(resumed)
+    with pytest.raises(Paused):
+        fit(load("dev", QUICK), limits=Limits(epochs=1))
+    with pytest.raises(ConfigError, match="was begun without them"):
+        fit(load("dev"), model=made["make_model"], resume="latest")
+
+
+def test_several_processes_train_it(project, monkeypatch):
+    made, words = cell(), [*QUICK, "train.slots=2"]
+    alone = fit(load("dev", words), model=made["make_model"], metrics=made["scores"])
+    monkeypatch.setenv("GPUML_GPUS", "2")
+    together = fit(load("dev", words), model=made["make_model"], metrics=made["scores"])
+    assert weights(alone) == weights(together)
+    assert alone.metrics["own"] == together.metrics["own"]
+
+
+WRONG = {
+    "no module": ("return Bag(len(tokenizer), len(labels))", "return 3", ModelError, "returns a int; it should return a torch.nn.Module"),
+    "an error": ("return Bag(len(tokenizer), len(labels))", "return Bag(config.words, 2)", ModelError, r"make_model: AttributeError: .*words.*, in `return Bag\(config.words, 2\)`"),
+    "one class too many": ("len(labels))", "3)", ModelError, r"returns a tensor of float32 \[1, 3\]; it should be logits, float \[1, 2\]"),
+    "no logits": ("return self.head(", "return str(", ModelError, "returns a str without .logits"),
+    "no number": ("return self.head(", "return float('nan') * self.head(", ModelError, "make_model: its logits are no finite numbers"),
+    "nothing to train": ("return Bag(len(tokenizer), len(labels))", "return nn.Dropout()", ModelError, "has no weights that can be trained"),
+    "an error with ids": ("self.words(ids)", "self.words(ids + 9999)", ModelError, "make_model: this make_model model fails with a text of"),
+    "texts that see each other": ("return self.head(", "return len(ids) + 0 * self.head(", ModelError, "depends on the texts before or beside it"),
+    "a score that is none": ('"classes-seen": len(classes)', '"loss": 1.0', TrainError, "'loss' is gpuml's own name"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_a_sentence(name, project):
+    old, new, kind, sentence = WRONG[name]
+    assert old in CELL
+    made = cell(CELL.replace(old, new))
+    with pytest.raises(kind, match=sentence):
+        fit(load("dev", QUICK), model=made["make_model"], metrics=made["scores"])
+    assert not list((project / "outputs").glob("*/certificate.json"))
+
+
+def test_rows_without_padding_are_refused(project):
+    with pytest.raises(ConfigError, match="train.rows: packed: a model of the notebook's own is given padded texts"):
+        fit(load("dev", ["train.rows=packed"]), model=cell()["make_model"])
+
+
+def test_a_notebook_trains_it_in_a_job(project):
+    "The same cells as at a desk; another attempt finds it done"
+    (project / "config" / "prod.yaml").write_text((project / "config" / "dev.yaml").read_text())
+    line = "run = %gpu_train --model make_model --metrics scores train.epochs=1"
+    notebook = write_notebook(
+        project / "n" / "n.ipynb", PARAMETERS, "%load_ext gpuml", CELL, line, "run.predict(['good'])"
+    )
+    for _ in range(2):
+        ended = execute(notebook, {"config": "prod"}, "job-1", str(project / "outputs" / "job-1"))
+        assert ended.exit_code == 0, ended.reason
+    run = load_run(str(project / "outputs" / "job-1"))
+    assert run.metrics["own"]["classes-seen"] == 2
+    ended = gpuml("predict", "job-1", "data/a.csv", "out.csv", cwd=project)
+    assert ended.returncode == 0, ended.stderr
+    assert len(Path("out.csv").read_text().splitlines()) == 25
+    assert np.isfinite(run.metrics["loss"])
