@@ -74,9 +74,10 @@ def test_exporter():
         ("gpuml_validation_loss", "Loss of the latest evaluation"),
         ("gpuml_validation_accuracy", "Accuracy of the latest evaluation"),
         ("gpuml_validation_macro_f1", "Macro-F1 of the latest evaluation"),
+        ("gpuml_validation_micro_f1", "Micro-F1 of the latest evaluation"),
     ]
     families = [(family.name, family.documentation) for family in Metrics().collect()]
-    assert families[-4:-1] == wanted
+    assert families[-5:-1] == wanted
     plotted = [(name, value) for name, value in numbers(evaluated(**EVALUATION)).items() if "validation" in name]
     assert plotted == [("validation_loss", 0.21), ("validation_accuracy", 0.9), ("validation_macro_f1", 0.876)]
 

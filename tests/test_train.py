@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,7 @@ from gpuml.data.updates import pad, plan_epoch
 from gpuml.training.evaluation import logits_of
 from gpuml.training.feed import Update
 from gpuml.training.fit import fit
+from gpuml.training.loss import summed_loss
 from gpuml.training.model import load_classifier, load_tokenizer, save
 from gpuml.training.origin import locate
 from gpuml.training.prediction_file import prediction_csv
@@ -39,7 +41,7 @@ def encoder(project):
     return locate(config), tokenizer, tokenise(texts, tokenizer, 64)
 
 
-def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max_tokens=2**40, class_weights=None):
+def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max_tokens=2**40, loss=summed_loss):
     "Loss, gradient norm and weights after one update of 16 examples in the given micro-batches"
     from gpuml.training.learner import Learner
     from gpuml.training.loop import seed_all, take
@@ -49,7 +51,7 @@ def one_update(encoder, cuts, prepare=lambda classifier: None, packed=False, max
     classifier = load_classifier(folder, ["a", "b"], dropout=0.0)
     prepare(classifier)
     config = TrainConfig(epochs=1, learning_rate=1e-3, schedule="constant", warmup=0.0, weight_decay=0.0)
-    learner = Learner(config, classifier.train(), 0, packed=packed, max_tokens=max_tokens, class_weights=class_weights)
+    learner = Learner(config, classifier.train(), 0, packed=packed, max_tokens=max_tokens, loss=loss)
     rows = SimpleNamespace(tokens=tokens, classes=np.arange(16) % 2)
     step = take(learner, Update(1, 0.0, 1.0, rows, cuts))
     weights = np.concatenate([p.detach().numpy().ravel() for p in classifier.parameters()])
@@ -79,7 +81,9 @@ def test_class_weights_multiply_each_texts_loss(encoder, packed):
         assert not packed or use_packed(classifier, *pad(encoder[2], rows[:3], 0)) == ""
 
     def loss(weights, cuts):
-        return one_update(encoder, cuts, prepare, packed=packed, class_weights=torch.tensor(weights))[0]
+        return one_update(
+            encoder, cuts, prepare, packed=packed, loss=partial(summed_loss, weights=torch.tensor(weights))
+        )[0]
 
     first, second = loss([1.0, 0.0], [rows]), loss([0.0, 1.0], [rows])
     assert first > 0 and second > 0

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Paths', 'DATA_PATHS', 'NAME', 'LONG_NAME', 'QUANTITY', 'TOLERATION', 'NODE_LABEL', 'PATTERNS', 'Quantity', 'LongName',
-           'Section', 'MisfitError', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig', 'ComputeConfig',
-           'Origin', 'Config', 'data_moved']
+           'Section', 'MisfitError', 'check_labels', 'DataConfig', 'ModelConfig', 'TrainConfig', 'TrackingConfig',
+           'ComputeConfig', 'Origin', 'check_training', 'Config', 'data_moved']
 
 # %% ../../nbs/base/20_config.ipynb #de26c660
 import json
@@ -39,6 +39,28 @@ class MisfitError(ValueError):
         super().__init__(f"{key}: {reason}")
         self.key = key
 
+# %% ../../nbs/base/20_config.ipynb #d6bd07cb
+def check_labels(
+    labels: list[str],  # data.labels
+    separator: str | None,  # data.label_separator
+    order: str,  # data.order
+) -> None:
+    "Raise `MisfitError` where these don't fit together"
+    if unusable := [label for label in labels if not label.strip() or label != label.strip()]:
+        raise MisfitError("data.labels", f"{json.dumps(unusable[0])}: labels are read without white space around them")
+    if len(set(labels)) < len(labels):
+        raise MisfitError("data.labels", f"'{max(labels, key=labels.count)}' stands there twice")
+    if separator and (re.search(r"[\w\s]", separator.strip(" ")) or '"' in separator):
+        raise MisfitError("data.label_separator", f"{json.dumps(separator)}: must be a sign, such as | or ;")
+    if separator and (joined := [label for label in labels if separator in label]):
+        raise MisfitError("data.labels", f"'{joined[0]}': has data.label_separator in it, which parts labels")
+    if separator and order == "early":
+        reason = "training begins before all rows are read, and with them which labels go together"
+        raise MisfitError("data.label_separator", f"needs a data.order other than early: {reason}")
+    if order == "early" and not labels:
+        reason = "training begins before all rows are read, and the model needs a class for every label"
+        raise MisfitError("data.order", f"early needs data.labels, the list of all labels: {reason}")
+
 # %% ../../nbs/base/20_config.ipynb #b2ce8932
 class DataConfig(Section):
     "Which labelled text is read, and from where"
@@ -61,6 +83,12 @@ class DataConfig(Section):
     )
     text: str = Field("text", min_length=1, description="Column with the text")
     label: str = Field("label", min_length=1, description="Column with the label")
+    label_separator: str | None = Field(
+        None,
+        min_length=1,
+        max_length=3,
+        description="What stands between the labels of a text that may have several or none, such as |; null: each has one",
+    )
     labels: list[str] | None = Field(
         None,
         min_length=1,
@@ -86,16 +114,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self):
         "What no key shows by itself"
-        labels = self.labels or []
-        if unusable := [label for label in labels if not label.strip() or label != label.strip()]:
-            raise MisfitError(
-                "data.labels", f"{json.dumps(unusable[0])}: labels are read without white space around them"
-            )
-        if len(set(labels)) < len(labels):
-            raise MisfitError("data.labels", f"'{max(labels, key=labels.count)}' stands there twice")
-        if self.order == "early" and not labels:
-            reason = "training begins before all rows are read, and the model needs a class for every label"
-            raise MisfitError("data.order", f"early needs data.labels, the list of all labels: {reason}")
+        check_labels(self.labels or [], self.label_separator, self.order)
         return self
 
 # %% ../../nbs/base/20_config.ipynb #81b41b48
@@ -139,7 +158,8 @@ class TrainConfig(Section):
         True, description="Equal bits on each run of the same config on the same GPU type; a CPU gives them in any case"
     )
     class_weights: Literal["balanced"] | None = Field(
-        None, description="balanced: a text counts for more the rarer its class is; null: all count alike"
+        None,
+        description="balanced: a text, or of several labels each, counts for more the rarer its class is; null: all count alike",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Fixes the split, the order, the dropout and the new weights")
     slots: Literal[1, 2, 4, 8, 16, 32, 64] | None = Field(
@@ -151,7 +171,7 @@ class TrainConfig(Section):
         description="Share one model out among all GPUs; auto does it where a GPU has no room for all of it",
     )
     checkpoint_updates: int = Field(50, ge=1, description="At most so many updates are repeated after a crash")
-    best_metric: Literal["macro_f1", "accuracy", "loss"] | None = Field(
+    best_metric: Literal["macro_f1", "micro_f1", "accuracy", "loss"] | None = Field(
         "macro_f1", description="Validation metric that picks the epoch whose weights are kept; null keeps the last"
     )
     early_stopping: int | None = Field(
@@ -267,6 +287,15 @@ class Origin:
     root: Path = field(default_factory=Path.cwd)  # the project's folder: the one that has `config/`
     overridden: tuple[str, ...] = ()  # keys whose values stood on the line, and not in the file
 
+# %% ../../nbs/base/20_config.ipynb #68b77a08
+def check_training(train: TrainConfig, data: DataConfig) -> None:
+    "Raise `MisfitError` where training and data don't fit together"
+    if train.class_weights and data.order == "early":
+        reason = "training begins before all rows are read, and weights need the number of rows of every class"
+        raise MisfitError("train.class_weights", f"needs a data.order other than early: {reason}")
+    if train.best_metric == "micro_f1" and data.label_separator is None:
+        raise MisfitError("train.best_metric", "where each text has one label, micro_f1 is the accuracy: use accuracy")
+
 # %% ../../nbs/base/20_config.ipynb #7ea4cab9
 class Config(Section):
     "Everything that a run depends on"
@@ -284,9 +313,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _fits_together(self):
         "What no section shows by itself"
-        if self.train.class_weights and self.data.order == "early":
-            reason = "training begins before all rows are read, and weights need the number of rows of every class"
-            raise MisfitError("train.class_weights", f"needs a data.order other than early: {reason}")
+        check_training(self.train, self.data)
         return self
 
     def model_post_init(self, context: Any) -> None:

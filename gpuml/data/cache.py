@@ -25,6 +25,7 @@ def rows_folder(file: File, config: Config) -> Path:
     "Where what was read of a file is kept, named after all that it depends on"
     d = config.data
     labels = [sorted(d.labels)] if d.labels else []
+    labels += [{"separator": d.label_separator}] if d.label_separator else []
     source = origin_of(file)
     key = fingerprint(CACHE_VERSION, source.url, source.size, source.version, d.text, d.label, d.delimiter, *labels)
     return config.path(d.cache) / "rows" / key[:32]

@@ -17,6 +17,7 @@ from ..base.config import DataConfig
 from ..base.storage import Storage
 from .formats import Format, unmarked_encoding
 from .items import Broken, Problem, Reading
+from .label_sets import parts_of
 from .labels import did_you_mean, look_of, nearest, tell_apart
 
 # %% ../../nbs/data/34_complaints.ipynb #4b75aa80
@@ -107,7 +108,13 @@ def kept_columns(columns: tuple[str, ...], keep: tuple[str, ...]) -> tuple[str, 
 
 # %% ../../nbs/data/34_complaints.ipynb #6cf5221e
 def row_complaint(
-    row: list[str], text: int, label: int | None, width: int, delimiter: str, labels: dict[str, Any]
+    row: list[str],
+    text: int,
+    label: int | None,
+    width: int,
+    delimiter: str,
+    labels: dict[str, Any],
+    separator: str | None = None,
 ) -> str:
     "What is wrong with a row, if anything"
     if len(row) != width:
@@ -119,10 +126,23 @@ def row_complaint(
         return ""
     name = row[label].strip()
     if not name:
-        return "the label is missing"
+        return "" if separator else "the label is missing"
     if "\n" in name or "\r" in name:
         return f"the label has a line break in it: {name[:60]!r}; is a quote missing?"
+    if separator:
+        return _set_complaint(name, separator, labels)
     return _unknown(name, tuple(labels)) if labels and name not in labels else ""
+
+
+def _set_complaint(name: str, separator: str, labels: dict[str, Any]) -> str:
+    "What is wrong with several labels, if anything"
+    parts = parts_of(name, separator)
+    if "" in parts:
+        return f"a label is missing beside '{separator}' in '{name[:60]}'"
+    if len(set(parts)) < len(parts):
+        return f"the label '{max(parts, key=parts.count)[:60]}' stands twice in '{name[:60]}'"
+    unknown = next((part for part in parts if labels and part not in labels), None)
+    return "" if unknown is None else _unknown(unknown, tuple(labels))
 
 
 @lru_cache(maxsize=1024)  # a wrong label seldom comes alone

@@ -23,6 +23,7 @@ from gpuml.data.complaints import (
     row_complaint,
 )
 from .items import Broken, Problem, Reading, Row
+from .label_sets import joined, parts_of
 from .lines import decoded_lines
 
 # %% ../../nbs/data/38_csv_file.ipynb #565189b4
@@ -114,14 +115,17 @@ def _item_maker(
     labels = dict.fromkeys(data.labels or ())
     text = columns.index(data.text)
     label = columns.index(data.label) if labelled else None
+    separator = data.label_separator
     others = [columns.index(name) for name in kept_columns(columns, keep)]
 
     def item_of(row):
         if len(row) == width and len(row[text]) <= longest and is_header(row, names):
             return header_again(row, columns, reading.first)
-        if complaint := row_complaint(row, text, label, width, reading.delimiter, labels):
+        if complaint := row_complaint(row, text, label, width, reading.delimiter, labels, separator):
             return Problem(reading.first, complaint)
         name = "" if label is None else row[label].strip()
+        if separator:
+            name = joined(parts_of(name, separator), separator)
         carried = tuple(row[i] for i in others) if others else ()
         return Row(row[text], name, reading.first, reading.row, reading.end - reading.row, carried)
 

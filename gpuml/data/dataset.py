@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..base.tables import Column, Table
-from .rows import Rows
+from .rows import Rows, first_rows
 
 # %% ../../nbs/data/64_dataset.ipynb #f10ee026
 @dataclass
@@ -30,9 +30,8 @@ class Data:
 
     def rows(self) -> list[tuple[str, int, int, str]]:
         "(label, rows in training, rows in validation, an example of the first 50) of every class"
-        train, validation = (np.bincount(r.classes, minlength=len(self.labels)) for r in (self.train, self.validation))
-        first = np.zeros(len(self.labels), np.int64)
-        first[self.train.classes[::-1]] = np.arange(len(self.train))[::-1]
+        train, validation = (rows.counts() for rows in (self.train, self.validation))
+        first = first_rows(self.train)
         examples = self.train.texts(first[:50]) + [""] * len(self.labels[50:])
         return list(zip(self.labels, train.tolist(), validation.tolist(), examples))
 
@@ -57,7 +56,7 @@ class Data:
         "All that is known of it, as JSON: files, rows, classes, tokens, notes"
         files = sorted({s.name for s in self.train.shards + self.validation.shards})
         rows = {"train": len(self.train), "validation": len(self.validation), "skipped": self.skips}
-        train, validation = (np.bincount(r.classes, minlength=len(self.labels)) for r in (self.train, self.validation))
+        train, validation = (rows.counts() for rows in (self.train, self.validation))
         counts = zip(self.labels, train.tolist(), validation.tolist())
         classes = {label: {"train": t, "validation": v} for label, t, v in counts}
         facts = {"files": files, "rows": rows, "classes": classes, "tokens": None, "notes": self.notes}
@@ -76,13 +75,14 @@ class Data:
         ]
         head = f"{'label':<{width}}  {'train':>8}  {'share':>6}  {'validation':>10}  {'share':>6}"
         total = f"{'':<{width}}  {sums[0]:>8,}  {'':>6}  {sums[1]:>10,}"
-        return "\n".join([head, *lines, total, *_token_lines(self.facts()["tokens"]), *self.notes])
+        tokens = _token_lines(self.facts()["tokens"])
+        return "\n".join([head, *lines, total, *_set_lines(self.train), *tokens, *self.notes])
 
     def _repr_html_(self):
         names = ("label", Column("train", number=True), Column("validation", number=True), "for example")
         rows = [(label, f"{t:,}", f"{v:,}", text[:90] + "…" * (len(text) > 90)) for label, t, v, text in self.rows()]
         notes = "".join(f"<div>⚠ {escape(n)}</div>" for n in self.notes)
-        tokens = "\n".join(_token_lines(self.facts()["tokens"]))
+        tokens = "\n".join([*_set_lines(self.train), *_token_lines(self.facts()["tokens"])])
         return f"{Table(names, rows).html()}{f'<pre>{tokens}</pre>' if tokens else ''}{notes}"
 
 # %% ../../nbs/data/64_dataset.ipynb #35d32032
@@ -109,3 +109,12 @@ def _token_lines(tokens: dict[str, Any] | None) -> list[str]:
     cut = f"{tokens['cut']:,} training texts ({tokens['cut'] / rows:.1%}) reach {tokens['max_length']:,} tokens and are cut there"
     sums = f"{tokens['train']:,} tokens in training, {tokens['validation']:,} in validation, {tokens['train'] / rows:.0f} a text"
     return [sums, f"{'tokens':>13}  {'texts':>9}  {'share':>6}", *bars, *([cut] if tokens["cut"] else [])]
+
+
+def _set_lines(rows: Rows) -> list[str]:
+    "How many labels the training rows have, where they may have several"
+    if not rows.sets:
+        return []
+    sizes = rows.sets.members.sum(1)[rows.classes]
+    most = f"{(sizes == 0).sum():,} rows have none, {(sizes > 1).sum():,} several, at most {sizes.max()}"
+    return [f"{sizes.mean():.2f} labels a training row: {most}"]

@@ -41,14 +41,17 @@ def _values(values: list[Any], missing: list[bool]) -> list[Any]:
 
 def _dataset_rows(dataset: Any, columns: list[str]) -> Iterator[bytes]:
     "Rows of a `Dataset`; a number that stands for a class becomes the class's name"
-    features = {name: getattr(dataset.features[name], "names", None) for name in columns}
+    kinds = {name: getattr(dataset.features[name], "feature", dataset.features[name]) for name in columns}
+    features = {name: getattr(kind, "names", None) for name, kind in kinds.items()}
     for part in dataset.select_columns(columns).with_format(None).iter(PART):
         yield json_rows(columns, [_named(part[name], features[name]) for name in columns])
 
 
 def _named(values: list[Any], names: list[str] | None) -> list[Any]:
-    "Values with their names, where they have some; -1 stands for none"
-    return values if names is None else [None if v is None or v < 0 else names[v] for v in values]
+    "Values, or lists of them, with their names, where they have some; -1 stands for none"
+    if names is None:
+        return values
+    return [_named(v, names) if isinstance(v, list) else None if v is None or v < 0 else names[v] for v in values]
 
 
 def _dict_rows(rows: Sequence[Mapping[Any, Any]], columns: list[str]) -> Iterator[bytes]:

@@ -9,35 +9,41 @@ __all__ = ['check_labels', 'label_notes', 'duplicate_notes', 'merge_notes', 'ski
 import numpy as np
 
 from ..base.errors import DataError
-from .labels import alike_notes, did_you_mean, odd_notes
+from .labels import alike_notes, did_you_mean, joined_notes, odd_notes
 from .rows import Rows
 from .shards import Shard
 from .split import find_among
 
 # %% ../../nbs/data/60_notes.ipynb #14a137bb
-def check_labels(rows: Rows, validation: Rows | None) -> None:
+def check_labels(
+    rows: Rows,  # to train on
+    validation: Rows | None,
+    labels: list[str],  # of the model's classes
+) -> None:
     "Raise where the labels can't be trained or evaluated"
-    labels = rows.names
-    if len(labels) < 2:
-        place = rows.where(0)
-        raise DataError(f"{place}: one class only: every row has the label '{labels[0]}'; two are needed")
+    if len(rows.names) < 2:
+        place, name = rows.where(0), rows.names[0]
+        every = f"every row has the label '{name}'" if name else "no row has a label"
+        raise DataError(f"{place}: one class only: {every}; two are needed")
     if len(labels) > 1000 and len(labels) > len(rows) / 2:
         raise DataError(f"{len(labels):,} labels in {len(rows):,} rows: is data.label the right column?")
-    unknown = [i for i, label in enumerate(validation.names) if label not in set(labels)] if validation else []
+    unknown = [i for i, label in enumerate(validation.kinds) if label not in set(labels)] if validation else []
     if unknown:
         lines = []
-        for row in sorted(int(np.argmax(validation.classes == i)) for i in unknown[:1000])[:10]:
-            label, hint = did_you_mean(validation.names[validation.classes[row]], labels)
+        firsts = ((int(np.argmax(validation.having(i))), i) for i in unknown[:1000])
+        for row, i in sorted(firsts)[:10]:
+            label, hint = did_you_mean(validation.kinds[i], labels)
             lines.append(f"{validation.where(row)}: the label {label} occurs only in validation{hint}")
         raise DataError("\n".join(lines))
 
 # %% ../../nbs/data/60_notes.ipynb #577774a1
 def label_notes(train: Rows) -> list[str]:
     "Labels that look like typos, and classes with one example"
-    counts = np.bincount(train.classes, minlength=len(train.names))
-    notes = alike_notes(dict(zip(train.names, counts.tolist()))) + odd_notes(train.names)
+    counts = train.counts()
+    notes = alike_notes(dict(zip(train.kinds, counts.tolist()))) + odd_notes(train.kinds)
+    notes += [] if train.sets else joined_notes(train.names)
     for count, problem in ((0, "no training row has the label"), (1, "one training example only")):
-        if few := [train.names[i] for i in np.flatnonzero(counts == count)]:
+        if few := [train.kinds[i] for i in np.flatnonzero(counts == count)]:
             notes.append(f"{problem}: {', '.join(few[:10])}")
     return notes
 

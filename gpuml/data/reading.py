@@ -23,7 +23,7 @@ from .cache import rows_folder, sweep, waiting_for
 from .dataset import Data
 from .files import find_files, shown_name
 from .items import Problem, Reading
-from .labels import natural
+from .label_sets import known_labels
 from .notes import merge_notes, skip_notes
 from .preparation import Feed, Preparation, preparation
 from .rows import Rows
@@ -103,7 +103,7 @@ def read(
         train = _shards(job, train, feed.turns if feed else range(len(train)), order != "windows")
         held = None if held is None else _shards(job, held, range(len(held)))
         job.refuse()
-    labels = d.labels or sorted({label for shard in train for label in shard.facts["labels"]}, key=natural)
+    labels = d.labels or known_labels((name for shard in train for name in shard.facts["labels"]), d.label_separator)
     rows, validation, facts = make_sides(train, held, labels, order, job, many)
     notes = (
         facts["notes"]

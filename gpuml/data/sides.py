@@ -16,10 +16,10 @@ from ..base.errors import DataError
 from ..base.files import fingerprint, write_folder, write_json
 from ..base.lock import locked
 from .cache import sweep, waiting_for
-from .labels import natural
+from .label_sets import LabelSets, known_labels
 from .notes import check_labels, duplicate_notes, label_notes
 from .preparation import Preparation
-from .rows import Rows, all_rows
+from .rows import Rows, all_rows, sets_in
 from .shards import CACHE_VERSION, Shard, folder_facts, map_array
 from .split import split, split_by_hash
 from .tokens import Tokens, join
@@ -29,16 +29,20 @@ def deal_sides(
     train: list[Shard], held: list[Shard] | None, labels: list[str], order: str, job: Preparation
 ) -> tuple[Rows, Rows, dict[str, Any]]:
     "Rows of both sides, the content's fingerprint, and notes on labels and duplicates; raises `DataError`"
-    unknown = {label for shard in held or () for label in shard.facts["labels"]} - set(labels)
-    rows = all_rows(train, labels, job.config, job.storage)
-    validation = held and all_rows(held, labels + sorted(unknown, key=natural), job.config, job.storage)
-    check_labels(rows, validation)
+    names = (name for shard in held or () for name in shard.facts["labels"])
+    classes = set(labels)
+    unknown = [label for label in known_labels(names, job.config.data.label_separator) if label not in classes]
+    sets = sets_in([*train, *(held or ())], labels + unknown, job.config)
+    rows = all_rows(train, labels, job.config, job.storage, sets)
+    validation = held and all_rows(held, labels + unknown, job.config, job.storage, sets)
+    check_labels(rows, validation, labels)
     if validation is None:
         share = job.config.data.validation_fraction
         seed = job.config.train.seed
         hashes = rows.hashes()
         early = order == "early"  # a row's side is asked for before the others are known
-        held_back = split_by_hash(hashes, share, seed) if early else split(hashes, rows.classes, share, seed)
+        strata = sets.strata(rows.classes) if sets else rows.classes
+        held_back = split_by_hash(hashes, share, seed) if early else split(hashes, strata, share, seed)
         rows, validation = rows.take(np.flatnonzero(~held_back)), rows.take(np.flatnonzero(held_back))
     if not len(validation):
         raise DataError(f"{rows.where(0)}: {len(rows)} rows are too few to split off validation data")
@@ -53,7 +57,8 @@ def _fingerprint(train: Rows, validation: Rows) -> str:
     "Of all texts and labels, in order, on their sides"
     sides = [(r.hashes().astype("<u8").tobytes(), r.classes.astype("<u4").tobytes()) for r in (train, validation)]
     padded = [sum(s.facts["padded"] for s in r.shards) % 2**64 for r in (train, validation)]
-    return fingerprint(*sides[0], *sides[1], padded, train.names)
+    labels = [train.kinds] if train.sets else []
+    return fingerprint(*sides[0], *sides[1], padded, train.names, *labels)
 
 # %% ../../nbs/data/62_sides.ipynb #dcf18796
 MANY = 1_000_000  # rows from which on the sides are kept
@@ -78,7 +83,8 @@ def make_sides(
                 sweep(folder)
                 _write_sides(folder, *deal_sides(train, held, labels, order, job))
     sides = (("train", train), ("validation", held or train))
-    return *(_map_side(folder, name, shards, labels, job) for name, shards in sides), folder_facts(folder)
+    sets = sets_in([*train, *(held or ())], labels, job.config)
+    return *(_map_side(folder, name, shards, labels, sets, job) for name, shards in sides), folder_facts(folder)
 
 
 def _write_sides(folder: Path, train: Rows, validation: Rows, facts: dict[str, Any]) -> None:
@@ -93,11 +99,14 @@ def _write_sides(folder: Path, train: Rows, validation: Rows, facts: dict[str, A
         write_json(aside / "sides.json", {**facts, "sizes": sizes})
 
 
-def _map_side(folder: Path, name: str, shards: list[Shard], labels: list[str], job: Preparation) -> Rows:
+def _map_side(
+    folder: Path, name: str, shards: list[Shard], labels: list[str], sets: LabelSets | None, job: Preparation
+) -> Rows:
     "Rows whose arrays lie in a file each"
     at, classes, *tokens = (
         map_array(folder / f"{name}-{part}", np.dtype("<i8"))
         for part in ("at", "classes", *(("starts", "lengths") if shards[0].tokens else ()))
     )
     joined = Tokens([shard.tokens[0] for shard in shards], *tokens) if tokens else None
-    return Rows(shards, at, classes, labels, job.config, job.storage, joined)
+    names = sets.names if sets else labels
+    return Rows(shards, at, classes, names, job.config, job.storage, joined, sets)

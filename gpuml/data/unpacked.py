@@ -88,8 +88,10 @@ def _inflated(stored: StoredFile, name: str) -> Iterator[bytes]:
 def _plain(value: Any) -> Any:
     "What JSON has for a value of a table"
     if isinstance(value, bytes):
-        return [len(value)]  # no text: the row is refused
-    if isinstance(value, tuple | set | frozenset):
+        return {"bytes": len(value)}  # no text: the row is refused
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    if isinstance(value, tuple):
         return list(value)
     if hasattr(value, "tolist"):
         return _plain(value.tolist())  # of numpy
@@ -131,7 +133,8 @@ def class_names(
     "The names of the classes in each column of numbers for which HuggingFace's `datasets` has left some"
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+        kinds = {name: kind.get("feature", kind) for name, kind in features.items()}  # of a list, that of its items
+        return {name: kind["names"] for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -151,7 +154,9 @@ def arrow_rows(
 
 
 def _class_name(value: Any, labels: list[str]) -> Any:
-    "The name of a class by its number, of which -1 is none; what is no number of a class stays"
+    "The name of a class by its number, of which -1 is none, or those of a list; what is no number of a class stays"
+    if isinstance(value, list):
+        return [_class_name(item, labels) for item in value]
     if not isinstance(value, int) or value >= len(labels):
         return value
     return labels[value] if value >= 0 else None
@@ -243,6 +248,7 @@ def unpack(
     if suffix not in PACKED:
         return file
     chosen = [config.data.text, config.data.label if labelled else None, *keep] if suffix == ".parquet" else []
+    chosen += [config.data.label_separator] if chosen and labelled and config.data.label_separator else []
     key = fingerprint(_VERSION, file.url, file.size, file.version, *chosen)[:32]
     cache = config.path(config.data.cache)
     folder = cache / "unpacked" / key

@@ -108,7 +108,7 @@ def _stream(reading: Reading, job: Preparation, out: dict[str, Any]) -> dict[str
         index, padded = _index(batch, labels)
         facts["merged"] += merged_lines(batch, labels, reading, job.config.data)[: 10 - len(facts["merged"])]
         facts |= {"rows": facts["rows"] + len(batch), "padded": (facts["padded"] + padded) % 2**64}
-        if len(labels) > max(100_000, facts["rows"] / 2):
+        if len(labels) > max(100_000, facts["rows"] / 2) and not job.config.data.label_separator:
             raise DataError(f"{reading.name}: {len(labels):,} labels so far: is data.label the right column?")
         if "rows" in out:
             out["rows"].write(index.tobytes())
@@ -196,9 +196,10 @@ def merged_lines(batch: list[Row], labels: Iterable[str], reading: Reading, data
         return []
     label = columns.index(data.label)
     last = len(columns) - 1
+    names = {*labels} - {""}  # of a set without labels, many a line would look like a row's
 
     def like_row(line):
-        return line.count(delimiter) == last and line.split(delimiter)[label].strip() in labels
+        return line.count(delimiter) == last and line.split(delimiter)[label].strip() in names
 
     broken = (row for row in batch if "\n" in row.text and delimiter in row.text)
     return [row.line for row in broken if any(map(like_row, row.text.split("\n")))]

@@ -18,9 +18,9 @@ from ..data.encoder import tokenise
 from . import evaluation, model
 from .alone import Alone
 from .answers import Predictions
+from .decision import stored_decision
 from .failure import DAMAGED, naming, some
 from .predict import finished_model
-from .scores import log_softmax
 
 # %% ../../nbs/training/94_desk.ipynb #5897d474
 class Question(NamedTuple):
@@ -60,6 +60,7 @@ class Desk:
         self._tokenizer = model.load_tokenizer(run.model_folder)
         limit = model.token_limit(model.load_config(run.model_folder), self._tokenizer)
         self._length = min(run.config.data.max_length, limit)
+        self._decision = stored_decision(run.model_folder, run.labels)
         self._alone = Alone(finished_model(run), self.device)
         self._alone.choose(tokenise(_TRIAL, self._tokenizer, self._length))
         self._waiting: deque[Question] = deque()
@@ -104,7 +105,7 @@ class Desk:
         tokens = tokenise(texts, self._tokenizer, self._length)
         with naming(lambda rows: f"at text {some(map(str, rows), len(rows))}", DAMAGED):
             logits = self._alone.logits_of(tokens, self._check)
-        return Predictions(texts, np.exp(log_softmax(logits)), self.run.labels)
+        return Predictions(texts, self._decision.probabilities(logits), self.run.labels, self._decision)
 
     def _check(self) -> None:
         if self._is_closed:

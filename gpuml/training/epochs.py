@@ -17,6 +17,7 @@ from ..data.dataset import Data
 from ..data.rows import Rows
 from . import hardware, loop, model
 from .best import Best
+from .decision import tuned_decision
 from .deterministic import deterministic
 from .failure import REMEDY, naming
 from .feed import places
@@ -25,7 +26,6 @@ from .outcomes import Step
 from .own_scores import OWN, own_scores
 from .prepared import data_params
 from .score_table import by_metric
-from .scores import evaluate
 from .shared_evaluation import sharded_logits, shared_logits
 from .training import Training, fit_to_machine, leave, stop_all, vain_updates_told
 
@@ -66,7 +66,7 @@ def after_epoch(training: Training) -> bool:
     report.now("evaluating")
     epoch = len(p.evaluations) + 1
     logits = _validation_logits(training, data.validation, epoch)
-    scores = evaluate(logits, data.validation.classes, data.labels)
+    scores = tuned_decision(logits, data.validation).judge(logits, data.validation)
     recipe = training.setting.start.recipe
     if own := own_scores(recipe, logits, data.validation.classes, data.labels):
         scores[OWN] = own

@@ -16,20 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from ..base.confusion import confusion_html
 from ..base.files import write_json
 from ..base.tables import Column, Records, Table, as_html
 from ..data.testset import Testset
+from .decision import Decision, OneLabel
 from .evaluation_files import EVALUATIONS, kept_contents
-from .intervals import calibration, intervals
-from .report import ClassTable, class_table
-from .score_table import SHOWN, as_text
-from .scores import evaluate
+from .report import ClassTable, class_table, confused_html
+from .score_table import as_text, shown
 
 # %% ../../nbs/training/64_evaluated.ipynb #0ddf77ef
 _METHOD = (
     "in brackets: 95 % of 1,000 bootstrap draws of the texts (percentile); calibration error: expected, over 15 bins"
 )
+_OF_LABELS = ", of all labels of all texts"
 
 
 def _with_interval(row: dict[str, Any]) -> str:
@@ -38,9 +37,14 @@ def _with_interval(row: dict[str, Any]) -> str:
     return text if row["low"] is None else f"{text} ({row['low']:.3f} to {row['high']:.3f})"
 
 
-def _bin_table(bins: list[list[float]]) -> Table:
-    "How sure the answers are, and how often they are right"
-    names = ("answers given with", *(Column(name, number=True) for name in ("rows", "mean", "right")))
+def _bin_table(bins: list[list[float]], of_labels: bool) -> Table:
+    "How sure the answers are, and how often they are right; or how probable labels are said to be, and how often they hold"
+    words = (
+        ("labels said to hold with", "labels", "mean", "hold")
+        if of_labels
+        else ("answers given with", "rows", "mean", "right")
+    )
+    names = (words[0], *(Column(name, number=True) for name in words[1:]))
     rows = [(f"{low:.0%} to {high:.0%}", f"{n:,}", f"{sure:.1%}", f"{right:.1%}") for low, high, n, sure, right in bins]
     return Table(names, rows)
 
@@ -62,7 +66,13 @@ class Evaluation:
     @property
     def rows(self) -> int:
         "Texts that were scored"
-        return sum(measures["support"] for measures in self.scores["classes"].values())
+        one_each = sum(measures["support"] for measures in self.scores["classes"].values())
+        return self.scores.get("rows", one_each)
+
+    @property
+    def of_labels(self) -> bool:
+        "Whether a text may have several labels"
+        return "pairs" in self.scores
 
     def classes(self) -> ClassTable:
         "Precision, recall and F1 of every class, and how many rows it has"
@@ -71,7 +81,8 @@ class Evaluation:
     def values(self) -> Records:
         "Every score with its interval; `.to_frame()` makes a DataFrame of them"
         empty = [None, None]
-        named = [(score.short or score.title, self.scores[score.key], score.key) for score in SHOWN]
+        every = shown(self.scores)
+        named = [(score.name(self.scores, short=True), self.scores[score.key], score.key) for score in every]
         named.append(("calibration error", self.calibration_error, ""))
         return Records(
             dict(zip(("score", "value", "low", "high"), (title, value, *self.intervals.get(key, empty)), strict=True))
@@ -90,16 +101,22 @@ class Evaluation:
         )
 
     def __repr__(self):
-        bins = _bin_table(self.bins).text()
-        return "\n".join([f"{self.run}, {self.line()}", "", self.classes().text(), "", bins, "", _METHOD, *self.notes])
+        tables = [self.classes().text(), "", _bin_table(self.bins, self.of_labels).text(), ""]
+        return "\n".join([f"{self.run}, {self.line()}", "", *tables, self.method, *self.notes])
+
+    @property
+    def method(self) -> str:
+        "How intervals and calibration were computed"
+        return _METHOD + _OF_LABELS * self.of_labels
 
     def _repr_html_(self):
-        matrix = confusion_html(self.scores["confusion"], list(self.scores["classes"]), {})
+        matrix = confused_html(self.scores, {})
         notes = "".join(f"<div>⚠ {as_html(note)}</div>" for note in self.notes)
         return (
             f"<div><b>{escape(self.run)}</b>, {escape(self.line())}</div>"
             f"<div style='display:flex;flex-wrap:wrap;gap:1.5em;align-items:center'><div>{self.classes().html()}</div>"
-            f"<div>{_bin_table(self.bins).html()}</div><div style='flex-basis:100%'>{matrix}</div></div><div>{_METHOD}</div>{notes}"
+            f"<div>{_bin_table(self.bins, self.of_labels).html()}</div>"
+            f"<div style='flex-basis:100%'>{matrix}</div></div><div>{self.method}</div>{notes}"
         )
 
 # %% ../../nbs/training/64_evaluated.ipynb #fef45878
@@ -110,17 +127,18 @@ def evaluation_of(
     logits: np.ndarray,  # float32 [rows, classes]
     notes: list[str],  # what a person should know, beside those of the rows
     check: Callable[[], None] = lambda: None,  # called often; may raise
+    decision: Decision = OneLabel(),  # how logits become labels
 ) -> Evaluation:
     "What the answers to a test set are worth"
     rows = test.rows
-    error, bins = calibration(logits, rows.classes)
+    error, bins = decision.calibration(logits, rows)
     return Evaluation(
         run,
         name,
         test.files,
         test.fingerprint,
-        evaluate(logits, rows.classes, rows.names),
-        {key: list(ends) for key, ends in intervals(logits, rows.classes, check=check).items()},
+        decision.judge(logits, rows),
+        {key: list(ends) for key, ends in decision.intervals(logits, rows, check).items()},
         error,
         [list(part) for part in bins],
         [*test.notes, *notes],
@@ -161,6 +179,6 @@ def proof_of(
     evaluation: Evaluation,
 ) -> dict[str, Any]:
     "What a certificate says of it"
-    scores = {score.key: evaluation.scores[score.key] for score in SHOWN}
+    scores = {score.key: evaluation.scores[score.key] for score in shown(evaluation.scores)}
     own = {"rows": evaluation.rows, "fingerprint": evaluation.fingerprint}
     return {**own, **scores, "calibration_error": evaluation.calibration_error, "intervals": evaluation.intervals}

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .score_table import SHOWN
+from .score_table import shown
 
 # %% ../../nbs/training/09_evaluation_files.ipynb #4ba789e0
 EVALUATIONS = "evaluations"  # the folder in a run's
@@ -32,7 +32,7 @@ def metric_values(
     evaluation: Mapping[str, Any],  # as a file has it
 ) -> Iterator[tuple[str, float]]:
     "Names of MLflow's metrics with their values, such as `test/accuracy` and `test/accuracy_low`"
-    for score in SHOWN:
+    for score in shown(evaluation["scores"]):
         yield f"{evaluation['name']}/{score.key}", evaluation["scores"][score.key]
     yield f"{evaluation['name']}/calibration_error", evaluation["calibration_error"]
     for key, (low, high) in evaluation["intervals"].items():

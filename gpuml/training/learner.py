@@ -44,7 +44,7 @@ class Learner:
     exact: bool = True  # on a GPU, only kernels that always add in the same order
     late: int = 0  # updates that may be under way behind the one whose step is read
     parts: int = 1  # of an update, shared by the processes
-    class_weights: torch.Tensor | None = None  # float32 [classes], on the device: how much a text counts
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = summed_loss  # of texts, from logits and targets
     shards: Shards | None = None  # of a classifier that several processes share
     asks_stop: Callable[[], bool] = lambda: False  # whether this process was asked to stop; the others hear of it
     replay: Replay | None = field(default=None, init=False)  # rows and steps as graphs
@@ -70,13 +70,13 @@ class Learner:
         targets = torch.from_numpy(source.classes[rows]).to(self.world.device)
         with self.autocast():
             logits = forward.logits(self.classifier, ids, mask)
-        self.descent.add(summed_loss(logits, targets, self.class_weights) / examples)
+        self.descent.add(self.loss(logits, targets) / examples)
 
     def add_row(self, row: Row) -> None:
         "Add loss and gradients of the texts of a row on the device; nothing waits for the GPU"
         with self.autocast():
             logits = forward.row_logits(self.classifier, row.ids, row.positions, row.starts, self.longest)
-        self.descent.add(summed_loss(logits, row.targets, self.class_weights) / row.examples[0])
+        self.descent.add(self.loss(logits, row.targets) / row.examples[0])
 
     def add(self, row: Row) -> None:
         "Do what `add_row` does, by a graph where rows are recorded"

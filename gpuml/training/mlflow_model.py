@@ -8,8 +8,10 @@ __all__ = ['send_results']
 # %% ../../nbs/training/41_mlflow_model.ipynb #1c8642c0
 import csv
 import json
+import shutil
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import mlflow.transformers
 from mlflow import MlflowClient
@@ -18,9 +20,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
+from . import mlflow_labels
 from .account import ACCOUNT, stored_account
 from .evaluation_files import kept_contents, metric_values
 from .folder import as_readable_as_new
+from .label_config import LabelConfig, stored_label_config
 from .mlflow_page import class_metrics, describe, send_account
 from .mlflow_run import errors_only
 from .model import load_classifier, load_tokenizer, quiet
@@ -87,6 +91,28 @@ _SIGNATURE = ModelSignature(
 )
 
 
+def _signature(config: LabelConfig | None) -> ModelSignature:
+    "What the model takes and gives"
+    if config is None:
+        return _SIGNATURE
+    numbers = ["probability", *(f"p_{label}" for label in config.thresholds)]
+    columns = [ColSpec(DataType.string, "label"), *(ColSpec(DataType.double, name) for name in numbers)]
+    return ModelSignature(_SIGNATURE.inputs, Schema(columns))
+
+
+def _load_by(
+    module: ModuleType,  # which imports nothing of gpuml
+    description: Model,  # of a model that is saved there
+    folder: Path,
+) -> None:
+    "Let MLflow load a model by a module, which goes into its folder"
+    (folder / "code").mkdir()
+    shutil.copy(module.__file__, folder / "code")
+    name = module.__name__.rpartition(".")[2]
+    description.flavors["python_function"] |= {"loader_module": name, "code": "code"}
+    description.save(folder / "MLmodel")
+
+
 def _example(folder: Path) -> list[str]:
     "A text as the model takes it: the first of the validation rows"
     file = folder / "predictions.csv"
@@ -97,6 +123,7 @@ def _example(folder: Path) -> list[str]:
 def _send_model(client: MlflowClient, record: Record, folder: Path) -> str:
     "Log the model as one that `mlflow.transformers.load_model` loads; returns its address"
     logged = client.create_logged_model(record.sent.experiment, name=record.run, source_run_id=record.sent.run)
+    config = stored_label_config(folder / "model")
     needs = [f"{n}=={v.partition('+')[0]}" for n, v in versions(("torch", "transformers")).items()]
     with tempfile.TemporaryDirectory() as aside, quiet(), errors_only("mlflow"):
         parts = {"model": load_classifier(folder / "model"), "tokenizer": load_tokenizer(folder / "model")}
@@ -107,9 +134,11 @@ def _send_model(client: MlflowClient, record: Record, folder: Path) -> str:
             task="text-classification",
             mlflow_model=description,
             pip_requirements=needs,
-            signature=_SIGNATURE,
+            signature=_signature(config),
             input_example=_example(folder),
         )
+        if config:
+            _load_by(mlflow_labels, description, Path(aside) / "model")
         as_readable_as_new(Path(aside) / "model")
         client.log_model_artifacts(logged.model_id, f"{aside}/model")
     client.log_batch(record.sent.run, metrics=_latest_scores(client, record.sent.run, logged.model_id))

@@ -19,7 +19,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from ..base.place import place_of
 from .account import stored_account
 from .record import DESCRIPTION, Record
-from .score_table import SHOWN
+from .score_table import shown
 
 # %% ../../nbs/training/39_mlflow_page.ipynb #0c41ed93
 def dataset_of(
@@ -45,14 +45,17 @@ def subject(
 ) -> str:
     "What was trained on what"
     rows = f"{int(params['data.train_rows']):,} training and {int(params['data.validation_rows']):,} validation rows"
-    return f"`{params['model.name']}` on `{params['data.train']}`: {rows}, {params['data.classes']} classes."
+    separator = params.get("data.label_separator", "null")
+    kinds = "classes" if separator == "null" else "labels, of which a text may have several"
+    return f"`{params['model.name']}` on `{params['data.train']}`: {rows}, {params['data.classes']} {kinds}."
 
 
 def result(
     metrics: dict[str, Any],  # the content of metrics.json
 ) -> str:
     "What came of it"
-    scores = ", ".join(f"{score.title} {score.text(metrics)}" for score in SHOWN if score.key in metrics)
+    named = [(score.name(metrics), score.text(metrics)) for score in shown(metrics) if score.key in metrics]
+    scores = ", ".join(" ".join(pair) for pair in named)
     weights = f"; {metrics['weights']}" if metrics.get("weights") else ""
     return f"{scores} after {metrics['updates']:,} updates{weights}."
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..base.errors import ModelError
 from .folder import as_readable_as_new, check_folder
+from .label_config import forget_thresholds
 from .positions import limit
 from .recipe import FILE
 from .weights import check_loaded
@@ -107,6 +108,7 @@ def load_classifier(
     folder: Path,
     labels: list[str] | None = None,  # the head's classes, with what the folder has for these names; none: its own
     dropout: float | None = None,  # of every layer while training; none keeps the model's own
+    several: bool = False,  # a text may have several of the labels, or none
 ) -> Any:
     "The sequence classifier in the folder, float32, in evaluation mode"
     if labels is None and (folder / FILE).exists():
@@ -121,13 +123,14 @@ def load_classifier(
     try:
         with quiet():
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder, output_loading_info=True, **options, **_head(labels)
+                folder, output_loading_info=True, **options, **_head(labels, several)
             )
     except Exception as e:
         raise ModelError(f"no sequence classifier can be made from {folder}: {first_line(e)}") from None
     check_loaded(model, info, folder, new_head=labels is not None)
     if labels is not None:
         new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        forget_thresholds(model.config)
         head.match_rows(model, list(load_config(folder).id2label.values()), labels, new)
     if dropout is not None:
         for module in model.modules():
@@ -136,13 +139,14 @@ def load_classifier(
     return model
 
 
-def _head(labels: list[str] | None) -> dict[str, Any]:
+def _head(labels: list[str] | None, several: bool) -> dict[str, Any]:
     "How `from_pretrained` makes a head for these classes"
     if labels is None:
         return {}
     numbers = {label: number for number, label in enumerate(labels)}
     names = {"id2label": dict(enumerate(labels)), "label2id": numbers, "num_labels": len(labels)}
-    return {**names, "problem_type": "single_label_classification", "ignore_mismatched_sizes": True}
+    kind = "multi_label_classification" if several else "single_label_classification"
+    return {**names, "problem_type": kind, "ignore_mismatched_sizes": True}
 
 # %% ../../nbs/training/25_model.ipynb #2e0a6aea
 def token_limit(

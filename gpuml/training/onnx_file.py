@@ -29,9 +29,9 @@ from ..base.files import write_file, write_folder
 from ..data.encoder import tokenise
 from ..data.updates import pad
 from . import forward, model, padding
+from .decision import Decision, OneLabel
 from .model import first_line, quiet
 from .runs import shown
-from .scores import log_softmax
 
 # %% ../../nbs/training/94_onnx_file.ipynb #b0320561
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -172,9 +172,9 @@ def _seconds(answer: Callable[[Batch], np.ndarray], batches: list[Batch]) -> flo
     return min(times)
 
 
-def _difference(logits: np.ndarray, other: np.ndarray) -> float:
+def _difference(logits: np.ndarray, other: np.ndarray, decision: Decision) -> float:
     "The largest difference of two probabilities"
-    return float(np.abs(np.exp(log_softmax(logits)) - np.exp(log_softmax(other))).max())
+    return float(np.abs(decision.probabilities(logits) - decision.probabilities(other)).max())
 
 # %% ../../nbs/training/94_onnx_file.ipynb #fb4b4d30
 MOST_DIFFERENCE = 1e-4  # between two probabilities: a file that differs by more is not left behind
@@ -215,7 +215,7 @@ def export_onnx(
         threads = torch.get_num_threads()
         by_torch, by_onnx = torch_answer(classifier), onnx_answer(file, threads)
         alone = pad(tokens, np.arange(1), tokenizer.pad_token_id, side=side)
-        difference = max(_difference(by_onnx(batch), by_torch(batch)) for batch in [alone, *batches])
+        difference = max(_difference(by_onnx(batch), by_torch(batch), run.decision) for batch in [alone, *batches])
         if not difference <= most:
             raise ModelError(
                 f"{run.id}: the ONNX file's probabilities differ from torch's by {difference:.1e}; {most:.0e} is allowed"
@@ -228,6 +228,14 @@ def export_onnx(
     return Exported(shown(folder), size, len(tokens), difference, *seconds, threads)
 
 # %% ../../nbs/training/94_onnx_file.ipynb #298399f7
+_ONE = """shares = np.exp(logits - logits.max(1, keepdims=True))
+shares /= shares.sum(1, keepdims=True)
+for text, share in zip(texts, shares):
+    print(config["id2label"][str(share.argmax())], round(float(share.max()), 6), text)"""
+_SEVERAL = """labels = [config["id2label"][str(i)] for i in range(logits.shape[1])]
+for text, share in zip(texts, 1 / (1 + np.exp(-logits))):
+    shares = dict(zip(labels, share.round(6).tolist()))
+    print([label for label in labels if shares[label] >= config["label_thresholds"][label]], shares, text)"""
 _README = """# {run} as ONNX
 
 A text classifier with {count} classes, exported by gpuml. `config.json` names the classes.
@@ -244,16 +252,13 @@ from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
 session = onnxruntime.InferenceSession("model.onnx")
-labels = json.load(open("config.json"))["id2label"]
+config = json.load(open("config.json"))
 
 texts = {texts}
 inputs = tokenizer(texts, truncation=True, max_length={length}, padding=True, return_tensors="np")
 names = [each.name for each in session.get_inputs()]
 (logits,) = session.run(None, {{name: inputs[name].astype(np.int64) for name in names}})
-shares = np.exp(logits - logits.max(1, keepdims=True))
-shares /= shares.sum(1, keepdims=True)
-for text, share in zip(texts, shares):
-    print(labels[str(share.argmax())], round(float(share.max()), 6), text)
+{answers}
 ```
 
 `input_ids` and `attention_mask` are int64 [texts, tokens], for any number of texts; `logits` are float32 [texts, classes].
@@ -267,4 +272,5 @@ def readme(
 ) -> str:
     "How the file is used, without gpuml or torch"
     texts = json.dumps(["where is my parcel", "I was charged twice"])
-    return _README.format(run=run.id, count=len(run.labels), length=length, texts=texts)
+    answers = _ONE if run.decision == OneLabel() else _SEVERAL
+    return _README.format(run=run.id, count=len(run.labels), length=length, texts=texts, answers=answers)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,19 @@ from ..base.local import File
 from ..base.lock import locked
 from ..base.storage import Storage
 from ..data.files import origin_of, shown_name
+from ..data.label_sets import rows_by_label
 from ..data.preparation import preparation
 from ..data.unlabelled import Mark, survey
 from ..data.unpacked import read_files
 from . import model
 from .chunks import TOGETHER, Chunk, chunks
+from .decision import Decision, stored_decision
 from .failure import DAMAGED, naming, some
 from .predicted_table import header, predicted_rows
 from .predictors import Answers, Devices, FinishedModel, Predictors, devices_for, expected_tokens
 from .progress import Reporter, Watch
 from .record import read_record
 from .runs import check_writable
-from .scores import log_softmax
 from .stop import is_stop, stop_signals
 
 # %% ../../nbs/training/79_predict.ipynb #f225039d
@@ -53,7 +54,7 @@ class State:
     rows: int  # of the files
     skipped: int  # malformed rows
     first: str  # where the first of them is
-    counts: dict[str, int] = field(default_factory=dict)  # rows that are predicted, by label
+    counts: dict[str, int] = field(default_factory=dict)  # rows that are predicted, by their answer
     size: int = 0  # bytes of `rows.csv`
     mark: list[Any] | None = None  # behind the last row that is predicted
     characters: int = 0  # of the texts of all rows; 0 where an earlier version has counted the rows
@@ -104,6 +105,11 @@ class Task:
     stop: Stop
     report: Reporter
     devices: Callable[[float], Devices]  # for so many tokens
+
+    @cached_property
+    def decision(self) -> Decision:
+        "How the run's logits become labels"
+        return stored_decision(self.run.model_folder, self.run.labels)
 
     @property
     def asides(self) -> dict[str, Any]:
@@ -190,13 +196,14 @@ def _look(
 
 def _predict(task: Task) -> "PredictedFile":
     "Go on where an earlier attempt was, and write the output; nothing where it is written already"
+    separator = task.run.config.data.label_separator
     before = task.stop.state = _read_state(task.folder)
     if _is_written(task, before):
-        return PredictedFile(task.output, before.done, before)
+        return PredictedFile(task.output, before.done, before, separator)
     state = _predict_rows(task, before or _survey(task))
     _put_output(task)
     task.report.now("done")
-    return PredictedFile(task.output, before.done if before else 0, state)
+    return PredictedFile(task.output, before.done if before else 0, state, separator)
 
 # %% ../../nbs/training/79_predict.ipynb #90e127a0
 def _read_state(folder: Path) -> State | None:
@@ -335,12 +342,13 @@ def _keep(task: Task, state: State, rows: bytes) -> State:
 
 def _keep_chunk(task: Task, state: State, chunk: Chunk, logits: np.ndarray) -> State:
     "Add a chunk's rows; returns the state with them"
-    labels, probabilities = task.run.labels, np.exp(log_softmax(logits))
-    best = probabilities.argmax(1)
+    decision = task.decision
+    probabilities = decision.probabilities(logits)
+    decided = decision.decide(probabilities, task.run.labels)
     counts = dict(state.counts)
-    for i, n in enumerate(np.bincount(best, minlength=len(labels)).tolist()):
-        counts[labels[i]] = counts.get(labels[i], 0) + n
-    table = predicted_rows(chunk.places, labels, probabilities, chunk.carried)
+    for name, n in zip(decided.names, np.bincount(decided.numbers, minlength=len(decided.names)).tolist()):
+        counts[name] = counts.get(name, 0) + n
+    table = predicted_rows(chunk.places, decided, probabilities, chunk.carried)
     return _keep(task, replace(state, counts=counts, mark=list(chunk.mark)), table)
 
 # %% ../../nbs/training/79_predict.ipynb #f5ae2df1
@@ -361,11 +369,13 @@ class PredictedFile:
     output: str
     resumed: int  # rows that an earlier attempt had predicted
     state: State
+    separator: str | None = None  # between the labels of an answer; none where each has one
 
     @property
     def counts(self) -> dict[str, int]:
-        "Rows of each predicted label"
-        return self.state.counts
+        "Rows of each predicted label, and of none where that may be"
+        counts = self.state.counts
+        return rows_by_label(counts, self.separator) if self.separator else counts
 
     def __len__(self) -> int:
         return self.state.rows

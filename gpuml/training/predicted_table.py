@@ -9,6 +9,7 @@ __all__ = ['header', 'predicted_rows']
 import numpy as np
 
 from ..base.files import as_csv
+from .decision import Decided
 
 # %% ../../nbs/training/70_predicted_table.ipynb #c039e93d
 def header(
@@ -22,17 +23,16 @@ def header(
 # %% ../../nbs/training/70_predicted_table.ipynb #1da774cc
 def predicted_rows(
     places: list[tuple[str, int]],  # file and line of each row
-    labels: list[str],  # of the classes
+    decided: Decided,  # the answers
     probabilities: np.ndarray,  # float64 [rows, classes]
     carried: list[tuple[str, ...]] | None = None,  # fields of the input
 ) -> bytes:
     "Rows of the table: file, line, label, its probability, and those of all classes"
-    best = probabilities.argmax(1)
-    names = [_field(label) for label in labels]
+    names = [_field(name) for name in decided.names]
     files = {file: _field(file) for file in {file for file, _ in places}}
-    line = "%s,%d,%s,%.6f" + ",%.6f" * len(labels) + "%s\n"
+    line = "%s,%d,%s,%.6f" + ",%.6f" * probabilities.shape[1] + "%s\n"
     ends = ["," + _fields(fields) if fields else "" for fields in carried or [()] * len(places)]
-    columns = best.tolist(), probabilities.max(1).tolist(), probabilities.tolist()
+    columns = decided.numbers.tolist(), decided.chances.tolist(), probabilities.tolist()
     rows = zip(places, *columns, ends, strict=True)
     return "".join(
         [line % (files[file], at, names[c], most, *shares, end) for (file, at), c, most, shares, end in rows]

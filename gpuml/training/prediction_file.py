@@ -14,7 +14,7 @@ from ..base.errors import DataError
 from ..base.files import as_csv
 from ..data.dataset import Data
 from ..data.rows import Rows
-from .scores import log_softmax
+from .decision import tuned_decision
 
 # %% ../../nbs/training/91_prediction_file.ipynb #f1a03cff
 MOST_TEXTS = 100_000
@@ -40,18 +40,18 @@ def prediction_csv(
     most_texts: int = MOST_TEXTS,
 ) -> Iterator[bytes]:
     "The validation rows with what the model says, as CSV, some thousands at a time"
-    rows, names = data.validation, data.labels
-    likely = np.exp(log_softmax(logits))
-    predicted = likely.argmax(1)
-    with_text = rows_with_text(predicted == rows.classes, most_texts)
+    rows, decision = data.validation, tuned_decision(logits, data.validation)
+    decided = decision.decide(decision.probabilities(logits), data.labels)
+    with_text = rows_with_text(decided.are_right(rows), most_texts)
     if not with_text.all():
         note(f"predictions.csv has the texts of wrong rows only, {with_text.sum():,} of {len(rows):,}")
     yield as_csv([("file", "line", "label", "predicted", "probability", "text")])
     for start in range(0, len(rows), CHUNK):
         part = np.arange(start, min(start + CHUNK, len(rows)))
         texts = _texts(rows, part, with_text, note)
-        labels = ((names[c], names[p]) for c, p in zip(rows.classes[part], predicted[part], strict=True))
-        chances = likely[part, predicted[part]].tolist()
+        pairs = zip(rows.classes[part].tolist(), decided.numbers[part].tolist(), strict=True)
+        labels = ((rows.names[c], decided.names[p]) for c, p in pairs)
+        chances = decided.chances[part].tolist()
         columns = zip(rows.places(part), labels, chances, texts, strict=True)
         yield as_csv([*place, *pair, f"{chance:.6f}", text] for place, pair, chance, text in columns)
 

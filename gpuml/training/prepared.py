@@ -46,6 +46,8 @@ def prepare(
     "Check and load everything that training needs; what is read beside training ends with the block"
     start, report = setting.start, setting.report
     config = start.config
+    if start.recipe and config.data.label_separator:
+        raise ConfigError(f"data.label_separator: {start.recipe.title} of the notebook takes texts with one label each")
     report.now("data", run=start.run_id, epochs=config.train.epochs, sweep=str(start.child or ""))
     setting.stop.check()
     setting.copy.check()
@@ -129,7 +131,8 @@ def load_classifier(setting: Setting, chosen: ChosenModel, labels: list[str]) ->
         classifier = own_model.make(recipe, config, labels, chosen.tokenizer)
         classifier.config.gpuml_tokens = chosen.max_length
         return classifier
-    classifier = model.load_classifier(chosen.folder, labels, config.model.dropout)
+    several = config.data.label_separator is not None
+    classifier = model.load_classifier(chosen.folder, labels, config.model.dropout, several)
     classifier.config.pad_token_id = chosen.tokenizer.pad_token_id
     return classifier
 

@@ -16,21 +16,24 @@ import numpy as np
 
 from ..base.charts import loss_curve, thinned
 from ..base.config import Config
-from ..base.confusion import confusion_svg
 from ..base.errors import GpumlError, TrainError
 from ..base.files import as_csv, write_file, write_folder, write_json
 from ..data.testset import overlap_notes
 from . import model
 from .best import Best
 from .certificate import Work, certificate
+from .decision import stored_decision
 from .epochs import Trained
 from .evaluated import Evaluation, evaluation_of, keep_evaluation, proof_of
 from .evaluation_files import TEST
+from .label_config import keep_thresholds
+from .label_scores import tuned_note
 from .prediction_file import prediction_csv
 from .predictors import FinishedModel, devices_for
 from .prepared import Prepared
 from .processes import count_gpus, processes_of
 from .recipe import FILE
+from .report import confused_svg
 from .run_copy import SHORT_PATIENCE
 from .runs import shown
 from .scores import left_out
@@ -58,6 +61,7 @@ def write_results(setting: Setting, prepared: Prepared, trained: Trained) -> Non
     report.now("saving")
     report.note(skipped_note(trained))
     save_model(start, prepared, trained.best)
+    report.note(tuned_note(trained.best.scores))
     setting.stop.check()
     test = score_test(setting, prepared, trained)
     report.note(left_out(trained.best.scores))
@@ -68,7 +72,7 @@ def write_results(setting: Setting, prepared: Prepared, trained: Trained) -> Non
     write_json(folder / "metrics.json", metrics(trained, report.progress.notes))
     points = [(e["step"], e["loss"]) for e in trained.evaluations]
     write_file(folder / "loss.svg", loss_curve([*enumerate(trained.losses, 1)], points, trained.planned))
-    write_file(folder / "confusion.svg", confusion_svg(trained.best.scores["confusion"], trained.data.labels))
+    write_file(folder / "confusion.svg", confused_svg(trained.best.scores))
     setting.stop.check()
     work = work_done(start.run_id, prepared, trained, test)
     code = {"code": {"file": FILE, "sha256": start.recipe.digest}} if start.recipe else {}
@@ -83,6 +87,9 @@ def save_model(start: Start, prepared: Prepared, best: Best) -> None:
     else:
         classifier.to_empty(device="cpu")  # not copied: a GPU that failed gives nothing back
         classifier.load_state_dict(best.state)
+    if separator := start.config.data.label_separator:
+        thresholds = {label: measures["threshold"] for label, measures in best.scores["classes"].items()}
+        keep_thresholds(classifier.config, separator, thresholds)
     with write_folder(start.folder / "model") as aside:
         model.save(classifier, prepared.chosen.tokenizer, aside)
 
@@ -98,7 +105,8 @@ def score_test(setting: Setting, prepared: Prepared, trained: Trained) -> Evalua
     logits = compute_logits(finished, test, setting.stop.check, devices)
     notes = overlap_notes(test.rows, trained.data)
     setting.report.note(*(note for note in notes if note not in setting.report.progress.notes))
-    evaluation = evaluation_of(start.run_id, TEST, test, logits, notes, setting.stop.check)
+    decision = stored_decision(finished.folder, trained.data.labels)
+    evaluation = evaluation_of(start.run_id, TEST, test, logits, notes, setting.stop.check, decision)
     keep_evaluation(start.folder, evaluation)
     return evaluation
 

@@ -27,7 +27,15 @@ from ..base.place import place_of
 from ..base.tables import Records, Table
 from . import model, predict
 from .account import stored_account
-from .answers import Mistakes, Predictions, predictions_of, predictions_of_many, texts_of_cells
+from gpuml.training.answers import (
+    Mistakes,
+    Predictions,
+    predictions_of,
+    predictions_of_many,
+    texts_of_cells,
+    wrong_rows,
+)
+from .decision import Decision, stored_decision
 from .evaluated import Evaluation, kept_evaluations
 from .inputs import as_files, as_output, as_texts
 from .kept_state import STATE, load_state
@@ -124,6 +132,11 @@ class Run(RunFolder):
     "A finished run: metrics, predictions, mistakes, the model; shows itself as a report"
 
     @cached_property
+    def decision(self) -> Decision:
+        "How the model's logits become labels: `decision.thresholds` where a text may have several"
+        return stored_decision(self.model_folder, self.labels)
+
+    @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         return model.load_classifier(self.model_folder), model.load_tokenizer(self.model_folder)
 
@@ -135,8 +148,8 @@ class Run(RunFolder):
         rows, longest = as_texts(texts), self.config.data.max_length
         devices = devices_for(expected_tokens(sum(map(len, rows)), len(rows), longest))
         if devices.processes > 1:
-            return predictions_of_many(rows, finished_model(self), devices, longest, self.labels)
-        return predictions_of(rows, *self._loaded, longest, self.labels)
+            return predictions_of_many(rows, finished_model(self), devices, longest, self.labels, self.decision)
+        return predictions_of(rows, *self._loaded, longest, self.labels, self.decision)
 
     def predict_file(
         self,
@@ -154,8 +167,8 @@ class Run(RunFolder):
     def mistakes(
         self,
         limit: int = 10,
-        label: str | None = None,  # only rows that are labelled so
-        predicted: str | None = None,  # only rows that are predicted to be this
+        label: str | None = None,  # only rows that are labelled so; of several labels, rows where this one is missing
+        predicted: str | None = None,  # only rows that are predicted to be this; of several, where this one is too many
     ) -> Mistakes:
         "The most confident errors on the validation data, surest first; raises `GpumlError` where there is no such class"
         cell = {name: v for name, v in (("label", label), ("predicted", predicted)) if v is not None}
@@ -163,8 +176,7 @@ class Run(RunFolder):
             if value not in self.labels:
                 raise GpumlError(f"{name}: '{value}' is none of the classes{suggestion(value, self.labels)}")
         with open(self.folder / "predictions.csv", newline="", encoding="utf-8") as f:
-            rows = (row for row in csv.DictReader(f) if row["label"] != row["predicted"])
-            wrong = [row for row in rows if all(row[name] == value for name, value in cell.items())]
+            wrong = wrong_rows(csv.DictReader(f), cell, self.config.data.label_separator)
         return Mistakes(sorted(wrong, key=lambda row: -float(row["probability"]))[:limit])
 
     def confused_texts(self) -> Texts:
@@ -172,7 +184,7 @@ class Run(RunFolder):
         file = self.folder / "predictions.csv"
         if not file.exists() or file.stat().st_size > MOST_BYTES:
             return {}
-        return texts_of_cells(self.mistakes(sys.maxsize))
+        return texts_of_cells(self.mistakes(sys.maxsize), self.config.data.label_separator)
 
     def classes(self) -> ClassTable:
         "Precision, recall and F1 of every class, and how many rows it has"

@@ -26,7 +26,7 @@ from .account import ACCOUNT
 from .ledger_files import READERS
 from .record import RECORD
 from .run_row import CERTIFICATE, FINISHED, NOTE, RUNNING, RunRow, row_of
-from .score_table import SHOWN, Score
+from .score_table import SHOWN, Score, shown
 
 # %% ../../nbs/training/78_run_list.ipynb #5d28574d
 _TEXTS = ("run", "state", "note", "sweep")  # by their letters
@@ -223,18 +223,17 @@ def runs_csv(
     "The rows as CSV, with every key of the config in which they differ"
     keys = differing(rows)
     names = ("run", "place", "state", "reason", "note", "ended_utc", "updates")
-    heads = [*names, "gpus", "gpu_seconds", *_SCORE_COLUMNS, "mlflow", *keys]
-    return as_csv([heads, *(_csv_row(row, keys) for row in rows)])
+    scores = shown(*(row.scores for row in rows))
+    columns = [*(score.key for score in scores), *map(test_column, scores)]
+    heads = [*names, "gpus", "gpu_seconds", *columns, "mlflow", *keys]
+    return as_csv([heads, *(_csv_row(row, columns, keys) for row in rows)])
 
 
-_SCORE_COLUMNS = (*(score.key for score in SHOWN), *map(test_column, SHOWN))
-
-
-def _csv_row(row: RunRow, keys: list[str]) -> list[object]:
+def _csv_row(row: RunRow, columns: list[str], keys: list[str]) -> list[object]:
     "The fields of a row"
     first = [row.run, row.place, row.state, row.reason, row.note, row.time, row.updates]
     held = None if row.held is None else round(row.held / 1000, 3)
-    scores = [value_of(row, column) for column in _SCORE_COLUMNS]
+    scores = [value_of(row, column) for column in columns]
     return [*first, row.gpus, held, *scores, row.url, *(row.config.get(key) for key in keys)]
 
 # %% ../../nbs/training/78_run_list.ipynb #1a121fb0

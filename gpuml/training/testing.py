@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..base.errors import GpumlError, OutputError
+from ..base.errors import ConfigError, GpumlError, OutputError
 from ..base.storage import Storage
 from ..data import reading
 from ..data.dataset import Data
 from ..data.frames import frame_of, keep_frame
 from ..data.testset import Testset, overlap_notes, read_testset
 from . import model
+from .decision import stored_decision
 from .evaluated import Evaluation, evaluation_of, free_name, keep_evaluation
 from .evaluation_files import EVALUATIONS, metric_values
 from .failure import DAMAGED, naming
@@ -92,7 +93,8 @@ def evaluate_run(
             report.now("evaluating")
             logits = compute_logits(finished_model(run), test, stop.check, devices)
             chosen = free_name(run.folder, name or Path(test.files[0]).stem, test.fingerprint)
-            evaluation = evaluation_of(run.id, chosen, test, logits, notes, stop.check)
+            decision = stored_decision(run.model_folder, run.labels)
+            evaluation = evaluation_of(run.id, chosen, test, logits, notes, stop.check, decision)
             report.note(*_keep(run, evaluation))
         except BaseException as e:
             report.now("stopped" if is_stop(e) else "failed")
@@ -103,7 +105,10 @@ def evaluate_run(
 
 def _read(run: Any, source: Any, overrides: tuple[str, ...], asides: dict[str, Callable[..., Any]]) -> Testset:
     "The rows to score, with tokens"
-    config = reading_config(run, overrides, ("data.label",))
+    config = reading_config(run, overrides, ("data.label", "data.label_separator"))
+    if (config.data.label_separator is None) != (run.config.data.label_separator is None):
+        trained = "one label a text" if run.config.data.label_separator is None else "several labels a text"
+        raise ConfigError(f"data.label_separator: {run.id} was trained with {trained}, and is evaluated so")
     paths = str(keep_frame(source, config)) if frame_of(source) else as_files(source)
     tokenizer = model.load_tokenizer(run.model_folder)
     length = min(config.data.max_length, model.token_limit(model.load_config(run.model_folder), tokenizer))

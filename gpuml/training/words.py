@@ -7,7 +7,7 @@ __all__ = ['duration', 'time_left', 'scores_text', 'facts', 'line_facts']
 
 # %% ../../nbs/training/16_words.ipynb #3617b555
 from .headway import Headway
-from .score_table import SHOWN
+from .score_table import shown
 
 # %% ../../nbs/training/16_words.ipynb #bb2778ec
 def duration(
@@ -32,8 +32,8 @@ def scores_text(
 ) -> str:
     "The scores of the latest evaluation of which more is better; empty where there was none"
     values = headway.evaluation or {}
-    scores = [s for s in SHOWN if s.more_is_better and (s.key in values or not headway.own_loop)]
-    return ", ".join(f"{s.title} {s.text(values)}" for s in scores) if values else ""
+    scores = [s for s in shown(values) if s.more_is_better and (s.key in values or not headway.own_loop)]
+    return ", ".join(f"{s.name(values)} {s.text(values)}" for s in scores) if values else ""
 
 # %% ../../nbs/training/16_words.ipynb #a95839bc
 _PHASES = {"data": "reading data", "model": "loading the model", "cells": ""}  # the others are called as they are

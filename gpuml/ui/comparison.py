@@ -23,7 +23,7 @@ from ..base.tables import Entry, Table
 from ..training.results import Run
 from ..training.run_list import LATEST, read_output, sort_rows
 from ..training.run_row import RunRow
-from ..training.score_table import LOSS, MAIN, SHOWN
+from ..training.score_table import LOSS, MAIN, shown
 from .lines import value_text
 from .metrics import MetricsFile
 from .run_columns import written
@@ -68,7 +68,7 @@ class Comparison:
             if len({repr(c[k]) for c in configs}) > 1
         ]
         results = [scores_of(folder) for folder in self.folders]
-        titles = {score.key: score.title for score in SHOWN} | {"updates": "updates", "seconds": "seconds"}
+        titles = {score.key: score.title for score in shown(*results)} | {"updates": "updates", "seconds": "seconds"}
         for key, title in titles.items():
             rows.append((title, *(f"{f[key]:,.4g}" if key in f else "" for f in results)))
         return rows

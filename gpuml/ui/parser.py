@@ -145,11 +145,13 @@ _EVALUATED = """it prints, keeps in the run's folder, and records in MLflow:
   accuracy, macro-F1, loss   each with an interval of 95 % (percentile bootstrap, 1,000 draws, the same each time)
   calibration error          expected, over 15 bins of the answers' probabilities
   by class                   precision, recall, F1
+  of several labels a text   exact match in place of accuracy, micro-F1 as well; calibration of all labels of all texts
 
 Texts that the run was trained on are counted, and said. A label that the model does not have is a malformed row.
 
 keys:
   data.text, data.label, data.delimiter   as the run has them, unless they are set
+  data.label_separator                    that of this input, where the run has several labels a text
   data.on_bad_row=skip                    leave malformed rows out; by default they are refused
   data.endpoint, data.cache               S3 server; folder for prepared data
 

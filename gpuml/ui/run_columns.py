@@ -12,7 +12,7 @@ from decimal import Decimal
 
 from ..training.run_list import differing, score_column, test_column, value_of
 from ..training.run_row import FINISHED, RunRow
-from ..training.score_table import MAIN, SHOWN, as_text
+from ..training.score_table import MAIN, as_text, shown
 
 # %% ../../nbs/ui/33_run_columns.ipynb #df5f5ec5
 def held_text(
@@ -68,7 +68,7 @@ def run_columns(
     tails = [key.rpartition(".")[2] for key in keys]
     titles = [key if tails.count(tail) > 1 else tail for key, tail in zip(keys, tails, strict=True)]
     own = [RunColumn(key, title, _is_number(rows, key)) for key, title in zip(keys, titles, strict=True)]
-    scores = [RunColumn(score.key, score.short or score.title, True) for score in SHOWN]
+    scores = [RunColumn(score.key, score.short or score.title, True) for score in shown(*(row.scores for row in rows))]
     if any(row.test_scores for row in rows):
         scores.append(RunColumn(test_column(MAIN), f"test {MAIN.title}", True))
     words = [RunColumn(key, key) for key in ("note", "sweep") if any(value_of(row, key) for row in rows)]

@@ -59,8 +59,10 @@ class Texts(BaseModel):
 class Prediction(BaseModel):
     "What the model says of a text"
 
-    label: str
-    probability: float = Field(description="of the label")
+    label: str = Field(
+        description="where a text may have several, all of them with the separator between; may be empty"
+    )
+    probability: float = Field(description="of the label; of several, that a text has just these")
     probabilities: dict[str, float] = Field(description="of every class")
 
 # %% ../../nbs/ui/73_web.ipynb #362bf49c
@@ -78,8 +80,9 @@ def answer_of(
     "The predictions with six digits, as the table of `gpuml predict` has them"
     rows = [[round(p, 6) for p in row] for row in predictions.probabilities.tolist()]
     shares = [dict(zip(predictions.classes, row, strict=True)) for row in rows]
-    labelled = zip(predictions.labels, shares, strict=True)
-    return Answer(run=run, predictions=[Prediction(label=c, probability=p[c], probabilities=p) for c, p in labelled])
+    answers = zip(predictions, shares, strict=True)
+    listed = [Prediction(label=label, probability=round(p, 6), probabilities=every) for (label, p), every in answers]
+    return Answer(run=run, predictions=listed)
 
 # %% ../../nbs/ui/73_web.ipynb #05b3eaca
 class Health(BaseModel):
@@ -97,7 +100,7 @@ def health_of(
     "A run's labels and scores; what is undefined is left out"
     evaluations = {"": run.metrics, **{f"{e.name} ": e.scores for e in run.evaluations}}
     scores = {
-        prefix + ((score.short or score.title) if prefix else score.title): values[score.key]
+        prefix + score.name(values, short=bool(prefix)): values[score.key]
         for prefix, values in evaluations.items()
         for score in SHOWN
         if values.get(score.key) is not None and math.isfinite(values[score.key])
