@@ -13,12 +13,15 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from gpuml.base.errors import ClusterError
+from gpuml.base.grid import grid_of
 from gpuml.cluster.answers import Answer
 from gpuml.cluster.api import Api
 from gpuml.cluster.logs import Position, print_log, read_log
 from gpuml.cluster.objects import JobAddress
 from gpuml.cluster.remote import ClusterJob
+from gpuml.cluster.sweep_jobs import prepare_sweep
 from gpuml.cluster.watch import Watch
+from tests.conftest import OFFLINE, ROOT
 from tests.waiting import until
 
 LOGIN = b"<!DOCTYPE html><html><head><title>Sign in &middot; Example</title></head><body>Please log in</body></html>"
@@ -286,3 +289,23 @@ def test_a_job_is_cancelled_while_storage_does_not_answer(connect, monkeypatch):
         job = ClusterJob("prod-1", "s3://models/prod-1", s3.url, {}, "", connect(api_server), "gpuml-prod")
         job.cancel()
     assert written == [("/models/prod-1/cancelled.json", True)]
+
+
+def test_the_jobs_of_a_sweep_are_checked_against_one_reading_of_the_cluster(connect, project):
+    "However many there are; a trial of each one's manifest is its own"
+    notebook = project / "train.ipynb"
+    notebook.write_text((ROOT / "nbs" / "train.ipynb").read_text())
+
+    def cluster(request):
+        if request.path.endswith("accessreviews"):
+            body = {"kind": "SelfSubjectAccessReview", "status": {"allowed": True}}
+            return request.send(200, "application/json", json.dumps(body).encode())
+        return request.send_object("List", items=[], value=1)
+
+    choices = grid_of(["train.seed=0,1,2", f"model.name={OFFLINE}", "compute.image=registry.example.com/a:1"])
+    with Server(cluster) as server:
+        connect(server)
+        ready = prepare_sweep("dev", choices, notebook, {})
+    asked = [path.partition("?")[0] for path in server.asked]
+    assert len(ready.planned) == 3 and asked.count("/api/v1/nodes") == asked.count("/version") == 1, asked
+    assert len([path for path in server.asked if "dryRun" in path]) == 3
