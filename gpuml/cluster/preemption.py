@@ -159,7 +159,16 @@ def best(
     "Those that kube-scheduler may choose: of more than 100 nodes it looks at a part that begins anywhere, at least 100 and a tenth"
     if not candidates:
         return []
+    worst: dict[str, tuple[float, ...]] = {}  # of the ways to clear a node the scheduler knows one, whichever that is
+    for candidate in candidates:
+        worst[candidate.node] = max(worst.get(candidate.node, candidate.rank), candidate.rank)
     sample = min(potential, max(100, potential // 10))
-    ranks = [candidate.rank for candidate in candidates]
-    worst = sorted(ranks)[max(0, len(ranks) - sample)] if potential > sample else min(ranks)
-    return [candidate for candidate, rank in zip(candidates, ranks, strict=True) if rank <= worst]
+    ranks = sorted(worst.values())
+    first = max(0, len(ranks) - sample) if potential > sample else 0
+
+    def limit(own: tuple[float, ...]) -> tuple[float, ...]:
+        "The rank that the best of the other nodes may have, and has at the most"
+        number = first + (own <= ranks[first])
+        return ranks[number] if number < len(ranks) else own
+
+    return [candidate for candidate in candidates if candidate.rank <= limit(worst[candidate.node])]
