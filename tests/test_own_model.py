@@ -148,3 +148,15 @@ def test_a_notebook_trains_it_in_a_job(project):
     assert ended.returncode == 0, ended.stderr
     assert len(Path("out.csv").read_text().splitlines()) == 25
     assert np.isfinite(run.metrics["loss"])
+
+
+def test_it_is_exported_to_onnx(project):
+    pytest.importorskip("onnxscript")
+    from gpuml.training.onnx_file import export_onnx
+
+    run = fit(load("dev", [*QUICK, "train.epochs=1"]), model=cell()["make_model"])
+    exported = export_onnx(run, project / "onnx")
+    assert json.loads((project / "onnx" / "config.json").read_text())["id2label"] == dict(
+        zip(("0", "1"), run.labels, strict=True)
+    )
+    assert exported
