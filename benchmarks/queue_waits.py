@@ -14,9 +14,10 @@ the pods of a job of more than 8 GPUs take nodes one by one), written down here 
 wait is forecast from what was known when it came: `--jobs` of each cluster. Who waits is what `plan` would say; of the product it
 runs `durations`, `simulation` and `calibration`.
 
-Known of durations, in rows: *all*: within 10 % of those that run and those that wait, as gpuml has it of runs that say how far
-they are, and of configs that ran before; *running*: only of those that run; *none*: nothing but how long earlier jobs took. The
-trace's durations, with a factor of 10 % that the forecast does not know, stand in for what gpuml knows. Each row's intervals are
+Known of durations, in rows: *exact*: all to the second, which nobody knows: what is missed is due to who comes later; *all*: within
+10 % of those that run and those that wait, as gpuml has it of runs that say how far they are, and of configs that ran before;
+*running*: only of those that run; *none*: nothing but how long earlier jobs took. The trace's durations, with a factor of 10 % that
+the forecast does not know, stand in for what gpuml knows. Each row's intervals are
 corrected by the cluster's own waits that were over when the job came; of a cluster's first 30 nothing is counted.
 
 Two baselines, forecast in the same run: jobs before it × mean duration / GPUs (with the same correction for its interval), and a
@@ -47,7 +48,7 @@ from gpuml.cluster.durations import Durations, recent_durations  # noqa: E402
 from gpuml.cluster.simulation import Scene, simulate  # noqa: E402
 
 NODE = 8  # GPUs
-ROWS = ("all", "running", "none", "position × mean", "user limits")
+ROWS = ("exact", "all", "running", "none", "position × mean", "user limits")
 LIMITS = np.array([1, 4, 12, 24, 48, 168, 336, 672, 1344, 2688]) * 3600.0
 
 
@@ -200,6 +201,8 @@ class Look:
         whole = recent_durations(self.log, waits + self.coming, draws, rng)
         if row == "all":
             whole[:, :waits] = _about(self.whole, draws, rng)
+        if row == "exact":
+            left, whole[:, :waits] = np.repeat(self.left[None], draws, 0), self.whole
         if row == "user limits":
             draws, arrivals = 1, None
             limits = LIMITS[np.searchsorted(LIMITS, self.left + self.elapsed).clip(max=len(LIMITS) - 1)]
