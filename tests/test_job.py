@@ -29,7 +29,11 @@ EVERYTHING = [
 SEVERAL = ["compute.nodes=2", "compute.gpus=8", "compute.topology=cloud.provider.com/rack", "compute.queue=research"]
 CLAIMED = ["compute.device_class=gpu.nvidia.com", "compute.gpus=2"]
 SOURCE = Source(
-    "0f2a9c11d4e5aa01", "s3://models/production/.bundles/0f2a9c11d4e5aa01.tar.gz", "nbs/train.ipynb", "Ada L.", "c0ffee"
+    "0f2a9c11d4e5aa01",
+    "s3://models/production/.bundles/0f2a9c11d4e5aa01.tar.gz",
+    "nbs/train.ipynb",
+    "Ada L.",
+    commit="c0ffee",
 )
 
 
