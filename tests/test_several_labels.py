@@ -15,7 +15,6 @@ from gpuml.base.loading import load
 from gpuml.data import reading
 from gpuml.data.frames import with_frame
 from gpuml.training.fit import fit
-from gpuml.training.results import load_run
 from tests.conftest import runs_in
 
 SEVERAL = ["data.label_separator=|", "data.validation_fraction=0.25"]
@@ -267,4 +266,33 @@ def test_what_does_not_fit_together():
         config(order="early", labels=["a", "b"])
     with pytest.raises(ValueError, match="micro_f1 is the accuracy"):
         Config(data={"train": "a.csv"}, train={"best_metric": "micro_f1"})
-    assert load_run  # what a saved notebook has
+
+
+def test_windows_and_rows_without_padding_train_the_same(sets, store):
+    "The other orders and shapes take sets as they take classes"
+    options = [*SEVERAL, "train.epochs=1", "model.dropout=0"]
+    padded = fit(load("dev", [*options, "train.rows=padded"]))
+    packed = fit(load("dev", [*options, "train.rows=packed"]))
+    assert packed.metrics["curve"][-1][1] == pytest.approx(padded.metrics["curve"][-1][1], abs=1e-4)
+    windows = fit(load("dev", [*options, "data.order=windows"]))
+    assert windows.metrics["updates"] == padded.metrics["updates"]
+
+
+def test_a_server_says_sets(run):
+    from gpuml.ui.web import answer_of, health_of
+
+    texts = ["invoice card charged my", "my"]
+    predicted = run.predict(texts)
+    answers = answer_of(run.id, predicted).predictions
+    assert [(a.label, a.probability) for a in answers] == [(label, round(p, 6)) for label, p in predicted]
+    assert {"exact match", "macro-F1", "micro-F1", "validation loss"} == health_of(run).scores.keys()
+
+
+def test_own_models_and_scores_are_refused(sets, store):
+    "They are given one class a text"
+    with pytest.raises(ConfigError, match="takes texts with one label each"):
+        fit(load("dev", SEVERAL), metrics=own_scores)
+
+
+def own_scores(labels, probabilities):
+    return {"share": float(np.mean(probabilities))}
