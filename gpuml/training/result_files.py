@@ -28,6 +28,7 @@ from .evaluated import Evaluation, evaluation_of, keep_evaluation, proof_of
 from .evaluation_files import TEST
 from .label_config import keep_thresholds
 from .label_scores import tuned_note
+from .model_card import Described, model_card
 from .prediction_file import prediction_csv
 from .predictors import FinishedModel, devices_for
 from .prepared import Prepared
@@ -69,7 +70,11 @@ def write_results(setting: Setting, prepared: Prepared, trained: Trained) -> Non
     if trained.data.skips:
         rows = chain([("file", "line", "reason")], trained.data.skipped())
         write_file(folder / "skipped.csv", (as_csv([row]) for row in rows))
-    write_json(folder / "metrics.json", metrics(trained, report.progress.notes))
+    facts = metrics(trained, report.progress.notes)
+    write_json(folder / "metrics.json", facts)
+    own = start.recipe.model if start.recipe else ""
+    card = Described(start.run_id, start.config, trained.data, facts, prepared.chosen.precision, test, own)
+    write_file(folder / "model" / "README.md", model_card(card))
     points = [(e["step"], e["loss"]) for e in trained.evaluations]
     write_file(folder / "loss.svg", loss_curve([*enumerate(trained.losses, 1)], points, trained.planned))
     write_file(folder / "confusion.svg", confused_svg(trained.best.scores))
