@@ -58,7 +58,7 @@ def show(form, section: str):
 
 def test_a_change_gives_the_line_that_does_the_same(panel):
     form = panel.tabs["Train"].form
-    show(form, "train")["train.epochs"].value = 5
+    show(form, "train")["train.epochs"].value = "5"
     form.fields.inputs["train.schedule"].value = "cosine"
     show(form, "tracking")["tracking.log_model"].value = True
     show(form, "data")["data.train"].value = "my data"
@@ -70,15 +70,15 @@ def test_a_change_gives_the_line_that_does_the_same(panel):
         and "<td>train.epochs</td><td>2</td><td>5</td>" in form.summary.value
     )
     assert "gpuml-changed" in form.fields.inputs["train.epochs"]._dom_classes
-    form.fields.inputs["train.epochs"].value = 2  # what the file says is no change
+    form.fields.inputs["train.epochs"].value = "2"  # what the file says is no change
     assert "train.epochs" not in " ".join(form.words)
     assert "gpuml-changed" not in form.fields.inputs["train.epochs"]._dom_classes
 
 
 @pytest.mark.parametrize(
     "key, value",
-    [("train.epochs", 0), ("train.learning_rate", 0.0), ("train.early_stopping", "soon"), ("data.text", ""),
-     ("data.validation_fraction", 1.5), ("compute.memory", "much"), ("model.dropout", "1.5"), ("data.labels", "[a, a]"),
+    [("train.epochs", "0"), ("train.learning_rate", "0.0"), ("train.early_stopping", "soon"), ("data.text", ""),
+     ("data.validation_fraction", "1.5"), ("compute.memory", "much"), ("model.dropout", "1.5"), ("data.labels", "[a, a]"),
      ("compute.namespace", "Not A Name"), ("tracking.uri", "http://me:secret@host")],
 )  # fmt: skip
 def test_a_wrong_value_gives_the_sentence_of_the_line(panel, key, value):
@@ -101,6 +101,29 @@ def test_every_field_has_an_input_with_the_configs_words(panel):
         assert info.description.split("`")[0] in describe(key) and describe(key) in one.tooltip
         assert keys.parse_override(f"{key}={typed(one)}")[1] == form.fields.values[key], key
     assert form.wrong == "" and form.words == ["dev"]
+
+
+def test_several_values_are_a_sweep(panel, store):
+    tab = panel.tabs["Train"]
+    assert tab.halving.layout.display == "none"
+    inputs = show(tab.form, "train")
+    inputs["train.epochs"].value = "1"
+    inputs["train.seed"].value = "0, 1"
+    assert tab.start.description == "Train 2 runs" and tab.halving.layout.display == ""
+    assert "sweep = %gpu_train dev train.epochs=1 train.seed=0,1" in tab.form.summary.value
+    assert "<td>train.seed</td><td>42</td><td>0, 1</td>" in tab.form.summary.value
+    tab.halving.value = True
+    tab.start.click()
+    assert "--halving: compares runs before their end" in tab.view.value  # of one epoch there is no half
+    inputs["train.seed"].value = "0, x"
+    assert tab.start.disabled and "train.seed=x" in tab.form.wrong and tab.start.description == "Train"
+    inputs["train.seed"].value = "0,1"
+    tab.start.click()
+    until(lambda: "its best run is" in tab.view.value)
+    name = tab.training.sweep
+    assert f"sweep = %gpu_runs {name}" in tab.view.value and "✓ done" in tab.view.value
+    assert {run.info.run_name for run in runs_in(store)} == {name, f"{name}-1-seed-0", f"{name}-2-seed-1"}
+    until(lambda: not tab.start.disabled)
 
 
 def test_files_and_columns_can_be_chosen(panel, project):
@@ -157,7 +180,7 @@ def test_save_as_keeps_comments(panel, project):
     dev.write_text(dev.read_text().replace("epochs: 2", "epochs: 2  # enough for the sample") + "\n# the end\n")
     form = panel.tabs["Train"].form
     form.pick()
-    show(form, "train")["train.epochs"].value = 7
+    show(form, "train")["train.epochs"].value = "7"
     show(form, "model")["model.dropout"].value = "0"
     form.saving.name.value = "long"
     form.saving.button.click()
@@ -198,7 +221,7 @@ def test_a_broken_config_says_why(panel, project):
 @pytest.mark.parametrize("model", [OFFLINE])  # whose updates take as long as a user's, so that its curve is as long
 def test_train_stop_and_resume(panel, store):
     tab = panel.tabs["Train"]
-    show(tab.form, "train")["train.epochs"].value = 400
+    show(tab.form, "train")["train.epochs"].value = "400"
     tab.start.click()
     assert tab.start.disabled and not tab.stop.disabled
     until(lambda: "aria-label='loss'" in tab.view.value and "left" in tab.view.value)
@@ -218,7 +241,7 @@ def test_train_stop_and_resume(panel, store):
     (run,) = runs_in(store)
     assert run.info.status == "KILLED"
     stopped = tab.training.headway.update
-    show(tab.form, "train")["train.epochs"].value = 300
+    show(tab.form, "train")["train.epochs"].value = "300"
     tab.resume.click()
     until(lambda: "was started with another config" in tab.view.value)
     assert "starting" not in tab.view.value and "<progress" not in tab.view.value

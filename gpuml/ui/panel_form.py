@@ -6,13 +6,16 @@
 __all__ = ['dev_config', 'differences', 'SaveAs', 'checked', 'complaints_html', 'Form', 'FormTab']
 
 # %% ../../nbs/ui/44_panel_form.ipynb #a0697f09
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ConfigError
+from ..base.grid import grid_of, load_grid
 from ..base.keys import diff, flat
 from ..base.loading import config_names, load, save_as
 from ..base.tables import Table, as_html
@@ -29,12 +32,15 @@ def dev_config() -> Config | None:
 
 # %% ../../nbs/ui/44_panel_form.ipynb #fcba9e6e
 def differences(
-    config: Config,
+    config: Config,  # of a sweep the first
+    choices: Mapping[str, Sequence[str]] = MappingProxyType({}),  # of a sweep: the values by key
 ) -> str:
     "What differs from dev, as a table"
     if (dev := dev_config()) is None:
         return ""
-    changes = diff(dev, config)
+    values = flat(dev)
+    changes = [row for row in diff(dev, config) if row[0] not in choices]
+    changes += [(key, values[key], ", ".join(texts)) for key, texts in choices.items()]
     if not changes:
         return "<div class='gpuml-note'>no differences from dev</div>"
     cells = [(key, value_text(a), value_text(b)) for key, a, b in changes]
@@ -66,10 +72,11 @@ class SaveAs:
 def checked(
     name: str,  # of a config
     overrides: list[str],
+    several: bool = False,  # whether keys may have several values
 ) -> tuple[Config | None, str]:
-    "The config of a line, or the sentences that say what is wrong with it"
+    "The config of a line, of a sweep the first; or the sentences that say what is wrong with it"
     try:
-        return load(name, overrides), ""
+        return (load_grid(name, grid_of(overrides))[0] if several else load(name, overrides)), ""
     except ConfigError as e:
         return None, str(e)
 
@@ -88,6 +95,7 @@ class Form:
         self,
         name: str,  # of the config
         magic: str,  # `run = %gpu_train`
+        several: bool = False,  # whether a field may have several values: a sweep
     ):
         import ipywidgets as w
 
@@ -96,7 +104,8 @@ class Form:
         self.changed: Callable[[], None] = lambda: None  # called after each change
         names = config_names()
         self.name = w.Dropdown(options=names, value=name if name in names else None, description="config")
-        self.fields, self.summary = Fields(self.check), w.HTML()
+        self._several, self.choices = several, {}
+        self.fields, self.summary = Fields(self.check, several), w.HTML()
         self.saving = SaveAs(lambda new: save_as(new, self.name.value, self.overrides), self.go_on)
         self.view = w.VBox([self.fields.section, self.fields.box, self.summary, self.saving.view])
         self.name.observe(lambda _: self.pick(), "value")
@@ -112,6 +121,11 @@ class Form:
         "What was changed"
         return [f"{key}={text}" for key, text in self.fields.changes.items()]
 
+    @property
+    def runs(self) -> int:
+        "How many runs the line has"
+        return math.prod(map(len, self.choices.values()))
+
     def pick(self) -> None:
         "Begin with the values of the file"
         try:
@@ -122,7 +136,8 @@ class Form:
 
     def check(self) -> None:
         "See what the line is worth"
-        self.config, self.wrong = checked(self.words[0], self.overrides)
+        self.config, self.wrong = checked(self.words[0], self.overrides, self._several)
+        self.choices = grid_of(self.overrides).choices if self._several and self.config else {}
         self.fields.mark(self.wrong)
         self.fields.offer(self.config)
         self.saving.button.disabled = self.config is None
@@ -131,8 +146,9 @@ class Form:
 
     def html(self) -> str:
         "What is wrong, the line, and what differs from dev"
-        line = copyable(magic_line([self.magic, *self.words]), "the same as a line for a cell")
-        return complaints_html(self.wrong) + line + (differences(self.config) if self.config else "")
+        magic = self.magic.replace("run", "sweep") if self.choices else self.magic
+        line = copyable(magic_line([magic, *self.words]), "the same as a line for a cell")
+        return complaints_html(self.wrong) + line + (differences(self.config, self.choices) if self.config else "")
 
     def go_on(self, name: str) -> None:
         "Pick a config that is new"

@@ -14,16 +14,19 @@ from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import GpumlError
-from ..base.line import parse_words
-from ..base.loading import load
+from ..base.grid import grid_of
+from ..base.loading import load, load_all
 from ..base.tables import as_html
 from ..training.headway import Headway
 from ..training.results import load_run
+from ..training.sweep import latest_sweep
+from ..training.sweep_rows import find_sweep
 from ..training.words import facts
-from .beside import Training, find_training, start_training
+from .beside import HALVING, Training, find_training, line_of, start_training
 from .metrics import MetricsFile, charts
 from .panel_form import Form, FormTab
 from .panel_parts import Threads, copyable, show_in, trying
+from .sweep_table import SweepTable
 
 # %% ../../nbs/ui/46_panel_train.ipynb #d28c8b46
 def head_html(
@@ -45,8 +48,8 @@ def _run_folder(words: list[str], run: str) -> Path:
     "Where a run of that line is kept on this machine"
     from gpuml.training.runs import output_folder
 
-    name, overrides, _ = parse_words(words)
-    return output_folder(load(name, overrides)) / run
+    line, _ = line_of(words)
+    return output_folder(load(line.config, grid_of(line.overrides).fixed)) / run
 
 
 def training_html(
@@ -63,7 +66,9 @@ def training_html(
     with suppress(GpumlError):  # its config was changed meanwhile
         if p.run and not (metrics and metrics.path.parent.name == p.run):
             metrics = training.metrics = MetricsFile(_run_folder(training.words, p.run) / "metrics.jsonl")
-        if p.phase == "done":
+        if training.sweep:
+            return _sweep_html(training.sweep)
+        if p.phase == "done" and not p.sweep:
             return _report_html(p.run, metrics.path.parent)
     if metrics:
         parts.append(f"<div class='gpuml-charts'>{charts(metrics.read(), p.updates)}</div>")
@@ -71,6 +76,13 @@ def training_html(
         kind = "note" if p.phase == "stopped" else "bad"
         parts.append(f"<div class='gpuml-{kind}' role='alert'>{as_html(error)}</div>")
     return "".join(parts)
+
+
+def _sweep_html(name: str) -> str:
+    "The table of a sweep that is over, and the line that shows it again"
+    file = find_sweep(name, load_all())
+    table = SweepTable(file)._repr_html_() if file else ""
+    return f"<div role='status'>✓ done</div>{copyable(f'sweep = %gpu_runs {name}', 'the sweep in a cell')}{table}"
 
 
 def _report_html(run: str, folder: Path) -> str:
@@ -86,6 +98,8 @@ def has_open_run(
     "Whether a run of the config may be gone on with, as far as files here say; true where its output is on S3"
     output = config.output_place.local
     if output is None:
+        return True
+    if latest_sweep(config):
         return True
     named = re.compile(rf"{re.escape(config.name)}-\d{{8}}-\d{{6}}-\w+")
     runs = [file.parent for file in output.glob("*/tracking.json") if named.fullmatch(file.parent.name)]
@@ -124,10 +138,10 @@ def end_html(training: Training) -> str:
     sentence = f"{p.run or 'the training'} {ending}{reason}"
     return f"<span data-gpuml-end='{escape(sentence)}'></span>"
 
-# %% ../../nbs/ui/46_panel_train.ipynb #71331f3c
+# %% ../../nbs/ui/46_panel_train.ipynb #397e36b1
 LOOK_SECONDS = 0.5  # between two looks at a training
 
-
+# %% ../../nbs/ui/46_panel_train.ipynb #71331f3c
 class TrainTab(FormTab):
     "Train with a config, watch it, stop it, go on"
 
@@ -138,18 +152,23 @@ class TrainTab(FormTab):
         self.training = find_training()
         self.start = w.Button(description="Train", button_style="primary", tooltip="train in a process of its own")
         self.stop = w.Button(description="Stop", tooltip="save a checkpoint and end")
-        self.resume = w.Button(
-            description="Resume", tooltip="go on with the latest run that was interrupted, with its own values"
-        )
+        self.resume = w.Button(description="Resume", tooltip="go on with what was interrupted last")
         self.view, self.bell = w.HTML(), w.HTML()
-        self.form = Form("dev", "run = %gpu_train")
+        self.halving = w.Checkbox(False, description="leave out the worse half early", indent=False)
+        self.form = Form("dev", "run = %gpu_train", several=True)
         self.form.changed = self.buttons
-        top = w.HBox([self.form.name, self.start, self.stop, self.resume, self.bell])
+        self.halving.observe(lambda _: self.halve(), "value")
+        top = w.HBox([self.form.name, self.start, self.stop, self.resume, self.halving, self.bell])
         self.box = w.VBox([top, self.view, self.form.view])
         self.start.on_click(lambda _: self.begin([]))
         self.resume.on_click(lambda _: self.begin(["--resume"]))
         self.stop.on_click(lambda _: self.end())
         trying(self.view, self.watch)
+
+    def halve(self) -> None:
+        "Have the line say whether the worse half of a sweep is left out early"
+        self.form.options = [HALVING] * (self.halving.value and bool(self.form.choices))
+        self.form.check()
 
     def begin(self, options: list[str]) -> None:
         "Start the training that the form describes"
@@ -182,6 +201,11 @@ class TrainTab(FormTab):
     def buttons(self) -> None:
         "What can be done now"
         alive = bool(self.training and self.training.alive())
+        runs = self.form.runs
+        self.start.description = f"Train {runs} runs" if runs > 1 else "Train"
+        self.halving.layout.display = "" if runs > 1 else "none"
+        if self.halving.value and runs == 1:
+            self.halving.value = False
         self.start.disabled = alive or self.form.config is None
         self.resume.disabled = self.start.disabled or not has_open_run(self.form.config)
         self.stop.disabled = not alive or self.training.stopping

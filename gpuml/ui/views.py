@@ -75,6 +75,10 @@ class FileView:
         self._notes = progress.notes
         self._file.write(self._headway, notes=self._notes)
 
+    def end_sweep(self, sweep: str) -> None:
+        "That the sweep of this id is over"
+        self._file.write(self._headway, notes=self._notes, ended_sweep=sweep)
+
     def error(self, text: str) -> None:
         "Why it ended before its end"
         self._file.write(self._headway, notes=self._notes, error=text)
