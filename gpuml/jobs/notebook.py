@@ -91,11 +91,13 @@ def trainings(
 def own_loops(
     tree: ast.Module,  # of a cell
 ) -> Iterator[ast.Call]:
-    "Yield every `gpuml.job(…)`: where code of the notebook's own trains"
+    "Yield every `gpuml.job(…)`, or `with job(…)` of who imports it: where code of the notebook's own trains"
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name("gpuml"), attr="job")):
                 yield node
+            case ast.withitem(context_expr=ast.Call(func=ast.Name("job")) as call):
+                yield call
 
 
 def trains(
