@@ -1,7 +1,6 @@
 "A model and scores of a notebook's own: trained, stopped, continued, shared, saved and loaded as any other"
 
 import json
-import linecache
 from pathlib import Path
 
 import numpy as np
@@ -14,45 +13,10 @@ from gpuml.train import load_run
 from gpuml.training.fit import fit
 from gpuml.training.setting import Limits
 from tests.conftest import gpuml, runs_in
+from tests.own_code import CELL, cell
 from tests.test_run import PARAMETERS, write_notebook
 
-CELL = """\
-import torch
-from torch import nn
-
-WIDTH = 16
-
-
-class Bag(nn.Module):
-    "The mean of the words, which one layer looks at"
-
-    def __init__(self, words, classes):
-        super().__init__()
-        self.words = nn.Embedding(words, WIDTH)
-        self.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(WIDTH, classes))
-
-    def forward(self, ids, mask):
-        return self.head((self.words(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
-
-
-def make_model(config, labels, tokenizer):
-    return Bag(len(tokenizer), len(labels))
-
-
-def scores(labels, probabilities, classes):
-    return {"sure": float(probabilities.max(1).mean()), "classes-seen": len(classes)}
-"""
 QUICK = ["train.epochs=3", "train.learning_rate=1e-2"]
-count = iter(range(1000))
-
-
-def cell(source=CELL):
-    "What a cell of a notebook defines"
-    file = f"<cell {next(count)}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
-    space = {"__name__": "__main__"}
-    exec(compile(source, file, "exec"), space)
-    return space
 
 
 def weights(run):

@@ -10,12 +10,13 @@ import ast
 import builtins
 import inspect
 import linecache
+import os
 import symtable
 import sys
 import sysconfig
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,17 +24,18 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from ..base.errors import ConfigError, ModelError
+from ..base.secrets import find_secret, secrets
 
 # %% ../../nbs/training/18_recipe.ipynb #8ed7da62
 def used_names(
     source: str,  # of a function or a class
 ) -> list[str]:
-    "The names from around it that it uses, builtins left out, in the order of the alphabet"
+    "The names from around it that it uses, in the order of the alphabet; builtins too, which a notebook may have replaced"
     top = symtable.symtable(source, "own model", "exec")
     names = {s.get_name() for s in top.get_symbols() if s.is_referenced() and not s.is_assigned()}
     for table in _inside(top):
         names |= {s.get_name() for s in table.get_symbols() if s.is_global() and s.is_referenced()}
-    return sorted(name for name in names if not hasattr(builtins, name))
+    return sorted(names)
 
 
 def _inside(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
@@ -89,7 +91,7 @@ class Parts:
         elif isinstance(value, FunctionType | type):
             self._define(name, value, getattr(value, "__globals__", around))
         elif _is_plain(value):
-            self.texts[name] = f"{name} = {value!r}"
+            self.texts[name] = f"{name} = {_literal(value)}"
         else:
             kind = type(value).__name__
             raise ConfigError(
@@ -103,7 +105,7 @@ class Parts:
         text = text_of(value, name)
         self.texts[name] = ""  # its place is behind what it uses, which may use it too
         for used in used_names(text):
-            if used in around and used != name:
+            if used in around and used != name and not _is_builtin(used, around[used]):
                 self.add(used, around[used], name, around)
         del self.texts[name]
         self.texts[name] = text
@@ -125,6 +127,27 @@ def _mark_of(module: ModuleType) -> str:
     if not file.is_file() or any(file.is_relative_to(folder) for folder in installed):
         return ""
     return f"  # sha256 {sha256(file.read_bytes()).hexdigest()[:16]}"
+
+
+def _is_builtin(name: str, value: Any) -> bool:
+    "Whether a name means what it means anywhere; of IPython's own `open` too"
+    own = getattr(builtins, name, None)
+    is_ipythons = (getattr(value, "__module__", None) or "").startswith("IPython.")
+    return own is not None and (value is own or is_ipythons)
+
+
+def _literal(value: Any) -> str:
+    "A plain value's text, the same in every process: a set has no order of its own"
+    parts = [_literal(v) for v in value] if isinstance(value, list | tuple | set) else []
+    if isinstance(value, set) and value:
+        return f"{{{', '.join(sorted(parts))}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(parts)}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(parts)}{',' * (len(parts) == 1)})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_literal(k)}: {_literal(v)}' for k, v in value.items())}}}"
+    return repr(value)
 
 
 def _is_plain(value: Any) -> bool:
@@ -196,6 +219,7 @@ def problem_of(error: Exception) -> str:
 def recipe_of(
     model: Callable[..., Any] | None = None,  # `make_model(config, labels)`
     metrics: Callable[..., Any] | None = None,  # `scores(labels, probabilities)`
+    environment: Mapping[str, str] = os.environ,  # whose secrets are in no text
 ) -> Recipe | None:
     "The recipe that functions of a notebook are; none without any; raises `ConfigError`"
     parts = Parts()
@@ -207,7 +231,22 @@ def recipe_of(
         parts.add(function.__name__, function, function.__name__, function.__globals__)
     if not parts.texts:
         return None
+    _refuse_secrets(parts.texts, secrets(dict(environment)))
     imports = {name: text for name, text in parts.texts.items() if text.startswith(("import ", "from "))}
     others = [text for name, text in parts.texts.items() if name not in imports]
     blocks = ["\n".join(imports.values()), *others]
     return Recipe("\n\n\n".join(filter(None, blocks)), *(f.__name__ if f else "" for f in (model, metrics)))
+
+
+def _refuse_secrets(
+    texts: dict[str, str],  # by name
+    hidden: dict[str, str],  # by `secrets`
+) -> None:
+    "Raise `ConfigError` where a text has a secret in it, for it lies beside the run and its model"
+    for name, text in texts.items():
+        variable = next((f"the value of {place[1:-1]}" for secret, place in hidden.items() if secret in text), "")
+        if variable or find_secret(text):
+            raise ConfigError(
+                f"`{name}` has {variable or 'what looks like a secret'} in it, and its text is kept in {FILE} beside the run: "
+                "read it from os.environ inside the function"
+            )
