@@ -22,9 +22,12 @@ from .answers import Answer, ApiServer
 from .awaited import prospect_of
 from .facts import is_ours
 from .jobs import own_folders
+from .local import local_state
 from .manifest import PREFIX
 from .objects import JOBS
-from .pod import training_container
+from .pod import time_of, training_container
+from ..jobs.handle import OVER
+from ..training import attempts
 from ..training.own_job import CHILD
 
 # %% ../../nbs/cluster/54_after_check.ipynb #8563ebc6
@@ -49,12 +52,15 @@ def check_after(
             f"--after: Kueue starts the jobs of a queue in their order; leave out --after, or compute.queue={config.compute.queue}"
         )
     configs = _configs_beside(config)
-    jobs = _visible(api, [each.compute.namespace for each in configs])
     parts = [name.strip() for name in names.split(",") if name.strip()]
-    chosen = [job for name in parts for job in _named(name, jobs, configs)]
+    if not parts:
+        raise ConfigError("--after: names no job")
+    spaces = [space for name in parts if (space := name.rpartition("/")[0])]
+    jobs, hidden = _visible(api, [*(each.compute.namespace for each in configs), *spaces])
+    chosen = [job for name in parts for job in _named(name, jobs, configs) or _ended(name, jobs, configs, hidden)]
     awaited = tuple({Awaited.of(job): None for job in chosen if not Awaited.of(job).has_ended(job)})
     if not awaited:
-        return Hold((), f"{', '.join(parts) or 'nothing'} has ended already, so nothing is waited for")
+        return Hold((), f"{', '.join(parts)} has ended already, so nothing is waited for")
     bundle = manifest["metadata"]["labels"][f"{PREFIX}/bundle"]
     same = [job for job in chosen if (job["metadata"].get("labels") or {}).get(f"{PREFIX}/bundle") == bundle]
     if same and not again:
@@ -73,17 +79,19 @@ def _configs_beside(config: Config) -> list[Config]:
     return [config, *(c for c in load_all() if c.compute.context == config.compute.context)]
 
 
-def _visible(api: ApiServer, namespaces: Iterable[str]) -> list[dict[str, Any]]:
-    "The jobs of these namespaces that one may see"
-    jobs = []
+def _visible(api: ApiServer, namespaces: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    "The jobs of these namespaces, and the namespaces whose jobs one may not list"
+    jobs, hidden = [], []
     for namespace in dict.fromkeys(namespaces):
-        with suppress(Answer):
+        try:
             jobs += api.items(JOBS.format(namespace), labelSelector="app.kubernetes.io/managed-by=gpuml")
-    return [job for job in jobs if is_ours(job)]
+        except Answer:
+            hidden.append(namespace)
+    return [job for job in jobs if is_ours(job)], hidden
 
 # %% ../../nbs/cluster/54_after_check.ipynb #7f7e381c
 def _named(name: str, jobs: list[dict[str, Any]], configs: list[Config]) -> list[dict[str, Any]]:
-    "The job of a name, or the jobs of a sweep that are there; empty where it has ended and left only its output"
+    "The job of a name, or the jobs of a sweep that are there; empty where there is none"
     space, _, run = name.rpartition("/")
     meant = [job for job in jobs if run in (job["metadata"]["name"], _sweep_of(job))]
     meant = [job for job in meant if space in ("", job["metadata"]["namespace"])]
@@ -91,15 +99,7 @@ def _named(name: str, jobs: list[dict[str, Any]], configs: list[Config]) -> list
     if len(spaces) > 1:
         choices = " or ".join(f"{each}/{run}" for each in spaces)
         raise ConfigError(f"--after {name}: jobs of {len(spaces)} namespaces have this name: say {choices}")
-    if meant or _is_stored(run, configs):
-        return meant
-    if run in own_folders(configs[0]):
-        raise ConfigError(
-            f"--after {name}: that job is on this machine, and --after waits for jobs of the cluster; `gpuml wait {name}` before submitting does it"
-        )
-    names = {job["metadata"]["name"] for job in jobs} | {sweep for job in jobs if (sweep := _sweep_of(job))}
-    near = nearest(run, sorted(names)) or f", in {', '.join(dict.fromkeys(c.compute.namespace for c in configs))}"
-    raise ClusterError(f"--after {name}: no job of this name that you may see{near}", Exit.NOT_FOUND)
+    return meant
 
 
 def _sweep_of(job: dict[str, Any]) -> str:
@@ -110,15 +110,48 @@ def _sweep_of(job: dict[str, Any]) -> str:
         return json.loads(text)["sweep"] if text else ""
     return ""
 
+# %% ../../nbs/cluster/54_after_check.ipynb #1633ae85
+_SILENCE = 5 * attempts.PULSE  # seconds without a sign of life after which a run is taken as ended
 
-def _is_stored(run: str, configs: Iterable[Config]) -> bool:
-    "Whether storage has something of a run, whose job is gone"
-    outputs = {(str(config.output_place), config.data.endpoint) for config in configs}
-    for output, endpoint in outputs:
-        with suppress(DataError):
-            if Storage(endpoint).match(f"{output}/{run}", "*.json"):
-                return True
-    return False
+
+def _ended(name: str, jobs: list[dict[str, Any]], configs: list[Config], hidden: list[str]) -> tuple[()]:
+    "Nothing, where a run that is no job of the cluster any more has ended; raises `GpumlError` where that isn't known"
+    run = name.rpartition("/")[2]
+    folder = own_folders(configs[0]).get(run)
+    if folder and local_state(folder)["phase"] not in OVER:
+        raise ConfigError(
+            f"--after {name}: that job is on this machine, and --after waits for jobs of the cluster; `gpuml wait {name}` before submitting does it"
+        )
+    places = {(f"{config.output_place}/{run}", config.data.endpoint) for config in configs}
+    ends = [_is_over(Storage(endpoint), place, hidden) for place, endpoint in sorted(places, key=str)]
+    if folder or True in ends:
+        return ()
+    unseen = f"; you may not list the jobs of {' and '.join(hidden)}" if hidden else ""
+    if False in ends:
+        raise ConfigError(
+            f"--after {name}: its output is there, and not its end, and no job of this name that could be waited for{unseen}"
+        )
+    names = {job["metadata"]["name"] for job in jobs} | {sweep for job in jobs if (sweep := _sweep_of(job))}
+    near = nearest(run, sorted(names)) or f", in {', '.join(dict.fromkeys(c.compute.namespace for c in configs))}"
+    raise ClusterError(f"--after {name}: no job of this name that you may see{near}{unseen}", Exit.NOT_FOUND)
+
+
+def _is_over(storage: Storage, place: str, hidden: list[str]) -> bool | None:
+    "Whether a run has ended that has no job one may see, by its output; none: it has no output there"
+    with suppress(DataError):
+        files = {file.url.rpartition("/")[2] for file in storage.match(place, "*.json")}
+        if "certificate.json" in files:
+            return True
+        attempt = attempts.record(storage, place)
+        return not hidden and not _works(attempt) if files else None
+    return None
+
+
+def _works(attempt: dict[str, Any] | None) -> bool:
+    "Whether the newest attempt of a run seems to be at work"
+    if not attempt or attempt["finished"]:
+        return False
+    return (datetime.now(UTC) - time_of(attempt["alive"] or attempt["started"])).total_seconds() < _SILENCE
 
 # %% ../../nbs/cluster/54_after_check.ipynb #6f7e4a3a
 def _check_starter(api: ApiServer, namespace: str, awaited: Iterable[Awaited]) -> None:

@@ -122,7 +122,7 @@ def prepare(
     changes = diff(before, config) if before else Diff()  # of what a person wrote, not of what this machine makes of it
     if name and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?", name):
         raise ConfigError(f"--name {name}: must be lower-case letters, digits and '-', at most 52")
-    if after and local:
+    if after is not None and local:
         raise ConfigError("--after: waits for jobs of the cluster; leave out --local")
     config = for_here(config) if local else config
     runs = earlier_runs(config)
@@ -131,7 +131,9 @@ def prepare(
     findings += [*check_code(packed, not local), *check_kernel(path)]
     reading = None if local else _reach_cluster(config, findings, reading)
     hold = (
-        _hold(findings, lambda: check_after(reading, config, manifest, after, again)) if reading and after else Hold()
+        _hold(findings, lambda: check_after(reading, config, manifest, after, again))
+        if reading and after is not None
+        else Hold()
     )
     findings += check_cluster(reading, config, manifest) if reading else []
     looked = _look(reading, config, manifest, findings, hold) if reading and not findings.bad else None
