@@ -459,6 +459,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'gpuml.cluster.api.exchange': ('cluster/api.html#exchange', 'gpuml/cluster/api.py'),
                                    'gpuml.cluster.api.failure': ('cluster/api.html#failure', 'gpuml/cluster/api.py')},
             'gpuml.cluster.awaited': { 'gpuml.cluster.awaited._last_look': ('cluster/awaited.html#_last_look', 'gpuml/cluster/awaited.py'),
+                                       'gpuml.cluster.awaited._wakening': ('cluster/awaited.html#_wakening', 'gpuml/cluster/awaited.py'),
                                        'gpuml.cluster.awaited.prospect_of': ( 'cluster/awaited.html#prospect_of',
                                                                               'gpuml/cluster/awaited.py'),
                                        'gpuml.cluster.awaited.wakenings': ('cluster/awaited.html#wakenings', 'gpuml/cluster/awaited.py')},

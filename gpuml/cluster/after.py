@@ -7,6 +7,7 @@ __all__ = ['LEASE', 'LEASES', 'PATIENCE', 'Awaited', 'hold', 'awaits', 'start_pa
            'Prospect', 'Wakening']
 
 # %% ../../nbs/cluster/19_after.ipynb #1167e1d9
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,6 +41,7 @@ class Awaited:
 
 # %% ../../nbs/cluster/19_after.ipynb #dc39e3a7
 _NAMES, _UIDS = f"{PREFIX}/after", f"{PREFIX}/after-uids"  # annotations of a Job: what it waits for, word by word
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*")  # they become a part of addresses
 
 
 def hold(
@@ -58,13 +60,14 @@ def hold(
 def awaits(
     job: dict[str, Any],
 ) -> tuple[Awaited, ...]:
-    "The jobs that a Job waits for; empty where it waits for none, or was started"
+    "The jobs that a Job waits for; empty where it waits for none, was started, or has notes that are no names of jobs"
     notes = job["metadata"].get("annotations") or {}
     uids = (notes.get(_UIDS) or "").split()
-    if not (job["spec"].get("suspend") and uids):
+    names = (notes.get(_NAMES) or "").split()
+    is_ours = uids and len(names) == len(uids) and all(map(_NAME.fullmatch, names))
+    if not (job["spec"].get("suspend") and is_ours):
         return ()
-    names = [name.partition("/") for name in (notes.get(_NAMES) or "").split()]
-    return tuple(Awaited(space, name, uid) for (space, _, name), uid in zip(names, uids, strict=False))
+    return tuple(Awaited(*name.split("/"), uid) for name, uid in zip(names, uids, strict=True))
 
 
 def start_patch(
@@ -134,5 +137,9 @@ class Wakening:
         names = ", ".join(prospect.words() for prospect in waits[:most]) + others
         reason = f"waits for {names} to end, as --after asked" if waits else "what it waited for has ended"
         if not self.is_away:
-            return reason if waits else f"{reason}; it is started within seconds"
+            return (
+                reason
+                if waits
+                else f"{reason}; it is started within seconds, or the log of deployment/after says why not"
+            )
         return f"{reason}; what starts it {away_words(self.look)}"

@@ -51,17 +51,23 @@ def wakenings(
     distinct = list({awaited: None for job in waiting.values() for awaited in awaits(job)})
     with ThreadPoolExecutor(8, thread_name_prefix="gpuml-awaited") as pool:
         prospects = dict(zip(distinct, pool.map(lambda a: prospect_of(api, a), distinct[:most]), strict=False))
-    look, away = _last_look(api, namespace, now)
+    looks = {space: _last_look(api, space) for space in {namespace, *(each.namespace for each in distinct)}}
     return {
-        name: Wakening(tuple(prospects.get(a) or Prospect(a) for a in awaits(job)), away, look)
+        name: _wakening([prospects.get(a) or Prospect(a) for a in awaits(job)], namespace, looks, now)
         for name, job in waiting.items()
     }
 
 
-def _last_look(api: ApiServer, namespace: str, now: datetime) -> tuple[str, bool]:
-    "When what starts jobs last looked at a namespace, and whether it is away; what one may not read is taken as good"
+def _wakening(prospects: list[Prospect], namespace: str, looks: dict[str, str | None], now: datetime) -> Wakening:
+    "Of one job: it starts where its namespace is looked at, and those of all that it still waits for"
+    spaces = {namespace, *(prospect.awaited.namespace for prospect in prospects if not prospect.is_over)}
+    away = [look for look in map(looks.get, spaces) if look is not None and is_away(look, now)]
+    return Wakening(tuple(prospects), bool(away), min(away, default=""))
+
+
+def _last_look(api: ApiServer, namespace: str) -> str | None:
+    "When what starts jobs last looked at a namespace; none where one may not read that, which is taken as good"
     try:
-        look = last_look(api.get(LEASES.format(namespace)) or {})
+        return last_look(api.get(LEASES.format(namespace)) or {})
     except Answer:
-        return "", False
-    return look, is_away(look, now)
+        return None

@@ -8,13 +8,12 @@ __all__ = ['start_waiting']
 # %% ../../nbs/cluster/66_starter.ipynb #f183c0fa
 import socket
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from ..base.errors import ClusterError, Exit
 from .after import LEASES, Awaited, awaits, start_patch
-from .answers import Answer, ApiServer
+from .answers import Answer, ApiServer, OneReading
 from .objects import JOBS, JobAddress
 from .queue import queue_of
 
@@ -31,9 +30,9 @@ def start_waiting(
     for namespace in namespaces:
         try:
             waiting = [job for job in api.items(JOBS.format(namespace)) if awaits(job)]
-            failed += _start_each(
-                api, [job for job in waiting if not queue_of(job)], say
-            )  # Kueue starts those of a queue
+            reading = OneReading(api)  # begun after they were listed: what they wait for was there before them
+            unqueued = [job for job in waiting if not queue_of(job)]  # Kueue starts those of a queue
+            failed += _start_each(reading, unqueued, say)
             _sign(api, namespace, now, every)
         except Answer as e:
             failed.append(f"{namespace}: {e}")
@@ -72,10 +71,8 @@ def _start(api: ApiServer, job: dict[str, Any], say: Callable[[str], None]) -> N
 
 
 def _has_ended(api: ApiServer, awaited: Awaited) -> bool:
-    "Whether a job has ended; of a namespace that is none of those it is not known, and so it has not"
-    with suppress(Answer):
-        return awaited.has_ended(api.get(JobAddress(api, awaited.namespace, awaited.name).path))
-    return False
+    "Whether a job has ended; raises `Answer` where it may not be read, and so is not known to have"
+    return awaited.has_ended(api.get(JobAddress(api, awaited.namespace, awaited.name).path))
 
 
 def _sign(api: ApiServer, namespace: str, now: datetime, every: float) -> None:
