@@ -98,7 +98,7 @@ clean:
 	rm -rf .venv outputs mlruns mlflow.db dist
 
 pictures: install chromium prometheus    ## README's, from a real JupyterLab, and the dashboard's, from a real Prometheus
-	GPUML_PICTURES=$(CURDIR)/outputs/pictures $(BIN)/python -m pytest tests/test_lab.py tests/test_monitoring.py::test_picture
+	GPUML_PICTURES=$(CURDIR)/outputs/pictures $(BIN)/python -m pytest tests/test_lab.py tests/test_pages.py tests/test_monitoring.py::test_picture
 	cp outputs/pictures/train.png outputs/pictures/training.png nbs/images
 	cp outputs/pictures/panel-training.png nbs/images/panel.png
 	cp outputs/pictures/dashboard.png docs/images
