@@ -434,6 +434,36 @@ def test_panel_in_a_narrow_window(page, server, lab_project):
     picture(page, "panel-narrow.png")
 
 
+def test_panel_trains_a_sweep(page, server, lab_project):
+    "Where fields have several values: as many runs as there are combinations, and the table at their end"
+    from playwright.sync_api import expect
+
+    page.set_viewport_size({"width": 700, "height": 1000})
+    open_panel(page, server, lab_project)
+    page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
+    section(page, "train")
+    halving = page.get_by_label("leave out the worse half early")
+    expect(halving).to_be_hidden()
+    field(page, "epochs").fill("1")
+    field(page, "learning_rate").fill("1e-4, 4e-4")
+    field(page, "seed").fill("0,1")
+    button = page.get_by_role("button", name="Train 4 runs", exact=True)
+    expect(button).to_be_enabled()
+    several = "train.epochs=1 train.learning_rate=1e-4,4e-4 train.seed=0,1"
+    expect(line(page)).to_have_value(f"sweep = %gpu_train dev {several}")
+    halving.check()
+    expect(line(page)).to_have_value(f"sweep = %gpu_train dev {several} --halving")
+    picture(page, "panel-sweep.png")
+    halving.uncheck()
+    button.click()
+    page.locator(".gpuml-panel").get_by_text("over 2 seeds").wait_for()
+    assert page.locator(".gpuml-panel .gpuml-runs-table tbody tr").count() == 4
+    theme(page, "JupyterLab Dark")
+    picture(page, "panel-sweep-done-dark.png")
+    theme(page, "JupyterLab Light")
+    picture(page, "panel-sweep-done.png")
+
+
 DARK = "--vscode-editor-foreground: #ccc; --vscode-editor-background: #1e1e1e; background: #1e1e1e"
 
 
