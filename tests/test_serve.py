@@ -99,6 +99,15 @@ def test_a_form_is_refused_and_no_page_comes_from_elsewhere(server):
     assert "/predict" in requests.get(f"{server}/openapi.json").json()["paths"]
 
 
+def test_a_page_elsewhere_has_no_answer_by_a_name_of_its_own(server):
+    "DNS rebinding: the browser asks 127.0.0.1 for another name, and takes the answer as that page's"
+    port = server.rpartition(":")[2]
+    for method, path in (("GET", "/"), ("GET", "/health"), ("POST", "/predict")):
+        answer = requests.request(method, f"{server}{path}", json={"text": "a"}, headers={"Host": f"evil.test:{port}"})
+        assert (answer.status_code, "evil.test" in answer.json()["detail"]) == (421, True)
+    assert ask(server, {"text": "late"}, headers={"Host": f"localhost:{port}"}).ok
+
+
 def test_many_ask_at_once(server):
     texts = some_texts(40, seed=1)
     together = ask(server, {"texts": texts}).json()["predictions"]
@@ -131,6 +140,8 @@ def test_its_curl_line_works_and_an_open_address_is_warned_of(trained, project):
         line = process.stdout.readline()
         assert json.loads(subprocess.check_output(["bash", "-c", f"{line.strip()} -s"]))["predictions"][0]["label"]
         assert "there is no authentication" in process.stderr.readline()
+        named = line.replace("-H", "-H 'Host: models.example.com' -H", 1)  # a server in front has names of its own
+        assert "predictions" in json.loads(subprocess.check_output(["bash", "-c", f"{named.strip()} -s"]))
 
 
 def test_a_busy_port_is_said_before_anything_is_loaded(server, trained, capsys):  # noqa: F811

@@ -91,18 +91,22 @@ def serve(
             if _is_open(address):
                 warning = "whoever reaches this machine can ask: there is no authentication, and no encryption"
                 print(f"warning: {address[0]} is no loopback address; {warning}", file=sys.stderr)
-            _answer(desk, listening)
+            _answer(desk, listening, _is_open(address))
     return 0
 
 
-def _answer(desk: Any, listening: socket.socket) -> None:
+def _answer(desk: Any, listening: socket.socket, is_open: bool) -> None:
     "Answer until a signal comes; what is being answered then has ten seconds"
     import uvicorn
 
     from gpuml.ui.web import web_app
 
     config = uvicorn.Config(
-        web_app(desk), log_level="warning", server_header=False, limit_concurrency=500, timeout_graceful_shutdown=10
+        web_app(desk, is_open),
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=500,
+        timeout_graceful_shutdown=10,
     )
     with suppress(KeyboardInterrupt, Preempted):  # uvicorn raises the signal again when all is answered
         uvicorn.Server(config).run(sockets=[listening])
@@ -129,8 +133,8 @@ POST /predict       {"text": "…"}, or {"texts": ["…", "…"]} with up to 1,0
 GET  /health        the run, its labels and scores, once the model is loaded
 GET  /openapi.json  this as OpenAPI
 
-It answers this machine alone. --host 0.0.0.0 opens it to the network, without authentication or encryption: put a server
-in front that has both. SIGTERM and Ctrl-C let it finish what it is answering.
+It answers this machine alone, and to no name but localhost. --host 0.0.0.0 opens it to the network, without authentication
+or encryption: put a server in front that has both. SIGTERM and Ctrl-C let it finish what it is answering.
 
 """  # the exit codes follow
 

@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['MOST_TEXTS', 'MOST_BYTES', 'Texts', 'Prediction', 'Answer', 'answer_of', 'Health', 'health_of', 'BodyLimit',
-           'problem_of', 'refused', 'web_app']
+           'is_own_name', 'OwnNames', 'problem_of', 'refused', 'web_app']
 
 # %% ../../nbs/ui/73_web.ipynb #1a157689
 import asyncio
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from ..base.errors import GpumlError
@@ -140,6 +143,38 @@ class BodyLimit:
 
         await self._app(scope, limited, send)
 
+# %% ../../nbs/ui/73_web.ipynb #5c4a6013
+def is_own_name(
+    host: str,  # the header; empty: HTTP/1.0 has none
+) -> bool:
+    "Whether a request is for an address, or for this machine by name"
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    with suppress(ValueError):
+        return bool(ip_address(name))
+    return name.removesuffix(".").rpartition(".")[2] in ("", "localhost")
+
+
+class OwnNames:
+    "Refuses requests for other names than this machine's own with 421"
+
+    def __init__(
+        self,
+        app: Any,  # an ASGI application
+    ):
+        self._app = app
+
+    async def __call__(self, scope, receive, send):
+        "An ASGI application"
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        answer = self._app
+        if not is_own_name(host):
+            cure = "ask for localhost; a server in front has to send Host: localhost"
+            answer = JSONResponse({"detail": f"{host}: is not this machine, which alone is answered; {cure}"}, 421)
+        await answer(scope, receive, send)
+
 # %% ../../nbs/ui/73_web.ipynb #41f92bc9
 _SHAPE = 'send {"text": "…"} or {"texts": ["…", "…"]}'
 _POLICY = (
@@ -171,12 +206,17 @@ def refused(
         raise HTTPException(status, str(e)) from None
 
 
-def web_app(desk: Desk) -> FastAPI:
+def web_app(
+    desk: Desk,
+    is_open: bool = True,  # whether other machines may ask
+) -> FastAPI:
     "The page, and what programs ask"
     run = desk.run
     health, page = health_of(run), files("gpuml.ui").joinpath("web.html").read_text(encoding="utf-8")
     app = FastAPI(title=run.id, version="1", docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit)
+    if not is_open:
+        app.add_middleware(OwnNames)
     app.add_exception_handler(RequestValidationError, problem_of)
 
     @app.get("/", include_in_schema=False)
