@@ -5154,7 +5154,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'gpuml.ui.sweep_line': { 'gpuml.ui.sweep_line._beginning': ('ui/sweep_line.html#_beginning', 'gpuml/ui/sweep_line.py'),
                                      'gpuml.ui.sweep_line._interrupted': ('ui/sweep_line.html#_interrupted', 'gpuml/ui/sweep_line.py'),
                                      'gpuml.ui.sweep_line._is_run_newer': ('ui/sweep_line.html#_is_run_newer', 'gpuml/ui/sweep_line.py'),
-                                     'gpuml.ui.sweep_line._told': ('ui/sweep_line.html#_told', 'gpuml/ui/sweep_line.py'),
+                                     'gpuml.ui.sweep_line._tell': ('ui/sweep_line.html#_tell', 'gpuml/ui/sweep_line.py'),
                                      'gpuml.ui.sweep_line._with_data': ('ui/sweep_line.html#_with_data', 'gpuml/ui/sweep_line.py'),
                                      'gpuml.ui.sweep_line.sweep_of': ('ui/sweep_line.html#sweep_of', 'gpuml/ui/sweep_line.py'),
                                      'gpuml.ui.sweep_line.train_line': ('ui/sweep_line.html#train_line', 'gpuml/ui/sweep_line.py')},

@@ -8,7 +8,6 @@ import pytest
 
 from gpuml.base.errors import ConfigError, ModelError, Paused, TrainError
 from gpuml.base.loading import load
-from gpuml.jobs.runner import execute
 from gpuml.train import load_run
 from gpuml.training.fit import fit
 from gpuml.training.setting import Limits
@@ -43,7 +42,7 @@ def test_it_is_trained_and_loaded(project, store):
     assert "class Bag" in (run.model_folder / "own_code.py").read_text()
 
 
-def test_it_goes_on_to_the_same_weights(project):
+def test_it_goes_on_to_the_same_weights(project, store):
     made = cell()
     whole = fit(load("dev", QUICK), model=made["make_model"])
     with pytest.raises(Paused):
@@ -59,8 +58,8 @@ def test_it_goes_on_to_the_same_weights(project):
         fit(load("dev"), model=made["make_model"], resume="latest")
 
 
-def test_several_processes_train_it(project, monkeypatch):
-    made, words = cell(), [*QUICK, "train.slots=2"]
+def test_several_processes_train_it(project, store, monkeypatch):
+    made, words = cell(), [*QUICK, "train.slots=2", "train.epochs=1"]
     alone = fit(load("dev", words), model=made["make_model"], metrics=made["scores"])
     monkeypatch.setenv("GPUML_GPUS", "2")
     together = fit(load("dev", words), model=made["make_model"], metrics=made["scores"])
@@ -82,7 +81,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_a_sentence(name, project):
+def test_what_is_wrong_is_a_sentence(name, project, store):
     old, new, kind, sentence = WRONG[name]
     assert old in CELL
     made = cell(CELL.replace(old, new))
@@ -91,21 +90,20 @@ def test_what_is_wrong_is_a_sentence(name, project):
     assert not list((project / "outputs").glob("*/certificate.json"))
 
 
-def test_rows_without_padding_are_refused(project):
+def test_rows_without_padding_are_refused(project, store):
     with pytest.raises(ConfigError, match="train.rows: packed: a model of the notebook's own is given padded texts"):
         fit(load("dev", ["train.rows=packed"]), model=cell()["make_model"])
 
 
-def test_a_notebook_trains_it_in_a_job(project):
+def test_a_notebook_trains_it_in_a_job(project, store):
     "The same cells as at a desk; another attempt finds it done"
-    (project / "config" / "prod.yaml").write_text((project / "config" / "dev.yaml").read_text())
     line = "run = %gpu_train --model make_model --metrics scores train.epochs=1"
-    notebook = write_notebook(
-        project / "n" / "n.ipynb", PARAMETERS, "%load_ext gpuml", CELL, line, "run.predict(['good'])"
-    )
+    write_notebook(project / "nbs" / "n.ipynb", PARAMETERS, "%load_ext gpuml", CELL, line, "run.predict(['good'])")
+    facts = {"format": 1, "notebook": "nbs/n.ipynb", "config": "dev", "root": ".", "path": ["."]}
+    (project / "bundle.json").write_text(json.dumps(facts))
     for _ in range(2):
-        ended = execute(notebook, {"config": "prod"}, "job-1", str(project / "outputs" / "job-1"))
-        assert ended.exit_code == 0, ended.reason
+        ended = gpuml("run", str(project), "--run", "job-1", cwd=project)
+        assert ended.returncode == 0, ended.stderr
     run = load_run(str(project / "outputs" / "job-1"))
     assert run.metrics["own"]["classes-seen"] == 2
     ended = gpuml("predict", "job-1", "data/a.csv", "out.csv", cwd=project)
@@ -114,7 +112,7 @@ def test_a_notebook_trains_it_in_a_job(project):
     assert np.isfinite(run.metrics["loss"])
 
 
-def test_it_is_exported_to_onnx(project):
+def test_it_is_exported_to_onnx(project, store):
     pytest.importorskip("onnxscript")
     from gpuml.training.onnx_file import export_onnx
 

@@ -10,6 +10,7 @@ from threading import Event, Thread
 import pytest
 
 from gpuml.base.errors import ConfigError, TrainError
+from gpuml.base.line import parse_words
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.base.webhook import TRY, VARIABLE, Message, Sending, hook_of, post
@@ -19,7 +20,8 @@ from gpuml.training.attempts import Attempt
 from gpuml.training.fit import fit
 from gpuml.training.message import Occasions, tell_of_job
 from gpuml.training.own_run import own_run
-from tests.conftest import gpuml
+from gpuml.ui.cli import main
+from gpuml.ui.sweep_line import train_line
 from tests.test_run import PARAMETERS, write_notebook
 
 SECRET = "T0B0xyzTOKEN"
@@ -100,7 +102,7 @@ def test_a_message_has_no_secret(hook, monkeypatch):
     assert hook.heard[0][1]["sentence"] == "no login [MY_TOKEN] at [GPUML_WEBHOOK]"
 
 
-def test_a_training_here(hook, project):
+def test_a_training_here(hook, project, store):
     run = fit(load("dev", ["train.epochs=1"]))
     [(_, body)] = hook.heard
     assert (body["event"], body["run"], body["place"]) == ("done", run.id, run.place)
@@ -110,13 +112,13 @@ def test_a_training_here(hook, project):
     assert files and not [file for file in files if SECRET.encode() in file.read_bytes()]
 
 
-def test_a_training_that_a_webhook_refuses(hook, project):
+def test_a_training_that_a_webhook_refuses(hook, project, store):
     hook.status = 500
     run = fit(load("dev", ["train.epochs=1"]))
     assert run.metrics["accuracy"] > 0 and len(hook.heard) == 1
 
 
-def test_a_training_of_which_nobody_hears(hook, project):
+def test_a_training_of_which_nobody_hears(hook, project, store):
     fit(load("dev", ["train.epochs=1", "tracking.notify=none"]))
     fit(load("dev", ["train.epochs=1", "tracking.notify=failed"]))
     with pytest.raises(Exception, match="no-such.csv"):  # before anything was trained: whoever typed it sees it
@@ -124,7 +126,7 @@ def test_a_training_of_which_nobody_hears(hook, project):
     assert hook.heard == []
 
 
-def test_a_loop_that_fails(hook, project):
+def test_a_loop_that_fails(hook, project, store):
     with pytest.raises(TrainError), own_run(load("dev")) as job:
         for _ in job.steps(range(3)):
             raise TrainError("the loss is not a number")
@@ -132,11 +134,25 @@ def test_a_loop_that_fails(hook, project):
     assert (body["event"], body["sentence"]) == ("failed", "the loss is not a number")
 
 
-def test_a_sweep_is_one_message(hook, project):
-    ended = gpuml("train", "dev", "train.epochs=1", "train.seed=0,1", cwd=project)
-    assert ended.returncode == 0, ended.stderr
+def sweep(*words):
+    "A line with several values, trained"
+    return train_line(parse_words(["dev", "train.epochs=1", *words]), lambda: None, say=lambda text: None)
+
+
+@pytest.mark.parametrize("notify", ["all", "failed"])
+def test_a_sweep_is_one_message(hook, project, store, notify):
+    "Also where runs fail; and of one without a failure `failed` says nothing"
+    with open("data/a.csv", "a") as f:
+        f.write("a row with no label\n")
+    sweep("data.on_bad_row=refuse,skip", f"tracking.notify={notify}")
     [(_, body)] = hook.heard
-    assert body["event"] == "sweep" and body["sentence"].startswith("best: "), body
+    assert body["event"] == "sweep" and body["sentence"].startswith("1 of 2 runs failed; best: "), body
+    with pytest.raises(TrainError, match="all 2 runs failed"):
+        sweep("data.train=none.csv", "train.seed=0,1", f"tracking.notify={notify}")
+    (_, body) = hook.heard[1]
+    assert body["event"] == "failed" and "all 2 runs failed; the first one: " in body["sentence"], body
+    sweep("data.on_bad_row=skip", "train.seed=0,1", f"tracking.notify={notify}")
+    assert [body["sentence"][:6] for _, body in hook.heard[2:]] == ["best: "] * (notify == "all")
 
 
 def test_a_job(hook, tmp_path):
@@ -171,12 +187,9 @@ def test_a_job_is_preempted_again_and_again(hook, where, request, tmp_path):
     assert {body["place"] for _, body in hook.heard} == {place}
 
 
-def test_the_command_tries_it(hook, tmp_path):
-    ended = gpuml("notify", cwd=tmp_path)
-    assert (ended.returncode, ended.stdout) == (0, "127.0.0.1 has taken a message, written for json\n"), ended.stderr
+def test_the_command_tries_it(hook, capsys):
+    assert main(["notify"]) == 0
+    assert capsys.readouterr().out == "127.0.0.1 has taken a message, written for json\n"
     hook.status = 404
-    ended = gpuml("notify", cwd=tmp_path)
-    assert (ended.returncode, ended.stderr) == (
-        1,
-        "gpuml: the webhook at 127.0.0.1 did not take a message: HTTP 404\n",
-    )
+    assert main(["notify"]) == 1
+    assert capsys.readouterr().err == "gpuml: the webhook at 127.0.0.1 did not take a message: HTTP 404\n"

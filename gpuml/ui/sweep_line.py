@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..base.config import Config
-from ..base.errors import ConfigError
+from ..base.errors import ConfigError, Exit, GpumlError
 from ..base.grid import Grid, grid_of
 from ..base.line import Line
 from ..base.loading import load
@@ -106,21 +106,28 @@ def train_line(
     sweep = file.sweep
     check_models(sweep)
     say(_beginning(file))
-    train_sweep(file, make_watch, same_line)
-    return _told(SweepTable(file), say)
+    try:
+        train_sweep(file, make_watch, same_line)
+    except GpumlError as e:
+        if e.exit_code != Exit.INTERRUPTED:
+            _tell(sweep, "failed", str(e), say)
+        raise
+    table = SweepTable(file)
+    failed = f"{len(file.failures)} of {len(sweep.runs)} runs failed; " if file.failures else ""
+    if failed or sweep.config.tracking.notify == "all":
+        _tell(sweep, "sweep", failed + table.notes()[-1], say)
+    return table
 
 
-def _told(table: Any, say: Callable[[str], None]) -> Any:
-    "The table of a sweep that has ended, of which people are told"
+def _tell(sweep: Any, event: str, sentence: str, say: Callable[[str], None]) -> None:
+    "Tell people of a sweep's end, and here where they did not hear of it"
     from gpuml.base.webhook import Message, Sending
     from gpuml.training.attempts import owner
 
-    sweep = table.file.sweep
-    if sweep.config.tracking.notify == "all":
-        message = Message("sweep", sweep.id, table.notes()[-1], owner(), place=sweep.config.output)
+    if sweep.config.tracking.notify != "none":
+        message = Message(event, sweep.id, sentence, owner(), place=sweep.config.output)
         if note := Sending(lambda: message).wait():
             say(note)
-    return table
 
 
 def _beginning(file: Any) -> str:
