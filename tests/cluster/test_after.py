@@ -1,5 +1,6 @@
 "`--after`: who waits holds nothing, starts once others have ended, and is started by an account that may do nothing else"
 
+import copy
 import os
 import signal
 import subprocess
@@ -141,6 +142,7 @@ def test_its_account_starts_jobs_and_does_nothing_else(team, tidy, cluster, admi
         ("backoffLimit", 0),
         ("parallelism", 2),
         ("ttlSecondsAfterFinished", 9),
+        ("podReplacementPolicy", "Failed"),
     ):
         assert "nothing of what a job runs" in refusal(
             api, waits, {**START, "spec": {"suspend": False, part: value}}
@@ -156,3 +158,22 @@ def test_its_account_starts_jobs_and_does_nothing_else(team, tidy, cluster, admi
         assert "cannot patch resource" in refusal(cluster.plane.api(user), waits, START)
     with pytest.raises(ApiError, match="cannot list resource"):
         api.get("secrets", "gpuml-dev")
+
+
+def test_its_account_is_held_to_that_in_any_namespace(team, cluster, administrator, account):
+    "Also in one that an administrator gives it without the labels of gpuml's own"
+    binding = copy.deepcopy(find(team, "RoleBinding", "gpuml-after", "gpuml-dev"))
+    binding["metadata"]["namespace"] = "default"
+    administrator.apply(binding)
+    job = holding(pod_of(made("dev")), "Job", "foreign", "default")
+    job["spec"]["suspend"] = True
+    job["spec"]["template"]["spec"]["restartPolicy"] = "Never"
+    cluster.admin.create("jobs", "default", job)
+    api = Api(cluster.plane.url, account, str(cluster.plane.certificate))
+    try:
+        cluster.wait(
+            lambda: "may only start jobs that wait" in refusal(api, job, {"spec": {"suspend": False}}), 30, "the policy"
+        )
+    finally:
+        cluster.admin.delete("jobs", "default", "foreign", propagationPolicy="Background")
+        administrator.remove(binding)
