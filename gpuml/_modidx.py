@@ -1292,6 +1292,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'gpuml.cluster.sending._make_first': ( 'cluster/sending.html#_make_first',
                                                                               'gpuml/cluster/sending.py'),
                                        'gpuml.cluster.sending._next_name': ('cluster/sending.html#_next_name', 'gpuml/cluster/sending.py'),
+                                       'gpuml.cluster.sending._note_of': ('cluster/sending.html#_note_of', 'gpuml/cluster/sending.py'),
                                        'gpuml.cluster.sending._numbered': ('cluster/sending.html#_numbered', 'gpuml/cluster/sending.py'),
                                        'gpuml.cluster.sending._out_of_time': ( 'cluster/sending.html#_out_of_time',
                                                                                'gpuml/cluster/sending.py'),

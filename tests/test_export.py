@@ -71,6 +71,13 @@ def test_other_architectures_answer_alike(tmp_path, kind):
     )
 
 
+@pytest.mark.parametrize(("line", "missing"), [("export x", "folder"), ("serve", "run"), ("evaluate x", "input")])
+def test_what_is_missing_is_named_and_nothing_else(line, missing, capsys):
+    with pytest.raises(SystemExit):
+        main(line.split())
+    assert capsys.readouterr().err.endswith(f"are required: {missing}\n")
+
+
 def test_what_torch_can_not_export_is_said(tmp_path):
     from gpuml.training.onnx_file import write_onnx
 

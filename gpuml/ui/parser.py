@@ -137,7 +137,9 @@ def _training(command: Callable) -> None:
     sub.add_argument("--keep", metavar="COLUMNS", help=carried)
     output = "the CSV file that is made, here or at s3://: complete or not at all; of stdin, by default stdout"
     sub.add_argument("output", nargs="?", help=output)
-    sub.add_argument("words", nargs="*", metavar="key=value", help="how the input is read, such as data.text=body")
+    sub.add_argument(
+        "words", nargs="*", default=[], metavar="key=value", help="how the input is read, such as data.text=body"
+    )
     sub.add_argument("--force", action="store_true", help="replace an output that is there already")
 
 # %% ../../nbs/ui/78_parser.ipynb #4ac9c6a1
@@ -166,7 +168,9 @@ def _evaluating(command: Callable) -> None:
     sub.usage = "gpuml evaluate run input [key=value ...] [--name NAME] [--json]"
     sub.add_argument("run", help="a run's id, its folder, its place at s3://, or latest")
     sub.add_argument("input", help="a file (CSV, JSON lines, Parquet), a folder, or a glob in quotes; here or at s3://")
-    sub.add_argument("words", nargs="*", metavar="key=value", help="how the input is read, such as data.label=topic")
+    sub.add_argument(
+        "words", nargs="*", default=[], metavar="key=value", help="how the input is read, such as data.label=topic"
+    )
     sub.add_argument("--name", help="of the evaluation (default: the file's)")
     sub.add_argument("--json", action="store_true", help="all of it as JSON, for scripts")
 

@@ -25,6 +25,8 @@ def listening_socket(
     port: int,  # 0: one that is free
 ) -> socket.socket:
     "A socket that listens there; raises `ConfigError` where none can"
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--port {port}: is 0 to {2**16 - 1}")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError, OverflowError) as e:
@@ -170,7 +172,7 @@ def add_sharing(
     sub = command("serve", serve, text, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_SERVED + codes)
     sub.usage = "gpuml serve run [data.endpoint=URL] [--port N] [--host ADDRESS]"
     sub.add_argument("run", help="a run's id, its folder, its place at s3://, or latest")
-    sub.add_argument("words", nargs="*", metavar="data.endpoint=URL", help="the S3 server of the run")
+    sub.add_argument("words", nargs="*", default=[], metavar="data.endpoint=URL", help="the S3 server of the run")
     sub.add_argument("--port", type=int, default=8000, help="where it listens; 0 is one that is free (default: 8000)")
     sub.add_argument("--host", default="127.0.0.1", help="the address it listens at (default: %(default)s)")
     codes = exit_help(
@@ -183,4 +185,4 @@ def add_sharing(
     sub.usage = "gpuml export run folder [data.endpoint=URL]"
     sub.add_argument("run", help="a run's id, its folder, its place at s3://, or latest")
     sub.add_argument("folder", help="that is made, on this machine")
-    sub.add_argument("words", nargs="*", metavar="data.endpoint=URL", help="the S3 server of the run")
+    sub.add_argument("words", nargs="*", default=[], metavar="data.endpoint=URL", help="the S3 server of the run")
