@@ -11,7 +11,7 @@ from gpuml.base.loading import load
 from gpuml.train import load_run
 from gpuml.training.fit import fit
 from gpuml.training.setting import Limits
-from tests.conftest import gpuml, runs_in
+from tests.conftest import gpuml, rows, runs_in
 from tests.own_code import CELL, cell
 from tests.test_run import PARAMETERS, write_notebook
 
@@ -24,7 +24,11 @@ def weights(run):
 
 def test_it_is_trained_and_loaded(project, store):
     made = cell()
-    run = fit(load("dev", [*QUICK, "tracking.log_model=true"]), model=made["make_model"], metrics=made["scores"])
+    run = fit(
+        load("dev", [*QUICK, "tracking.log_model=true", "data.test=data"]),
+        model=made["make_model"],
+        metrics=made["scores"],
+    )
     assert set(run.metrics["own"]) == {"sure", "classes-seen"} and run.history[0]["classes-seen"] == 2
     assert "sure 0." in repr(run) and "sure" in run._repr_html_()
     assert run.metrics["accuracy"] > 0.6
@@ -33,13 +37,36 @@ def test_it_is_trained_and_loaded(project, store):
     predicted = again.predict_file("data/a.csv", "out.csv")
     assert len(predicted) == 24
     evaluated = again.evaluate("data/a.csv")
-    assert evaluated.rows == 24
+    assert evaluated.rows == 24 and evaluated.scores["own"]["sure"] == pytest.approx(predicted_sure(again), abs=1e-6)
+    assert (
+        "sure 0." in evaluated.line()
+        and {"score": "classes-seen", "value": 2.0, "low": None, "high": None} in evaluated.values()
+    )
     certificate = json.loads((run.folder / "certificate.json").read_text())
     assert certificate["code"]["file"] == "own_code.py" and certificate["evaluation"]["classes-seen"] == 2
+    assert certificate["test"]["sure"] == evaluated.scores["own"]["sure"]
     [kept] = runs_in(store)
+    assert kept.data.metrics["test/sure"] == kept.data.metrics["a/sure"] == certificate["test"]["sure"]
     assert kept.data.metrics["sure"] == pytest.approx(run.metrics["own"]["sure"])
     assert kept.data.params["model.code"].startswith("make_model and scores (")
     assert "class Bag" in (run.model_folder / "own_code.py").read_text()
+
+
+def predicted_sure(run):
+    "What the score `sure` is of all texts"
+    return run.predict([text for text, _ in rows()]).probabilities.max(1).mean()
+
+
+def test_a_score_that_fails_later_costs_no_training(project, store):
+    "It takes the answers that were made up, two of each class, and no others"
+    failing = cell(CELL.replace('    return {"sure"', '    1 / (len(labels) == 4)\n    return {"sure"'))["scores"]
+    options = [*QUICK, "data.validation_fraction=0.3"]
+    run = fit(load("dev", options), metrics=failing)
+    [note] = [note for note in run.metrics["notes"] if "scores" in note and "left out" in note]
+    assert note.startswith("scores: ZeroDivisionError: division by zero, in `1 / (len(labels) == 4)`")
+    assert len(run.history) == 3 and "own" not in run.metrics and weights(run) == weights(fit(load("dev", options)))
+    evaluated = run.evaluate("data/a.csv")
+    assert "own" not in evaluated.scores and any("ZeroDivisionError" in note for note in evaluated.notes)
 
 
 def test_it_goes_on_to_the_same_weights(project, store):
@@ -76,6 +103,7 @@ WRONG = {
     "nothing to train": ("return Bag(len(tokenizer), len(labels))", "return nn.Dropout()", ModelError, "has no weights that can be trained"),
     "an error with ids": ("self.words(ids)", "self.words(ids + 9999)", ModelError, "make_model: this make_model model fails with a text of"),
     "texts that see each other": ("return self.head(", "return len(ids) + 0 * self.head(", ModelError, "depends on the texts before or beside it"),
+    "a name of gpuml's": ('"classes-seen": len(classes)', '"rows": 1.0', TrainError, "'rows' is gpuml's own name"),
     "a score that is none": ('"classes-seen": len(classes)', '"loss": 1.0', TrainError, "'loss' is gpuml's own name"),
 }  # fmt: skip
 

@@ -43,6 +43,7 @@ def find_secret(
 NAMES = re.compile(
     r"SECRET|TOKEN(?!IZER)|PASSW|ACCESS_KEY|API_?KEY|PRIVATE_KEY|CREDENTIAL|WEBHOOK|AUTHORIZATION"
 )  # of variables
+_FORMAT = re.compile(r"^\w+\+(?=https?://)")  # before a webhook's address, which may be printed without it
 SHORTEST = 8  # characters; a shorter value would be found in ordinary words
 
 
@@ -54,6 +55,7 @@ def secrets(
     for name, value in environment.items():
         looks = find_secret(value)
         whole = {value.strip(), *map(str.strip, value.splitlines())} if NAMES.search(name.upper()) or looks else set()
+        whole |= {_FORMAT.sub("", part) for part in whole}
         for part in {*whole, looks}:
             if len(part) >= SHORTEST:
                 written = json.dumps(part)[1:-1], repr(part)[1:-1], escape(part), escape(part, quote=False)

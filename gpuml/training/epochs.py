@@ -23,7 +23,7 @@ from .failure import REMEDY, naming
 from .feed import places
 from .history import History
 from .outcomes import Step
-from .own_scores import OWN, own_scores
+from .own_scores import OWN, add_own
 from .prepared import data_params
 from .score_table import by_metric
 from .shared_evaluation import sharded_logits, shared_logits
@@ -68,12 +68,12 @@ def after_epoch(training: Training) -> bool:
     logits = _validation_logits(training, data.validation, epoch)
     scores = tuned_decision(logits, data.validation).judge(logits, data.validation)
     recipe = training.setting.start.recipe
-    if own := own_scores(recipe, logits, data.validation.classes, data.labels):
-        scores[OWN] = own
+    problem = add_own(scores, recipe, logits, data.validation.classes, data.labels)
+    report.note(problem * (problem not in report.progress.notes))
     with training.learner.world.heard() if training.learner.shards else nullcontext():
         history.best.offer(training.learner.classifier, epoch, scores, logits)
     history.add_evaluation(scores)
-    training.record.log(by_metric(scores) | own, p.step, "evaluation")
+    training.record.log(by_metric(scores) | scores.get(OWN, {}), p.step, "evaluation")
     report.pause()
     stops = is_out_of_patience(training)
     if p.step < p.steps and not stops:

@@ -21,6 +21,8 @@ from ..base.tables import Column, Records, Table, as_html
 from ..data.testset import Testset
 from .decision import Decision, OneLabel
 from .evaluation_files import EVALUATIONS, kept_contents
+from .own_scores import OWN, add_own
+from .recipe import Recipe
 from .report import ClassTable, class_table, confused_html
 from .score_table import as_text, shown
 
@@ -83,6 +85,7 @@ class Evaluation:
         empty = [None, None]
         every = shown(self.scores)
         named = [(score.name(self.scores, short=True), self.scores[score.key], score.key) for score in every]
+        named += [(name, value, "") for name, value in self.scores.get(OWN, {}).items()]
         named.append(("calibration error", self.calibration_error, ""))
         return Records(
             dict(zip(("score", "value", "low", "high"), (title, value, *self.intervals.get(key, empty)), strict=True))
@@ -128,20 +131,23 @@ def evaluation_of(
     notes: list[str],  # what a person should know, beside those of the rows
     check: Callable[[], None] = lambda: None,  # called often; may raise
     decision: Decision = OneLabel(),  # how logits become labels
+    recipe: Recipe | None = None,  # with the notebook's own scores
 ) -> Evaluation:
     "What the answers to a test set are worth"
     rows = test.rows
     error, bins = decision.calibration(logits, rows)
+    scores = decision.judge(logits, rows)
+    problem = add_own(scores, recipe, logits, rows.classes, rows.names)
     return Evaluation(
         run,
         name,
         test.files,
         test.fingerprint,
-        decision.judge(logits, rows),
+        scores,
         {key: list(ends) for key, ends in decision.intervals(logits, rows, check).items()},
         error,
         [list(part) for part in bins],
-        [*test.notes, *notes],
+        [*test.notes, *notes, *filter(None, [problem])],
     )
 
 # %% ../../nbs/training/64_evaluated.ipynb #da518917
@@ -180,5 +186,6 @@ def proof_of(
 ) -> dict[str, Any]:
     "What a certificate says of it"
     scores = {score.key: evaluation.scores[score.key] for score in shown(evaluation.scores)}
+    scores |= evaluation.scores.get(OWN, {})
     own = {"rows": evaluation.rows, "fingerprint": evaluation.fingerprint}
     return {**own, **scores, "calibration_error": evaluation.calibration_error, "intervals": evaluation.intervals}

@@ -34,6 +34,8 @@ def metric_values(
     "Names of MLflow's metrics with their values, such as `test/accuracy` and `test/accuracy_low`"
     for score in shown(evaluation["scores"]):
         yield f"{evaluation['name']}/{score.key}", evaluation["scores"][score.key]
+    for name, value in evaluation["scores"].get("own", {}).items():
+        yield f"{evaluation['name']}/{name}", value
     yield f"{evaluation['name']}/calibration_error", evaluation["calibration_error"]
     for key, (low, high) in evaluation["intervals"].items():
         yield f"{evaluation['name']}/{key}_low", low

@@ -87,7 +87,12 @@ def tuned_note(
     "What a person should know of scores whose thresholds were chosen on the same rows; empty where none were"
     if not any("threshold" in measures for measures in scores["classes"].values()):
         return ""
-    return "each label's threshold was chosen on the validation rows, whose F1 and exact match are therefore somewhat too good; data.test says how good they are elsewhere"
+    absent = [label for label, measures in scores["classes"].items() if not measures["support"]]
+    rest = f"; 0.5 is that of labels that no validation row has: {', '.join(absent[:10])}" if absent else ""
+    return (
+        "each label's threshold was chosen on the validation rows, whose F1 and exact match are therefore somewhat too good; "
+        f"data.test says how good they are elsewhere{rest}"
+    )
 
 # %% ../../nbs/training/62_label_scores.ipynb #c6bef784
 def label_intervals(

@@ -111,7 +111,7 @@ def score_test(setting: Setting, prepared: Prepared, trained: Trained) -> Evalua
     notes = overlap_notes(test.rows, trained.data)
     setting.report.note(*(note for note in notes if note not in setting.report.progress.notes))
     decision = stored_decision(finished.folder, trained.data.labels)
-    evaluation = evaluation_of(start.run_id, TEST, test, logits, notes, setting.stop.check, decision)
+    evaluation = evaluation_of(start.run_id, TEST, test, logits, notes, setting.stop.check, decision, start.recipe)
     keep_evaluation(start.folder, evaluation)
     return evaluation
 

@@ -16,7 +16,7 @@ from ..base.errors import ConfigError
 from ..base.loading import load
 from .child import Child
 from .own_job import OwnJob
-from .recipe import FILE, Recipe, recipe_in
+from .recipe import Recipe, kept_recipe
 from .resume import continue_run
 from .runs import new_run_id, output_folder, stored_at
 from .unfinished import check_can_go_on, is_done, job_folder, unfinished
@@ -100,8 +100,7 @@ def with_recipe(
     "The attempt with the notebook's own model and metrics; raises `ConfigError` where the run was begun with others"
     if not (start.folder / "config.yaml").exists():
         return replace(start, recipe=requested)
-    file = start.folder / FILE
-    own = recipe_in(file.read_text(encoding="utf-8")) if file.exists() else None
+    own = kept_recipe(start.folder)
     if requested and requested != own:
         other = f"with {own.title}" if own else "without them"
         raise ConfigError(

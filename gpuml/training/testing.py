@@ -31,6 +31,7 @@ from .inputs import as_files
 from .predict import finished_model, reading_config
 from .predictors import Devices, FinishedModel, devices_for
 from .progress import Reporter, Watch
+from .recipe import kept_recipe
 from .record import read_record
 from .runs import stored_at
 from .spread import spread_logits
@@ -94,7 +95,9 @@ def evaluate_run(
             logits = compute_logits(finished_model(run), test, stop.check, devices)
             chosen = free_name(run.folder, name or Path(test.files[0]).stem, test.fingerprint)
             decision = stored_decision(run.model_folder, run.labels)
-            evaluation = evaluation_of(run.id, chosen, test, logits, notes, stop.check, decision)
+            evaluation = evaluation_of(
+                run.id, chosen, test, logits, notes, stop.check, decision, kept_recipe(run.folder)
+            )
             report.note(*_keep(run, evaluation))
         except BaseException as e:
             report.now("stopped" if is_stop(e) else "failed")
