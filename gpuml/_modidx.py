@@ -331,6 +331,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'gpuml/cluster/admission.py'),
                                          'gpuml.cluster.admission._check_tolerations': ( 'cluster/admission.html#_check_tolerations',
                                                                                          'gpuml/cluster/admission.py'),
+                                         'gpuml.cluster.admission._check_wait': ( 'cluster/admission.html#_check_wait',
+                                                                                  'gpuml/cluster/admission.py'),
                                          'gpuml.cluster.admission._dra_remark': ( 'cluster/admission.html#_dra_remark',
                                                                                   'gpuml/cluster/admission.py'),
                                          'gpuml.cluster.admission._keeps_out': ( 'cluster/admission.html#_keeps_out',

@@ -7,13 +7,14 @@ __all__ = ['check_cluster', 'answering', 'check_gpus']
 
 # %% ../../nbs/cluster/53_admission.ipynb #8440da35
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from ..base.config import ComputeConfig, Config
 from ..base.errors import ClusterError, Exit
+from .after import awaits
 from .answers import Answer, ApiServer, plainly
 from .capacity import excesses
 from .device_claim import TEMPLATES, claim_template
@@ -24,7 +25,7 @@ from .gang import node_count
 from .gang_checks import check_gang, check_together
 from .objects import JOBS, dra_objects
 from .pod import training_container
-from .queue import QueueEntry, queue_trouble
+from .queue import QueueEntry, queue_of, queue_trouble
 from .queues import CLUSTER_QUEUES, COHORTS, LOCAL_QUEUES, readable_items
 from .snapshot import Snapshot, snapshot_of
 from .waiting import closed_words, largest_words
@@ -231,7 +232,7 @@ def _check_quota(api: ApiServer, entry: QueueEntry, manifest: dict[str, Any]) ->
 # %% ../../nbs/cluster/53_admission.ipynb #f790ee5e
 def _check_manifest(api: ApiServer, manifest: dict[str, Any]) -> str:
     "Whether the API server would accept the Job"
-    return _try(api, JOBS.format(manifest["metadata"]["namespace"]), manifest)
+    return _try(api, JOBS.format(manifest["metadata"]["namespace"]), manifest, _check_wait)
 
 
 def _check_template(api: ApiServer, template: dict[str, Any]) -> str:
@@ -239,13 +240,24 @@ def _check_template(api: ApiServer, template: dict[str, Any]) -> str:
     return _try(api, TEMPLATES.format(template["metadata"]["namespace"]), template)
 
 
-def _try(api: ApiServer, path: str, manifest: dict[str, Any]) -> str:
+def _check_wait(accepted: dict[str, Any]) -> None:
+    "Raise `ClusterError` where a Job is to wait for others, and Kueue has put it into a queue of its own accord"
+    if awaits(accepted) and (queue := queue_of(accepted)):
+        raise ClusterError(
+            f"--after: Kueue puts this job into the queue {queue}, and starts those of its queues in their order; leave out --after"
+        )
+
+
+def _try(
+    api: ApiServer, path: str, manifest: dict[str, Any], check: Callable[[dict[str, Any]], None] = lambda accepted: None
+) -> str:
     kind = manifest["kind"]
     try:
-        api.request("POST", path, manifest, dryRun="All", fieldValidation="Strict")
+        answer = api.request("POST", path, manifest, dryRun="All", fieldValidation="Strict")
     except Answer as e:
         if e.status == 409:
             return f"a {kind} of this name is there already"
         with plainly(f"the API server refuses the {kind}"):
             raise
+    check(json.loads(answer))
     return "accepted by the API server, as a trial"
