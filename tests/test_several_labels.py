@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -286,6 +287,22 @@ def test_a_server_says_sets(run):
     answers = answer_of(run.id, predicted).predictions
     assert [(a.label, a.probability) for a in answers] == [(label, round(p, 6)) for label, p in predicted]
     assert {"exact match", "macro-F1", "micro-F1", "validation loss"} == health_of(run).scores.keys()
+    thresholds = {label: row["threshold"] for label, row in run.metrics["classes"].items()}
+    assert health_of(run).thresholds == thresholds
+
+
+def test_the_code_of_the_card_goes_by_the_thresholds(run):
+    card = (run.model_folder / "README.md").read_text()
+    assert "| class | precision | recall | F1 | threshold | rows |" in card
+    text = "invoice card charged my"
+    *lines, last = (
+        re.search(r"```python\n(.*?)```", card, re.S)[1].replace('"a text"', f'"{text}"').strip().splitlines()
+    )
+    lines = "\n".join(lines).replace('model="."', f'model="{run.model_folder}", device="cpu"')
+    values = {}
+    exec(lines, values)
+    (labels,) = eval(last, values)
+    assert sorted(labels) == sorted(filter(None, run.predict(text).labels[0].split("|")))
 
 
 def test_own_models_and_scores_are_refused(sets, store):

@@ -155,9 +155,11 @@ def score_part(card: Described) -> str:
         parts.append(f"Kept are the {card.metrics['weights']}, by validation.\n")
     for name, scores, _ in sides:
         classes = list(scores.get("classes", {}).items())[:MOST_CLASSES]
-        measures = ("precision", "recall", "f1")
+        measures = {"precision": "precision", "recall": "recall", "f1": "F1"}
+        if card.data.train.sets is not None:
+            measures["threshold"] = "threshold"
         lines = [(label, *(as_text(m[key]) for key in measures), f"{m['support']:,}") for label, m in classes]
-        parts.append(f"By class, {name}:\n\n" + markdown_table(("class", "precision", "recall", "F1", "rows"), lines))
+        parts.append(f"By class, {name}:\n\n" + markdown_table(("class", *measures.values(), "rows"), lines))
     return "\n".join(parts)
 
 # %% ../../nbs/training/91_model_card.ipynb #a6173106
@@ -216,8 +218,8 @@ def model_card(card: Described) -> str:
     named = _model_name(card.config)
     name = f"what `{card.own_model}` of its notebook makes, with the tokens of {named}" if card.own_model else named
     title = f"A text classifier: {name}, trained with gpuml in {card.metrics['updates']:,} updates."
-    every = "" if card.data.train.sets is None else ", top_k=None"  # labels: config.json has their thresholds
-    use = "" if card.own_model else _PIPELINE.format(length=card.config.data.max_length, rest=every)
+    code = _ONE_LABEL if card.data.train.sets is None else _SEVERAL_LABELS
+    use = "" if card.own_model else _PIPELINE + code.format(length=card.config.data.max_length) + "```\n\n"
     parts = {
         "Scores": score_part(card),
         "What it was trained on": data_part(card),
@@ -235,9 +237,12 @@ _PIPELINE = """With transformers, in the folder of this file:
 from transformers import pipeline
 
 classify = pipeline("text-classification", model=".")
-classify(["a text"], truncation=True, max_length={length}{rest})
-```
-
+"""
+_ONE_LABEL = """classify(["a text"], truncation=True, max_length={length})
+"""
+_SEVERAL_LABELS = """thresholds = classify.model.config.label_thresholds  # from which score on a text has each label
+answers = classify(["a text"], truncation=True, max_length={length}, top_k=None)
+[[each["label"] for each in answer if each["score"] >= thresholds[each["label"]]] for answer in answers]
 """
 _USE = """With gpuml, in the project of the run:
 

@@ -27,6 +27,7 @@ from ..base.errors import GpumlError
 from ..training.answers import Predictions
 from ..training.desk import Desk
 from ..training.inputs import as_texts
+from ..training.label_config import stored_label_config
 from ..training.score_table import SHOWN
 
 # %% ../../nbs/ui/73_web.ipynb #c8bf8a42
@@ -95,12 +96,15 @@ class Health(BaseModel):
     run: str
     labels: list[str]
     scores: dict[str, float] = Field(description="of validation, and of test data where the run has some")
+    thresholds: dict[str, float] = Field(
+        description="where a text may have several labels: from which probability on it has each"
+    )
 
 
 def health_of(
     run: Any,  # a `Run`
 ) -> Health:
-    "A run's labels and scores; what is undefined is left out"
+    "A run's labels, scores and thresholds; what is undefined is left out"
     evaluations = {"": run.metrics, **{f"{e.name} ": e.scores for e in run.evaluations}}
     scores = {
         prefix + score.name(values, short=bool(prefix)): values[score.key]
@@ -108,7 +112,8 @@ def health_of(
         for score in SHOWN
         if values.get(score.key) is not None and math.isfinite(values[score.key])
     }
-    return Health(run=run.id, labels=run.labels, scores=scores)
+    several = stored_label_config(run.model_folder)
+    return Health(run=run.id, labels=run.labels, scores=scores, thresholds=several.thresholds if several else {})
 
 # %% ../../nbs/ui/73_web.ipynb #ee0bc996
 MOST_BYTES = 4 * 2**20  # of a body
@@ -234,7 +239,7 @@ def web_app(
 
     @app.get("/health")
     async def tell_health() -> Health:
-        "The run, its labels and scores; it answers when the model is loaded"
+        "The run, its labels, scores and thresholds; it answers when the model is loaded"
         return health
 
     return app
