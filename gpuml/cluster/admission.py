@@ -7,7 +7,7 @@ __all__ = ['check_cluster', 'answering', 'check_gpus']
 
 # %% ../../nbs/cluster/53_admission.ipynb #8440da35
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -232,7 +232,7 @@ def _check_quota(api: ApiServer, entry: QueueEntry, manifest: dict[str, Any]) ->
 # %% ../../nbs/cluster/53_admission.ipynb #f790ee5e
 def _check_manifest(api: ApiServer, manifest: dict[str, Any]) -> str:
     "Whether the API server would accept the Job"
-    return _try(api, JOBS.format(manifest["metadata"]["namespace"]), manifest, _check_wait)
+    return _try(api, JOBS.format(manifest["metadata"]["namespace"]), manifest)
 
 
 def _check_template(api: ApiServer, template: dict[str, Any]) -> str:
@@ -240,24 +240,22 @@ def _check_template(api: ApiServer, template: dict[str, Any]) -> str:
     return _try(api, TEMPLATES.format(template["metadata"]["namespace"]), template)
 
 
-def _check_wait(accepted: dict[str, Any]) -> None:
+def _check_order(manifest: dict[str, Any], accepted: bytes) -> None:
     "Raise `ClusterError` where a Job is to wait for others, and Kueue has put it into a queue of its own accord"
-    if awaits(accepted) and (queue := queue_of(accepted)):
+    if awaits(manifest) and (queue := queue_of(json.loads(accepted))):
         raise ClusterError(
             f"--after: Kueue puts this job into the queue {queue}, and starts those of its queues in their order; leave out --after"
         )
 
 
-def _try(
-    api: ApiServer, path: str, manifest: dict[str, Any], check: Callable[[dict[str, Any]], None] = lambda accepted: None
-) -> str:
+def _try(api: ApiServer, path: str, manifest: dict[str, Any]) -> str:
     kind = manifest["kind"]
     try:
-        answer = api.request("POST", path, manifest, dryRun="All", fieldValidation="Strict")
+        accepted = api.request("POST", path, manifest, dryRun="All", fieldValidation="Strict")
     except Answer as e:
         if e.status == 409:
             return f"a {kind} of this name is there already"
         with plainly(f"the API server refuses the {kind}"):
             raise
-    check(json.loads(answer))
+    _check_order(manifest, accepted)
     return "accepted by the API server, as a trial"
