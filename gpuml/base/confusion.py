@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Counts', 'Texts', 'MOST_CLASSES', 'MOST_PAIRS', 'Pair', 'pairs', 'Grid', 'grid_of', 'confusion_svg', 'pairs_html',
-           'pairs_svg', 'confusion_html']
+           'pairs_svg', 'pairs_text', 'confusion_html']
 
 # %% ../../nbs/base/19_confusion.ipynb #14c29d6d
 from collections.abc import Mapping
@@ -158,6 +158,13 @@ def pairs_svg(
 ) -> str:
     "The pairs that are confused most, as a picture"
     return _lines_svg(_pair_table(most, {}).text().splitlines())
+
+# %% ../../nbs/base/19_confusion.ipynb #0d0a62e1
+def pairs_text(
+    most: list[Pair],
+) -> str:
+    "The pairs that are confused most as lines for a terminal; empty where nothing is"
+    return _pair_table(most, {}).text() if most else ""
 
 # %% ../../nbs/base/19_confusion.ipynb #eacad5dc
 def confusion_html(

@@ -23,7 +23,7 @@ from .decision import Decision, OneLabel
 from .evaluation_files import EVALUATIONS, kept_contents
 from .own_scores import OWN, add_own
 from .recipe import Recipe
-from .report import ClassTable, class_table, confused_html
+from .report import ClassTable, class_table, confused_html, confused_text
 from .score_table import as_text, shown
 
 # %% ../../nbs/training/64_evaluated.ipynb #0ddf77ef
@@ -83,8 +83,7 @@ class Evaluation:
     def values(self) -> Records:
         "Every score with its interval; `.to_frame()` makes a DataFrame of them"
         empty = [None, None]
-        every = shown(self.scores)
-        named = [(score.name(self.scores, short=True), self.scores[score.key], score.key) for score in every]
+        named = [(s.name(self.scores, short=True), self.scores[s.key], s.key) for s in shown(self.scores)]
         named += [(name, value, "") for name, value in self.scores.get(OWN, {}).items()]
         named.append(("calibration error", self.calibration_error, ""))
         return Records(
@@ -104,8 +103,9 @@ class Evaluation:
         )
 
     def __repr__(self):
-        tables = [self.classes().text(), "", _bin_table(self.bins, self.of_labels).text(), ""]
-        return "\n".join([f"{self.run}, {self.line()}", "", *tables, self.method, *self.notes])
+        bins = _bin_table(self.bins, self.of_labels).text()
+        tables = filter(None, (self.classes().text(), confused_text(self.scores), bins))
+        return "\n\n".join([f"{self.run}, {self.line()}", *tables, "\n".join([self.method, *self.notes])])
 
     @property
     def method(self) -> str:

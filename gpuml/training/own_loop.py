@@ -271,7 +271,7 @@ class OwnLoop(LoopWork):
         self.values.log(values)
 
     def score(self, **values: Any) -> None:
-        "Record what the loop has come to: `accuracy`, `macro_f1` and `loss` (of validation) stand in the list of runs"
+        "Record what the loop has come to: `accuracy`, `macro_f1`, `micro_f1` and `loss` (of validation) stand in the list of runs"
         self._refuse_after_save("score")
         self.values.score(values)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ClassTable', 'class_table', 'Scored', 'Finished', 'report_text', 'link_text', 'score_texts', 'confused_html',
-           'confused_svg', 'report_html']
+           'confused_text', 'confused_svg', 'report_html']
 
 # %% ../../nbs/training/63_report.ipynb #a2f77a2c
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from html import escape
 from typing import Any, Protocol
 
 from ..base.charts import loss_curve
-from ..base.confusion import Pair, Texts, confusion_html, confusion_svg, pairs_html, pairs_svg
+from ..base.confusion import Pair, Texts, confusion_html, confusion_svg, pairs, pairs_html, pairs_svg, pairs_text
 from ..base.tables import Column, Records, Table, as_html
 from .score_table import MAIN, as_text, shown
 
@@ -127,6 +127,15 @@ def confused_html(
         lines = "<div>labels that were missed, and wrong ones that were predicted for the same text</div>"
         return lines + pairs_html([Pair(*pair) for pair in scores["pairs"]], texts)
     return confusion_html(scores["confusion"], list(scores["classes"]), texts, name)
+
+
+def confused_text(
+    scores: Mapping[str, Any],  # of an evaluation
+) -> str:
+    "What was taken for what most often, as lines; empty where nothing was"
+    if "pairs" in scores:
+        return pairs_text([Pair(*pair) for pair in scores["pairs"]])
+    return pairs_text(pairs(scores["confusion"], list(scores["classes"])))
 
 
 def confused_svg(
