@@ -86,7 +86,10 @@ def test_missing_values_and_odd_types_are_told_as_those_of_a_file(project):
         read(with_frame(config, odd))
     lines = str(e.value).splitlines()
     assert [line.partition(": ")[0] for line in lines] == [f"DataFrame:{line}" for line in range(2, 9)]
-    assert all("empty" in line for line in lines[:5]) and all("is a list, not a text" in line for line in lines[5:])
+    assert all("empty" in line for line in lines[:5]) and [line.partition("'text' is ")[2] for line in lines[5:]] == [
+        "a list, not a text",
+        "an object, not a text",
+    ]
     deep = [np.array(["a", "b"]), ("a", "b"), {"a"}, {("a",): 1}, pd.NA, np.float32("nan")]
     for table in ([{"text": v, "label": "x"} for v in deep], pd.DataFrame({"text": deep, "label": ["x"] * len(deep)})):
         with pytest.raises(DataError) as e:

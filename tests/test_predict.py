@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -242,8 +243,14 @@ def test_other_rows_are_another_prediction(run, project):
 
 def predictors():
     "The processes that predict for this one"
-    processes = psutil.Process().children()
-    return [process for process in processes if "gpuml.training.predictor" in process.cmdline()]
+    return [process for process in psutil.Process().children() if "gpuml.training.predictor" in command_of(process)]
+
+
+def command_of(process):
+    "Nothing of one that has just ended"
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 @pytest.fixture

@@ -251,8 +251,9 @@ def test_one_that_ends_before_they_have_met(tmp_path):
     words = run_workers(
         processes, tmp_path, Timing(gather=60), StopRequest("stopped"), lambda content: None, "the next one"
     )
-    assert {word.rank: word.code for word in words} == {0: 1, 1: 75}
-    assert "KeyError: 'name'" in reason(words).message and "came within" not in words[1].message
+    codes = {word.rank: word.code for word in words}
+    assert codes in ({0: 1, 1: 75}, {0: 1, 1: 1}), codes  # it has met rank 0, and has its word, or has not
+    assert "KeyError: 'name'" in reason(words).message and not any("came within" in word.message for word in words)
 
 
 def test_whoever_started_them_is_killed(store, pair):

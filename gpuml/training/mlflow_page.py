@@ -45,8 +45,8 @@ def subject(
 ) -> str:
     "What was trained on what"
     rows = f"{int(params['data.train_rows']):,} training and {int(params['data.validation_rows']):,} validation rows"
-    separator = params.get("data.label_separator", "null")
-    kinds = "classes" if separator == "null" else "labels, of which a text may have several"
+    separator = params.get("data.label_separator", "None")
+    kinds = "classes" if separator == "None" else "labels, of which a text may have several"
     return f"`{params['model.name']}` on `{params['data.train']}`: {rows}, {params['data.classes']} {kinds}."
 
 
