@@ -196,7 +196,9 @@ def limit_part(card: Described) -> str:
             f"Texts are cut at {data.max_length:,} tokens: {cut:,} of {len(data.train):,} training texts reach them."
         )
     if not card.test:
-        lines.append("There was no test data: the scores are those of the rows by which the weights were chosen.")
+        lines.append(
+            "`data.test` named no test data: the scores are those of the rows by which the weights were chosen."
+        )
     notes = [*data.notes, *(card.test.notes if card.test else [])]
     lines += [escape(without_folders(note, card.config), quote=False) for note in dict.fromkeys(notes)]
     return "".join(f"- {line}\n" for line in lines)
