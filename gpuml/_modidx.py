@@ -4758,6 +4758,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'gpuml.training.workers.Watch': ('training/workers.html#watch', 'gpuml/training/workers.py'),
                                         'gpuml.training.workers.Watch.__init__': ( 'training/workers.html#watch.__init__',
                                                                                    'gpuml/training/workers.py'),
+                                        'gpuml.training.workers.Watch._pass_on': ( 'training/workers.html#watch._pass_on',
+                                                                                   'gpuml/training/workers.py'),
                                         'gpuml.training.workers.Watch._send': ( 'training/workers.html#watch._send',
                                                                                 'gpuml/training/workers.py'),
                                         'gpuml.training.workers.Watch._word_of_death': ( 'training/workers.html#watch._word_of_death',

@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -254,6 +256,29 @@ def test_one_that_ends_before_they_have_met(tmp_path):
     codes = {word.rank: word.code for word in words}
     assert codes in ({0: 1, 1: 75}, {0: 1, 1: 1}), codes  # it has met rank 0, and has its word, or has not
     assert "KeyError: 'name'" in reason(words).message and not any("came within" in word.message for word in words)
+
+
+def test_one_that_is_stopped_before_they_have_met(tmp_path):
+    "On a node whose first one is not there yet: the other one of its node stops too"
+    processes = Processes(nodes=2, node=1, per_node=2, port=free_port())
+    words = []
+
+    def run():
+        stop = StopRequest("stopped")
+        words.extend(run_workers(processes, tmp_path, Timing(gather=600), stop, lambda content: None, "the next one"))
+
+    runner = threading.Thread(target=run)
+    runner.start()
+    until(lambda: len([one for one in workers().values() if catches_sigterm(one)]) == 2)
+    workers()[2].terminate()
+    runner.join(120)
+    assert not runner.is_alive() and [word.code for word in words] == [75, 75]
+
+
+def catches_sigterm(process):
+    "Whether Python has come so far in it"
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1
 
 
 def test_whoever_started_them_is_killed(store, pair):

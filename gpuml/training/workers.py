@@ -208,21 +208,21 @@ class Watch:
 
     def look(self) -> None:
         "Pass a stop on; note who has ended; end those that hang, or can't go on"
-        if self.stop.signal and not self._has_passed_on:
-            self._has_passed_on = True
-            self._send(signal.SIGTERM)
+        if self.stop.signal:
+            self._pass_on()
         self.silence.look()
         silent = self.silence.silent(self.timing.silence + 2 * self.timing.patience + 2 * self.timing.beat)
         for worker in [*self.alive]:
             if worker.rank in silent:
                 self._hanging.add(worker.rank)
                 worker.send(signal.SIGKILL)
-            code = worker.process.poll()
-            if code is not None:
+            if (code := worker.process.poll()) is not None:
                 self.alive.remove(worker)
                 self.silence.forget(worker.rank)
                 self.words.append(left_in(self.folder, worker.rank) or self._word_of_death(worker, code))
-                if self.words[-1].code not in (0, Preempted.exit_code):
+                if self.words[-1].code == Preempted.exit_code:
+                    self._pass_on()  # it may have ended before it could tell the others
+                elif self.words[-1].code:
                     self._last_call.announce(self.timing.patience + 2 * self.timing.beat)
         if number := self._last_call.due():
             self._send(number)
@@ -235,8 +235,13 @@ class Watch:
         print(worker.last_lines(), end="", file=sys.stderr)
         if worker.rank in self._hanging:
             return word_of_silence(worker.rank, self.processes.size, self.timing.silence, self.plan)
-        memory = count_oom_kills() > self._oom_kills
-        return word_of_death(worker.rank, self.processes.size, code, memory, self.plan)
+        return word_of_death(worker.rank, self.processes.size, code, count_oom_kills() > self._oom_kills, self.plan)
+
+    def _pass_on(self) -> None:
+        "Ask all to stop, once"
+        if not self._has_passed_on:
+            self._has_passed_on = True
+            self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
         for worker in self.alive:
