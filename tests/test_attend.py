@@ -15,6 +15,7 @@ from gpuml.jobs.handle import Job, State
 from gpuml.training.attempts import owner
 from gpuml.ui.attend import attend
 from tests import forked
+from tests.conftest import ENDLESS
 from tests.waiting import until as eventually
 
 PARAMETERS = {"cell_type": "code", "source": "config = 'dev'", "metadata": {"tags": ["parameters"]}}
@@ -116,7 +117,7 @@ def test_a_training_in_a_job_comes_back_into_the_cell(kernel):
 
 
 def test_the_stop_button_ends_the_job_and_the_same_cell_goes_on(kernel):
-    line = "run = %gpu_train dev train.epochs=400 --local"
+    line = f"run = %gpu_train dev {ENDLESS} --local"
     request = kernel.start(line)
     job, _ = the_job()
     until(lambda: "update" in job.status.progress)
@@ -124,7 +125,7 @@ def test_the_stop_button_ends_the_job_and_the_same_cell_goes_on(kernel):
     _, error = kernel.result(request)
     updates = job.record()["updates"]
     assert (
-        error == f"Preempted: {job.run_id}: stopped at update {updates} of 1200; running the cell again goes on there"
+        error == f"Preempted: {job.run_id}: stopped at update {updates} of 30000; running the cell again goes on there"
     )
     assert job.status.phase == "cancelled"
     request = kernel.start(line)

@@ -22,7 +22,7 @@ from gpuml.training import attempts
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from tests import forked
-from tests.conftest import gpuml, runs_in
+from tests.conftest import ENDLESS, gpuml, runs_in
 from tests.waiting import until
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -255,9 +255,9 @@ def test_nothing_to_resume(store):
 def test_dead_run_is_closed_by_the_next_command(store):
     "SIGKILL leaves RUNNING in MLflow; the next training sees it, and says the truth"
     started = CONTEXT.Event()
-    child = CONTEXT.Process(target=train_in_child, args=(str(store.parent), None, started, ["train.epochs=500"]))
+    child = CONTEXT.Process(target=train_in_child, args=(str(store.parent), None, started, [ENDLESS]))
     child.start()
-    until(lambda: [r for r in recorded(store) if r.data.metrics])
+    until(lambda: not child.is_alive() or [r for r in recorded(store) if r.data.metrics])
     os.kill(child.pid, signal.SIGKILL)
     child.join()
     assert recorded(store)[0].info.status == "RUNNING"
@@ -273,7 +273,7 @@ def test_command_ends_with_75_and_resumes(store):
     "The process as a scheduler sees it: SIGTERM, exit 75, the same command with --resume, exit 0"
     import subprocess
 
-    command = [forked.python(), "-m", "gpuml", "train", "dev", *OVERRIDES, "train.epochs=300"]
+    command = [forked.python(), "-m", "gpuml", "train", "dev", *OVERRIDES, ENDLESS]
     process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if "training" in line:

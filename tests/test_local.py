@@ -22,7 +22,7 @@ from gpuml.cluster.manifest import rename_run
 from gpuml.cluster.sending import send, submit
 from gpuml.cluster.submission import prepare
 from tests import forked
-from tests.conftest import ROOT, gpuml, runs_in
+from tests.conftest import ENDLESS, ROOT, gpuml, runs_in
 from tests.waiting import until
 
 PYTHON = sys.executable
@@ -71,7 +71,7 @@ def test_submit_wait_and_everything_a_job_tells(shipped, project):
 
 
 def test_twenty_at_once_are_one(shipped):
-    config = load("dev", ["train.epochs=50"])
+    config = load("dev", [ENDLESS])
     with ThreadPoolExecutor(20) as pool:
         made = list(pool.map(lambda _: submit(config, shipped, local=True), range(20)))
     assert len({job.run_id for job in made}) == 1 and len(c.jobs([config])) == 1
@@ -108,7 +108,7 @@ def test_stopped_and_killed_it_goes_on(shipped, project):
 def test_an_attempt_is_stopped_in_its_first_second(shipped, monkeypatch):
     "That is an interruption and no failure: there is a next one, and no retry is used up"
     monkeypatch.setattr(sys, "executable", PYTHON)  # one that imports, as users have it
-    job = submit(load("dev", ["train.epochs=1000", "compute.retries=0"]), shipped, local=True)
+    job = submit(load("dev", [ENDLESS, "compute.retries=0"]), shipped, local=True)
 
     def first():
         return json.loads((job.folder / "state.json").read_text())["attempts"][0]
@@ -125,7 +125,7 @@ def test_an_attempt_is_stopped_in_its_first_second(shipped, monkeypatch):
 def test_cancelled_while_its_process_starts_again(shipped, monkeypatch):
     "After a restart of the machine, as it were: what is said in its first second holds"
     monkeypatch.setattr(sys, "executable", PYTHON)
-    config = load("dev", ["train.epochs=1000"])
+    config = load("dev", [ENDLESS])
     job = submit(config, shipped, local=True)
     until(lambda: job.status.attempts)
     killed = json.loads((job.folder / "state.json").read_text())
@@ -146,12 +146,12 @@ def test_cancelled_while_its_process_starts_again(shipped, monkeypatch):
 
 def test_cancelled_promises_nothing(shipped, project):
     "What is left of a cancelled job, and that submitting the same does not go on with it"
-    config = load("dev", ["train.epochs=1000"])
+    config = load("dev", [ENDLESS])
     job = submit(config, shipped, local=True)
     until(lambda: "update" in job.status.progress)
     said = gpuml("cancel", job.run_id, cwd=project)
     state = job.wait(600)
-    told = rf"cancelled at update \d+ of 3000; its checkpoint stays in {job.place}, submitting the same begins anew; `gpuml train dev --resume {job.run_id}` goes on with it"
+    told = rf"cancelled at update \d+ of 30000; its checkpoint stays in {job.place}, submitting the same begins anew; `gpuml train dev --resume {job.run_id}` goes on with it"
     assert said.returncode == 0 and re.fullmatch(told, str(state)), state
     assert list((project / "outputs" / job.run_id / "checkpoints").iterdir())
     assert "next attempt" not in job.logs() + repr(job) + said.stdout
@@ -163,9 +163,9 @@ def test_cancelled_promises_nothing(shipped, project):
 
 def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
     "Ctrl-C on a command that follows a job leaves the job alone, and says so"
-    job = submit(load("dev", ["train.epochs=300"]), shipped, local=True)
+    job = submit(load("dev", [ENDLESS]), shipped, local=True)
     until(lambda: "update" in job.status.progress)
-    follow = ["submit", "dev", "train.epochs=300", "--local", "--wait"], ["logs", job.run_id, "--follow"]
+    follow = ["submit", "dev", ENDLESS, "--local", "--wait"], ["logs", job.run_id, "--follow"]
     for words in (*follow, ["wait", job.run_id]):
         command = [forked.python(), "-u", "-m", "gpuml", *words]
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -183,7 +183,7 @@ def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
 def test_a_reader_that_leaves(shipped, project):
     "`gpuml submit … | head -1`: no traceback, and the job is made"
     for words in (["--dry-run"], []):
-        command = [forked.python(), "-m", "gpuml", "submit", "dev", "train.epochs=90", "--local", *words]
+        command = [forked.python(), "-m", "gpuml", "submit", "dev", ENDLESS, "--local", *words]
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.stdout.close()
         said = process.stderr.read().decode()
@@ -220,17 +220,17 @@ def test_what_it_shows(shipped, project):
     "The whole name of the config, and nothing of a cluster"
     name = "a-very-long-config-name-for-the-german-tickets"
     (project / "config" / f"{name}.yaml").write_text((project / "config" / "dev.yaml").read_text())
-    job = submit(load(name, ["train.epochs=90"]), shipped, local=True)
+    job = submit(load(name, [ENDLESS]), shipped, local=True)
     shown = repr(job)
     assert f" {name}\n" in shown and "gpus" not in shown and "gpuml-dev" not in shown + repr(c.jobs([load(name)]))
     job.cancel()
 
 
 def test_deadline(shipped):
-    job = submit(load("dev", ["train.epochs=500", "compute.deadline=0.004"]), shipped, local=True)
+    job = submit(load("dev", [ENDLESS, "compute.deadline=0.004"]), shipped, local=True)
     state = job.wait(600)
     assert (state.phase, state.command_code) == ("failed", 75) and "deadline" in state.why
-    longer = submit(load("dev", ["train.epochs=500", "compute.deadline=1"]), shipped, local=True)
+    longer = submit(load("dev", [ENDLESS, "compute.deadline=1"]), shipped, local=True)
     assert longer.run_id == job.run_id and longer.note.startswith("goes on where its deadline ended it")
     assert longer.status.phase in ("pending", "running")
     longer.cancel()

@@ -86,9 +86,9 @@ def test_down_all_the_time(config, server, gate, capsys):
 
 def test_comes_and_goes_while_training(config, server, gate):
     "Up at the start, gone in the middle, back before the end"
-    wanted = config(50)
+    wanted = config(120)
     gate.open()
-    moments = {50: lambda: wait_and_shut(gate, server, wanted), 100: lambda: wait_and_open(gate)}
+    moments = {50: lambda: wait_and_shut(gate, server, wanted), 200: lambda: wait_and_open(gate)}
 
     def interfere(progress):
         for step in [step for step in moments if progress.step >= step]:
@@ -97,7 +97,7 @@ def test_comes_and_goes_while_training(config, server, gate):
     run = fit(wanted, watch=interfere)
     assert not moments
     assert main(["sync", "dev"]) == 0, "the server is back"
-    check(server, wanted, run, 150)
+    check(server, wanted, run, 360)
 
 
 def wait_and_shut(gate, server, config):

@@ -392,7 +392,10 @@ def test_cancel_asks_first(with_notebook, project):
 def test_compare_runs(panel, store):
     from gpuml.training.fit import fit
 
-    made = [fit(load("dev", [f"train.learning_rate={rate}", "train.epochs=1"])) for rate in ("1e-4", "3e-4")]
+    made = []
+    for rate in ("1e-4", "3e-4"):
+        time.sleep(1)  # runs of one second have no order
+        made.append(fit(load("dev", [f"train.learning_rate={rate}", "train.epochs=1"])))
     tab = choose(panel, "Compare")
     assert "choose two" in tab.view.value
     assert [folder.name for _, folder in tab.runs.options] == [run.id for run in reversed(made)]

@@ -30,7 +30,7 @@ from gpuml.training.record import read_record
 from gpuml.training.stop import StopRequest
 from gpuml.training.task import TASK
 from gpuml.training.workers import run_workers
-from tests.conftest import free_port, runs_in
+from tests.conftest import ENDLESS, free_port, runs_in
 from tests.waiting import until
 
 FAULTY = """
@@ -59,7 +59,7 @@ if os.environ.get("RANK") == "1":
     module.register_module_forward_hook(after)
 """
 OVERRIDES = ["train.epochs=3", "train.checkpoint_updates=2"]  # 9 updates
-LONG = ["train.epochs=200", "train.checkpoint_updates=2"]
+LONG = [ENDLESS, "train.checkpoint_updates=2"]
 AGENT = """
 import os, sys
 from gpuml.training.launch import serve

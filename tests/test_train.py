@@ -28,7 +28,7 @@ from gpuml.training.origin import locate
 from gpuml.training.prediction_file import prediction_csv
 from gpuml.training.results import Run, load_run
 from gpuml.training.row import bucket
-from tests.conftest import OFFLINE, gpuml, runs_in
+from tests.conftest import ENDLESS, OFFLINE, gpuml, runs_in
 
 
 @pytest.fixture
@@ -341,7 +341,7 @@ def test_stop_button_saves_a_checkpoint(store):
 
     fired = threading.Event()
     with pytest.raises(Preempted, match="stopped at update"):
-        fit(load("dev", ["train.epochs=200"]), watch=watch)
+        fit(load("dev", [ENDLESS]), watch=watch)
     (recorded,) = runs_in(store)
     assert recorded.info.status == "KILLED"
     (folder,) = (store.parent / "outputs").iterdir()

@@ -18,7 +18,7 @@ from tests.cluster.administer import Administrator, may
 from tests.cluster.api import Api, ApiError
 from tests.cluster.applied import IMAGE, trial
 from tests.cluster.site import Site
-from tests.conftest import ROOT
+from tests.conftest import ENDLESS, ROOT
 from tests.manifests import OVERLAYS, WITH_IDLE, find, kubectl, pod_of, prepared, render
 
 KUEUE = {"ResourceFlavor", "ClusterQueue", "LocalQueue", "WorkloadPriorityClass"}  # no Kueue here
@@ -322,9 +322,8 @@ def test_a_development_user_works_with_gpuml(site, cluster, team, monkeypatch):
     "Submits, follows, lists, cancels; and asks for exactly what the roles give, no more and no less"
     image = f"compute.image={IMAGE}"
     with cluster.plane.requests_of("dev-user") as asked:
-        job = replace(
-            site.submit(image, "train.epochs=200", of="dev"), watch_seconds=3
-        )  # the audit log has a watch when it has ended
+        job = site.submit(image, ENDLESS, of="dev")
+        job = replace(job, watch_seconds=3)  # the audit log has a watch when it has ended
         follower = threading.Thread(target=lambda: job.logs(follow=True))
         follower.start()
         site.why(job, "running", 60)
@@ -332,7 +331,7 @@ def test_a_development_user_works_with_gpuml(site, cluster, team, monkeypatch):
         production = site.config(image, "compute.namespace=gpuml-prod")  # which this user may not see
         ((listed, _),) = c.jobs([site.config(image, of="dev"), production])
         assert listed.run_id == job.run_id
-        waiting = site.submit(image, "train.epochs=201", of="dev")
+        waiting = site.submit(image, "train.epochs=9999", of="dev")
         site.why(waiting, "GPU")
         waiting.cancel()
         job.cancel()

@@ -13,7 +13,7 @@ from tests.cluster.api import ApiError
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
 from tests.cluster.dra import NAMED, claiming, offer
-from tests.conftest import ROOT
+from tests.conftest import ENDLESS, ROOT
 
 PLAIN = "compute.device_class=plain-gpu"
 QUOTAS = {("list", "resourcequotas")}
@@ -97,11 +97,11 @@ def test_a_limit_that_a_class_serves(site):
     planned = prepare(site.config(f"compute.gpu_resource={NAMED}", "compute.gpus=2"), site.notebook)
     (finding,) = [finding for finding in planned.findings if finding.subject == "GPUs"]
     assert finding.good and finding.text.startswith(f"2 of {DEVICES} {NAMED}; by DRA"), finding
-    job = site.submit(f"compute.gpu_resource={NAMED}", "compute.gpus=2", "train.epochs=200")
+    job = site.submit(f"compute.gpu_resource={NAMED}", "compute.gpus=2", ENDLESS)
     site.why(job, "running", 60)
     (claim,) = claims(site)
     assert len(claim["status"]["allocation"]["devices"]["results"]) == 2
-    waiting = site.submit(f"compute.gpu_resource={NAMED}", "train.epochs=201")
+    waiting = site.submit(f"compute.gpu_resource={NAMED}", "train.epochs=9999")
     assert "none of 2 is free; held by 1 production job" in site.why(waiting, "by DRA")
     waiting.cancel()
     job.cancel()
@@ -110,7 +110,7 @@ def test_a_limit_that_a_class_serves(site):
 
 def test_a_class_by_the_name_that_kubernetes_gives_it(site):
     resource = "deviceclass.resource.kubernetes.io/plain-gpu"
-    job = site.submit(f"compute.gpu_resource={resource}", "train.epochs=200")
+    job = site.submit(f"compute.gpu_resource={resource}", ENDLESS)
     site.why(job, "running", 60)
     job.cancel()
 
@@ -164,14 +164,14 @@ def test_a_quota_counts_claims(site, template):
 
 def test_a_template_that_is_gone(site):
     "The next attempt says so, and the same submission makes it again"
-    job = site.submit(PLAIN, "train.epochs=200")
+    job = site.submit(PLAIN, ENDLESS)
     site.cluster.wait(lambda: "training" in job.logs(), 180)  # it can save from then on
     (kept,) = site.cluster.admin.get("resourceclaimtemplates", site.namespace)["items"]
     site.cluster.admin.delete("resourceclaimtemplates", site.namespace, kept["metadata"]["name"])
     (pod,) = site.cluster.pods(site.namespace, job.run_id)
     site.cluster.admin.delete("pods", site.namespace, pod["metadata"]["name"])
     site.why(job, f"the ResourceClaimTemplate {kept['metadata']['name']} is gone; submitting the same", 90)
-    assert site.submit(PLAIN, "train.epochs=200").run_id == job.run_id
+    assert site.submit(PLAIN, ENDLESS).run_id == job.run_id
     site.why(job, "running", 90)
     job.cancel()
 
@@ -196,9 +196,9 @@ def test_what_is_asked_for_is_what_the_roles_grant(site, monkeypatch):
     try:
         monkeypatch.setenv("KUBECONFIG", str(site.cluster.plane.kubeconfig("dev-user", namespace)))
         with site.cluster.plane.requests_of("dev-user") as asked:
-            job = site.submit(PLAIN, "compute.gpus=2", "train.epochs=200")
+            job = site.submit(PLAIN, "compute.gpus=2", ENDLESS)
             site.why(job, "running", 60)
-            waiting = site.submit(PLAIN, "compute.gpus=2", "train.epochs=201")
+            waiting = site.submit(PLAIN, "compute.gpus=2", "train.epochs=9999")
             assert "held by 1 production job" in site.why(waiting, "none of 2 is free")
             waiting.cancel()
             job.cancel()

@@ -23,6 +23,7 @@ from gpuml.training.ledger import ledger_of
 from gpuml.training.ledger_files import read_histories
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
+from tests.conftest import ENDLESS
 
 SENSITIVE = """\
 import signal
@@ -60,7 +61,7 @@ def test_unfinished_is_nowhere_shown_as_finished(site, mlflow, ending):
     site.add_cell(SENSITIVE, before="%gpu_train")
     retries = 3 if ending == "SIGTERM" else 0  # older servers count an interruption as a failure
     words = [f"compute.retries={retries}", f"tracking.register={site.namespace}", "tracking.log_model=true"]
-    job = site.submit("train.epochs=2000", *words)
+    job = site.submit(ENDLESS, *words)
     worker = training(site, job)
     act(worker)
 

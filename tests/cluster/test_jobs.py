@@ -16,6 +16,7 @@ from gpuml.ui.gpu_cell import hand_back, send_cell
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
 from tests.cluster.relay import Relay
+from tests.conftest import ENDLESS
 from tests.s3 import KEY, SECRET
 
 
@@ -152,7 +153,7 @@ def test_why_it_does_not_run(site, case):
         overrides.append("compute.memory=60Mi")
         said = "killed: it needed more memory than compute.memory=60Mi"
     elif case == "deadline":
-        overrides += ["compute.deadline=0.003", "compute.grace=1"]
+        overrides += [ENDLESS, "compute.deadline=0.003", "compute.grace=1"]
         said = "ended by its deadline, compute.deadline="
     elif case == "wrong key":
         site.cluster.secret(site.namespace, "wrong", **secret | {"AWS_SECRET_ACCESS_KEY": "not-the-secret-key"})
@@ -286,7 +287,7 @@ def test_a_longer_deadline_goes_on_with_the_same_run(site):
 
 
 def test_cancelled(site):
-    job = site.submit("train.epochs=200")
+    job = site.submit(ENDLESS)
     site.cluster.wait(lambda: "update" in job.status.progress, 120)
     assert job.cancel().phase in ("cancelled", "stopping")
     state = job.wait(120)

@@ -19,6 +19,7 @@ from tests.cluster.kueue import Kueue
 from tests.cluster.programs import missing
 from tests.cluster.site import Site
 from tests.cluster.test_preemption import undisturbed
+from tests.conftest import ENDLESS
 from tests.manifests import find, prepared, render
 
 IMAGE = "registry.example.com/gpuml-train:0.1.0"
@@ -273,7 +274,7 @@ def workloads(cluster):
 def test_who_may_not_read_workloads_is_told_what_the_job_says(site, held, cluster, overlay):
     "And the roles are exactly what is asked"
     with cluster.plane.requests_of("dev-user") as asked:
-        job = site.submit("train.epochs=200", of="dev")
+        job = site.submit(ENDLESS, of="dev")
         site.why(job, "the first of its namespace")
     names = ("gpuml-queues", "gpuml-cluster-queues")
     rules = [rule for name in names for rule in find(overlay, "ClusterRole", name)["rules"]]
@@ -293,7 +294,7 @@ def test_who_may_not_read_workloads_is_told_what_the_job_says(site, held, cluste
 
 def test_cancelled_while_it_waits_after_a_preemption(site, cluster):
     "The checkpoint stays"
-    job = site.submit("train.epochs=200", of="dev")
+    job = site.submit(ENDLESS, of="dev")
     wait_until_it_trains(cluster, job)
     cluster.admin.patch("localqueues", DEV, "gpuml", {"spec": {"stopPolicy": "HoldAndDrain"}})
     try:
