@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'PAUSES', 'Answer', 'NoAnswer', 'check_answer', 'without_collector', 'from_json', 'read_object',
-           'may_pass', 'wish_of', 'NotThere', 'ApiServer', 'NoServer', 'OneReading', 'NoCluster', 'plainly']
+           'may_pass', 'wish_of', 'NotThere', 'ApiServer', 'NoServer', 'OneReading', 'NoCluster', 'plainly', 'in_each']
 
 # %% ../../nbs/cluster/25_answers.ipynb #19dbf5ec
 import gc
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from html import unescape
 from typing import Any, Protocol
@@ -231,3 +231,21 @@ def plainly(
         if e.status == 403:
             raise ClusterError(f"{subject}: not permitted: {e}", Exit.NOT_PERMITTED) from None
         raise ClusterError(f"{subject}: {e}") from None
+
+# %% ../../nbs/cluster/25_answers.ipynb #4a10a209
+def in_each(
+    namespaces: Iterable[str],
+    do: Callable[[str], None],
+) -> None:
+    "Do it for each namespace, whatever becomes of the others; raises `ClusterError` with all that went wrong"
+    failed, code = [], None
+    for namespace in namespaces:
+        try:
+            do(namespace)
+        except Answer as e:
+            failed.append(f"{namespace}: {e}")
+            code = Exit.NOT_PERMITTED if e.status in (401, 403) else code
+        except ClusterError as e:
+            failed.append(str(e))
+    if failed:
+        raise ClusterError("; ".join(dict.fromkeys(failed)), code)

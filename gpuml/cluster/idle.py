@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import ClusterError, Exit, Preempted
+from ..base.errors import ClusterError, Preempted
 from ..base.tables import Table
 from ..base.webhook import Message, Sending
-from .answers import Answer, ApiServer
+from .answers import ApiServer, in_each
 from .holders import MARKS_PATH, OWNER_PATHS, Holder, holders, read_mark
 from .marks import IdleMark, idle_notes
 from .pod import clock, time_of
@@ -138,21 +138,6 @@ class Idle(list):
             rows.append((h.namespace, f"{h.kind} {h.name}", str(h.gpus), idle, mark_sentence(h.kind, h.mark)))
         return Table(("namespace", "held by", "GPUs", "without use", ""), rows).text()
 
-# %% ../../nbs/cluster/64_idle.ipynb #b13efc73
-def _each(named: dict[str, Limits], do: Callable[[str, Limits], None]) -> None:
-    "Do it for each namespace, whatever becomes of the others; raises `ClusterError` with all that went wrong"
-    failed, code = [], None
-    for namespace, limit in named.items():
-        try:
-            do(namespace, limit)
-        except Answer as e:
-            failed.append(f"{namespace}: {e}")
-            code = Exit.NOT_PERMITTED if e.status in (401, 403) else code
-        except ClusterError as e:
-            failed.append(str(e))
-    if failed:
-        raise ClusterError("; ".join(dict.fromkeys(failed)), code)
-
 # %% ../../nbs/cluster/64_idle.ipynb #1ad674b9
 def look(
     api: ApiServer,
@@ -162,7 +147,7 @@ def look(
 ) -> Idle:
     "Who holds GPUs there, and for how long without use; raises `ClusterError`"
     idle = Idle()
-    _each(named, lambda space, limit: idle.extend(holders(api, prometheus, space, limit, datetime.now(UTC), step)))
+    in_each(named, lambda name: idle.extend(holders(api, prometheus, name, named[name], datetime.now(UTC), step)))
     return idle
 
 # %% ../../nbs/cluster/64_idle.ipynb #d8d6297d
@@ -175,7 +160,8 @@ def release(
 ) -> None:
     "Warn, withdraw and release, once; raises `ClusterError` where that can't be done for all"
 
-    def in_namespace(namespace, limit):
+    def in_namespace(namespace):
+        limit = named[namespace]
         listed = holders(api, prometheus, namespace, limit, datetime.now(UTC), step)
         for holder in listed:
             now = datetime.now(UTC)
@@ -188,7 +174,7 @@ def release(
             reason = f"Prometheus does not say how busy GPUs are of {unknown} of the {len(listed)} that hold some"
             raise ClusterError(f"{namespace}: {reason}; they are left alone")
 
-    _each(named, in_namespace)
+    in_each(named, in_namespace)
 
 
 def _tell(holder: Holder, done: str) -> str:

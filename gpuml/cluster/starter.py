@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from ..base.errors import ClusterError, Exit
+from ..base.errors import ClusterError
 from .after import LEASES, Awaited, awaits, start_patch
-from .answers import Answer, ApiServer, OneReading
+from .answers import Answer, ApiServer, OneReading, in_each
 from .objects import JOBS, JobAddress
 from .queue import queue_of
 
@@ -26,21 +26,17 @@ def start_waiting(
     every: float = 10.0,  # seconds between two looks
 ) -> None:
     "Start each job all of whose awaited jobs have ended, once; raises `ClusterError` where that can't be done for all"
-    failed, code = [], None
-    for namespace in namespaces:
-        try:
-            waiting = [job for job in api.items(JOBS.format(namespace)) if awaits(job)]
-            reading = OneReading(api)  # begun after they were listed: what they wait for was there before them
-            unqueued = [job for job in waiting if not queue_of(job)]  # Kueue starts those of a queue
-            failed += _start_each(reading, unqueued, say)
-            _sign(api, namespace, now, every)
-        except Answer as e:
-            failed.append(f"{namespace}: {e}")
-            code = Exit.NOT_PERMITTED if e.status in (401, 403) else code
-        except ClusterError as e:
-            failed.append(str(e))
-    if failed:
-        raise ClusterError("; ".join(dict.fromkeys(failed)), code)
+
+    def in_namespace(namespace):
+        waiting = [job for job in api.items(JOBS.format(namespace)) if awaits(job)]
+        reading = OneReading(api)  # begun after they were listed: what they wait for was there before them
+        unqueued = [job for job in waiting if not queue_of(job)]  # Kueue starts those of a queue
+        refused = _start_each(reading, unqueued, say)
+        _sign(api, namespace, now, every)
+        if refused:
+            raise ClusterError("; ".join(refused))
+
+    in_each(namespaces, in_namespace)
 
 
 def _start_each(api: ApiServer, jobs: Iterable[dict[str, Any]], say: Callable[[str], None]) -> list[str]:
