@@ -57,6 +57,45 @@ def predicted_sure(run):
     return run.predict([text for text, _ in rows()]).probabilities.max(1).mean()
 
 
+CALLS = """\
+import numpy as np
+from pathlib import Path
+
+WORTH = [0.0, 0.2, 0.9, 0.5, 0.4]
+
+
+def judge(labels, probabilities):
+    calls = len(Path("calls").read_text()) if Path("calls").exists() else 0
+    Path("calls").write_text("." * (calls + 1))
+    return {"worth": WORTH[calls], "cost": 5 + WORTH[calls]}
+"""
+
+
+@pytest.mark.parametrize(("metric", "epoch", "epochs"), [("worth", 2, 4), ("-cost", 1, 3)])
+def test_its_score_picks_the_epoch_and_ends_the_training(metric, epoch, epochs, project, store):
+    "The first call, on answers that are made up, comes before the epochs"
+    words = ["train.epochs=6", f"train.best_metric={metric}", "train.early_stopping=2"]
+    run = fit(load("dev", words), metrics=cell(CALLS)["judge"])
+    assert len(run.history) == epochs
+    kept = json.loads((run.folder / "certificate.json").read_text())["evaluation"]
+    assert kept == run.history[epoch - 1] and kept["cost"] == run.metrics["own"]["cost"]
+    assert run.metrics["weights"] == f"weights of epoch {epoch} of {epochs}, the best {metric.removeprefix('-')}"
+
+
+@pytest.mark.parametrize(
+    ("metric", "metrics", "sentence"),
+    [
+        ("-money", "scores", "train.best_metric: -money: no such score; there are macro_f1, .* loss, and scores has sure, classes-seen"),
+        ("surely", "scores", "did you mean 'sure'"),
+        ("cost", "", "there are macro_f1, .* loss, and other ones are computed by a function of yours"),
+    ],
+)  # fmt: skip
+def test_a_score_that_nobody_computes_is_refused(metric, metrics, sentence, project, store):
+    with pytest.raises(ConfigError, match=sentence):
+        fit(load("dev", [f"train.best_metric={metric}"]), metrics=cell().get(metrics))
+    assert not list((project / "outputs").glob("*/progress.json"))
+
+
 def test_a_score_that_fails_later_costs_no_training(project, store):
     "It takes the answers that were made up, two of each class, and no others"
     failing = cell(CELL.replace('    return {"sure"', '    1 / (len(labels) == 4)\n    return {"sure"'))["scores"]

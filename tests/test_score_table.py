@@ -134,7 +134,7 @@ def test_a_list_of_runs_without_a_score(project):
 def test_what_cannot_read_the_table():
     "The config's values and the dashboard, whose names are the exporter's"
     field = TrainConfig.model_fields["best_metric"]
-    (names, _) = typing.get_args(field.annotation)
+    names, *_ = typing.get_args(field.annotation)
     assert set(typing.get_args(names)) == {score.key for score in SCORES} and field.default == MAIN.key
     drawn = set(re.findall(r"gpuml_validation_\w+", (ROOT / "k8s" / "monitoring" / "gpuml.json").read_text()))
     assert drawn == {f"gpuml_validation_{score.key}" for score in (LOSS, MAIN)}

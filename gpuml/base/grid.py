@@ -18,7 +18,7 @@ from .keys import alternatives, fields, known_key, parse_override
 from .loading import load
 
 # %% ../../nbs/base/27_grid.ipynb #1bdfea73
-_NAMES = ("model.name", "model.revision")  # texts without a comma
+_NAMES = ("model.name", "model.revision", "train.best_metric")  # texts without a comma
 
 
 def takes_several(

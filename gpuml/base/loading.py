@@ -194,7 +194,8 @@ class _Draft:
             if error["type"] == "value_error":  # of a whole section
                 keys = tuple(error["ctx"]["error"].key.split("."))
             sentence = complaint({**error, "loc": keys[:2]})
-            complaints.setdefault(keys[:2], f"{self.place(keys[:2])}: {sentence}")
+            if keys[:2] not in complaints or error["type"] == "string_pattern_mismatch":  # more exact than `one of`
+                complaints[keys[:2]] = f"{self.place(keys[:2])}: {sentence}"
         self.problems += complaints.values()
 
 # %% ../../nbs/base/24_loading.ipynb #343f6548

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .portion import whole
-from .score_table import score_of_key
+from .score_table import score_of_key, with_own
 
 # %% ../../nbs/training/61_best.ipynb #85c79974
 @dataclass
@@ -30,7 +30,7 @@ class Best:
 
     def offer(self, classifier: Any, epoch: int, scores: dict[str, Any], logits: np.ndarray) -> bool:
         "Keep these weights if they are better; says whether they were"
-        score = self.score_of({**scores, "epoch": epoch})
+        score = self.score_of({**with_own(scores), "epoch": epoch})
         if not (score, -scores["loss"]) > (self.score, -self.scores.get("loss", math.inf)):
             return False
         self.score = score
@@ -46,12 +46,15 @@ class Best:
         "What an epoch's evaluation counts; more is better, and one without the score is the worst"
         if self.metric is None:
             return evaluation["epoch"]
-        if self.metric not in evaluation:
+        score = score_of_key(self.metric)
+        if score.key not in evaluation:
             return -math.inf
-        value = evaluation[self.metric]
-        return value if score_of_key(self.metric).more_is_better else -value
+        value = evaluation[score.key]
+        return value if score.more_is_better else -value
 
     def description(self, epochs: int) -> str:
         "Which weights are kept, of so many epochs"
         kind = f"best {score_of_key(self.metric).title}" if self.metric else "latest"
+        if self.score == -math.inf and self.epoch:
+            kind = f"lowest validation loss: none has {score_of_key(self.metric).title}"
         return f"weights of epoch {self.epoch} of {epochs}, the {kind}"

@@ -23,9 +23,9 @@ from .failure import REMEDY, naming
 from .feed import places
 from .history import History
 from .outcomes import Step
-from .own_scores import OWN, add_own
+from .own_scores import add_own
 from .prepared import data_params
-from .score_table import by_metric
+from .score_table import OWN, by_metric
 from .shared_evaluation import sharded_logits, shared_logits
 from .training import Training, fit_to_machine, leave, stop_all, vain_updates_told
 
@@ -68,8 +68,11 @@ def after_epoch(training: Training) -> bool:
     logits = _validation_logits(training, data.validation, epoch)
     scores = tuned_decision(logits, data.validation).judge(logits, data.validation)
     recipe = training.setting.start.recipe
-    problem = add_own(scores, recipe, logits, data.validation.classes, data.labels)
-    report.note(problem * (problem not in report.progress.notes))
+    if recipe and recipe.metrics:
+        problem = add_own(scores, recipe, logits, data.validation.classes, data.labels)
+        report.note(problem * (problem not in report.progress.notes))
+        own = training.learner.world.tell(scores.get(OWN))  # the first process's: they may choose the epoch
+        scores |= {OWN: own} if own else {}
     with training.learner.world.heard() if training.learner.shards else nullcontext():
         history.best.offer(training.learner.classifier, epoch, scores, logits)
     history.add_evaluation(scores)

@@ -21,10 +21,10 @@ from ..base.tables import Column, Records, Table, as_html
 from ..data.testset import Testset
 from .decision import Decision, OneLabel
 from .evaluation_files import EVALUATIONS, kept_contents
-from .own_scores import OWN, add_own
+from .own_scores import add_own
 from .recipe import Recipe
 from .report import ClassTable, class_table, confused_html, confused_text
-from .score_table import as_text, shown
+from .score_table import OWN, as_text, shown
 
 # %% ../../nbs/training/64_evaluated.ipynb #0ddf77ef
 _METHOD = (

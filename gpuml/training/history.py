@@ -12,7 +12,7 @@ from typing import Any
 
 from .best import Best
 from .progress import Progress
-from .score_table import by_key
+from .score_table import with_own
 
 # %% ../../nbs/training/67_history.ipynb #38583b8a
 @dataclass
@@ -39,7 +39,7 @@ class History:
         "One more epoch is evaluated"
         p = self.progress
         epoch = len(p.evaluations) + 1
-        p.evaluations.append({"step": p.step, "epoch": epoch, **by_key(scores), **scores.get("own", {})})
+        p.evaluations.append({"step": p.step, "epoch": epoch, **with_own(scores)})
 
     def epochs_since_best(self) -> int:
         "Epochs since the first that was as good as the best; a tie is no better"

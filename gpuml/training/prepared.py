@@ -16,7 +16,7 @@ from typing import Any
 from ..base.errors import ConfigError
 from ..data import reading
 from ..data.dataset import Data
-from . import certificate, checkpoint, model, origin
+from . import certificate, checkpoint, model, origin, own_scores
 from .checkpoint import Checkpoint
 from .material import ChosenModel, Material, open_material
 from .model_data import fitting_tokenizer, longest_text
@@ -48,6 +48,8 @@ def prepare(
     config = start.config
     if start.recipe and config.data.label_separator:
         raise ConfigError(f"data.label_separator: {start.recipe.title} of the notebook takes texts with one label each")
+    if not (start.recipe and start.recipe.metrics):
+        own_scores.check_best_metric(config.train.best_metric, start.recipe, [])
     report.now("data", run=start.run_id, epochs=config.train.epochs, sweep=str(start.child or ""))
     setting.stop.check()
     setting.copy.check()
@@ -142,9 +144,8 @@ def _check_own(setting: Setting, labels: list[str]) -> None:
     recipe, config = setting.start.recipe, setting.start.config
     if recipe is None:
         return
-    from gpuml.training.own_scores import try_scores
-
-    try_scores(recipe, labels)
+    own = own_scores.try_scores(recipe, labels)
+    own_scores.check_best_metric(config.train.best_metric, recipe, own)
     if recipe.model and config.tracking.register:
         setting.report.note("tracking.register: a model of the notebook's own is kept in MLflow as files")
     if recipe.model and config.model.dropout is not None:

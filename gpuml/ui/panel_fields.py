@@ -12,7 +12,7 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.grid import takes_several
-from ..base.keys import choices, describe, fields, flat, kind, parse_override
+from ..base.keys import alternatives, choices, describe, fields, flat, kind, parse_override
 from ..base.loading import load
 from ..base.secrets import redact
 from ..base.tables import as_html
@@ -41,6 +41,8 @@ def control(
     options, text = choices(key), value_text(value)
     if options == ["true", "false"]:
         widget = w.Checkbox(value, indent=False, **label)
+    elif options and str in alternatives(info.annotation):
+        widget = w.Combobox(value=text, options=options, placeholder="null" if optional else "", **label)
     elif options:
         widget = w.Dropdown(options=options + ["null"] * optional, value=text, **label)
     elif isinstance(value, int | float) and not optional and several:
