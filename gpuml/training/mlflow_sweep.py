@@ -11,7 +11,7 @@ from mlflow.entities import Metric, Run
 
 from .child import SIZE, SWEEP, TO_FINISH
 from .record import DESCRIPTION, Record
-from .score_table import SCORES, Score, score_of_key
+from .score_table import MAIN, SCORES, Score, score_of_key
 
 # %% ../../nbs/training/39_mlflow_sweep.ipynb #dc061a93
 PARENT = "mlflow.parentRunId"
@@ -87,7 +87,8 @@ def _say_best(client: MlflowClient, parent: Run, children: list[Run]) -> None:
         return
     sign = 1 if score.more_is_better else -1
     best = max(scored, key=lambda run: sign * run.data.metrics[score.metric])
-    values = {s.metric: best.data.metrics[s.metric] for s in SCORES if s.metric in best.data.metrics}
+    names = dict.fromkeys(s.metric for s in (*SCORES, score))  # of the notebook's own scores that which decides
+    values = {name: best.data.metrics[name] for name in names if name in best.data.metrics}
     moment = best.info.end_time
     client.log_batch(parent.info.run_id, metrics=[Metric(name, v, moment, 0) for name, v in values.items()])
     failed = sum(run.info.status == "FAILED" for run in children)
@@ -100,5 +101,5 @@ def _say_best(client: MlflowClient, parent: Run, children: list[Run]) -> None:
 
 def _score(runs: list[Run]) -> Score:
     "The score by which the runs of a sweep are compared: that by which each keeps its best epoch"
-    keys = {run.data.params.get("train.best_metric") for run in runs} & {score.key for score in SCORES}
-    return score_of_key(keys.pop() if len(keys) == 1 else "macro_f1")
+    keys = {run.data.params.get("train.best_metric", "None") for run in runs} - {"None"}
+    return score_of_key(keys.pop()) if len(keys) == 1 else MAIN

@@ -18,7 +18,7 @@ from .account import ACCOUNT, moment
 from .attempts import CELL, PULSE, Attempt, attempt_of
 from .child import SWEEP
 from .record import HELD_BACK, RECORD, Record, record_of, this_host
-from .score_table import by_key
+from .score_table import written_scores
 
 # %% ../../nbs/training/77_run_row.ipynb #6c869e02
 FINISHED = "finished"
@@ -131,7 +131,7 @@ _WRITTEN = {"None": "null", "True": "true", "False": "false"}  # MLflow's params
 
 def _scores_in(evaluation: Mapping[str, Any] | None) -> dict[str, float]:
     "The scores that an evaluation has, by key"
-    return {key: value for key, value in by_key(evaluation or {}).items() if value is not None}
+    return written_scores(evaluation or {})
 
 
 def _values(text: bytes | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..base.errors import ConfigError
 from ..base.loading import load
 from .child import Child
 from .own_job import OwnJob
-from .recipe import Recipe, kept_recipe
+from .recipe import Recipe, continued_recipe, kept_recipe
 from .resume import continue_run
 from .runs import new_run_id, output_folder, stored_at
 from .unfinished import check_can_go_on, is_done, job_folder, unfinished
@@ -100,11 +100,4 @@ def with_recipe(
     "The attempt with the notebook's own model and metrics; raises `ConfigError` where the run was begun with others"
     if not (start.folder / "config.yaml").exists():
         return replace(start, recipe=requested)
-    own = kept_recipe(start.folder)
-    if requested and requested != own:
-        other = f"with {own.title}" if own else "without them"
-        raise ConfigError(
-            f"{start.run_id} was begun {other}, and the notebook now has {requested.title}: "
-            "run the cells that define them as they were, leave them out, or start a new run"
-        )
-    return replace(start, recipe=own)
+    return replace(start, recipe=continued_recipe(start.run_id, kept_recipe(start.folder), requested))

@@ -22,10 +22,11 @@ from ..base.grid import MOST, Grid, load_grid
 from ..base.keys import flat, parse_override
 from ..base.storage import Storage
 from .child import LONGEST, Child, run_name
+from .recipe import Recipe, recipe_in
 from .resume import is_harmless
 from .run_row import FAILED, FINISHED, PAUSED
 from .runs import new_run_id
-from .score_table import MAIN, Score, by_key, score_of_key
+from .score_table import MAIN, Score, score_of_key, written_scores
 
 # %% ../../nbs/training/84_sweep.ipynb #094caf59
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Sweep:
     choices: Mapping[str, tuple[str, ...]]  # values by key, as they were written
     halving: bool = False
     as_jobs: bool = False  # each of them is a job: none is trained by whoever looks at the sweep
+    recipe: Recipe | None = None  # of a notebook's own model and metrics
 
     @cached_property
     def values(self) -> dict[str, dict[str, str]]:
@@ -132,9 +134,9 @@ def best_scores(
 ) -> dict[str, float]:
     "The scores of the epoch whose weights a run keeps: of equally good ones that with the lowest loss; without a metric the last"
     if metric is None:
-        return by_key([{}, *evaluations][-1])
+        return written_scores([{}, *evaluations][-1])
     score = score_of_key(metric)
-    return by_key(max(evaluations, key=lambda scores: rank(scores, score), default={}))
+    return written_scores(max(evaluations, key=lambda scores: rank(scores, score), default={}))
 
 
 def rank(
@@ -224,6 +226,7 @@ class SweepFile:
         values = {"id": s.id, "name": s.config.name, "config": s.config.model_dump(mode="json")}
         choices = {key: list(texts) for key, texts in s.choices.items()}
         values |= {"choices": choices, "halving": s.halving, "as_jobs": s.as_jobs}
+        values |= {"code": s.recipe.content()} if s.recipe else {}
         values["outcomes"] = {run: asdict(outcome) for run, outcome in self.outcomes.items()}
         Storage(s.config.data.endpoint).put_bytes(json.dumps(values, indent=1).encode(), self.place)
 
@@ -253,7 +256,8 @@ def _read(
         own = Config.model_validate(values["config"], context={"origin": origin})
         choices = {key: tuple(texts) for key, texts in values["choices"].items()}
         outcomes = {run: Outcome(**outcome) for run, outcome in values["outcomes"].items()}
-        return SweepFile(Sweep(values["id"], own, choices, values["halving"], values["as_jobs"]), outcomes)
+        recipe = recipe_in(values["code"]) if "code" in values else None
+        return SweepFile(Sweep(values["id"], own, choices, values["halving"], values["as_jobs"], recipe), outcomes)
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
         return None
 

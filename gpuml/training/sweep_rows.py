@@ -15,7 +15,7 @@ from ..base.errors import Exit, GpumlError
 from ..base.storage import Storage
 from .run_list import LATEST, read_output
 from .run_row import FAILED, FINISHED, PAUSED, RunRow
-from .score_table import SHOWN, Score
+from .score_table import SHOWN, Score, own_among
 from .sweep import SweepFile, rank, read_sweep
 
 # %% ../../nbs/training/85_sweep_rows.ipynb #382fcf19
@@ -82,7 +82,8 @@ def over_seeds(
 
 def _seeds_of(values: dict[str, str], rows: list[RunRow]) -> SeedsOf:
     "The spread of every score that all rows have"
-    shared = [score.key for score in SHOWN if all(score.key in row.scores for row in rows)]
+    keys = [score.key for score in (*SHOWN, *own_among(*(row.scores for row in rows)))]
+    shared = [key for key in keys if all(key in row.scores for row in rows)]
     amounts = {key: [row.scores[key] for row in rows] for key in shared}
     return SeedsOf(values, {key: Spread(mean(a), stdev(a)) for key, a in amounts.items()}, tuple(rows))
 

@@ -23,7 +23,7 @@ from ..base.tables import Entry, Table
 from ..training.results import Run
 from ..training.run_list import LATEST, read_output, sort_rows
 from ..training.run_row import RunRow
-from ..training.score_table import LOSS, MAIN, shown
+from ..training.score_table import LOSS, MAIN, OWN, Score, own_among, shown
 from .lines import value_text
 from .metrics import MetricsFile
 from .run_columns import written
@@ -68,10 +68,16 @@ class Comparison:
             if len({repr(c[k]) for c in configs}) > 1
         ]
         results = [scores_of(folder) for folder in self.folders]
-        titles = {score.key: score.title for score in shown(*results)} | {"updates": "updates", "seconds": "seconds"}
+        results = [result | result.get(OWN, {}) for result in results]
+        shown_scores = [*shown(*results), *self.own_scores()]
+        titles = {score.key: score.title for score in shown_scores} | {"updates": "updates", "seconds": "seconds"}
         for key, title in titles.items():
             rows.append((title, *(f"{f[key]:,.4g}" if key in f else "" for f in results)))
         return rows
+
+    def own_scores(self) -> list[Score]:
+        "The scores of the notebooks' own that finished runs have"
+        return own_among(*(scores_of(folder).get(OWN, {}) for folder in self.folders))
 
     def table(self) -> Table:
         "The rows below the runs' ids"
@@ -83,6 +89,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         metrics = {f.name: MetricsFile(f / "metrics.jsonl").read() for f in self.folders}
         titles = {"loss": "training loss", LOSS.metric: LOSS.title, MAIN.metric: MAIN.title}
+        titles |= {score.metric: score.title for score in self.own_scores()}
         curves = "".join(
             chart(title, {name: series.get(key, []) for name, series in metrics.items()})
             for key, title in titles.items()

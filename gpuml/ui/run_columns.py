@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from ..training.run_list import differing, score_column, test_column, value_of
+from ..training.run_list import column_of, differing, score_column, scores_among, test_column, value_of
 from ..training.run_row import FINISHED, RunRow
-from ..training.score_table import MAIN, as_text, shown
+from ..training.score_table import MAIN, as_text
 
 # %% ../../nbs/ui/33_run_columns.ipynb #df5f5ec5
 def held_text(
@@ -62,13 +62,15 @@ def written(text: str) -> str:
 def run_columns(
     rows: Sequence[RunRow],
     most: int | None = None,  # values of the config
+    best_metric: str | None = None,  # by which the runs were compared; by default as the config of each says
 ) -> list[RunColumn]:
     "The columns for some runs: those of the config are the keys in which they differ"
     keys = differing(rows)
     tails = [key.rpartition(".")[2] for key in keys]
     titles = [key if tails.count(tail) > 1 else tail for key, tail in zip(keys, tails, strict=True)]
     own = [RunColumn(key, title, _is_number(rows, key)) for key, title in zip(keys, titles, strict=True)]
-    scores = [RunColumn(score.key, score.short or score.title, True) for score in shown(*(row.scores for row in rows))]
+    among = scores_among(rows, best_metric)
+    scores = [RunColumn(column_of(score), score.short or score.title, True) for score in among]
     if any(row.test_scores for row in rows):
         scores.append(RunColumn(test_column(MAIN), f"test {MAIN.title}", True))
     words = [RunColumn(key, key) for key in ("note", "sweep") if any(value_of(row, key) for row in rows)]

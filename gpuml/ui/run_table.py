@@ -151,8 +151,8 @@ def project_runs(
     csv: str | None = None,  # a file that gets the rows too, all values with them
 ) -> RunTable:
     "The runs of a project; raises `ConfigError` where there is no such column"
-    key = sort_key(sort) if sort else "time"
     listed = read_rows(configs)
+    key = sort_key(sort, listed.rows) if sort else "time"
     rows = listed.rows if everything else listed.rows[:SHOWN_AT_ONCE]
     hidden = len(listed.rows) - len(rows)
     notes = [f"{hidden:,} older runs are not listed: --all lists them"] if hidden else []

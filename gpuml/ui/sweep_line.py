@@ -93,18 +93,18 @@ def train_line(
     if file is None:
         config = load(line.config, line.overrides)
         return fit(config, watch=make_watch(), resume=line.resume, data=data, same_line=same_line, **own)
-    if own:
-        raise ConfigError(f"--{min(own)}: does not go with a sweep; take one value for each key")
     from gpuml.training.own_job import own_job
-    from gpuml.training.sweeping import check_models, train_sweep
+    from gpuml.training.sweeping import check_runs, train_sweep
     from gpuml.ui.sweep_table import SweepTable
 
     if own_job().run:
         raise ConfigError("a job trains one config: `gpuml submit` with the values of a sweep makes a job for each")
     if data is not None:
         file = _with_data(file, with_table(file.sweep.config, data, own_job()))
+    if own:
+        file = _with_code(file, own, is_new=not line.resume)
     sweep = file.sweep
-    check_models(sweep)
+    check_runs(sweep)
     say(_beginning(file))
     try:
         train_sweep(file, make_watch, same_line)
@@ -118,7 +118,7 @@ def train_line(
         _tell(sweep, "sweep", failed + table.notes()[-1], say)
     return table
 
-
+# %% ../../nbs/ui/37_sweep_line.ipynb #f7564e5a
 def _tell(sweep: Any, event: str, sentence: str, say: Callable[[str], None]) -> None:
     "Tell people of a sweep's end, and here where they did not hear of it"
     from gpuml.base.webhook import Message, Sending
@@ -144,3 +144,12 @@ def _with_data(file: Any, config: Config) -> Any:
     if file.outcomes and file.sweep.config.data.train != config.data.train:
         raise ConfigError(f"--resume: {file.sweep.id} began on other data than the table; leave --data out")
     return replace(file, sweep=replace(file.sweep, config=config))
+
+
+def _with_code(file: Any, own: Mapping[str, Any], is_new: bool) -> Any:
+    "A sweep with the notebook's own model and metrics; raises `ConfigError` where it was begun with others"
+    from gpuml.training.recipe import continued_recipe, recipe_of
+
+    sweep, recipe = file.sweep, recipe_of(**own)
+    recipe = recipe if is_new else continued_recipe(sweep.id, sweep.recipe, recipe)
+    return replace(file, sweep=replace(sweep, recipe=recipe))

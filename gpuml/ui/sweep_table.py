@@ -13,9 +13,9 @@ from functools import cached_property
 from ..base.errors import Exit, GpumlError
 from ..base.tables import Column, Table, as_html
 from ..training.results import Run, load_run
-from ..training.run_list import score_column
+from ..training.run_list import column_of, score_column
 from ..training.run_row import FAILED, FINISHED, RunRow
-from ..training.score_table import SHOWN, Score
+from ..training.score_table import SHOWN, Score, own_among
 from ..training.sweep import Sweep, SweepFile
 from ..training.sweep_rows import SEED, SeedsOf, over_seeds, sweep_rows
 from .run_columns import RunColumn, run_columns
@@ -32,7 +32,7 @@ def values_text(
 def seeds_table(groups: list[SeedsOf]) -> Table:
     "A row for each setting, with mean and standard deviation over its seeds"
     keys = list(groups[0].values)
-    scores = [score for score in SHOWN if score.key in groups[0].scores]
+    scores = [score for score in (*SHOWN, *own_among(groups[0].scores)) if score.key in groups[0].scores]
     names = [Column(key.rpartition(".")[2], True) for key in keys] + [Column("seeds", True)]
     rows = [
         [*(g.values[key] for key in keys), str(len(g.rows)), *(g.scores[score.key].text(score) for score in scores)]
@@ -144,7 +144,8 @@ class SweepTable:
     @property
     def columns(self) -> list[RunColumn]:
         "What it shows of a run: first what differs"
-        return sweep_columns(run_columns(self.rows), {row.state for row in self.rows} != {FINISHED})
+        columns = run_columns(self.rows, best_metric=self.file.sweep.config.train.best_metric)
+        return sweep_columns(columns, {row.state for row in self.rows} != {FINISHED})
 
     def table(self) -> Table:
         "The rows for a terminal"
@@ -159,5 +160,5 @@ class SweepTable:
         seeds = seeds_table(self.seeds).html() if self.seeds and self.seeds[0].values else ""
         *notes, best = self.notes()
         lines = "".join(f"<div class='gpuml-runs-note'>{as_html(line)}</div>" for line in notes)
-        runs = runs_html(self.rows, self.file.sweep.score.key, columns=self.columns)
+        runs = runs_html(self.rows, column_of(self.file.sweep.score), columns=self.columns)
         return f"{runs}{seeds}{lines}<div><b>{as_html(best)}</b></div>"
