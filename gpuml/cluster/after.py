@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LEASE', 'LEASES', 'PATIENCE', 'Awaited', 'hold', 'awaits', 'start_patch', 'last_look', 'is_away', 'away_words',
-           'Prospect', 'Wakening']
+           'Prospect', 'prospects_words', 'Wakening']
 
 # %% ../../nbs/cluster/19_after.ipynb #1167e1d9
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -122,6 +122,18 @@ class Prospect:
         return f"{self.awaited} ({self.phase}{minutes})" if self.phase else str(self.awaited)
 
 # %% ../../nbs/cluster/19_after.ipynb #768290ed
+def prospects_words(
+    prospects: Sequence[Prospect],
+    most: int = 3,
+    joint: str = ", ",  # between the last two
+) -> str:
+    "The names of several jobs, and how far each is"
+    names = [prospect.words() for prospect in prospects[:most]]
+    if len(prospects) > most:
+        return f"{', '.join(names)} and {len(prospects) - most:,} others"
+    return joint.join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
 @dataclass(frozen=True)
 class Wakening:
     "What is known of the start of a job that waits for others to end"
@@ -133,8 +145,7 @@ class Wakening:
     def words(self, most: int = 3) -> str:
         "Why it waits"
         waits = [prospect for prospect in self.prospects if not prospect.is_over]
-        others = f" and {len(waits) - most:,} others" if len(waits) > most else ""
-        names = ", ".join(prospect.words() for prospect in waits[:most]) + others
+        names = prospects_words(waits, most)
         reason = f"waits for {names} to end, as --after asked" if waits else "what it waited for has ended"
         if not self.is_away:
             return (

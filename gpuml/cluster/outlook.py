@@ -8,14 +8,16 @@ __all__ = ['Outlook', 'outlook', 'wait_of', 'check_plan', 'outlook_of']
 # %% ../../nbs/cluster/52_outlook.ipynb #0a1563f0
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from ..base.config import Config
-from .after import LEASES, Awaited, is_away, last_look
-from .answers import Answer, ApiServer, plainly
+from .after import LEASES, is_away, last_look
+from .after_check import Hold, check_after
+from .afterwards import Afterwards
+from .answers import Answer, ApiServer, OneReading, plainly
 from .calibration import Calibration, Forecast
 from .events import preemptions
 from .findings import Unknown
@@ -29,14 +31,14 @@ from .promise import promise_of
 from .queue import queue_of
 from .queue_plan import plan_in_queue
 from .queues import kueue_objects
-from .snapshot import Holding, Snapshot, without_jobs
+from .snapshot import Holding, Snapshot
 from .starts import headways_of
 from .waits import SiteLog, Wait, site_log_of
 
 # %% ../../nbs/cluster/52_outlook.ipynb #736e9adc
 @dataclass(frozen=True)
 class Outlook:
-    "What would happen to a job now; shows itself as a sentence"
+    "What would happen to a job now, or once others have ended; shows itself as a sentence"
 
     plan: Plan
     snapshot: Snapshot  # that it was made of
@@ -46,11 +48,21 @@ class Outlook:
     calibration: Calibration = Calibration()
     preempted: Preemptions = field(default_factory=dict)  # of those that it would preempt, within the last hour
     offers_after: bool = False  # whether the cluster starts jobs that wait for others to end
+    afterwards: Afterwards | None = None  # of which moment it is; none: now
+    note: str = ""  # that nothing is waited for, where others were to end before
+
+    @property
+    def moment(self) -> datetime | None:
+        "Of which it is; none where that is not known"
+        return self.afterwards.moment(self.now) if self.afterwards else self.now
 
     def __str__(self):
         promise = promise_of(self.forecast, self.calibration) if self.forecast else None
-        circumstances = Circumstances(self.now, self.headways, self.preempted, self.offers_after)
-        return plan_words(self.plan, self.snapshot, circumstances, promise)
+        now, is_later = self.moment or self.now, self.afterwards is not None
+        circumstances = Circumstances(now, self.headways, self.preempted, self.offers_after, is_later)
+        words = plan_words(self.plan, self.snapshot, circumstances, promise)
+        before = self.afterwards.words(self.now) if self.afterwards else self.note
+        return f"{before}: {words}" if before else words
 
     __repr__ = __str__
 
@@ -59,37 +71,45 @@ def outlook(
     api: ApiServer,
     manifest: dict[str, Any],  # a Job's
     site: Callable[[], SiteLog] = SiteLog,  # asked only where the job waits
-    awaited: Iterable[Awaited] = (),  # jobs that are to have ended before
+    afterwards: Afterwards | None = None,  # once others have ended; none: now
 ) -> Outlook:
-    "What would happen if a job were submitted now, or were started now that others have ended"
+    "What would happen if a job were submitted now, or were started once others have ended"
     spec = manifest["spec"]["template"]["spec"]
     namespace = manifest["metadata"]["namespace"]
     snapshot = read_cluster(api, namespace, spec.get("priorityClassName") or "")
-    snapshot = without_jobs(snapshot, {(each.namespace, each.name) for each in awaited})
     now = datetime.now(UTC)
+    if afterwards:
+        snapshot = afterwards.cluster(snapshot)
     if queue_of(manifest):
         objects = kueue_objects(api, namespace)
         answer = plan_in_queue(snapshot, manifest, objects, now.isoformat(timespec="seconds"))
     else:
         answer = plan(snapshot, manifest)
-    concerned = answer.victims if answer.victims else _holders(answer, snapshot)
-    headways = headways_of(api, concerned)
-    if answer.answer != "waits" or answer.reasons or answer.shortages:
-        preempted = _preempted(api, answer.victims, now)
-        return Outlook(
-            answer, snapshot, headways, now, preempted=preempted, offers_after=_offers_after(api, manifest, answer, now)
-        )
-    log = site()
-    return Outlook(answer, snapshot, headways, now, _start(answer, snapshot, headways, log, now), log.calibration)
+    headways = headways_of(api, answer.victims or _holders(answer, snapshot))
+    bare = Outlook(answer, snapshot, headways, now)
+    if afterwards:  # what others will have lost by then nobody knows, only when they end
+        bare = replace(bare, headways=afterwards.headways(headways), afterwards=afterwards)
+    if answer.answer == "waits" and not answer.reasons and not answer.shortages:
+        return _with_forecast(bare, site) if bare.moment else bare
+    return bare if afterwards else _with_losses(bare, api, manifest)
 
 
-def _start(answer: Plan, snapshot: Snapshot, headways: Headways, log: SiteLog, now: datetime) -> Forecast | None:
-    "When a job starts that waits; none where it may as well never, or waits for something else than GPUs"
-    if not (device := device_of(answer.request)):
-        return None
-    priorities = class_priorities(snapshot)
-    start = forecasts(snapshot, device, now, answer.request, headways, log.past(priorities)).get(NEW)
-    return start if start and start.median > 0 else None
+def _with_forecast(answer: Outlook, site: Callable[[], SiteLog]) -> Outlook:
+    "With when the job starts that waits; with nothing where it may as well never, or waits for something else than GPUs"
+    request, log = answer.plan.request, site()
+    priorities = class_priorities(answer.snapshot)
+    start = None
+    if device := device_of(request):
+        past = log.past(priorities)
+        start = forecasts(answer.snapshot, device, answer.moment, request, answer.headways, past).get(NEW)
+    return replace(answer, forecast=start if start and start.median > 0 else None, calibration=log.calibration)
+
+
+def _with_losses(answer: Outlook, api: ApiServer, manifest: dict[str, Any]) -> Outlook:
+    "With how often those were preempted whom the job would preempt, and whether that can be spared"
+    preempted = _preempted(api, answer.plan.victims, answer.now)
+    offers = _offers_after(api, manifest, answer.plan, answer.now)
+    return replace(answer, preempted=preempted, offers_after=offers)
 
 
 def _holders(answer: Plan, snapshot: Snapshot) -> list[Holding]:
@@ -143,14 +163,14 @@ def check_plan(
 # %% ../../nbs/cluster/52_outlook.ipynb #20a52482
 def outlook_of(
     config: Config,  # resolved
+    after: str | None = None,  # jobs or sweeps that are to have ended before, parted by commas
 ) -> Outlook:
-    "What would happen if a job of a config were submitted now; raises `ClusterError`"
+    "What would happen if a job of a config were submitted now, with `--after` or without; raises `GpumlError`"
     from gpuml.cluster.api import Api
 
     with plainly("plan", config.compute.context):
+        api = OneReading(Api(config.compute.context))
         manifest = job_manifest(config, "plan", Source("plan", "", ""))
-        return outlook(
-            Api(config.compute.context),
-            manifest,
-            partial(site_log_of, config),
-        )
+        hold = Hold() if after is None else check_after(api, config, manifest, after)
+        answer = outlook(api, manifest, partial(site_log_of, config), hold.afterwards)
+    return answer if hold.afterwards else replace(answer, note=hold.text)

@@ -34,6 +34,7 @@ class Circumstances:
     headways: Headways = field(default_factory=dict)
     preempted: Preemptions = field(default_factory=dict)  # how often their runs were already, within the last hour
     offers_after: bool = False  # whether a job can wait, submitted, until they have ended
+    is_later: bool = False  # the plan is of a moment that is to come
 
 # %% ../../nbs/cluster/32_plan_words.ipynb #63481cd2
 def _victims_words(answer: Plan, circumstances: Circumstances, most: int = 3) -> str:
@@ -192,7 +193,7 @@ def plan_words(
 ) -> str:
     "A plan in a sentence"
     if answer.answer == "starts":
-        return f"starts now on {_any_of(answer.nodes)}"
+        return f"starts {'' if circumstances.is_later else 'now '}on {_any_of(answer.nodes)}"
     if answer.answer == "preempts" and not answer.victims:
         return f"starts once Kueue has preempted others, which you may not see; of the queue {answer.reasons[0].detail}"
     if answer.answer == "preempts":

@@ -184,8 +184,8 @@ def _look(api: ApiServer, config: Config, manifest: dict[str, Any], findings: Fi
     outlooks = []
 
     def check() -> str:
-        outlooks.append(outlook(api, manifest, partial(site_log_of, config), hold.awaited))
-        return f"{'by then, as things are now: ' if hold.awaited else ''}{check_plan(outlooks[0])}"
+        outlooks.append(outlook(api, manifest, partial(site_log_of, config), hold.afterwards))
+        return check_plan(outlooks[0])
 
     findings.add("plan", check)
     return outlooks[0] if outlooks else None

@@ -117,13 +117,13 @@ def _end_of(job: Any) -> int:
 
 # %% ../../nbs/ui/76_job_commands.ipynb #71038808
 def plan(
-    arguments: argparse.Namespace,  # words
+    arguments: argparse.Namespace,  # words, after
 ) -> int:
-    "`gpuml plan [config] [key=value …]`: what would happen to a job now: it starts, preempts, waits, or never fits"
+    "`gpuml plan [config] [key=value …]`: what would happen to a job, now or once others have ended: it starts, preempts, waits, or never fits"
     name, overrides, _ = parse_words(arguments.words, "prod")
     from gpuml.cluster.outlook import outlook_of
 
-    answer = outlook_of(load(name, overrides))
+    answer = outlook_of(load(name, overrides), arguments.after)
     print(answer)
     return ClusterError.exit_code if answer.plan.answer == "never" else 0
 

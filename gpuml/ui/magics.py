@@ -102,6 +102,7 @@ _SUBMITTING = """Run this notebook, as it is saved, as a job on the cluster: `pa
     job = %submit_prod                              config/prod.yaml, this notebook
     job = %submit_prod prod train.epochs=3 --name spring-model
     %submit_prod --plan                             whether it starts now, whom it preempts, or what it waits for
+    %submit_prod --plan --after dev-0f2a9c11d4-1    the same once that job has ended
     %submit_prod --dry-run                          checks, differences and manifest; nothing is sent
     job = %submit_prod dev --local                  the same as a process on this machine
     jobs = %submit_prod dev train.seed=0,1          a job for each combination of values; %gpu_runs SWEEP lists their runs
@@ -275,10 +276,8 @@ def _submit(shell: Any, config: Any, options: dict[str, Any], goes_on: bool = Fa
     "Submit the notebook that the shell belongs to; `goes_on`: with the same work where that was stopped last"
     from gpuml.cluster import outlook, sending, submission
 
-    if {"--plan", "--after"} <= options.keys():
-        raise ConfigError("--plan: says what would happen now; with --after, --dry-run says what would happen then")
     if "--plan" in options:
-        return outlook.outlook_of(config)
+        return outlook.outlook_of(config, options.get("--after"))
     path, before = _saved(shell, options)
     local = "--local" in options
     again = "--again" in options

@@ -233,7 +233,8 @@ def _jobs(command: Callable) -> None:
     )
     sub.add_argument("--wait", action="store_true", help="print its log until it is over; end with its exit code")
     outlook = "say whether a job would start now, whom it would preempt, or what it would wait for"
-    _lined(command, "plan", plan, outlook, default="prod")
+    sub = _lined(command, "plan", plan, outlook, default="prod")
+    sub.add_argument("--after", metavar="JOB", help="once that job or sweep has ended; several are parted by commas")
     sub = command("jobs", jobs, "list everybody's jobs on the cluster and this project's on this machine, or show one")
     sub.add_argument("name", nargs="?", help="of a job; where others have it too, NAMESPACE/NAME or PROJECT/NAME")
     sub.add_argument("--all", action="store_true", help="the jobs of other projects on this machine too")
