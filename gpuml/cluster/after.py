@@ -129,8 +129,8 @@ def prospects_words(
 ) -> str:
     "The names of several jobs, and how far each is"
     names = [prospect.words() for prospect in prospects[:most]]
-    if len(prospects) > most:
-        return f"{', '.join(names)} and {len(prospects) - most:,} others"
+    if (others := len(prospects) - most) > 0:
+        return f"{', '.join(names)} and {others:,} {'other' if others == 1 else 'others'}"
     return joint.join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 

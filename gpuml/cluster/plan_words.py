@@ -14,7 +14,7 @@ from .demand import is_device
 from .devices import resource_words
 from .manifest import PREFIX
 from .never import Reason, Shortage
-from .plan import Plan
+from .plan import Plan, rooms
 from .pod import time_of
 from .promise import Promise
 from .snapshot import Holding, Snapshot
@@ -119,6 +119,8 @@ def _waits_words(answer: Plan, snapshot: Snapshot, circumstances: Circumstances,
     cause = "no node has enough free of all that it asks for"
     if device:
         cause = gpus_lacking(request.demand[device], device, snapshot, request.spec)
+    if answer.ahead and sum(rooms(snapshot, request, {}).values()) >= request.count:
+        cause = "what is free goes to those that wait already"
     parts = [promise.words(circumstances.now), cause] if promise else [cause]
     if answer.placed:
         parts.append(f"{answer.placed} of its {request.count} pods get a node before, and hold it")

@@ -8,7 +8,7 @@
 
 plane      (session) the control plane; where its servers are missing, all these tests are skipped
     plane.version                           such as (1, 37)
-    plane.kubeconfig(user, namespace)       a file for KUBECONFIG; users: admin, prod-user, dev-user, outsider
+    plane.kubeconfig(user, namespace)       a file for KUBECONFIG; users: admin, prod-user, dev-user, team-user, outsider
     plane.api(user)                         an `Api`: that user's requests, as plain dicts
     plane.url, plane.tokens[user], plane.certificate
     with plane.requests_of(user) as asked       then `asked` has what that user was allowed: ("get", "pods/log"), ...

@@ -22,7 +22,13 @@ READY = {  # by server, in the order in which they start: the path that says whe
     "kube-controller-manager": "healthz",
     "kube-scheduler": "healthz",
 }
-USERS = {"admin": ["system:masters"], "prod-user": ["gpuml-prod"], "dev-user": ["gpuml-dev"], "outsider": []}  # groups
+USERS = {
+    "admin": ["system:masters"],
+    "prod-user": ["gpuml-prod"],
+    "dev-user": ["gpuml-dev"],
+    "team-user": ["gpuml-dev", "gpuml-prod"],
+    "outsider": [],
+}  # groups
 NAMES = [f"DNS:kubernetes{end}" for end in ("", ".default", ".default.svc", ".default.svc.cluster.local")]
 
 

@@ -106,7 +106,7 @@ class Real(Cluster):
 def make_plane(folder: Path, network: Network) -> Plane:
     "A control plane that nodes reach, and that knows them"
     nodes = {f"system:node:node-{i}": ["system:nodes"] for i in range(1, MOST + 1)}
-    users = {**USERS, TEAM: ["gpuml-dev", "gpuml-prod"], **nodes, "system:kube-proxy": [], "kube-router": []}
+    users = {**USERS, **nodes, "system:kube-proxy": [], "kube-router": []}
     controllers = {"node-monitor-grace-period": LOST}
     plane = Plane(
         folder,
