@@ -1821,6 +1821,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'gpuml.data.rows.Rows.kinds': ('data/rows.html#rows.kinds', 'gpuml/data/rows.py'),
                                  'gpuml.data.rows.Rows.labels': ('data/rows.html#rows.labels', 'gpuml/data/rows.py'),
                                  'gpuml.data.rows.Rows.places': ('data/rows.html#rows.places', 'gpuml/data/rows.py'),
+                                 'gpuml.data.rows.Rows.right': ('data/rows.html#rows.right', 'gpuml/data/rows.py'),
                                  'gpuml.data.rows.Rows.take': ('data/rows.html#rows.take', 'gpuml/data/rows.py'),
                                  'gpuml.data.rows.Rows.texts': ('data/rows.html#rows.texts', 'gpuml/data/rows.py'),
                                  'gpuml.data.rows.Rows.where': ('data/rows.html#rows.where', 'gpuml/data/rows.py'),

@@ -42,5 +42,5 @@ def test_sets_are_written_alike_in_every_process():
 def test_a_builtin_that_the_notebook_replaced_is_the_notebooks():
     made = cell(BUILTIN)
     recipe = recipe_of(metrics=made["scores"])
-    assert own_scores(recipe, np.zeros((3, 2)), np.zeros(3, int), ["a", "b"]) == {"sum": 3.0}
+    assert own_scores(recipe, np.full((3, 2), 0.5), np.zeros(3, int), ["a", "b"]) == {"sum": 3.0}
     assert "print" not in recipe.text and "float" not in recipe.text

@@ -9,14 +9,18 @@ import signal
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 from gpuml.base.config import Config
-from gpuml.base.errors import ConfigError, DataError, GpumlError, Preempted
+from gpuml.base.errors import ConfigError, DataError, GpumlError, Preempted, TrainError
 from gpuml.base.loading import load
 from gpuml.data import reading
 from gpuml.data.frames import with_frame
+from gpuml.train import load_run
+from gpuml.training import origin
 from gpuml.training.fit import fit
 from tests.conftest import runs_in
+from tests.own_code import cell
 
 SEVERAL = ["data.label_separator=|", "data.validation_fraction=0.25"]
 WORDS = {"billing": "invoice card charged", "delivery": "parcel courier late", "urgent": "again when not"}
@@ -305,11 +309,43 @@ def test_the_code_of_the_card_goes_by_the_thresholds(run):
     assert sorted(labels) == sorted(filter(None, run.predict(text).labels[0].split("|")))
 
 
-def test_own_models_and_scores_are_refused(sets, store):
-    "They are given one class a text"
-    with pytest.raises(ConfigError, match="takes texts with one label each"):
-        fit(load("dev", SEVERAL), metrics=own_scores)
+SAME = """\
+from transformers import AutoModelForSequenceClassification
+
+FOLDER = "@"
 
 
-def own_scores(labels, probabilities):
-    return {"share": float(np.mean(probabilities))}
+def make_model(config, labels):
+    options = {"num_labels": len(labels), "ignore_mismatched_sizes": True}
+    return AutoModelForSequenceClassification.from_pretrained(FOLDER, **options)
+
+
+def scores(labels, probabilities, classes):
+    assert labels.shape == probabilities.shape and classes == ["billing", "delivery", "urgent"]
+    return {"labels-a-text": labels.sum() / len(labels), "missed": ((probabilities < 0.5) & (labels == 1)).sum()}
+"""
+
+
+def test_a_model_of_ones_own_that_is_the_same_learns_the_same(sets, store):
+    "Weights, thresholds and scores are those of the built-in model, bit by bit; it is loaded, evaluated and predicts alike"
+    options = [*SEVERAL, "train.epochs=3", "train.learning_rate=5e-3", "data.test=data", "tracking.log_model=true"]
+    made = cell(SAME.replace("@", str(origin.locate(load("dev")))))
+    plain = fit(load("dev", options))
+    own = fit(load("dev", [*options, "train.best_metric=macro_f1"]), model=made["make_model"], metrics=made["scores"])
+    first, second = (load_file(run.model_folder / "model.safetensors") for run in (plain, own))
+    assert {n: t.tobytes() for n, t in first.items()} == {n: t.tobytes() for n, t in second.items()}
+    assert own.decision.thresholds.tolist() == plain.decision.thresholds.tolist()
+    alike = ("loss", "accuracy", "macro_f1", "micro_f1", "classes", "pairs")
+    assert {key: own.metrics[key] for key in alike} == {key: plain.metrics[key] for key in alike}
+    again = load_run(str(own.folder))
+    texts = [text for text, _ in labelled()]
+    assert list(again.predict(texts)) == list(plain.predict(texts))
+    expected = sum(len(labels) for _, labels in labelled()) / len(labelled())
+    assert again.evaluate("data/a.csv").scores["own"]["labels-a-text"] == pytest.approx(expected)
+    assert {"labels-a-text", "missed"} == set(own.metrics["own"])
+
+
+def test_a_score_that_wants_one_label_a_text_is_refused(sets, store):
+    source = "def wrong(labels, probabilities):\n    return {'x': (probabilities.argmax(1) != labels).mean()}\n"
+    with pytest.raises(TrainError, match="wrong: ValueError: operands could not be broadcast"):
+        fit(load("dev", SEVERAL), metrics=cell(source)["wrong"])

@@ -77,6 +77,11 @@ class Rows:
         "Which rows have the label of this number, bool [rows]"
         return self.sets.members[self.classes, label] if self.sets else self.classes == label
 
+    @property
+    def right(self) -> np.ndarray:
+        "The class of each row, int64 [rows]; where a text may have several labels, 1 for each that it has, int64 [rows, labels]"
+        return self.sets.members[self.classes].astype(np.int64) if self.sets else self.classes
+
     def take(self, rows: np.ndarray) -> "Rows":
         "Some of the rows, in the given order"
         tokens = self.tokens and self.tokens.take(rows)

@@ -66,10 +66,12 @@ def after_epoch(training: Training) -> bool:
     report.now("evaluating")
     epoch = len(p.evaluations) + 1
     logits = _validation_logits(training, data.validation, epoch)
-    scores = tuned_decision(logits, data.validation).judge(logits, data.validation)
+    rows = data.validation
+    decision = tuned_decision(logits, rows)
+    scores = decision.judge(logits, rows)
     recipe = training.setting.start.recipe
     if recipe and recipe.metrics:
-        problem = add_own(scores, recipe, logits, data.validation.classes, data.labels)
+        problem = add_own(scores, recipe, decision.probabilities(logits), rows.right, rows.kinds)
         report.note(problem * (problem not in report.progress.notes))
         own = training.learner.world.tell(scores.get(OWN))  # the first process's: they may choose the epoch
         scores |= {OWN: own} if own else {}

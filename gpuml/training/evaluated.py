@@ -137,7 +137,7 @@ def evaluation_of(
     rows = test.rows
     error, bins = decision.calibration(logits, rows)
     scores = decision.judge(logits, rows)
-    problem = add_own(scores, recipe, logits, rows.classes, rows.names)
+    problem = add_own(scores, recipe, decision.probabilities(logits), rows.right, rows.kinds)
     return Evaluation(
         run,
         name,

@@ -18,6 +18,7 @@ from safetensors.torch import load_model, save_model
 from ..base.config import Config
 from ..base.errors import GpumlError, ModelError
 from ..base.files import write_file, write_json
+from .label_config import keep_thresholds, stored_label_config
 from .recipe import FILE, Recipe, problem_of, recipe_in
 
 # %% ../../nbs/training/24_own_model.ipynb #406f577c
@@ -83,6 +84,8 @@ class OwnClassifier(torch.nn.Module):
         values = {"labels": list(self.config.label2id), "padding": getattr(self.config, "gpuml_padding", "right")}
         values |= {"tokens": self.config.gpuml_tokens, "config": self.made_with.model_dump(mode="json")}
         write_json(Path(folder) / MADE_WITH, values)
+        if hasattr(self.config, "label_thresholds"):
+            self.config.save_pretrained(folder)
 
 
 MADE_WITH = "own_model.json"
@@ -133,4 +136,6 @@ def load_own(
         raise ModelError(f"{folder}: the notebook's own model can't be made again: {problem_of(e)}") from None
     classifier.config.gpuml_padding = values["padding"]
     classifier.config.gpuml_tokens = values["tokens"]
+    if several := stored_label_config(folder):
+        keep_thresholds(classifier.config, *several)
     return classifier

@@ -20,6 +20,7 @@ from ..base.keys import nearest
 from .recipe import Recipe, problem_of
 from .score_table import OWN, SCORES, score_of_key
 from .scores import log_softmax
+from .thresholds import sigmoid
 
 # %% ../../nbs/training/61_own_scores.ipynb #23d32b65
 _NAME = OWN_SCORE.replace("-?", "")
@@ -32,9 +33,9 @@ _TAKEN = {
 
 def own_scores(
     recipe: Recipe | None,
-    logits: np.ndarray,  # float [texts, classes]
-    right: np.ndarray,  # int [texts], the classes
-    labels: list[str],  # their names
+    probabilities: np.ndarray,  # float64 [texts, classes]
+    right: np.ndarray,  # int [texts], the classes; of several labels each 1 for those of a text, [texts, labels]
+    labels: list[str],  # the names of classes
 ) -> dict[str, float]:
     "What the notebook's function says of answers; empty without one; raises `TrainError`"
     if not recipe or not recipe.metrics:
@@ -42,7 +43,7 @@ def own_scores(
     function = recipe.function(recipe.metrics)
     third = {"classes": list(labels)} if "classes" in inspect.signature(function).parameters else {}
     try:
-        scores = function(np.array(right), np.exp(log_softmax(logits)), **third)
+        scores = function(np.array(right), probabilities, **third)
     except GpumlError:
         raise
     except Exception as e:  # whatever the notebook's code raises
@@ -66,13 +67,13 @@ def _checked(scores: Any, name: str) -> dict[str, float]:
 def add_own(
     scores: dict[str, Any],  # of an evaluation; get the notebook's own
     recipe: Recipe | None,
-    logits: np.ndarray,  # float [texts, classes]
-    right: np.ndarray,  # int [texts], the classes
-    labels: list[str],  # their names
+    probabilities: np.ndarray,  # float64 [texts, classes]
+    right: np.ndarray,  # int [texts], or [texts, labels]
+    labels: list[str],  # the names of classes
 ) -> str:
     "Score answers by the notebook's function, too; why there are no such scores where it fails, or nothing"
     try:
-        own = own_scores(recipe, logits, right, labels)
+        own = own_scores(recipe, probabilities, right, labels)
     except (TrainError, ModelError) as e:
         return f"{e}; its scores are left out"
     if own:
@@ -83,12 +84,15 @@ def add_own(
 def try_scores(
     recipe: Recipe | None,
     labels: list[str],
+    several: bool = False,  # a text may have several of them
 ) -> dict[str, float]:
     "What the notebook's function says of answers that are made up; raises `TrainError` where it does not take them"
     right = np.tile(np.arange(len(labels)), 2)
     logits = 2.0 * np.eye(len(labels))[right]
     logits[-1] = logits[-1][::-1]
-    return own_scores(recipe, logits, right, labels)
+    if several:
+        return own_scores(recipe, sigmoid(logits - 1), np.eye(len(labels), dtype=np.int64)[right], labels)
+    return own_scores(recipe, np.exp(log_softmax(logits)), right, labels)
 
 # %% ../../nbs/training/61_own_scores.ipynb #df9bc7a3
 def check_best_metric(

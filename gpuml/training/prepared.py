@@ -46,8 +46,6 @@ def prepare(
     "Check and load everything that training needs; what is read beside training ends with the block"
     start, report = setting.start, setting.report
     config = start.config
-    if start.recipe and config.data.label_separator:
-        raise ConfigError(f"data.label_separator: {start.recipe.title} of the notebook takes texts with one label each")
     if not (start.recipe and start.recipe.metrics):
         own_scores.check_best_metric(config.train.best_metric, start.recipe, [])
     report.now("data", run=start.run_id, epochs=config.train.epochs, sweep=str(start.child or ""))
@@ -144,7 +142,7 @@ def _check_own(setting: Setting, labels: list[str]) -> None:
     recipe, config = setting.start.recipe, setting.start.config
     if recipe is None:
         return
-    own = own_scores.try_scores(recipe, labels)
+    own = own_scores.try_scores(recipe, labels, config.data.label_separator is not None)
     own_scores.check_best_metric(config.train.best_metric, recipe, own)
     if recipe.model and config.tracking.register:
         setting.report.note("tracking.register: a model of the notebook's own is kept in MLflow as files")
