@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,17 +26,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_held: deque[socket.socket] = deque(maxlen=200)  # more than a test and its fixtures ask for
+
+
 def free_port() -> int:
-    "A port of this machine that nothing listens on"
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    "A port of this machine that nothing listens on; whoever takes any port meanwhile is given another one"
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that names it can have it
+    holder.bind(("127.0.0.1", 0))
+    _held.append(holder)
+    return holder.getsockname()[1]
 
 
 def gpuml(*arguments: str, cwd: Path, **more) -> subprocess.CompletedProcess:
     "The command, in a process of its own"
     command = [forked.python(), "-m", "gpuml", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **more)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, **more)
 
 
 CONFIG = """\

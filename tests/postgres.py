@@ -54,14 +54,14 @@ class Postgres:
 
     def start(self) -> None:
         where = ["-k", str(self.folder), "-p", str(self.port), "-c", "listen_addresses=127.0.0.1"]
-        self.process, end = self._run("postgres", "-D", "data", *where), time.monotonic() + 60
+        self.process, end = self._run("postgres", "-D", "data", *where), time.monotonic() + 600
         while self.shell(f"psql -qX -U {self.user} -d postgres -c 'select 1'").returncode:
             assert self.process.poll() is None and time.monotonic() < end, (self.folder / "log").read_text()
             time.sleep(0.1)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)  # the image's STOPSIGNAL: clients are not waited for
-        self.process.wait(30)
+        self.process.wait(600)
 
     def shell(self, script: str, **more) -> subprocess.CompletedProcess:
         "What `kubectl exec … -- sh -c SCRIPT` does in the pod"
@@ -85,6 +85,6 @@ def postgres(user: str, password: str, database: str):
     finally:
         if server.process and server.process.poll() is None:
             server.process.kill()
-            server.process.wait(10)
+            server.process.wait(600)
         server.log.close()
         shutil.rmtree(server.folder)

@@ -3,9 +3,8 @@
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import requests
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT, free_port
+from tests.waiting import until
 
 RULES = ROOT / "k8s" / "monitoring" / "rules.yaml"
 TEXT, OPENMETRICS = "text/plain; version=0.0.4", "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -75,14 +75,14 @@ class Prometheus:
                  "--storage.tsdb.path=data", *self.flags],
                 cwd=self.folder, stdout=subprocess.DEVNULL, stderr=log,
             )  # fmt: skip
-        for _ in range(200):
-            try:
-                if requests.get(f"{self.url}/-/ready", timeout=1).ok:
-                    return
-            except requests.RequestException:
-                pass
-            time.sleep(0.1)
-        raise TimeoutError("Prometheus did not start")
+        until(self.is_ready, pause=0.1)
+
+    def is_ready(self) -> bool:
+        "Whether it answers; raises where it has ended"
+        assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
+        with suppress(requests.RequestException):
+            return requests.get(f"{self.url}/-/ready", timeout=5).ok
+        return False
 
     def stop(self) -> None:
         self.process.terminate()
@@ -97,6 +97,6 @@ class Prometheus:
 
     def ask(self, kind: str = "query", **parameters) -> list[dict]:
         "What it has for a query"
-        reply = requests.get(f"{self.url}/api/v1/{kind}", params=parameters, timeout=10).json()
+        reply = requests.get(f"{self.url}/api/v1/{kind}", params=parameters, timeout=600).json()
         assert reply["status"] == "success", reply
         return reply["data"]["result"]

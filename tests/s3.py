@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import until
 
 KEY, SECRET = "gpuml-test-key", "gpuml-test-secret-5f2c"
 READER, READER_SECRET = "gpuml-reader-key", "gpuml-reader-secret-77aa"  # may list and read, and not write
@@ -68,21 +70,20 @@ def _ready(endpoint: str, process: subprocess.Popen, log: Path) -> None:
     from gpuml.base.errors import GpumlError
     from gpuml.base.storage import Storage
 
-    for _ in range(120):
-        if process.poll() is not None:
-            break
+    def is_ready():
+        assert process.poll() is None, log.read_text()[-2000:]
         try:
             urllib.request.urlopen(endpoint, timeout=1)
         except urllib.error.HTTPError:
-            try:
+            with suppress(GpumlError):
                 for bucket in BUCKETS.split(","):
                     Storage(endpoint, patience=1).find(f"s3://{bucket}/x")
-                return
-            except GpumlError:
-                time.sleep(0.1)
+                return True
         except OSError:
-            time.sleep(0.1)
-    raise TimeoutError(log.read_text()[-2000:])
+            pass
+        return False
+
+    until(is_ready, pause=0.1)
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +98,7 @@ def s3_server(tmp_path_factory):
         yield endpoint
     finally:
         process.kill()  # its data goes with the test's folder
-        process.wait(10)
+        process.wait(600)
 
 
 def keys_in_environment(monkeypatch, key: str = KEY, secret: str = SECRET) -> None:

@@ -16,14 +16,9 @@ from gpuml.training.attempts import owner
 from gpuml.ui.attend import attend
 from tests import forked
 from tests.conftest import ENDLESS
-from tests.waiting import until as eventually
+from tests.waiting import until
 
 PARAMETERS = {"cell_type": "code", "source": "config = 'dev'", "metadata": {"tags": ["parameters"]}}
-
-
-def until(check):
-    "As long as a busy machine needs"
-    return eventually(check, 180)
 
 
 def write(path, *sources):

@@ -4,7 +4,6 @@ A real S3 server, and a proxy in front of it that refuses requests signed with k
 """
 
 import os
-import threading
 
 import pytest
 
@@ -24,13 +23,19 @@ def proxy(s3):
 
 
 def keys_file(path, key, secret):
-    path.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    new = path.with_name("new")
+    new.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    new.rename(path)
 
 
 def secret_folder(path, key, secret):
-    path.mkdir(exist_ok=True)
-    (path / "AWS_ACCESS_KEY_ID").write_text(key)
-    (path / "AWS_SECRET_ACCESS_KEY").write_text(secret)
+    "As the kubelet does: a link to a folder, which another one replaces as a whole"
+    folder, link = path.with_name(f"of {key}"), path.with_name("link")
+    folder.mkdir()
+    (folder / "AWS_ACCESS_KEY_ID").write_text(key)
+    (folder / "AWS_SECRET_ACCESS_KEY").write_text(secret)
+    link.symlink_to(folder)
+    link.rename(path)
 
 
 @pytest.mark.parametrize("source, fault", [("file", EXPIRED), ("Secret", REVOKED)])
@@ -44,10 +49,15 @@ def test_renewed_keys_are_read_again(source, fault, s3, proxy, tmp_path, monkeyp
     else:
         monkeypatch.setenv("GPUML_S3_KEYS", str(tmp_path / "keys"))
     said = []
-    storage = Storage(proxy.endpoint, say=said.append, patience=60)
+
+    def say(text):
+        if not said:
+            write(tmp_path / "keys", READER, READER_SECRET)
+        said.append(text)
+
+    storage = Storage(proxy.endpoint, say=say, patience=60)
     storage.put_bytes(b"whole", s3.url("a"))
     proxy.plan = lambda request: fault if request.key == KEY else None
-    threading.Timer(0.8, write, (tmp_path / "keys", READER, READER_SECRET)).start()
     assert storage.read_now(s3.url("a")) == b"whole"
     assert any("refuses the keys that it accepted until now" in text and "keys" in text for text in said), said
     assert not any(secret in text for secret in (SECRET, READER_SECRET) for text in said)

@@ -228,7 +228,7 @@ def test_jupyterlab_does_not_start_without_a_token(token, tmp_path):
     "What it does with one: test_k8s.py"
     environment = {**os.environ, "JUPYTER_TOKEN": token}
     done = subprocess.run(
-        [DOCKER / "lab.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20
+        [DOCKER / "lab.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == Exit.BAD_CONFIG and "JUPYTER_TOKEN: must be set to 16 characters or more" in done.stderr
     assert not list(tmp_path.iterdir())

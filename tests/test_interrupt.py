@@ -23,6 +23,7 @@ from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from tests import forked
 from tests.conftest import ENDLESS, gpuml, runs_in
+from tests.standing import hold_imports
 from tests.waiting import until
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -150,11 +151,11 @@ def kill_after(folder, seconds, number, resume):
     started = CONTEXT.Event()
     child = CONTEXT.Process(target=train_in_child, args=(str(folder), resume, started, (), dict(os.environ)))
     child.start()
-    started.wait(60)
+    started.wait(600)
     child.join(seconds)
     if child.is_alive():
         os.kill(child.pid, number)
-    child.join(60)
+    child.join(600)
     return child.exitcode
 
 
@@ -166,9 +167,9 @@ def test_kill_at_random_moments(seed, store, undisturbed):
         known = list((store.parent / "outputs").glob("*/tracking.json"))
         code = kill_after(store.parent, rng.uniform(0.1, 2.5), signal.SIGKILL, "latest" if known else None)
         assert code in (-9, 0)
-        if code == 0:
+        folders = list((store.parent / "outputs").glob("*/certificate.json"))
+        if folders:  # nothing is left to go on with; it may have been killed after that all the same
             break
-    folders = list((store.parent / "outputs").glob("*/certificate.json"))
     if folders:
         done = load_run(folders[0].parent)
     elif list((store.parent / "outputs").glob("*/tracking.json")):
@@ -276,9 +277,8 @@ def test_command_ends_with_75_and_resumes(store):
     command = [forked.python(), "-m", "gpuml", "train", "dev", *OVERRIDES, ENDLESS]
     process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
-        if "training" in line:
+        if re.search(r"update [1-9]", line):
             break
-    time.sleep(2)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=600)[1]
     assert process.returncode == Exit.INTERRUPTED and "--resume` goes on there" in said and "Traceback" not in said
@@ -292,7 +292,7 @@ def test_sigterm_while_importing(store):
     import sys
 
     for delay in (0.0, 0.5, 1.5, 3.0):  # from the moment when the command listens; before it, there is nothing to lose
-        command = [sys.executable, "-m", "gpuml", "train", "dev"]
+        command = [sys.executable, "-m", "gpuml", "train", "dev", ENDLESS]
         process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
         status = Path(f"/proc/{process.pid}/status")
         while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> (signal.SIGTERM - 1) & 1:
@@ -304,14 +304,15 @@ def test_sigterm_while_importing(store):
         assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("library, told", [("pydantic_core", "gpuml: interrupted"), ("libtorch", "nothing was lost")])
-def test_ctrl_c_while_importing(library, told, store):
+@pytest.mark.parametrize("module, told", [("pydantic_core", "gpuml: interrupted"), ("torch.nn", "nothing was lost")])
+def test_ctrl_c_while_importing(module, told, store, tmp_path, monkeypatch):
     import subprocess
     import sys
 
     command = [str(Path(sys.executable).with_name("gpuml")), "train", "dev"]
+    importing = hold_imports(tmp_path, monkeypatch, module, "gpuml train")
     process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
-    until(lambda: library in Path(f"/proc/{process.pid}/maps").read_text(), pause=0.001)
+    importing.wait()
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=600)[1]
     assert process.returncode == Exit.INTERRUPTED and said.endswith(f"{told}\n") and "Traceback" not in said, said

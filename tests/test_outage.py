@@ -39,7 +39,7 @@ def gate(server):
 def impatient(monkeypatch):
     "Clients give up quickly, whatever ran before in this process"
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def losses(server, experiment):
     "What the server has of its only run: the run, and the steps"
     client = mlflow.MlflowClient(f"http://127.0.0.1:{server}")
     known = client.get_experiment_by_name(experiment)
-    (recorded,) = client.search_runs([known.experiment_id]) if known else [None]
+    (recorded,) = (known and client.search_runs([known.experiment_id])) or [None]
     return recorded, [m.step for m in client.get_metric_history(recorded.info.run_id, "loss")] if recorded else []
 
 
@@ -155,9 +155,9 @@ def test_ui_shows_the_projects_runs(config, project, store):
     api = f"http://127.0.0.1:{port}/api/2.0/mlflow"
     try:
         until(lambda: "MLflow answers at" in (project / "ui.log").read_text())
-        found = requests.get(f"{api}/experiments/get-by-name?experiment_name=test", timeout=10).json()
+        found = requests.get(f"{api}/experiments/get-by-name?experiment_name=test", timeout=600).json()
         runs = requests.post(
-            f"{api}/runs/search", json={"experiment_ids": [found["experiment"]["experiment_id"]]}, timeout=10
+            f"{api}/runs/search", json={"experiment_ids": [found["experiment"]["experiment_id"]]}, timeout=600
         ).json()
         assert [r["info"]["run_name"] for r in runs["runs"]] == [run.id]
         experiment = found["experiment"]["experiment_id"]

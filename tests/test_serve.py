@@ -42,7 +42,7 @@ def server(trained, tmp_path_factory):  # noqa: F811
 
 
 def ask(server, body, **options):
-    return requests.post(f"{server}/predict", json=body, timeout=120, **options)
+    return requests.post(f"{server}/predict", json=body, timeout=600, **options)
 
 
 def test_answers_are_those_of_predict(server, trained, project):  # noqa: F811
@@ -129,7 +129,7 @@ def test_a_signal_ends_it_cleanly(trained, project, name):  # noqa: F811
     with serving(trained) as (process, address):
         assert ask(address, {"text": "late"}).ok
         process.send_signal(name)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=600)
     assert (process.returncode, output.splitlines()[-1], errors) == (0, "stopped", "")
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{address}/health")
@@ -158,6 +158,7 @@ def test_the_page(server):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 360, "height": 640}, color_scheme="dark")
+        page.set_default_timeout(600_000)
         page.on("request", lambda request: request.url.startswith(server) or foreign.append(request.url))
         page.goto(server)
         page.fill("textarea", "<b>late parcel</b>")

@@ -81,7 +81,7 @@ def train(tmp_path, size, rows="padded", epochs=25, kind="distilbert", full=0):
         subprocess.Popen([sys.executable, "-c", CODE, str(place), str(rank), str(size), *words], env=environment)
         for rank in range(size)
     ]
-    assert [process.wait(120) for process in processes] == [0] * size
+    assert [process.wait(600) for process in processes] == [0] * size
     return np.load(f"{place}.npz")
 
 

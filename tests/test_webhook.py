@@ -80,27 +80,27 @@ def test_nobody_waits_for_a_slow_server(hook):
     hook.slow.clear()
     started = time.monotonic()
     assert Sending(lambda: TRY).wait(0.2) == "the webhook had not answered after 0.2 s"
-    assert Sending(lambda: TRY, seconds=0.2).wait(30).endswith("did not take the word: no answer in 0.2 s")
-    assert time.monotonic() - started < 20
+    assert Sending(lambda: TRY, seconds=0.2).wait(600).endswith("did not take the word: no answer in 0.2 s")
+    assert time.monotonic() - started < 300
 
 
 def test_what_goes_wrong_does_not_show_the_address(hook, monkeypatch):
     hook.shutdown()
     hook.server_close()
-    assert Sending(lambda: TRY).wait(30) == "the webhook at 127.0.0.1 did not take the word: Connection refused"
+    assert Sending(lambda: TRY).wait(600) == "the webhook at 127.0.0.1 did not take the word: Connection refused"
     for address in (f"http://no host/{SECRET}", f"htp://a/{SECRET}", f"http://[::1/{SECRET}", f"http:///{SECRET}"):
         with pytest.raises(ConfigError) as raised:
             hook_of({VARIABLE: address})
         assert SECRET not in str(raised.value)
     for address in (f"http://127.0.0.1:99999/{SECRET}", f"http://no.such.invalid/{SECRET}"):
         monkeypatch.setenv(VARIABLE, address)
-        note = Sending(lambda: TRY).wait(30)
+        note = Sending(lambda: TRY).wait(600)
         assert note and SECRET not in note, note
 
 
 def test_a_message_has_no_secret(hook, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "correct-horse-battery")
-    assert not Sending(lambda: Message("failed", "r", f"no login correct-horse-battery at {hook.address}")).wait(30)
+    assert not Sending(lambda: Message("failed", "r", f"no login correct-horse-battery at {hook.address}")).wait(600)
     assert hook.heard[0][1]["sentence"] == "no login [MY_TOKEN] at [GPUML_WEBHOOK]"
 
 
@@ -184,7 +184,7 @@ def test_a_job_is_preempted_again_and_again(hook, where, request, tmp_path):
     ends = [first, replace(first, attempt=2), replace(first, attempt=3), replace(first, attempt=4, exit_code=0)]
     for ended in ends:
         Storage().put_bytes(attempts.content(ended), f"{place}/attempts/{ended.attempt}.json")
-        assert tell_of_job(ended, Storage(), place, Occasions()).wait(30) == ""
+        assert tell_of_job(ended, Storage(), place, Occasions()).wait(600) == ""
     assert events(hook) == [("preempted", "dev-1"), ("done", "dev-1")]
     assert {body["place"] for _, body in hook.heard} == {place}
 

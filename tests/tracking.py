@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from threading import Thread
 import requests
 
 from tests.conftest import free_port
+from tests.waiting import until
 
 GATE = "127.0.0.2"  # this machine, but not by a name that gpuml takes for a server that nobody started
 
@@ -40,17 +40,21 @@ def tracking_server(folder: Path, template: Path) -> Iterator[int]:
         yield port
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(600)
 
 
 def wait_until_it_answers(uri: str, log: Path) -> None:
-    "Up to a minute"
-    for _ in range(240):
+    "Until it is up"
+
+    def is_up():
         with suppress(requests.RequestException):
-            if requests.get(f"{uri}/health", timeout=1).ok:
-                return
-        time.sleep(0.25)
-    raise TimeoutError(log.read_text()[-2000:])
+            return requests.get(f"{uri}/health", timeout=5).ok
+        return False
+
+    try:
+        until(is_up, pause=0.25)
+    except AssertionError:
+        raise TimeoutError(log.read_text()[-2000:]) from None
 
 
 class Gate:
@@ -84,6 +88,10 @@ class Gate:
                 client, _ = listener.accept()
                 server = socket.create_connection(self.target)
                 self.connections += [client, server]
+                if listener.fileno() < 0:  # shut meanwhile
+                    client.close()
+                    server.close()
+                    return
                 for pair in ((client, server), (server, client)):
                     Thread(target=_pass_on, args=pair, daemon=True).start()
 
