@@ -10,6 +10,7 @@ from gpuml.base.errors import ConfigError, ModelError, Paused, TrainError
 from gpuml.base.loading import load
 from gpuml.train import load_run
 from gpuml.training.fit import fit
+from gpuml.training.recipe import recipe_of
 from gpuml.training.setting import Limits
 from tests.conftest import gpuml, rows, runs_in
 from tests.own_code import CELL, cell
@@ -114,7 +115,7 @@ def test_it_goes_on_to_the_same_weights(project, store):
     with pytest.raises(Paused):
         fit(load("dev", QUICK), model=made["make_model"], limits=Limits(epochs=1))
     changed = cell(CELL.replace("Dropout(0.1)", "Dropout(0.2)"))["make_model"]
-    with pytest.raises(ConfigError, match=r"was begun with make_model \(\w{12}\), and the notebook now has make_model"):
+    with pytest.raises(ConfigError, match=r"was begun with make_model \(\w{12}\), and the line names make_model"):
         fit(load("dev"), model=changed, resume="latest")
     resumed = fit(load("dev"), resume="latest")  # with its own code
     assert weights(whole) == weights(resumed)
@@ -189,3 +190,24 @@ def test_it_is_exported_to_onnx(project, store):
         zip(("0", "1"), run.labels, strict=True)
     )
     assert exported
+
+
+def test_the_command_takes_it_from_a_module(project, store):
+    "The text is a cell's with the same content; without the module the run is still loaded, and goes on with its own code"
+    package = project / "mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("from . import own\n")
+    (package / "own.py").write_text(CELL)
+    own = ["--model", "mine.own:make_model", "--metrics", "mine.own:scores"]
+    ended = gpuml("train", *QUICK, "train.best_metric=sure", *own, cwd=project)
+    assert ended.returncode == 0, ended.stderr
+    assert "sure 0." in ended.stdout and "Warning" not in ended.stderr
+    [folder] = (path.parent for path in (project / "outputs").glob("*/certificate.json"))
+    made = cell()
+    same = recipe_of(made["make_model"], made["scores"])
+    assert (folder / "own_code.py").read_text() == same.content()
+    (package / "own.py").unlink()
+    ended = gpuml("predict", folder.name, "data/a.csv", "out.csv", cwd=project)
+    assert ended.returncode == 0, ended.stderr
+    ended = gpuml("train", *own, cwd=project)
+    assert ended.returncode == 78 and "--model mine.own:make_model: mine.own can't be read" in ended.stderr

@@ -45,7 +45,7 @@ def test_it_goes_on_with_its_own_code(project, store):
     with pytest.raises(Preempted, match="run 2 of 2"):
         train(RATES, BEST, watch=stop, **own_of(made))
     changed = cell(CELL.replace("Dropout(0.1)", "Dropout(0.2)"))
-    with pytest.raises(ConfigError, match=r"was begun with make_model and scores \(\w+\), and the notebook now has"):
+    with pytest.raises(ConfigError, match=r"was begun with make_model and scores \(\w+\), and the line names"):
         train("--resume", **own_of(changed))
     table = train("--resume")  # with its own
     assert [row.state for row in table.rows] == ["finished"] * 2

@@ -226,8 +226,8 @@ def continued_recipe(
     if requested and requested != own:
         other = f"with {own.title}" if own else "without them"
         raise ConfigError(
-            f"{name} was begun {other}, and the notebook now has {requested.title}: "
-            "run the cells that define them as they were, leave them out, or start a new run"
+            f"{name} was begun {other}, and the line names {requested.title}: "
+            "define them as they were, leave them out, or start a new run"
         )
     return own
 

@@ -23,7 +23,7 @@ from typing import Any
 from ..base.config import Config
 from ..base.errors import ConfigError, GpumlError
 from ..base.keys import parse_override
-from ..base.line import parse_words
+from ..base.line import Line, parse_words
 from ..base.loading import config_names, load
 from ..jobs.sidecars import end_sidecars
 
@@ -58,21 +58,34 @@ def print_run(
 
 # %% ../../nbs/ui/74_commands.ipynb #78bf65d9
 def train(
-    arguments: argparse.Namespace,  # words, resume, halving
+    arguments: argparse.Namespace,  # words, resume, halving, model, metrics
 ) -> int:
     "`gpuml train [config] [key=value …]`: what `%gpu_train` does, with a bar and a table"
     named = [] if arguments.resume is None else ["--resume", *filter(None, [arguments.resume])]
-    line = parse_words(arguments.words + named, options=("--resume", "--halving", "--help-all"))
+    line = parse_words(arguments.words + named, options=("--resume", "--halving", "--model", "--metrics", "--help-all"))
     from gpuml.training.results import Run
     from gpuml.ui.sweep_line import train_line
     from gpuml.ui.terminal import TerminalView
 
-    done = train_line(line, partial(TerminalView, notes=set()), arguments.halving, say=partial(print, file=sys.stderr))
+    view = partial(TerminalView, notes=set())
+    own = _own_code(arguments, line)
+    done = train_line(line, view, arguments.halving, say=partial(print, file=sys.stderr), own=own)
     if isinstance(done, Run):
         print_run(done)
         return 0
     print(done)
     return done.exit_code
+
+
+def _own_code(arguments: argparse.Namespace, line: Line) -> dict[str, Any]:
+    "The functions behind `--model` and `--metrics`, as `fit` takes them"
+    named = {key: getattr(arguments, key) for key in ("model", "metrics") if getattr(arguments, key)}
+    if not named:
+        return {}
+    from gpuml.training.module_code import function_named
+
+    root = load(line.config).root
+    return {key: function_named(f"--{key}", words, root) for key, words in named.items()}
 
 # %% ../../nbs/ui/74_commands.ipynb #b47f06d4
 def predict(

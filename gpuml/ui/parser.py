@@ -110,7 +110,7 @@ predict large inputs, or as many as the environment's GPUML_GPUS says; the outpu
 def _training(command: Callable) -> None:
     "Train, look at data, predict"
     sub = _lined(command, "train", train, "fine-tune a text classifier on this machine", _SEVERAL)
-    sub.usage = "gpuml train [config] [key=value ...] [--halving] [--resume [RUN]]"
+    sub.usage = "gpuml train [config] [key=value ...] [--model MODULE:FUNCTION] [--metrics MODULE:FUNCTION] [--halving] [--resume [RUN]]"
     resume = (
         "go on with the latest interrupted run, or with the run that is named, with its own values; "
         "train.epochs=N gives it more epochs, also a finished one (train.schedule=constant)"
@@ -118,6 +118,10 @@ def _training(command: Callable) -> None:
     sub.add_argument("--resume", nargs="?", const="", metavar="RUN", help=resume)
     halving = "of a sweep: train all for a part of the epochs, the better half for twice as many, and so on to the end"
     sub.add_argument("--halving", action="store_true", help=halving)
+    model = "a function of a module of the project that makes a torch module of your own: my_models:make_model"
+    sub.add_argument("--model", metavar="MODULE:FUNCTION", help=model)
+    metrics = "a function that computes scores of your own, which train.best_metric may name: my_models:costs"
+    sub.add_argument("--metrics", metavar="MODULE:FUNCTION", help=metrics)
     sub = _lined(command, "data", data, "check and tokenise the data for the next training, and say what is in it")
     sub.usage = "gpuml data [config] [key=value ...] [--json]"
     sub.add_argument("--json", action="store_true", help="the same as JSON, for scripts")
