@@ -68,12 +68,12 @@ def send(
     return handle
 
 # %% ../../nbs/cluster/57_sending.ipynb #45e5aa48
-AT_WORK = "the same notebook, code and config is at work already; --again makes another"
-OTHER_COMPUTE = "the same notebook, code and config is at work already, with another compute: cancel it before, or --again makes another"
-WAITS = "the same notebook, code and config is submitted already, and waits for others to end: `gpuml cancel` it before to have it begin now, or --again makes another"
+AT_WORK = "the same notebook, code and config is at work already; {another} makes another"
+OTHER_COMPUTE = "the same notebook, code and config is at work already, with another compute: cancel it before, or {another} makes another"
+WAITS = "the same notebook, code and config is submitted already, and waits for others to end: `gpuml cancel` it before to have it begin now, or {another} makes another"
 MADE_ANEW = "made anew: the job of this name had ended without a result"
-RELEASED = "goes on where it was when its GPU was released; --again begins anew"
-LATE = "goes on where its deadline ended it; --again begins anew"
+RELEASED = "goes on where it was when its GPU was released; {another} begins anew"
+LATE = "goes on where its deadline ended it; {another} begins anew"
 
 
 def _send(planned: Submission, again: bool, name: str | None) -> Job:
@@ -84,10 +84,13 @@ def _send(planned: Submission, again: bool, name: str | None) -> Job:
         active = [job for job in same if not _is_over(job, _pods_of(planned.api, job))]
         if active and not again and (not name or name in {job["metadata"]["name"] for job in active}):
             newest = max(active, key=lambda job: job["metadata"]["creationTimestamp"])
-            note = _joined(_note_of(newest, planned.manifest), planned.hold.text and "--after changes nothing of it")
+            note = _joined(
+                _note_of(newest, planned.manifest, planned.another),
+                planned.hold.text and "--after changes nothing of it",
+            )
             return _handle(planned, newest, note)
         if not again and (late := _out_of_time(same, name)):
-            return _go_on(planned, late, RELEASED if was_released(late) else LATE)
+            return _go_on(planned, late, (RELEASED if was_released(late) else LATE).format(another=planned.another))
         if name and planned.standing.done:
             return replace(_handle(planned, planned.manifest, planned.standing.note), done_before=True)
         run = planned.standing.run if name else ""
@@ -107,11 +110,10 @@ def _handle(planned: Submission, job: dict[str, Any], note: str) -> ClusterJob:
     return cluster_job(job, planned.api, planned.config.data.endpoint, note)
 
 
-def _note_of(job: dict[str, Any], manifest: dict[str, Any]) -> str:
+def _note_of(job: dict[str, Any], manifest: dict[str, Any], another: str = "--again") -> str:
     "What is said of a Job that does the same work, and has not ended"
-    if awaits(job):
-        return WAITS
-    return AT_WORK if _is_alike(job, manifest) else OTHER_COMPUTE
+    alike = AT_WORK if _is_alike(job, manifest) else OTHER_COMPUTE
+    return (WAITS if awaits(job) else alike).format(another=another)
 
 
 def _is_alike(job: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -269,12 +271,12 @@ def _send_local(planned: Submission, again: bool, name: str | None) -> Job:
         folder = folders[active[-1]]
         if not works(local_state(folder)):
             start_local(folder)
-        return local_job(folder, AT_WORK)
+        return local_job(folder, AT_WORK.format(another=planned.another))
     newest = next((run for run in reversed(same) if name in (None, run)), "")  # they are listed by their age
     if newest and not again and local_state(folders[newest]).get("is_late"):
         rename_run(planned.manifest, newest)
         bundle.put(planned.bundle, planned.config.output, storage)
-        return _begin_again(folders[newest], planned.manifest, LATE)
+        return _begin_again(folders[newest], planned.manifest, LATE.format(another=planned.another))
     run, note = (planned.standing.run, planned.standing.note) if name else (_next_name(planned, manifests, storage), "")
     if name and planned.standing.done:
         return replace(stored_job(planned.manifest, planned.config.data.endpoint, note), done_before=True)

@@ -55,6 +55,7 @@ class Submission:
     reading: OneReading | None = None  # of the API server, by the checks; none: a job on this machine, or no cluster
     outlook: Outlook | None = None  # whether it starts; none where that was not looked at
     hold: Hold = field(default_factory=Hold)  # what it waits for
+    another: str = "--again"  # with what the same makes another job
 
     @property
     def api(self) -> ApiServer | None:

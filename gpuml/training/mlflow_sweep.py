@@ -11,7 +11,7 @@ from mlflow.entities import Metric, Run
 
 from .child import SIZE, SWEEP, TO_FINISH
 from .record import DESCRIPTION, Record
-from .score_table import MAIN, SCORES, Score, score_of_key
+from .score_table import MAIN, SCORES, Score, rank, score_of_key
 
 # %% ../../nbs/training/39_mlflow_sweep.ipynb #dc061a93
 PARENT = "mlflow.parentRunId"
@@ -85,8 +85,7 @@ def _say_best(client: MlflowClient, parent: Run, children: list[Run]) -> None:
     scored = [run for run in finished if score.metric in run.data.metrics]
     if not scored:
         return
-    sign = 1 if score.more_is_better else -1
-    best = max(scored, key=lambda run: sign * run.data.metrics[score.metric])
+    best = max(scored, key=lambda run: rank(_scores(run, score), score))
     names = dict.fromkeys(s.metric for s in (*SCORES, score))  # of the notebook's own scores that which decides
     values = {name: best.data.metrics[name] for name in names if name in best.data.metrics}
     moment = best.info.end_time
@@ -97,6 +96,11 @@ def _say_best(client: MlflowClient, parent: Run, children: list[Run]) -> None:
         + (f"; {failed} failed." if failed else ".")
     )
     client.set_tag(parent.info.run_id, DESCRIPTION, sentence)
+
+
+def _scores(run: Run, score: Score) -> dict[str, float]:
+    "The scores that a run has, by key, with the one that decides"
+    return {s.key: run.data.metrics[s.metric] for s in (*SCORES, score) if s.metric in run.data.metrics}
 
 
 def _score(runs: list[Run]) -> Score:

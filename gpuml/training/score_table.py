@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'SHOWN', 'LOSS', 'MAIN', 'OWN', 'as_text', 'Score', 'score_of_key', 'shown', 'by_key', 'by_metric',
-           'with_own', 'written_scores', 'own_among']
+           'with_own', 'written_scores', 'own_among', 'rank']
 
 # %% ../../nbs/training/08_score_table.ipynb #1ea72e3e
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -112,3 +113,13 @@ def own_among(
     "The notebook's own among them, as scores of which more is better, in the order in which they came"
     keys = dict.fromkeys(key for evaluation in scores for key in evaluation)
     return [score_of_key(key) for key in keys if all(key != score.key for score in SCORES)]
+
+# %% ../../nbs/training/08_score_table.ipynb #0cbe9132
+def rank(
+    scores: Mapping[str, Any],  # by key
+    score: Score,  # that decides
+) -> tuple[float, float]:
+    "What scores are sorted by, the worst first"
+    value = scores.get(score.key, math.nan)
+    loss = scores.get("loss", math.inf)
+    return (-math.inf if math.isnan(value) else value if score.more_is_better else -value), -loss

@@ -15,8 +15,8 @@ from ..base.errors import Exit, GpumlError
 from ..base.storage import Storage
 from .run_list import LATEST, read_output
 from .run_row import FAILED, FINISHED, PAUSED, RunRow
-from .score_table import SHOWN, Score, own_among
-from .sweep import SweepFile, rank, read_sweep
+from .score_table import SHOWN, Score, own_among, rank
+from .sweep import SweepFile, read_sweep
 
 # %% ../../nbs/training/85_sweep_rows.ipynb #382fcf19
 NOT_BEGUN = "not begun"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.config import Config
-from ..base.errors import ClusterError, ConfigError, Exit, GpumlError, OutputError, Preempted
+from ..base.errors import ClusterError, ConfigError, GpumlError, OutputError, Preempted
 from ..base.grid import Grid, grid_of
 from ..base.line import key_like, parse_words
 from ..base.loading import config_names, load
@@ -55,6 +55,10 @@ def submit(
     arguments: argparse.Namespace,  # words, notebook, name, again, after, local, dry_run, wait
 ) -> int:
     "`gpuml submit [config] [key=value …]`: the notebook as a job on the cluster, or as a process on this machine"
+    if "--halving" in arguments.words:
+        from gpuml.cluster.sweep_jobs import REFUSED
+
+        raise ConfigError(f"--halving: {REFUSED['--halving']}")
     if extra := [w for w in arguments.words if w.startswith("-")]:
         options = "--notebook, --name, --again, --after, --local, --dry-run, --wait"
         raise ConfigError(f"unknown option {extra[0]}; known: {options}{key_like(extra[0], arguments.words)}")
@@ -76,44 +80,70 @@ def submit(
     print(job)
     return _follow(job) if arguments.wait and not job.done_before else 0
 
+# %% ../../nbs/ui/76_job_commands.ipynb #39074669
+@contextmanager
+def _looking_on_sweep(
+    sweep: Any,  # a `Sweep`
+    sent: list[Any] | None = None,  # its jobs so far, which the block sends
+) -> Iterator[None]:
+    "Ctrl-C inside the block ends this command, and not the jobs of the sweep; it says so"
+    try:
+        yield
+    except (KeyboardInterrupt, Preempted):
+        if sent is None or len(sent) == len(sweep.runs):
+            goes_on = f"{sweep.id} goes on without this command: gpuml wait {sweep.id}, gpuml cancel {sweep.id}"
+        else:
+            count = f"{len(sent)} of its {len(sweep.runs)} jobs were sent, and go on without this command"
+            goes_on = f"{sweep.id}: {count}; submitting the same sends the others, gpuml cancel {sweep.id} ends it"
+        raise Preempted(goes_on) from None
+
 # %% ../../nbs/ui/76_job_commands.ipynb #02e73ee6
 def _submit_sweep(arguments: argparse.Namespace, name: str, grid: Grid, before: Config | None) -> int:
     "`gpuml submit` of a key with several values: a job for each; here one after the other, which is waited for"
     from gpuml.cluster.sweep_jobs import prepare_sweep
-    from gpuml.ui.sweep_table import SweepTable
+    from gpuml.ui.sweep_watch import after_sending, sent_line
 
     path = _notebook(load(name, grid.fixed), arguments.notebook)
-    options = {
-        "--name": arguments.name,
-        "--local": arguments.local,
-        "--again": arguments.again,
-        "--after": arguments.after,
-    }
+    options = {f"--{key}": getattr(arguments, key) for key in ("name", "local", "again", "after")}
     ready = prepare_sweep(name, grid, path, options, before)
     if arguments.dry_run:
         print(ready)
         return ready.bad[0][1].bad[0].exit_code if ready.bad else 0
-    codes, jobs = [], []
-    for job in ready.send():
-        print(job, flush=True)
-        jobs.append(job)
-        if arguments.local:
-            codes.append(_end_of(job))
-    if not (arguments.local or arguments.wait):
-        print(f"sweep {ready.file.sweep.id}: gpuml runs {ready.file.sweep.id} shows its runs, the best first")
-        return 0
-    codes += [_end_of(job) for job in jobs[len(codes) :]]
-    print(SweepTable(ready.file))
-    return next((code for code in codes if code), 0)
+    sweep, jobs = ready.file.sweep, []
+    with _looking_on_sweep(sweep, jobs):
+        for job in ready.send():
+            jobs.append(job)
+            print(sent_line(job), flush=True)
+            if arguments.local and not job.done_before:
+                print(f"{job.address}: {job.wait()}", flush=True)
+    if arguments.local:
+        return _show_sweep(ready.file)
+    if arguments.wait:
+        return _wait_for_sweep(ready.file, jobs)
+    print(after_sending(sweep))
+    return 0
 
 
-def _end_of(job: Any) -> int:
-    "The exit code of a job, once it is over"
-    if job.done_before:
-        return 0
-    with _looking_on(job.address):
-        state = job.wait(say=print)
-    return state.command_code
+def _wait_for_sweep(file: Any, jobs: list[Any]) -> int:
+    "Say what the jobs of a sweep are doing until all are over, and print its table; the exit code"
+    from gpuml.cluster.sweep_jobs import watch_sweep
+    from gpuml.ui.sweep_watch import SweepLines
+
+    show = SweepLines(file.sweep)
+    with _looking_on_sweep(file.sweep):
+        for listed in watch_sweep(file.sweep, jobs):
+            show(listed)
+    return _show_sweep(file)
+
+
+def _show_sweep(file: Any) -> int:
+    "Print the table of a sweep as it is now; the exit code"
+    from gpuml.cluster.sweep_jobs import current_sweep
+    from gpuml.ui.sweep_table import open_sweep
+
+    table = open_sweep(current_sweep(file))
+    print(table)
+    return table.exit_code
 
 # %% ../../nbs/ui/76_job_commands.ipynb #71038808
 def plan(
@@ -131,11 +161,12 @@ def plan(
 def jobs(
     arguments: argparse.Namespace,  # name, all
 ) -> int:
-    "`gpuml jobs [name]`: everybody's jobs on the cluster and the project's here, or one of them"
+    "`gpuml jobs [name]`: everybody's jobs on the cluster and the project's here, or one of them, or a sweep's"
     from gpuml.cluster import jobs as cluster
+    from gpuml.cluster.sweep_jobs import find_job_or_list
 
-    everyone = arguments.all
-    print(cluster.find(arguments.name, projects()) if arguments.name else cluster.jobs(projects(), everyone=everyone))
+    name, everyone = arguments.name, arguments.all
+    print(find_job_or_list(name, projects()) if name else cluster.jobs(projects(), everyone=everyone))
     return 0
 
 # %% ../../nbs/ui/76_job_commands.ipynb #1c43987e
@@ -143,9 +174,12 @@ def logs(
     arguments: argparse.Namespace,  # name, follow, node
 ) -> int:
     "`gpuml logs name`: what all attempts have printed; with `--follow`, until the job is over; with `--node`, of another node"
-    from gpuml.cluster import jobs as cluster
+    from gpuml.cluster.sweep_jobs import find_job_or_sweep
+    from gpuml.jobs.handle import Job
 
-    job = cluster.find(arguments.name, projects())
+    job = find_job_or_sweep(arguments.name, projects())
+    if not isinstance(job, Job):
+        raise ConfigError(f"{arguments.name}: is a sweep; gpuml jobs {arguments.name} lists its jobs, each with a log")
     if arguments.node:
         print(job.log_of_node(arguments.node), end="")
         return 0
@@ -158,10 +192,13 @@ def logs(
 def wait(
     arguments: argparse.Namespace,  # name
 ) -> int:
-    "`gpuml wait name`: until the job is over; ends with its exit code"
-    from gpuml.cluster import jobs as cluster
+    "`gpuml wait name`: until the job is over, or all of a sweep; ends with its exit code"
+    from gpuml.cluster.sweep_jobs import find_job_or_sweep
+    from gpuml.jobs.handle import Job
 
-    job = cluster.find(arguments.name, projects())
+    job = find_job_or_sweep(arguments.name, projects())
+    if not isinstance(job, Job):
+        return _wait_for_sweep(job, [])
     with _looking_on(job.address):
         state = job.wait(say=print)
     return state.command_code
@@ -171,43 +208,37 @@ def cancel(
     arguments: argparse.Namespace,  # name
 ) -> int:
     "`gpuml cancel name`: end the job, or all of a sweep; each saves a checkpoint before"
+    from gpuml.cluster import jobs as cluster
     from gpuml.training.sweep_rows import find_sweep
 
     configs = projects()
     if file := find_sweep(arguments.name, configs):
-        _cancel_sweep(file, configs)
-    else:
-        _cancel(arguments.name, configs)
+        _cancel_sweep(file)
+        return 0
+    state = cluster.find(arguments.name, configs).cancel()
+    print(f"{arguments.name}: {state}")
+    if not state.over:
+        print(f"gpuml jobs {arguments.name} says what was saved, and how to go on with it")
     return 0
 
 
-def _cancel_sweep(file: Any, configs: list[Config]) -> None:
+def _cancel_sweep(file: Any) -> None:
     "End the jobs of a sweep, and send no more of them"
+    from gpuml.cluster.sweep_jobs import sweep_jobs
+    from gpuml.training.sweep_rows import NOT_BEGUN, sweep_rows
+
     sweep = file.sweep
     if not sweep.as_jobs:
         raise ConfigError(f"{sweep.id}: its runs are no jobs; Ctrl-C stops it where it is trained")
     with suppress(OutputError):  # who can't write there can end its jobs all the same
         file.cancel()
-    unsent = 0
-    for run in sweep.runs:
-        try:
-            _cancel(run, configs)
-        except GpumlError as e:
-            if e.exit_code != Exit.NOT_FOUND:
-                raise
-            unsent += 1
-    if unsent:
+    waiting = {row.run for row in sweep_rows(file) if row.state == NOT_BEGUN}
+    jobs = sweep_jobs(sweep)
+    for job, state in jobs:
+        print(f"{job.address}: {state if state.over else job.cancel()}", flush=True)
+    if unsent := len(waiting - {job.run_id for job, _ in jobs}):
         print(f"{sweep.id}: {unsent} of its {len(sweep.runs)} runs were not sent yet, and are not sent now")
-
-
-def _cancel(name: str, configs: list[Config]) -> None:
-    "End a job, and say what it is then"
-    from gpuml.cluster import jobs as cluster
-
-    state = cluster.find(name, configs).cancel()
-    print(f"{name}: {state}")
-    if not state.over:
-        print(f"gpuml jobs {name} says what was saved, and how to go on with it")
+    print(f"gpuml runs {sweep.id} shows what each came to; submitting the same again goes on")
 
 # %% ../../nbs/ui/76_job_commands.ipynb #d3a2c23c
 def idle(

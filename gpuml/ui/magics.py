@@ -144,9 +144,10 @@ def _attend(shell: Any, line: Any, options: dict[str, Any]) -> Any:
     from gpuml.base.grid import grid_of
     from gpuml.base.loading import load
     from gpuml.ui.attend import attend, run_of, view_of
+    from gpuml.ui.sweep_watch import attend_sweep
 
     if len(grid := grid_of(line.overrides)) > 1:
-        return _attend_sweep(_prepare_sweep(shell, line.config, grid, options))
+        return attend_sweep(shell, _prepare_sweep(shell, line.config, grid, options))
     try:
         job = _submit(shell, load(line.config, line.overrides), options, goes_on=True)
     except KeyboardInterrupt:
@@ -171,10 +172,12 @@ def _submit_line(shell: Any, words: list[str]) -> Any:
     name, overrides, _ = parse_words(words, "prod")
     if len(grid := grid_of(overrides)) == 1:
         return _submit(shell, load(name, overrides), options)
+    from gpuml.ui.sweep_watch import SentJobs, attend_sweep
+
     ready = _prepare_sweep(shell, name, grid, options)
     if "--dry-run" in options:
         return ready
-    return _attend_sweep(ready) if "--local" in options else list(ready.send())
+    return attend_sweep(shell, ready) if "--local" in options else SentJobs(ready.file.sweep, ready.send())
 
 # %% ../../nbs/ui/65_magics.ipynb #a3ab661d
 def _open(name: str) -> Any:
@@ -187,9 +190,9 @@ def _open(name: str) -> Any:
 
     configs = load_all()
     if file := find_sweep(name, configs):
-        from gpuml.ui.sweep_table import SweepTable
+        from gpuml.ui.sweep_table import open_sweep
 
-        return SweepTable(file)
+        return open_sweep(file)
     row = find_row(name, configs, finished=True)
     if row.state == FINISHED:
         return load_run(row.place, row.endpoint)
@@ -234,11 +237,12 @@ class GpumlMagics(Magics):
         "The jobs, with `--all` other projects' on this machine too, or one of them again: `job = %gpu_jobs spring-model`"
         from gpuml.base.loading import load_all
         from gpuml.cluster import jobs as cluster
+        from gpuml.cluster.sweep_jobs import find_job_or_list
 
         words, options = take_options(split_line(line), {"--all": False})
         if len(words) > 1 or (words and options):
-            raise ConfigError(f"%gpu_jobs {line.strip()}: takes the name of one job, --all, or nothing")
-        return cluster.find(words[0], load_all()) if words else cluster.jobs(load_all(), everyone=bool(options))
+            raise ConfigError(f"%gpu_jobs {line.strip()}: takes the name of one job or sweep, --all, or nothing")
+        return find_job_or_list(words[0], load_all()) if words else cluster.jobs(load_all(), everyone=bool(options))
 
     @line_magic
     def gpu_ledger(self, line: str) -> Any:
@@ -309,27 +313,6 @@ def _prepare_sweep(shell: Any, name: str, grid: Any, options: dict[str, Any]) ->
 
     path, before = _saved(shell, options)
     return prepare_sweep(name, grid, path, options, before)
-
-
-def _attend_sweep(ready: Any) -> Any:
-    "Send the jobs of a sweep and wait for them, of this machine for each before the next one; the table"
-    from gpuml.ui.attend import is_own
-    from gpuml.ui.sweep_table import SweepTable
-
-    jobs = []
-    try:
-        for job in ready.send():
-            jobs.append(job)
-            if ready.is_local:
-                print(f"{job.run_id}: {'done before' if job.done_before else job.wait()}")
-        for job in [] if ready.is_local else jobs:
-            print(f"{job.run_id}: {'done before' if job.done_before else job.wait()}")
-    except KeyboardInterrupt:
-        for job in jobs:
-            if is_own(job) and not (job.done_before or job.status.over):
-                job.cancel()
-        raise Preempted(f"{ready.file.sweep.id}: stopped; the same line goes on with what is left") from None
-    return SweepTable(ready.file)
 
 # %% ../../nbs/ui/65_magics.ipynb #77ee716f
 def panel(

@@ -240,7 +240,9 @@ def _jobs(command: Callable) -> None:
     sub = _lined(command, "plan", plan, outlook, default="prod")
     sub.add_argument("--after", metavar="JOB", help="once that job or sweep has ended; several are parted by commas")
     sub = command("jobs", jobs, "list everybody's jobs on the cluster and this project's on this machine, or show one")
-    sub.add_argument("name", nargs="?", help="of a job; where others have it too, NAMESPACE/NAME or PROJECT/NAME")
+    sub.add_argument(
+        "name", nargs="?", help="of a job; where others have it too, NAMESPACE/NAME or PROJECT/NAME; or of a sweep"
+    )
     sub.add_argument("--all", action="store_true", help="the jobs of other projects on this machine too")
     ended = {"formatter_class": _RAW, "epilog": exit_help(*_JOB_EXITS, **_JOB_WORDS)}
     sub = command("logs", logs, "print what all attempts of a job have printed", **ended)
@@ -249,9 +251,9 @@ def _jobs(command: Callable) -> None:
     which.add_argument("-f", "--follow", action="store_true", help="until the job is over; end with its exit code")
     which.add_argument("--node", type=int, metavar="N", help="of a job of several nodes another than the first, 0")
     sub = command("wait", wait, "wait until a job is over; end with its exit code", **ended)
-    sub.add_argument("name", help="of the job")
+    sub.add_argument("name", help="of the job, or of a sweep, whose table is printed then")
     sub = command("cancel", cancel, "end a job; it saves a checkpoint before")
-    sub.add_argument("name", help="of the job")
+    sub.add_argument("name", help="of the job, or of a sweep, all of whose jobs end")
     _ledger(command)
 
 # %% ../../nbs/ui/78_parser.ipynb #6d52c5cc

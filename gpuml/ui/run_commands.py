@@ -33,9 +33,9 @@ def _open(name: str) -> int:
 
     configs = projects()
     if file := find_sweep(name, configs):
-        from gpuml.ui.sweep_table import SweepTable
+        from gpuml.ui.sweep_table import open_sweep
 
-        print(SweepTable(file))
+        print(open_sweep(file))
         return 0
     row = find_row(name, configs)
     if row.state == FINISHED:
