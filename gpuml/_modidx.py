@@ -2384,6 +2384,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'gpuml.training.account.Stretch': ('training/account.html#stretch', 'gpuml/training/account.py'),
                                         'gpuml.training.account.Stretch.end': ( 'training/account.html#stretch.end',
                                                                                 'gpuml/training/account.py'),
+                                        'gpuml.training.account._chosen': ('training/account.html#_chosen', 'gpuml/training/account.py'),
                                         'gpuml.training.account._own_limit': ( 'training/account.html#_own_limit',
                                                                                'gpuml/training/account.py'),
                                         'gpuml.training.account._stretch': ('training/account.html#_stretch', 'gpuml/training/account.py'),

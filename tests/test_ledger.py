@@ -56,6 +56,7 @@ def random_attempt(dice: random.Random, run: str, number: int, start: float, res
     attempt = Attempt(run, number, code, "", None, text(start), finished, alive=end, updates=update, **held)
     attempt = dataclasses.replace(attempt, checkpoint=dice.choice([None, checkpoint[0]]))
     attempt = dataclasses.replace(attempt, submitted=dice.choice(["", text(start - 500 * dice.random())]))
+    attempt = dataclasses.replace(attempt, released=dice.choice(["", text(start - 300 * dice.random())]))
     return attempt if dice.random() < 0.15 else with_times(attempt, sheet.times())
 
 
@@ -96,7 +97,7 @@ def test_the_parts_of_any_history_add_up_to_the_held_time(seed):
         account = account_of(dice.sample(same, len(same)))
         assert account.spent.total == 3 * held_by(same) == sum(getattr(account.spent, part) for part in PARTS)
         assert min(getattr(account.spent, part) for part in PARTS) >= 0
-        assert all(start < end for _, start, end in account.waits)
+        assert all(start < end for _, start, end in account.waits) and account.chosen >= 0
         shared = [min(end, s.end) - max(start, s.start) for _, start, end in account.waits for s in account.stretches]
         assert max(shared, default=0) <= 0  # nobody waits while a pod of the run is at work
 

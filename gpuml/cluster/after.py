@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from .manifest import PREFIX
-from .pod import clock, condition, time_of
+from .pod import clock, condition, time_of, training_container
 
 # %% ../../nbs/cluster/19_after.ipynb #cfcbc623
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Awaited:
 
 # %% ../../nbs/cluster/19_after.ipynb #dc39e3a7
 _NAMES, _UIDS = f"{PREFIX}/after", f"{PREFIX}/after-uids"  # annotations of a Job: what it waits for, word by word
+_RELEASED = f"{PREFIX}/released"  # annotation of its pods: when it was started, for the ledger
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*")  # they become a part of addresses
 
 
@@ -55,6 +56,11 @@ def hold(
         _NAMES: " ".join(map(str, awaited)),
         _UIDS: " ".join(a.uid for a in awaited),
     }
+    variable = {
+        "name": "GPUML_RELEASED",
+        "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_RELEASED}']"}},
+    }
+    training_container(manifest["spec"]["template"]["spec"]).setdefault("env", []).append(variable)
 
 
 def awaits(
@@ -72,11 +78,15 @@ def awaits(
 
 def start_patch(
     job: dict[str, Any],  # that waits
+    now: datetime,
 ) -> dict[str, Any]:
-    "What starts it, if it is still the one that was read; what it waited for stays noted"
+    "What starts it, if it is still the one that was read; what it waited for stays noted, and its pods know since when it doesn't"
     meta = job["metadata"]
     same = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
-    return {"metadata": {**same, "annotations": {_UIDS: None}}, "spec": {"suspend": False}}
+    spec: dict[str, Any] = {"suspend": False}
+    if not job.get("status", {}).get("startTime"):  # else it ran before, and what it runs can't be changed any more
+        spec["template"] = {"metadata": {"annotations": {_RELEASED: f"{now:%Y-%m-%dT%H:%M:%SZ}"}}}
+    return {"metadata": {**same, "annotations": {_UIDS: None}}, "spec": spec}
 
 # %% ../../nbs/cluster/19_after.ipynb #d338b42d
 LEASE = "gpuml-after"

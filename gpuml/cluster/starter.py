@@ -31,7 +31,7 @@ def start_waiting(
         waiting = [job for job in api.items(JOBS.format(namespace)) if awaits(job)]
         reading = OneReading(api)  # begun after they were listed: what they wait for was there before them
         unqueued = [job for job in waiting if not queue_of(job)]  # Kueue starts those of a queue
-        refused = _start_each(reading, unqueued, say)
+        refused = _start_each(reading, unqueued, now, say)
         _sign(api, namespace, now, every)
         if refused:
             raise ClusterError("; ".join(refused))
@@ -39,18 +39,18 @@ def start_waiting(
     in_each(namespaces, in_namespace)
 
 
-def _start_each(api: ApiServer, jobs: Iterable[dict[str, Any]], say: Callable[[str], None]) -> list[str]:
+def _start_each(api: ApiServer, jobs: Iterable[dict[str, Any]], now: datetime, say: Callable[[str], None]) -> list[str]:
     "Start those that can be; what is refused of one keeps no other waiting"
     refused = []
     for job in jobs:
         try:
-            _start(api, job, say)
+            _start(api, job, now, say)
         except Answer as e:
             refused.append(f"{job['metadata']['namespace']}/{job['metadata']['name']}: {e}")
     return refused
 
 
-def _start(api: ApiServer, job: dict[str, Any], say: Callable[[str], None]) -> None:
+def _start(api: ApiServer, job: dict[str, Any], now: datetime, say: Callable[[str], None]) -> None:
     "Start a job where those that it waits for have ended; one that was changed meanwhile, at the next look"
     awaited = awaits(job)
     if not all(_has_ended(api, each) for each in awaited):
@@ -58,7 +58,7 @@ def _start(api: ApiServer, job: dict[str, Any], say: Callable[[str], None]) -> N
     meta = job["metadata"]
     path = f"{JOBS.format(meta['namespace'])}/{meta['name']}"
     try:
-        api.request("PATCH", path, start_patch(job), content_type="application/merge-patch+json")
+        api.request("PATCH", path, start_patch(job, now), content_type="application/merge-patch+json")
     except Answer as e:
         if e.status not in (404, 409):
             raise

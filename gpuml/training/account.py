@@ -115,6 +115,7 @@ class Account:
     stretches: tuple[Stretch, ...]
     waits: tuple[tuple[Stretch, int, int], ...]  # what was waited for, from when, until when
     interruptions: int = 0  # attempts that were stopped or killed, and gone on after
+    chosen: int = 0  # milliseconds that it waited for other jobs to end, as --after asked; not among `waits`
 
     @property
     def gpus(self) -> int:
@@ -149,7 +150,14 @@ def account_of(
     stretches = disjoint(_stretch(attempt, limit) for attempt, limit in zip(history, limits, strict=True))
     broken = [attempt for attempt in history[:-1] if attempt.exit_code in (None, int(Preempted.exit_code))]
     run = history[0].run if history else ""
-    return Account(run, tuple(stretches), tuple(_waits(history, stretches)), len(broken))
+    chosen = sum(_chosen(attempt) for attempt in {attempt.submitted: attempt for attempt in history}.values())
+    return Account(run, tuple(stretches), tuple(_waits(history, stretches)), len(broken), chosen)
+
+
+def _chosen(attempt: Attempt) -> int:
+    "Milliseconds that the job of an attempt waited for others to end"
+    is_after = attempt.submitted and attempt.released
+    return max(0, moment(attempt.released) - moment(attempt.submitted)) if is_after else 0
 
 
 def _with_resumed(history: list[Attempt], place: int) -> Attempt:
@@ -176,14 +184,15 @@ def _stretch(attempt: Attempt, limit: int | None) -> Stretch:
 
 
 def _waits(history: list[Attempt], stretches: list[Stretch]) -> Iterable[tuple[Stretch, int, int]]:
-    "The times that a job waited for its next attempt; a person who comes back the next day did not"
+    "The times that a job waited for its next attempt; a person who comes back the next day did not, nor a job that waits for others"
     starts = {moment(attempt.started): attempt for attempt in history}
     end = None
     for stretch in stretches:
         attempt = starts.get(stretch.start)
-        submitted = moment(attempt.submitted) if attempt and attempt.submitted else None
-        is_job = submitted is not None or bool(attempt and attempt.namespace)
-        since = max((time for time in (end, submitted) if time is not None), default=None)
+        texts = (attempt.submitted, attempt.released) if attempt else ()
+        begins = [moment(text) for text in texts if text]
+        is_job = bool(begins or (attempt and attempt.namespace))
+        since = max((time for time in (end, *begins) if time is not None), default=None)
         if is_job and since is not None and since < stretch.start:
             yield stretch, since, stretch.start
         end = stretch.end if end is None else max(end, stretch.end)

@@ -188,7 +188,7 @@ def _cells(row: LedgerRow, size: int) -> list[str]:
 def ledger_remarks(
     ledger: Ledger,
 ) -> list[str]:
-    "Return what a ledger says besides its table: the week's goodput, what is at work, what is an estimate"
+    "Return what a ledger says besides its table: the week's goodput, waits that were chosen, what is at work, what is an estimate"
     remarks = []
     if week := ledger.goodput().total:
         remarks.append(f"the last 7 days: {share(ledger.goodput())} of {amount(week)} were useful")
@@ -197,6 +197,10 @@ def ledger_remarks(
     if bare:
         hours = amount(sum(row.spent.total for row in bare), 0)
         remarks.append(f"runs that held no GPU are not in it: {len(bare):,}, {hours}")
+    if chosen := sum(account.chosen for account in ledger.accounts):
+        remarks.append(
+            f"{chosen / 3.6e6:,.1f} hours that jobs waited for others to end, as --after asked, are not in waited"
+        )
     if count := sum(stretch.is_open for stretch in stretches):
         remarks.append(f"without an end so far, and counted up to the last sign of life: {count:,} attempts")
     if count := sum(stretch.is_estimate for stretch in stretches):
