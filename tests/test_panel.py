@@ -221,20 +221,21 @@ def test_a_broken_config_says_why(panel, project):
 @pytest.mark.parametrize("model", [OFFLINE])  # whose updates take as long as a user's, so that its curve is as long
 def test_train_stop_and_resume(panel, store):
     tab = panel.tabs["Train"]
-    show(tab.form, "train")["train.epochs"].value = "400"
+    show(tab.form, "train")["train.epochs"].value = "10000"
     tab.start.click()
     assert tab.start.disabled and not tab.stop.disabled
     until(lambda: "aria-label='loss'" in tab.view.value and "left" in tab.view.value)
-    updates, before = [], time.monotonic()
+    updates, shown, before = [], [], time.monotonic()
     tab.view.observe(lambda change: updates.append(len(change.new)), "value")
+    tab.view.observe(lambda change: shown.append(change.new), "value")
     with pytest.raises(GpumlError, match="is at work here already; stop it first"):
         start_training(["dev"])
     until(lambda: len(updates) > 4)
-    seconds = time.monotonic() - before
-    assert len(updates) <= 4 * seconds + 1 and max(updates) <= 2000
+    count = len(updates)  # before the time is taken
+    assert count <= 4 * (time.monotonic() - before) + 1 and max(updates[:count]) <= 2000
     assert "training loss" in tab.view.value
     tab.stop.click()
-    assert "stopping: finishes this update" in tab.view.value and tab.stop.disabled
+    assert any("stopping: finishes this update" in html for html in shown) and tab.stop.disabled
     until(lambda: "stopped at update" in tab.view.value and not tab.start.disabled)
     assert "Resume goes on there" in tab.view.value and "the same line" not in tab.view.value
     assert "stopping" not in tab.view.value
@@ -293,7 +294,7 @@ def with_notebook(project, store, quick):
     for one, state in jobs(load_all()):
         if not state.over:
             one.cancel()
-            one.wait(60)
+            one.wait(600)
     made.close()
 
 
@@ -499,7 +500,7 @@ def test_opened_and_closed_a_hundred_times(project):
             made.tab.selected_index = tab
         show(made.tabs["Train"].form, "data")
     made.close()
-    assert left() == before
+    until(lambda: left() == before)
 
 
 def test_the_panel_imports_nothing_heavy(project):

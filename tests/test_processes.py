@@ -31,16 +31,19 @@ from gpuml.training.stop import StopRequest
 from gpuml.training.task import TASK
 from gpuml.training.workers import run_workers
 from tests.conftest import ENDLESS, free_port, runs_in
+from tests.standing import STANDING
 from tests.waiting import until
 
-FAULTY = """
-import os
+FAULTY = f"""
+{STANDING}
 if os.environ.get("RANK") == "1":
     import torch
     from torch.nn.modules import module
 
     kind, number = os.environ["FAULT"].split(":")
     batches = 0
+    if kind == "stands":
+        stand_still_in(int(number), os.environ["GO_ON"])
     if kind == "orphan" and os.fork() == 0:
         os.execvp("sleep", ["sleep", number])
 
@@ -77,11 +80,13 @@ def pair(monkeypatch):
 @pytest.fixture
 def fault(tmp_path, pair, monkeypatch):
     """Something goes wrong in the second process: `memory:TOKENS` it has room for, `nan:BATCHES` after which it computes none,
-    or `orphan:SECONDS` of a process that it starts and leaves behind"""
+    `orphan:SECONDS` of a process that it starts and leaves behind, or `stands:UPDATE` in which it stands still until it is
+    stopped, or the file in GO_ON is there"""
     folder = tmp_path / "faulty"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(FAULTY)
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("GO_ON", str(folder / "go on"))
     return partial(monkeypatch.setenv, "FAULT")
 
 
@@ -107,8 +112,9 @@ def act_at(moment, act):
     return watch
 
 
-def test_stopped_and_resumed(store, pair):
+def test_stopped_and_resumed(store, fault):
     shown = []
+    fault("stands:4")
     stop = act_at(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def watch(progress):
@@ -121,6 +127,7 @@ def test_stopped_and_resumed(store, pair):
     assert not workers()
     (folder,) = (store.parent / "outputs").iterdir()
     assert read_record(folder).status == "KILLED"
+    fault("none:0")
     done = fit(load("dev", OVERRIDES), resume="latest")
     assert done.folder == folder and (folder / "certificate.json").exists() and done.metrics["updates"] == 9
     assert [a.exit_code for a in attempts.read(Storage(), str(folder))] == [75, 0]
@@ -140,13 +147,15 @@ def test_one_of_them_is_killed(store, pair):
     assert list((folder / "checkpoints").iterdir())
 
 
-def test_one_that_shares_the_model_is_killed(store, pair, monkeypatch):
+def test_one_that_shares_the_model_is_killed(store, fault, monkeypatch):
     "Its part of weights and averages is gone with it; all go on from the checkpoint, to the end"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     line = ["train.epochs=20", "train.checkpoint_updates=2", "train.shard=always"]  # 60 updates
+    fault("stands:7")
     with pytest.raises(Preempted, match=r"process 2 of 2 was killed \(signal 9\)"):
         fit(load("dev", line), watch=act_at(5, lambda: workers()[1].kill()))
     assert not workers()
+    fault("none:0")
     done = fit(load("dev", line), resume="latest")
     assert done.metrics["updates"] == 60 and (done.folder / "certificate.json").exists()
 
@@ -160,11 +169,13 @@ def test_rank_0_is_killed(store, pair):
     assert read_record(folder).status == "KILLED"
 
 
-def test_a_run_that_lacks_only_its_certificate_waits_for_nobody(store, pair, monkeypatch):
+def test_a_run_that_lacks_only_its_certificate_waits_for_nobody(store, fault, monkeypatch):
     "Neither for a second process, nor for another node"
+    fault("stands:4")
 
     def stand_in_the_way():
         next((store.parent / "outputs").iterdir()).joinpath("metrics.json").mkdir()
+        Path(os.environ["GO_ON"]).touch()
 
     with pytest.raises(OutputError, match=r"metrics\.json"):
         fit(load("dev", OVERRIDES), watch=act_at("evaluating", stand_in_the_way))
@@ -238,9 +249,10 @@ def test_a_loss_of_one_of_them_is_no_number(store, fault):
 
 def test_what_one_of_them_leaves_behind_is_not_waited_for(store, fault):
     "A process that holds what its worker spoke through"
-    fault("orphan:3600")
+    number = str(3600 + os.getpid())  # of this test's own
+    fault(f"orphan:{number}")
     assert fit(load("dev", OVERRIDES)).metrics["updates"] == 9
-    orphans = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "3600"]]
+    orphans = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", number]]
     assert orphans
     for orphan in orphans:
         orphan.kill()
@@ -251,7 +263,7 @@ def test_one_that_ends_before_they_have_met(tmp_path):
     write_json(tmp_path / TASK, {"config": {}, "origin": {"root": str(tmp_path)}})
     processes = Processes(per_node=2, port=free_port())
     words = run_workers(
-        processes, tmp_path, Timing(gather=60), StopRequest("stopped"), lambda content: None, "the next one"
+        processes, tmp_path, Timing(gather=600), StopRequest("stopped"), lambda content: None, "the next one"
     )
     codes = {word.rank: word.code for word in words}
     assert codes in ({0: 1, 1: 75}, {0: 1, 1: 1}), codes  # it has met rank 0, and has its word, or has not
@@ -271,7 +283,7 @@ def test_one_that_is_stopped_before_they_have_met(tmp_path):
     runner.start()
     until(lambda: len([one for one in workers().values() if catches_sigterm(one)]) == 2)
     workers()[2].terminate()
-    runner.join(120)
+    runner.join(600)
     assert not runner.is_alive() and [word.code for word in words] == [75, 75]
 
 
@@ -308,7 +320,7 @@ def node_1(project, monkeypatch):
     finally:
         agent.terminate()
         try:
-            agent.wait(60)
+            agent.wait(600)
         finally:
             agent.kill()
 
@@ -322,7 +334,7 @@ def test_two_nodes(store, monkeypatch):
             f.write("a text without a label\n")
         with pytest.raises(DataError, match=r"a\.csv"):
             fit(load("dev", OVERRIDES))
-        assert agent.wait(60) == Exit.INTERRUPTED
+        assert agent.wait(600) == Exit.INTERRUPTED
 
 
 def test_a_node_that_does_not_come(store, monkeypatch):

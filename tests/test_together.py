@@ -15,6 +15,7 @@ from gpuml.training.fit import fit
 from tests.conftest import ROOT
 from tests.forked import python
 from tests.test_interrupt import result, stop_at
+from tests.test_processes import fault, pair  # noqa: F401  fixtures
 
 CODE = """
 import sys
@@ -62,7 +63,7 @@ def train(tmp_path, size, rows="padded", slots=0, parts=8, epochs=25):
         for rank in range(size)
     ]
     try:
-        assert [process.wait(300) for process in processes] == [0] * size
+        assert [process.wait(600) for process in processes] == [0] * size
     finally:
         for process in processes:
             process.kill()
@@ -97,14 +98,16 @@ def one_thread(monkeypatch):
     torch.set_num_threads(before)
 
 
-def test_a_run_goes_on_with_any_number_of_processes(store, one_thread, monkeypatch):
+def test_a_run_goes_on_with_any_number_of_processes(store, fault, one_thread, monkeypatch):  # noqa: F811
     "Four, two, one, four: stopped after some updates each time, and it comes to what one process does undisturbed"
     line = ["train.epochs=8", "train.slots=4", "train.checkpoint_updates=100"]  # 24 updates
     calm = fit(load("dev", [*line, "output=calm"]))
     for number, (processes, updates) in enumerate([(4, 2), (2, 7), (1, 12)]):
         monkeypatch.setenv("GPUML_GPUS", str(processes))
+        fault("stands:6" if processes > 1 else "none:0")  # so that it is stopped in time
         with pytest.raises(Preempted, match="stopped at update"):
             fit(load("dev", line), watch=stop_at(updates), resume="latest" if number else None)
     monkeypatch.setenv("GPUML_GPUS", "4")
+    fault("none:0")
     done = fit(load("dev", line), resume="latest")
     assert result(done) == result(calm) and len(attempts.read(Storage(), str(done.folder))) == 4
