@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -23,6 +23,7 @@ from gpuml.cluster.sending import send, submit
 from gpuml.cluster.submission import prepare
 from tests import forked
 from tests.conftest import ENDLESS, ROOT, gpuml, runs_in
+from tests.standing import STANDING, hold_imports
 from tests.waiting import until
 
 PYTHON = sys.executable
@@ -84,9 +85,24 @@ def test_twenty_at_once_are_one(shipped):
         assert until(lambda job=job: job.status.over) and job.status.phase == "cancelled"
 
 
+def stand_still(notebook, run, update):
+    "Have attempts of a run stand still in an update, counted in each, until they are stopped or killed, or the file is there"
+    tree = json.loads(notebook.read_text())
+    file = notebook.parent / "go on"
+    code = f"""{STANDING}
+if os.environ["GPUML_RUN"] == {run!r}:
+    stand_still_in({update}, {str(file)!r})
+"""
+    cell = {"cell_type": "code", "id": "stands", "metadata": {}, "execution_count": None, "outputs": [], "source": code}
+    tree["cells"].insert(next(i for i, c in enumerate(tree["cells"]) if "%gpu_train" in "".join(c["source"])), cell)
+    notebook.write_text(json.dumps(tree))
+    return file
+
+
 def test_stopped_and_killed_it_goes_on(shipped, project):
     "SIGTERM to an attempt is a preemption; the worker's death is a restart of the machine: the result is the same"
     config = load("dev", ["train.epochs=12", "train.checkpoint_updates=5"])
+    go_on = stand_still(shipped, "disturbed", 7)
     quiet = submit(config, shipped, local=True, name="quiet")
     assert quiet.wait(600).phase == "succeeded", quiet.logs()
     job = submit(config, shipped, local=True, name="disturbed", again=True)
@@ -94,27 +110,29 @@ def test_stopped_and_killed_it_goes_on(shipped, project):
     told = json.loads((job.folder / "state.json").read_text())
     os.kill(told["attempts"][-1]["pid"], signal.SIGTERM)
     until(lambda: job.status.attempts == 2 and job.status.phase == "running")
-    until(lambda: job.logs().count("training") > 1)
+    until(lambda: job.logs().count("disturbed: training, update") > 1)
     told = json.loads((job.folder / "state.json").read_text())
     psutil.Process(told["process"][0]).kill()
     os.killpg(told["attempts"][-1]["pid"], signal.SIGKILL)
     assert until(lambda: job.status.phase == "waiting") and "its process is gone" in job.why()
+    go_on.touch()
     same = submit(config, shipped, local=True, name="disturbed")
     assert same.run_id == "disturbed" and same.wait(600).phase == "succeeded", same.logs()
     assert weights(same.run) == weights(quiet.run)
     assert same.run.metrics["train_loss"] == quiet.run.metrics["train_loss"]
 
 
-def test_an_attempt_is_stopped_in_its_first_second(shipped, monkeypatch):
+def test_an_attempt_is_stopped_in_its_first_second(shipped, tmp_path, monkeypatch):
     "That is an interruption and no failure: there is a next one, and no retry is used up"
     monkeypatch.setattr(sys, "executable", PYTHON)  # one that imports, as users have it
+    importing = hold_imports(tmp_path, monkeypatch, "pydantic_core", "-m gpuml run")
     job = submit(load("dev", [ENDLESS, "compute.retries=0"]), shipped, local=True)
 
     def first():
         return json.loads((job.folder / "state.json").read_text())["attempts"][0]
 
-    until(lambda: (job.folder / "state.json").exists() and job.status.attempts)
-    until(lambda: "pydantic_core" in Path(f"/proc/{first()['pid']}/maps").read_text(), pause=0.001)
+    importing.wait()
+    until(lambda: job.status.attempts)
     os.kill(first()["pid"], signal.SIGTERM)
     until(lambda: "verdict" in first())
     assert (first()["exit_code"], first()["verdict"]) == (Exit.INTERRUPTED, "Ignore")
@@ -122,7 +140,7 @@ def test_an_attempt_is_stopped_in_its_first_second(shipped, monkeypatch):
     until(lambda: job.status.attempts == 2)
 
 
-def test_cancelled_while_its_process_starts_again(shipped, monkeypatch):
+def test_cancelled_while_its_process_starts_again(shipped, tmp_path, monkeypatch):
     "After a restart of the machine, as it were: what is said in its first second holds"
     monkeypatch.setattr(sys, "executable", PYTHON)
     config = load("dev", [ENDLESS])
@@ -132,13 +150,19 @@ def test_cancelled_while_its_process_starts_again(shipped, monkeypatch):
     psutil.Process(killed["process"][0]).kill()
     os.killpg(killed["attempts"][-1]["pid"], signal.SIGKILL)
     until(lambda: job.status.phase == "waiting")
+    starting = hold_imports(tmp_path, monkeypatch, "gpuml.cluster.work", "import work; work(")
     same = submit(config, shipped, local=True, name=job.run_id)
+    starting.wait()
     assert same.cancel().phase == "cancelled"
+    starting.release()
 
     def at_work():
         "Processes of the job"
-        mine = psutil.Process().children(recursive=True)
-        return [p for p in mine if p.status() != psutil.STATUS_ZOMBIE and str(job.folder) in p.cmdline()]
+        mine = []
+        for p in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it ends just now; of a zombie, too, there is no command line
+                mine += [p] * (str(job.folder) in p.cmdline())
+        return mine
 
     until(lambda: not at_work() or same.status.phase != "cancelled")
     assert same.status.phase == "cancelled" and same.status.attempts == 1
@@ -184,8 +208,10 @@ def test_a_reader_that_leaves(shipped, project):
     "`gpuml submit … | head -1`: no traceback, and the job is made"
     for words in (["--dry-run"], []):
         command = [forked.python(), "-m", "gpuml", "submit", "dev", ENDLESS, "--local", *words]
-        process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        process.stdout.close()
+        reading, writing = os.pipe()
+        os.close(reading)
+        process = subprocess.Popen(command, cwd=project, stdout=writing, stderr=subprocess.PIPE)
+        os.close(writing)
         said = process.stderr.read().decode()
         assert (process.wait(600), said) == (128 + signal.SIGPIPE, "")
     assert len(c.jobs([load("dev")])) == 1
