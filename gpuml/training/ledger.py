@@ -202,10 +202,12 @@ def ledger_remarks(
             f"{chosen / 3.6e6:,.1f} hours that jobs waited for others to end, as --after asked, are not in waited"
         )
     if count := sum(stretch.is_open for stretch in stretches):
-        remarks.append(f"without an end so far, and counted up to the last sign of life: {count:,} attempts")
+        remarks.append(
+            f"without an end so far, and counted up to the last sign of life: {count:,} attempt{'s' * (count != 1)}"
+        )
     if count := sum(stretch.is_estimate for stretch in stretches):
         words = "did not write down where their time went: all of it counts as useful, but for updates done again"
-        remarks.append(f"{count:,} attempts of an earlier version {words}")
+        remarks.append(f"{count:,} attempt{'s' * (count != 1)} of an earlier version {words}")
     return remarks
 
 # %% ../../nbs/training/18_ledger.ipynb #d0716084
