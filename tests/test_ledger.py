@@ -56,7 +56,7 @@ def random_attempt(dice: random.Random, run: str, number: int, start: float, res
     attempt = Attempt(run, number, code, "", None, text(start), finished, alive=end, updates=update, **held)
     attempt = dataclasses.replace(attempt, checkpoint=dice.choice([None, checkpoint[0]]))
     attempt = dataclasses.replace(attempt, submitted=dice.choice(["", text(start - 500 * dice.random())]))
-    attempt = dataclasses.replace(attempt, released=dice.choice(["", text(start - 300 * dice.random())]))
+    attempt = dataclasses.replace(attempt, after_until=dice.choice(["", text(start - 300 * dice.random())]))
     return attempt if dice.random() < 0.15 else with_times(attempt, sheet.times())
 
 

@@ -41,7 +41,7 @@ class Awaited:
 
 # %% ../../nbs/cluster/19_after.ipynb #dc39e3a7
 _NAMES, _UIDS = f"{PREFIX}/after", f"{PREFIX}/after-uids"  # annotations of a Job: what it waits for, word by word
-_RELEASED = f"{PREFIX}/released"  # annotation of its pods: when it was started, for the ledger
+_UNTIL = f"{PREFIX}/after-until"  # annotation of its pods: when it was started, for the ledger
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*")  # they become a part of addresses
 
 
@@ -57,8 +57,8 @@ def hold(
         _UIDS: " ".join(a.uid for a in awaited),
     }
     variable = {
-        "name": "GPUML_RELEASED",
-        "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_RELEASED}']"}},
+        "name": "GPUML_AFTER_UNTIL",
+        "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_UNTIL}']"}},
     }
     training_container(manifest["spec"]["template"]["spec"]).setdefault("env", []).append(variable)
 
@@ -85,7 +85,7 @@ def start_patch(
     same = {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}
     spec: dict[str, Any] = {"suspend": False}
     if not job.get("status", {}).get("startTime"):  # else it ran before, and what it runs can't be changed any more
-        spec["template"] = {"metadata": {"annotations": {_RELEASED: f"{now:%Y-%m-%dT%H:%M:%SZ}"}}}
+        spec["template"] = {"metadata": {"annotations": {_UNTIL: f"{now:%Y-%m-%dT%H:%M:%SZ}"}}}
     return {"metadata": {**same, "annotations": {_UIDS: None}}, "spec": spec}
 
 # %% ../../nbs/cluster/19_after.ipynb #d338b42d

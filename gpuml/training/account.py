@@ -156,8 +156,8 @@ def account_of(
 
 def _chosen(attempt: Attempt) -> int:
     "Milliseconds that the job of an attempt waited for others to end"
-    is_after = attempt.submitted and attempt.released
-    return max(0, moment(attempt.released) - moment(attempt.submitted)) if is_after else 0
+    is_after = attempt.submitted and attempt.after_until
+    return max(0, moment(attempt.after_until) - moment(attempt.submitted)) if is_after else 0
 
 
 def _with_resumed(history: list[Attempt], place: int) -> Attempt:
@@ -189,7 +189,7 @@ def _waits(history: list[Attempt], stretches: list[Stretch]) -> Iterable[tuple[S
     end = None
     for stretch in stretches:
         attempt = starts.get(stretch.start)
-        texts = (attempt.submitted, attempt.released) if attempt else ()
+        texts = (attempt.submitted, attempt.after_until) if attempt else ()
         begins = [moment(text) for text in texts if text]
         is_job = bool(begins or (attempt and attempt.namespace))
         since = max((time for time in (end, *begins) if time is not None), default=None)

@@ -49,7 +49,7 @@ class Attempt:
     alive: str = ""  # when it was last known to be
     nodes: int | None = None  # that it ran on; none: one
     submitted: str = ""  # when its job was; empty where a person trains
-    released: str = ""  # when its job was started that had waited for others to end; empty of others
+    after_until: str = ""  # when its job was started that had waited for others to end; empty of others
     spent: dict[str, int] | None = None  # its time in the parts of a `Spent`; none of an earlier version
     resumed: int | None = None  # the update that its training began at; none where none has begun
     marks: list[list[int]] | None = None  # its newest checkpoints: update, and useful milliseconds up to there
@@ -78,7 +78,7 @@ def surroundings(
     environment: Mapping[str, str],  # of the process
 ) -> dict[str, Any]:
     "Return the fields of an `Attempt` that a job's manifest puts into the environment"
-    names = ("owner", "namespace", "priority_class", "node", "submitted", "released")
+    names = ("owner", "namespace", "priority_class", "node", "submitted", "after_until")
     texts = {name: environment.get(f"GPUML_{name.upper()}", "") for name in names}
     counts = {name: environment.get(f"GPUML_{name.upper()}", "") for name in ("gpus", "nodes")}
     return {**texts, **{name: int(count) if count.isdecimal() else None for name, count in counts.items()}}

@@ -231,7 +231,7 @@ def refusal(api, job, change):
     return ""
 
 
-RELEASED = "gpuml.io/released"
+UNTIL = "gpuml.io/after-until"
 START = {"spec": {"suspend": False}, "metadata": {"annotations": {"gpuml.io/after-uids": None}}}
 
 
@@ -267,10 +267,10 @@ def test_its_account_starts_jobs_and_does_nothing_else(team, tidy, cluster, admi
         assert "nothing of what a job runs" in refusal(
             api, waits, {**START, "spec": {"suspend": False, part: value}}
         ), part
-    for change in ({"labels": {"c": "d"}}, {"annotations": {"c": "d"}}, {"annotations": {RELEASED: "since noon"}}):
+    for change in ({"labels": {"c": "d"}}, {"annotations": {"c": "d"}}, {"annotations": {UNTIL: "since noon"}}):
         changed = {"spec": {"template": {"metadata": change}, "suspend": False}}
         assert "nothing of what a job runs" in refusal(api, waits, {**START, **changed}), change
-    noted = {"template": {"metadata": {"annotations": {RELEASED: "2026-11-29T14:03:10Z"}}}, "suspend": False}
+    noted = {"template": {"metadata": {"annotations": {UNTIL: "2026-11-29T14:03:10Z"}}}, "suspend": False}
     assert refusal(api, waits, {**START, "spec": noted}) == ""
     for change in ({"labels": {"c": "d"}}, {"annotations": {"other": None}}, {"annotations": {"more": "x"}}):
         notes = {"annotations": START["metadata"]["annotations"] | change.get("annotations", {})}
