@@ -1529,6 +1529,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'gpuml/cluster/sweep_jobs.py'),
                                           'gpuml.cluster.sweep_jobs._look': ( 'cluster/sweep_jobs.html#_look',
                                                                               'gpuml/cluster/sweep_jobs.py'),
+                                          'gpuml.cluster.sweep_jobs._may_go_on': ( 'cluster/sweep_jobs.html#_may_go_on',
+                                                                                   'gpuml/cluster/sweep_jobs.py'),
                                           'gpuml.cluster.sweep_jobs.current_sweep': ( 'cluster/sweep_jobs.html#current_sweep',
                                                                                       'gpuml/cluster/sweep_jobs.py'),
                                           'gpuml.cluster.sweep_jobs.find_job_or_list': ( 'cluster/sweep_jobs.html#find_job_or_list',

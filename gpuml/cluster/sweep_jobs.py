@@ -20,6 +20,7 @@ from ..base.files import fingerprint
 from ..base.grid import Grid
 from .findings import Findings
 from .jobs import JobList, find, jobs, local_jobs
+from .local import LocalJob
 from .manifest import join_sweep, slug
 from .sending import send
 from .submission import Submission, bundle_name, prepare
@@ -102,6 +103,8 @@ def prepare_sweep(
         config, after = sweep.config_of(run), options.get("--after")
         planned.append(prepare(config, path, run, local, before, reading=reading, after=after))
         planned[-1].another = "another --name"
+        doubts = [f for f in planned[0].findings if f.good is None] if planned[1:] else []
+        planned[-1].findings = Findings(f for f in planned[-1].findings if f not in doubts)  # they are said once
         reading = planned[-1].reading  # they are checked against one moment of the cluster
         join_sweep(planned[-1].manifest, sweep.child(run))
     return SweepSubmission(SweepFile(sweep), planned)
@@ -141,22 +144,31 @@ def watch_sweep(
 ) -> Iterator[JobList]:
     "The jobs of a sweep with their states, again and again until all are over; raises `ClusterError`"
     pairs = {job.run_id: (job, State("pending")) for job in sent}
+    is_sender, idle = bool(pairs), 0
     while True:
         pairs |= _look(sweep, pairs)
         yield JobList(pairs[run] for run in sweep.runs if run in pairs)
-        if all(state.over for _, state in pairs.values()):
+        idle = idle + 1 if all(state.over for _, state in pairs.values()) else 0
+        if idle and (is_sender or idle > 2 or not _may_go_on(sweep, pairs)):
             return
         time.sleep(seconds)
 
 
+def _may_go_on(sweep: Sweep, pairs: Mapping[str, tuple[Job, State]]) -> bool:
+    "Whether another job may begin soon though none is at work: those of this machine are sent one after the other"
+    done = sum(state.phase == "succeeded" for _, state in pairs.values())
+    is_local = any(isinstance(job, LocalJob) for job, _ in pairs.values())
+    return is_local and done < len(sweep.runs) and not is_cancelled(sweep)
+
+
 def _look(sweep: Sweep, pairs: Mapping[str, tuple[Job, State]]) -> dict[str, tuple[Job, State]]:
-    "The jobs with their states now, by run; of those that are over and gone the last one; a cluster that is away is waited for"
+    "The jobs with their states now, by run; of those that are over and gone the last one; a cluster that goes away is waited for"
     at_work = {run: job for run, (job, state) in pairs.items() if not state.over}
     try:
         listed = {job.run_id: (job, state) for job, state in sweep_jobs(sweep)}
         return listed | {run: (job, job.status) for run, job in at_work.items() if run not in listed}
     except ClusterError as e:
-        if e.exit_code != ClusterError.exit_code:
+        if e.exit_code != ClusterError.exit_code or not pairs:
             raise
         return {run: (job, State("pending", f"{e}; waiting for it")) for run, job in at_work.items()}
 

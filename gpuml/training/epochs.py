@@ -25,7 +25,7 @@ from .history import History
 from .outcomes import Step
 from .own_scores import add_own
 from .prepared import data_params
-from .score_table import OWN, by_metric
+from .score_table import OWN, by_metric, score_of_key
 from .shared_evaluation import sharded_logits, shared_logits
 from .training import Training, fit_to_machine, leave, stop_all, vain_updates_told
 
@@ -73,7 +73,7 @@ def after_epoch(training: Training) -> bool:
     if recipe and recipe.metrics:
         problem = add_own(scores, recipe, decision.probabilities(logits), rows.right, rows.kinds)
         report.note(problem * (problem not in report.progress.notes))
-        own = training.learner.world.tell(scores.get(OWN))  # the first process's: they may choose the epoch
+        own = training.learner.world.tell(scores.pop(OWN, None))  # the first process's: they may choose the epoch
         scores |= {OWN: own} if own else {}
     with training.learner.world.heard() if training.learner.shards else nullcontext():
         history.best.offer(training.learner.classifier, epoch, scores, logits)
@@ -120,7 +120,7 @@ def is_out_of_patience(training: Training) -> bool:
     epoch, patience = len(training.progress.evaluations), t.early_stopping
     if patience is None or history.epochs_since_best() < patience or epoch >= t.epochs:
         return False
-    note = f"stopped after epoch {epoch}: no better {history.best.metric} for {patience} epochs"
+    note = f"stopped after epoch {epoch}: no better {score_of_key(history.best.metric).key} for {patience} epochs"
     training.setting.report.note(note)
     return True
 
