@@ -6,6 +6,7 @@
 __all__ = ['ending', 'end_by_events', 'recorded_end', 'own_record', 'last_end', 'cancelled']
 
 # %% ../../nbs/cluster/20_ending.ipynb #a1beadeb
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,8 +149,13 @@ def cancelled(
     saved = last.get("exit_code") == Preempted.exit_code and done and done == last.get("checkpoint")
     update = f" at update {done}{planned and f' of {planned}' or ''}" if saved else ""
     rest = "its checkpoint" if saved else "what was saved"
-    going_on = f"; {_line_on(place.rpartition('/')[2], last, config)} goes on with it" if saved else ""
-    return f"cancelled{update}{by_whom}; {rest} stays in {place}, submitting the same begins anew{going_on}"
+    run = place.rpartition("/")[2]
+    again = "begins anew" if _UNNAMED.search(run) else "goes on with it"
+    going_on = f"; {_line_on(run, last, config)} goes on with it" if saved else ""
+    return f"cancelled{update}{by_whom}; {rest} stays in {place}, submitting the same {again}{going_on}"
+
+
+_UNNAMED = re.compile(r"-[0-9a-f]{10}-\d+$")  # a run id that `run_id` made, not `--name` or a sweep
 
 
 def _line_on(run: str, record: dict[str, Any], config: str) -> str:
