@@ -26,7 +26,7 @@ from tests.cluster.logs import log_server
 from tests.cluster.worker import ISOLATED, ROOT, Worker
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-HEARTBEAT = 2.0  # seconds; the control plane takes a node for lost after 10
+HEARTBEAT = 2.0  # seconds; the control plane takes a node for lost after 20
 BROKEN = (ApiError, urllib3.exceptions.HTTPError)
 
 

@@ -30,7 +30,7 @@ def made(config: str, *overrides: str, run: str = "") -> dict:
     return manifest(resolved, run or f"{config}-0f2a9c11d4-1", Source("0f2a9c11d4", "s3://m/b", "a.ipynb"))
 
 
-def job_as(priority: str, name: str, command: str = "exec sleep 600") -> dict:
+def job_as(priority: str, name: str, command: str = "exec sleep 6000") -> dict:
     "A job with a GPU, as Pod Security wants it"
     user = {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
     job = holder(name, command, priority=priority, grace=1, image=IMAGE, securityContext=user)

@@ -32,7 +32,7 @@ cluster    (session) the plane, an agent with the nodes `gpu-1` (one GPU) and `c
     cluster.make_namespace(name), cluster.remove_namespace(name)  a name is free again some seconds after its removal
     cluster.remove_pod(namespace, name)                           at once, with SIGKILL
     cluster.agent.add_node(name, gpus=1, cpu="16", memory="64Gi", labels={}, taints=[]), .remove_node(name)
-    cluster.agent.vanish(node), .come_back(node)      a lost node: taken for lost after 10 s, its pods deleted 3 s later
+    cluster.agent.vanish(node), .come_back(node)      a lost node: taken for lost after 20 s, its pods deleted 3 s later
     cluster.agent.evict(namespace, pod)               as a kubelet that runs out of memory
     cluster.agent.worker(namespace, pod)              `.folder` (with home/, tmp/, work/), `.main` (a psutil.Process)
     cluster.agent.image["HF_HUB_OFFLINE"] = "1"       environment that every pod finds, as from its image
@@ -157,4 +157,4 @@ def mlflow(cluster, tmp_path_factory):
         yield database
     finally:
         os.killpg(server.pid, 15)
-        server.wait(30)
+        server.wait(600)

@@ -34,7 +34,7 @@ def offer(admin: Api, node: str, count: int) -> list[tuple[str, str]]:
     return made
 
 
-def claiming(name: str, template: str, command: str = "exec sleep 600", **more) -> dict:
+def claiming(name: str, template: str, command: str = "exec sleep 6000", **more) -> dict:
     "A Job whose pod claims what a template asks for"
     body = job(name, command, gpus=0, resourceClaims=[{"name": "gpus", "resourceClaimTemplateName": template}], **more)
     body["spec"]["template"]["spec"]["containers"][0]["resources"]["claims"] = [{"name": "gpus"}]

@@ -13,6 +13,7 @@ import yaml
 
 from tests.cluster.administer import Administrator
 from tests.cluster.api import ApiError
+from tests.cluster.cluster import PATIENCE
 from tests.cluster.plane import Plane
 from tests.cluster.programs import manifests, program
 from tests.conftest import free_port
@@ -53,7 +54,7 @@ class Kueue:
         for manifest in self.applied:
             self._wait(lambda m=manifest: not self._is_there(m), 60, f"the end of {manifest['metadata']['name']}")
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(600)
 
     def log(self) -> str:
         return (self.folder / "kueue.log").read_text()
@@ -61,7 +62,7 @@ class Kueue:
     def down(self) -> None:
         "As if its machine had failed"
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(600)
 
     def up(self) -> None:
         self._run()
@@ -145,9 +146,10 @@ class Kueue:
         return True
 
     def _wait(self, check, seconds: float, what: str) -> None:
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * PATIENCE
         while not check():
-            assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}; Kueue's log ends\n{self.log()[-3000:]}"
+            log = self.log()[-3000:]
+            assert time.monotonic() < end, f"not within {seconds * PATIENCE:.0f} s: {what}; Kueue's log ends\n{log}"
             time.sleep(0.1)
 
 

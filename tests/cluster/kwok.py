@@ -16,6 +16,7 @@ import yaml
 
 from gpuml.base.config import Config
 from gpuml.cluster.manifest import Source, manifest
+from tests.cluster.cluster import PATIENCE
 from tests.cluster.plane import Plane
 from tests.cluster.programs import manifests, program
 from tests.conftest import free_port
@@ -48,7 +49,7 @@ class ManyNodes:
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(600)
         self.plane.stop()
 
     def make_namespace(self, name: str) -> None:
@@ -86,9 +87,9 @@ class ManyNodes:
         self.wait(lambda: self.phases(namespace)["Running"] >= pods, seconds, f"{pods} pods in {namespace} to run", 1.0)
 
     def wait(self, check, seconds: float, what: str, pause: float = 0.2) -> None:
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * PATIENCE
         while not check():
-            assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
+            assert time.monotonic() < end, f"not within {seconds * PATIENCE:.0f} s: {what}"
             time.sleep(pause)
 
     def _ready(self) -> int:

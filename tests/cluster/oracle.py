@@ -257,15 +257,16 @@ class Judge:
             "budgets": budgets,
         }
 
-    def _settled(self, seconds: float = 120) -> dict[str, list[dict[str, Any]]]:
-        "The state once the scheduler has looked at every pod, and did nothing for a second"
-        end, last = time.monotonic() + seconds, None
+    def _settled(self, seconds: float = 600) -> dict[str, list[dict[str, Any]]]:
+        "The state once the scheduler has looked at every pod, and did nothing for three seconds"
+        end, last, quiet = time.monotonic() + seconds, None, 0
         while time.monotonic() < end:
             state = self._state()
             waiting = [p for p in state["pods"] if not p["spec"].get("nodeName")]
             looked = all(any(c["type"] == "PodScheduled" for c in p["status"].get("conditions") or ()) for p in waiting)
             now = sorted((p["metadata"]["name"], p["metadata"]["resourceVersion"]) for p in state["pods"])
-            if looked and now == last:
+            quiet = quiet + 1 if looked and now == last else 0
+            if quiet == 3:
                 return state
             last = now
             time.sleep(1)
@@ -331,7 +332,7 @@ class Judge:
         ):
             self.admin.request("DELETE", path, {"gracePeriodSeconds": 0})
         self.admin.request("DELETE", address("nodes"))
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         while any(self._state().values()):
             assert time.monotonic() < end, "something stays"
             time.sleep(0.5)

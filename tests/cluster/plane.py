@@ -75,12 +75,12 @@ class Plane:
         for process in self.processes.values():
             process.kill()  # there is nothing to save
         for process in self.processes.values():
-            process.wait(10)
+            process.wait(600)
 
     def down(self, server: str) -> None:
         "Such as kube-apiserver: as if its machine had failed"
         self.processes[server].kill()
-        self.processes.pop(server).wait(10)
+        self.processes.pop(server).wait(600)
 
     def up(self, server: str) -> None:
         "What was down comes back"
@@ -176,7 +176,7 @@ class Plane:
             "service-account-private-key-file": self.key,
             "root-ca-file": self.certificate,
             "node-monitor-period": "1s",
-            "node-monitor-grace-period": "10s",
+            "node-monitor-grace-period": "20s",
             "node-eviction-rate": 1,
             "leader-elect": "false",
             **self._listens("kube-controller-manager"),
@@ -208,7 +208,7 @@ class Plane:
         with open(self.folder / f"{server}.log", "a") as log:
             self.processes[server] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
-    def _wait(self, server: str, ready, seconds: float = 120) -> None:
+    def _wait(self, server: str, ready, seconds: float = 600) -> None:
         end = time.monotonic() + seconds
         while not ready():
             dead = next((name for name, process in self.processes.items() if process.poll() is not None), None)

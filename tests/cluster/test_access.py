@@ -335,8 +335,8 @@ def test_a_development_user_works_with_gpuml(site, cluster, team, monkeypatch):
         site.why(waiting, "GPU")
         waiting.cancel()
         job.cancel()
-        assert job.wait(120).phase == "cancelled"
-        follower.join(60)
+        assert job.wait(600).phase == "cancelled"
+        follower.join(600)
     roles = [find(team, "ClusterRole", name)["rules"] for name in ("gpuml-jobs", "gpuml-cluster-reader")]
     granted = {
         (verb, what)

@@ -75,7 +75,7 @@ def test_the_administrator_s_own_commands(empty, tmp_path):
     assert (difference := run("diff", "-k", overlay)).returncode == 0, difference.stdout
     asked = ["auth", "can-i", "use", "priorityclass/gpuml-prod", "-n", "gpuml-prod", "--as", "ada", "--as-group"]
     assert [run(*asked, group).stdout.strip() for group in ("gpuml-prod", "gpuml-dev")] == ["yes", "no"]
-    gone = run("delete", "-k", overlay, "--timeout=90s")
+    gone = run("delete", "-k", overlay, "--timeout=600s")
     assert gone.returncode == 0, gone.stderr
     left = {n["metadata"]["name"] for n in empty.api().get("namespaces")["items"]}
     assert not left & {"gpuml-dev", "gpuml-prod", "gpuml-system"}

@@ -40,7 +40,7 @@ def test_a_service_by_its_name_from_another_node(real, real_namespace):
     real.admin.create("services", real_namespace, {"metadata": {"name": "web"}, "spec": service})
     real.wait_pod(real_namespace, "server", phase("Running"))
     code = "import urllib.request as r; print(r.urlopen('http://web', timeout=5).read().decode())"
-    ask = f'for i in 1 2 3 4 5; do python -c "{code}" && exit; sleep 1; done; exit 1'
+    ask = f'for i in $(seq 300); do python -c "{code}" && exit; sleep 1; done; exit 1'
     run_pod(real, real_namespace, "client", ask, "node-2", **{HOST: 1})
     assert "hello" in log_of(real, real_namespace, "client")
 
@@ -110,7 +110,7 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
     process.kill()
-    process.wait(10)
+    process.wait(600)
     assert is_running(child) and Path(f"/run/netns/gpuml-{process.pid}-1").exists()
     command = [sys.executable, "-c", "from tests.cluster.nodes import footprint; footprint.clear(footprint.begin()[0])"]
     subprocess.run(command, check=True)

@@ -92,7 +92,7 @@ def test_a_job_trains_by_a_claim(real, endpoint, project, monkeypatch):
     second = submit(load("dev", [*words, "train.epochs=5"]), notebook)
     real.wait(lambda: "quota gpus: 1 of 1 GPUs used" in second.status.why, 60, "a word of the quota")
     second.cancel()
-    state = job.wait(300)
+    state = job.wait(600)
     assert (state.phase, state.attempts) == ("succeeded", 1), f"{state}\n{job.logs()}"
 
     def claims():

@@ -13,6 +13,7 @@ import pytest
 from tests.cluster.api import ApiError
 from tests.cluster.cluster import job, phase, state
 from tests.cluster.worker import ROOT, for_any_user
+from tests.waiting import until
 
 STUBBORN = "trap 'echo told to stop' TERM; echo ready; while true; do sleep 0.1; done"
 POLITE = "trap 'echo told to stop; exit 75' TERM; echo ready; while true; do sleep 0.1; done"
@@ -59,7 +60,7 @@ def test_a_job_runs_and_its_log_can_be_read_meanwhile_and_after(cluster, namespa
     follower.start()
     (cluster.agent.worker(namespace, pod).folder / "work" / "go").touch()
     assert cluster.wait_job(namespace, "j") == "Complete"
-    follower.join(10)
+    follower.join(600)
     assert followed == ["one\ntwo\n"] == [cluster.admin.logs(namespace, pod)]
     assert cluster.admin.logs(namespace, pod, tailLines=1) == "two\n"
     assert cluster.admin.logs(namespace, pod, tailLines=9) == "one\ntwo\n"
@@ -182,7 +183,7 @@ def test_pods_know_services_by_name(cluster, namespace):
 
 
 def test_deletion_is_said_to_the_process(cluster, namespace):
-    submit(cluster, namespace, "j", POLITE, grace=20)
+    submit(cluster, namespace, "j", POLITE, grace=60)
     pod = logged(cluster, namespace, "j")
     last = delete(cluster, namespace, pod)
     assert state(last)["exitCode"] == 75 and last["status"]["phase"] == "Failed"
@@ -190,11 +191,11 @@ def test_deletion_is_said_to_the_process(cluster, namespace):
 
 
 def test_after_the_grace_period_it_is_killed(cluster, namespace):
-    submit(cluster, namespace, "j", STUBBORN, grace=2)
+    submit(cluster, namespace, "j", STUBBORN, grace=5)
     pod = logged(cluster, namespace, "j")
     worker, asked = cluster.agent.worker(namespace, pod), time.monotonic()
     last = delete(cluster, namespace, pod)
-    assert time.monotonic() - asked >= 2
+    assert time.monotonic() - asked >= 5
     assert b"told to stop" in b"".join(line for _, line in worker.lines)
     assert state(last)["exitCode"] == 137 and not worker.main.is_running()
 
@@ -277,10 +278,9 @@ def test_image_that_can_not_be_pulled(cluster, namespace):
 
     def back_off(pod):
         seen.append(state(pod).get("reason"))
-        return seen[-1] == "ImagePullBackOff"
+        return {"ErrImagePull", "ImagePullBackOff"} <= {*seen}  # by turns
 
     pod = cluster.wait_pod(namespace, "j", back_off)["metadata"]["name"]
-    assert "ErrImagePull" in seen and pod
     cluster.wait(lambda: ("Failed", "Error: ImagePullBackOff") in cluster.events(namespace, pod), 5)
     assert any(
         "registry.example/no-such-image:1: not found" in message for _, message in cluster.events(namespace, pod)
@@ -335,7 +335,7 @@ def test_the_api_server_goes_and_comes_back(cluster, namespace):
     pod = logged(cluster, namespace, "j", "one\n")
     cluster.plane.down("kube-apiserver")
     (cluster.agent.worker(namespace, pod).folder / "work" / "go").touch()
-    cluster.agent.worker(namespace, pod).process.wait(10)
+    cluster.agent.worker(namespace, pod).process.wait(600)
     cluster.plane.up("kube-apiserver")
     assert cluster.wait_job(namespace, "j") == "Complete"
     assert cluster.admin.logs(namespace, pod) == "one\ntwo\n"
@@ -375,12 +375,11 @@ def test_nothing_outlives_the_tests(plane, tmp_path):
     assert tests.stdout.readline() == "running\n"
     assert len(mine(tmp_path)) > 4
     tests.kill()
-    end = time.monotonic() + 10
-    while (left := mine(tmp_path)) and time.monotonic() < end:
-        time.sleep(0.1)
-    for process in left:
-        process.kill()
-    assert not left
+    try:
+        until(lambda: not mine(tmp_path), pause=0.1)
+    finally:
+        for process in mine(tmp_path):
+            process.kill()
 
 
 def mine(folder) -> list[psutil.Process]:

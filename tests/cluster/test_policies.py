@@ -343,7 +343,7 @@ def test_a_group_of_pods_has_no_class_that_its_maker_may_not_use(overlays, tmp_p
         group |= {"metadata": {"name": "x", "namespace": "default"}}
         spec = {"schedulingPolicy": {"basic": {}}}
         production = group | {"spec": spec | {"priorityClassName": "gpuml-prod"}}
-        until(lambda: refused in trial(administrator, maker, production), 30)
+        until(lambda: refused in trial(administrator, maker, production))
         assert trial(administrator, maker, group | {"spec": spec | {"priorityClassName": "gpuml-dev"}}) == ""
     finally:
         plane.stop()

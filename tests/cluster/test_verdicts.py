@@ -43,7 +43,7 @@ def is_tracked(pod: dict) -> bool:
 @pytest.mark.parametrize("disrupted", [False, True], ids=["by itself", "disrupted"])
 def test_verdicts(disrupted, cluster, namespace):
     "Interruptions are free, errors final, the rest counts; a disruption is free whatever the exit code"
-    script = "trap 'exit {0}' TERM; touch $HOME/ready; sleep 600 & wait" if disrupted else "exit {0}"
+    script = "trap 'exit {0}' TERM; touch $HOME/ready; sleep 6000 & wait" if disrupted else "exit {0}"
     for code in CODES:
         cluster.admin.create("jobs", namespace, with_policy(f"exit-{code}", script.format(code)))
     first = {}

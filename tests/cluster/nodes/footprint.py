@@ -12,7 +12,7 @@ import psutil
 
 from tests.cluster.nodes import machine, network
 
-PATIENCE = 20.0  # seconds until killed processes are gone
+PATIENCE = 300.0  # seconds until killed processes are gone
 
 
 def begin() -> tuple[Path, network.Network]:

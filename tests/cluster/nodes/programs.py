@@ -43,18 +43,18 @@ class Programs:
     def stop(self, name: str) -> None:
         "At once, as if it had failed"
         self.running[name].kill()
-        self.running.pop(name).wait(10)
+        self.running.pop(name).wait(600)
 
     def stop_all(self) -> None:
         for process in self.running.values():
             process.kill()
         for process in self.running.values():
-            process.wait(10)
+            process.wait(600)
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def wait(self, name: str, ready: Callable[[], bool], seconds: float = 60) -> None:
+    def wait(self, name: str, ready: Callable[[], bool], seconds: float = 600) -> None:
         "Until a program is ready; where it has ended or takes too long, its log says why"
         end = time.monotonic() + seconds
         while not ready():

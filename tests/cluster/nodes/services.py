@@ -44,7 +44,7 @@ def applied(real: Real) -> Iterator[None]:
     try:
         real.kubectl("apply", "-k", str(overlay))
         for name in ("statefulset/minio", "deployment/mlflow"):
-            real.kubectl("rollout", "status", name, "--timeout=180s", namespace="gpuml-system")
+            real.kubectl("rollout", "status", name, "--timeout=600s", namespace="gpuml-system")
         yield
     finally:
         for namespace in ("gpuml-dev", "gpuml-prod"):  # a Job's pod that waits for its replacement holds its namespace
@@ -75,7 +75,7 @@ def storage_from_outside(real: Real) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(600)
 
 
 def _write(file: Path, content: dict) -> None:
