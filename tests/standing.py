@@ -1,9 +1,10 @@
 """Processes that stand still until a test has acted, so that it is never too late, on any machine
 
-`STANDING` is code for a notebook's cell or a `sitecustomize`: a training that stands still in an update. `hold_imports`
-has a process stand still where it imports a module.
+`STANDING` is code for a notebook's cell or a `sitecustomize`: a training that stands still in an update. `make_calm`
+has it take its time. `hold_imports` has a process stand still where it imports a module.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -35,6 +36,18 @@ def stand_still_in(update, file=""):
             stand_still(file)
     optimizer.register_optimizer_step_pre_hook(before)
 """
+
+
+def make_calm(notebook: Path, seconds: float) -> None:
+    "An update of its training takes so long at least, so that who looks on has time on fast machines, too"
+    hook = f"optimizer.register_optimizer_step_pre_hook(lambda *_: time.sleep({seconds}))"
+    code = f"import time\nfrom torch.optim import optimizer\n\n{hook}"
+    cell = {"cell_type": "code", "id": "calm", "metadata": {}, "execution_count": None, "outputs": [], "source": code}
+    tree = json.loads(notebook.read_text())
+    place = next(i for i, there in enumerate(tree["cells"]) if "%gpu_train" in "".join(there["source"]))
+    tree["cells"].insert(place, cell)
+    notebook.write_text(json.dumps(tree))
+
 
 _HOLDING = """\
 import os, sys, time

@@ -6,8 +6,10 @@ import time
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.cluster.sending import submit
+from tests.cluster.cluster import phase
 from tests.conftest import OFFLINE, ROOT, rows
 from tests.s3 import KEY, SECRET
+from tests.standing import make_calm
 
 PROD = """\
 data:
@@ -80,13 +82,26 @@ class Site:
         tree["cells"].insert(next(found, len(tree["cells"])), cell)
         self.notebook.write_text(json.dumps(tree))
 
+    def calm(self, seconds):
+        "An update of its jobs takes so long at least"
+        make_calm(self.notebook, seconds)
+
     def config(self, *overrides, of="prod"):
         return load(of, overrides)
 
     def submit(self, *overrides, of="prod", **more):
         return submit(self.config(*overrides, of=of), self.notebook, **more)
 
-    def why(self, job, part, seconds=40):
+    def wait_update(self, job):
+        "Until its training has done an update: from then on it has something to save"
+        self.cluster.wait(lambda: (how := job.status.progress) and "update" in how and "update 0" not in how, 300)
+
+    def worker(self, job):
+        "What runs a job's pod"
+        pod = self.cluster.wait_pod(self.namespace, job.run_id, phase("Running"))
+        return self.cluster.agent.worker(self.namespace, pod["metadata"]["name"])
+
+    def why(self, job, part, seconds=120):
         "The state, once its sentence has the part in it"
         said, begun = [], time.monotonic()
 

@@ -38,13 +38,13 @@ def undisturbed(site, epochs):
 
 def test_preempted_on_one_node_it_goes_on_with_both(site, two):
     "Production takes the GPU of one pod: both save and end with 75, and both come again; the weights are those of no disturbance"
-    epochs = 12
+    epochs = 36
     site.write("dev", "gpuml-dev", epochs)
     job = site.submit(*two, of="dev")
-    site.cluster.wait(lambda: "update" in job.status.progress and "update 0" not in job.status.progress, 120)
+    site.wait_update(job)
     ((listed, state),) = c.jobs([site.config(of="dev")])
     assert (state.phase, listed.facts["gpus"]) == ("running", "2")
-    site.cluster.admin.create("jobs", site.namespace, holder("prod", "exec sleep 3", priority="gpuml-prod", grace=1))
+    site.cluster.admin.create("jobs", site.namespace, holder("prod", "exec sleep 10", priority="gpuml-prod", grace=1))
     site.cluster.wait_pod(site.namespace, "prod", phase("Running"), 60)
     seen = []
     site.cluster.wait(lambda: seen.append(str(job.status)) or job.status.over, 200)

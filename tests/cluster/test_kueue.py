@@ -98,6 +98,7 @@ def as_user(cluster, monkeypatch):
 def site(overlay, cluster, project, s3, monkeypatch, as_user):
     "A project whose `dev` goes to gpuml-dev and whose `prod` to gpuml-prod, each into its queue; no jobs are left"
     site = Site(cluster, DEV, project, s3, monkeypatch)
+    site.calm(0.3)
     cluster.secret(PROD, "gpuml-s3", **secret_of(cluster))
     for name, epochs in (("dev", 16), ("prod", 2)):
         site.write(name, f"gpuml-{name}", epochs)
@@ -136,10 +137,6 @@ def make(cluster, kind, name, spec, **metadata):
     Administrator(cluster.plane).apply(body)
 
 
-def wait_until_it_trains(cluster, job):
-    cluster.wait(lambda: "update" in job.status.progress and "update 0" not in job.status.progress, 300)
-
-
 def next_second(cluster):
     "Kueue puts jobs in order by the seconds in which they were made"
     cluster.wait(lambda at=time.time(): time.time() > at + 1, 5)
@@ -148,7 +145,7 @@ def next_second(cluster):
 def queued(name, queue="gpuml", **labels):
     "A Job in a queue that is not gpuml's"
     user = {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
-    body = holder(name, "exec sleep 600", priority=DEV, grace=1, image=IMAGE, securityContext=user)
+    body = holder(name, "exec sleep 6000", priority=DEV, grace=1, image=IMAGE, securityContext=user)
     (container,) = body["spec"]["template"]["spec"]["containers"]
     container["securityContext"] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     labels = {"kueue.x-k8s.io/queue-name": queue} | {f"kueue.x-k8s.io/{k}": v for k, v in labels.items()}
@@ -171,7 +168,7 @@ def test_the_overlay_is_accepted_whole(overlay, cluster):
 def test_production_takes_back_what_it_has_lent_and_nothing_is_lost(site, mlflow, cluster, as_user):
     "Submitted into the queue, admitted on a GPU that production lends, suspended for production, resumed; bit-equal"
     dev = site.submit(of="dev")
-    wait_until_it_trains(cluster, dev)
+    site.wait_update(dev)
     as_user("admin")
     said = str(outlook_of(site.config(of="prod")))
     assert said.startswith("starts within about ") and f"preempts {dev.run_id} (" in said, said
@@ -179,16 +176,21 @@ def test_production_takes_back_what_it_has_lent_and_nothing_is_lost(site, mlflow
     said = str(outlook_of(site.config(of="prod")))
     assert said == "starts once Kueue has preempted others, which you may not see; of the queue gpuml-dev"
     prod = site.submit(of="prod")
-    cluster.wait_pod(PROD, prod.run_id, phase("Running"), 90)
+    pod = cluster.wait_pod(PROD, prod.run_id, phase("Running"), 90)
+    production = cluster.agent.worker(PROD, pod["metadata"]["name"])
+    production.freeze()  # until all has been looked at that is so while it runs
     as_user("dev-user")
-    said = site.why(dev, "preempted by a queue that takes back what it has lent")
+    quota = "(Kueue: couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu"
+    said = site.why(dev, quota)
     assert said.startswith("waiting: ") and "waits in the queue gpuml, the first of its namespace: " in said
-    assert "(Kueue: couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu" in said
-    assert cluster.admin.get("jobs", DEV, dev.run_id)["spec"]["suspend"] and not cluster.pods(DEV, dev.run_id)
+    assert "preempted by a queue that takes back what it has lent" in said
+    assert cluster.admin.get("jobs", DEV, dev.run_id)["spec"]["suspend"]
+    cluster.wait(lambda: not cluster.pods(DEV, dev.run_id))
+    production.thaw()
     as_user("prod-user")
-    assert prod.wait(300).phase == "succeeded", f"{prod}\n{prod.logs()}"
+    assert prod.wait(600).phase == "succeeded", f"{prod}\n{prod.logs()}"
     as_user("dev-user")
-    assert dev.wait(400).phase == "succeeded", f"{dev}\n{dev.logs()}"
+    assert dev.wait(600).phase == "succeeded", f"{dev}\n{dev.logs()}"
     assert dev.outcome()["attempt"] == 2 and len(Storage(site.s3.endpoint).find(f"{dev.place}/logs/*.txt")) == 2
     assert (dev.run.folder / "model" / "model.safetensors").read_bytes() == undisturbed(site, 16)
 
@@ -200,7 +202,7 @@ def test_why_jobs_wait_behind_others(site, held, cluster):
     said = site.why(first, f"waits in the queue gpuml, the first of its namespace: needs 1 nvidia.com/gpu; {has}")
     assert said.startswith("pending: ")
     next_second(cluster)
-    second = site.submit("train.epochs=3", of="dev")
+    second = site.submit(ENDLESS, of="dev")
     site.why(second, "waits in the queue gpuml, 1 before it: needs 1 nvidia.com/gpu")
     listed = {job.run_id: state.why for job, state in c.jobs([site.config(of="dev")])}
     assert listed[second.run_id] == second.status.why and "1 before it" in listed[second.run_id]
@@ -284,7 +286,7 @@ def test_who_may_not_read_workloads_is_told_what_the_job_says(site, held, cluste
     try:
         site.why(job, "pending: waits in the queue gpuml; its Workload says why, which you may not read")
         cluster.admin.delete("jobs", DEV, "holder", propagationPolicy="Background")
-        wait_until_it_trains(cluster, job)
+        site.wait_update(job)
         cluster.admin.patch("clusterqueues", "", DEV, {"spec": {"stopPolicy": "HoldAndDrain"}})
         site.why(job, "waiting: stopped by Kueue: The ClusterQueue is stopped; waits in the queue gpuml", 60)
     finally:
@@ -295,10 +297,13 @@ def test_who_may_not_read_workloads_is_told_what_the_job_says(site, held, cluste
 def test_cancelled_while_it_waits_after_a_preemption(site, cluster):
     "The checkpoint stays"
     job = site.submit(ENDLESS, of="dev")
-    wait_until_it_trains(cluster, job)
+    site.wait_update(job)
+    worker = site.worker(job)
+    worker.freeze()
     cluster.admin.patch("localqueues", DEV, "gpuml", {"spec": {"stopPolicy": "HoldAndDrain"}})
     try:
         site.why(job, "stopping: saves a checkpoint; stopped by Kueue: its queue was stopped")
+        worker.thaw()
         site.why(job, "waiting: stopped by Kueue: its queue was stopped; the queue gpuml is stopped", 120)
         state = job.cancel()
         assert state.phase == "cancelled" and f"its checkpoint stays in {job.place}" in state.why

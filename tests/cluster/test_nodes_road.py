@@ -19,6 +19,7 @@ from tests.cluster.cluster import phase
 from tests.cluster.nodes import faults
 from tests.cluster.nodes.road import GRACE, gpus_of, undisturbed
 from tests.cluster.nodes.scene import TAINT, own_nodes, power_off
+from tests.standing import make_calm
 
 
 def facts_of(job):
@@ -35,6 +36,7 @@ def test_the_whole_road(real, road):
     def passed(what):
         seconds[what] = round(time.monotonic() - begun, 1)
 
+    make_calm(road.notebook, 0.5)
     dev = submit(load("dev"), road.notebook)
     passed("development submitted")
     real.wait_pod("gpuml-dev", dev.run_id, phase("Running"))
@@ -50,11 +52,11 @@ def test_the_whole_road(real, road):
     passed("production submitted")
     real.wait_pod("gpuml-prod", prod.run_id, phase("Running"), GRACE + 10)
     passed("production's container runs")
-    assert prod.wait(300).phase == "succeeded", prod.logs()
+    assert prod.wait(600).phase == "succeeded", prod.logs()
     passed("production is done")
     assert dev.wait(600).phase == "succeeded", dev.logs()
     passed("development is done")
-    assert follower.wait(60) == 0
+    assert follower.wait(600) == 0
     log.seek(0)
     followed = log.read()
     print(json.dumps(seconds, indent=1), containers, followed, sep="\n")
@@ -106,6 +108,7 @@ def test_the_node_of_a_training_is_lost(real, road, doomed):
         return part in states[-1]
 
     words = ["train.epochs=6", "train.checkpoint_updates=2", f"compute.tolerations=[{TAINT}]"]
+    make_calm(road.notebook, 1)
     job = submit(load("dev", words), road.notebook)
     storage = Storage(road.endpoint)
     real.wait(lambda: newest_checkpoint(storage, job.place), 120, "a checkpoint")
@@ -123,7 +126,7 @@ def test_the_node_of_a_training_is_lost(real, road, doomed):
     real.kubectl(*shlex.split(re.fullmatch(sentence, states[-1])[1]))
     real.wait(lambda: says("running"), 90, "the next attempt")
     passed(states[-1])
-    assert job.wait(300).phase == "succeeded", job.logs()
+    assert job.wait(600).phase == "succeeded", job.logs()
     passed(f"it is done; it was {list(dict.fromkeys(states))}")
     first, second = read(storage, job.place)
     assert (first.node, first.exit_code, first.checkpoint) == (doomed.name, None, saved)
@@ -145,7 +148,7 @@ def test_two_nodes_go_on_after_each_fault(real, road, pair):
     real.wait(lambda: len(seen.running()) == 2 and newest(), 120, "the first attempt's checkpoint")
     prod = submit(load("prod", ["train.epochs=1"]), road.notebook)
     real.wait(lambda: seen.look() and job.status.attempts == 2, 200, "the second attempt")
-    assert prod.wait(300).phase == "succeeded", prod.logs()
+    assert prod.wait(600).phase == "succeeded", prod.logs()
     preempted_at = newest()
     real.wait(lambda: len(seen.running()) == 2 and newest() > preempted_at, 200, "the second attempt's checkpoint")
     faults.send([faults.main_process(real, seen.running()[1])], signal.SIGKILL)

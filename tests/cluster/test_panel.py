@@ -6,7 +6,6 @@ import shutil
 
 from tests.cluster.cluster import job as holder
 from tests.cluster.cluster import phase
-from tests.conftest import ROOT
 from tests.test_lab import (  # noqa: F401
     browser,
     notebook,
@@ -27,7 +26,8 @@ def open_panel(page, server, site):  # noqa: F811
     place = server[1] / site.namespace
     shutil.copytree(site.folder, place)
     keys = {k: os.environ[k] for k in ("KUBECONFIG", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if k in os.environ}
-    shipped = json.loads((ROOT / "nbs" / "train.ipynb").read_text())
+    site.calm(2)  # its job is seen at work, however fast it is
+    shipped = json.loads(site.notebook.read_text())
     (place / "train.ipynb").write_text(json.dumps(shipped))
     more = f"import os\nos.environ.update({keys!r})", "%load_ext gpuml", "import gpuml\ngpuml.panel('train.ipynb')"
     (place / "panel.ipynb").write_text(notebook(*more))
@@ -38,7 +38,7 @@ def open_panel(page, server, site):  # noqa: F811
 
 def test_a_job_from_the_mouse(page, server, site):  # noqa: F811
     cluster, namespace = site.cluster, site.namespace
-    cluster.admin.create("jobs", namespace, holder("holder", "sleep 600", gpus=1, priority="gpuml-prod"))
+    cluster.admin.create("jobs", namespace, holder("holder", "sleep 6000", gpus=1, priority="gpuml-prod"))
     cluster.wait_pod(namespace, "holder", phase("Running"))
     open_panel(page, server, site)
     page.get_by_role("tab", name="Production").click()

@@ -22,7 +22,7 @@ from tests.s3 import SECRET
 def kernel(site):
     "A kernel that belongs to the project's notebook, as JupyterLab starts one"
     environment = {**os.environ, "JPY_SESSION_NAME": str(site.notebook)}
-    manager, client = start_new_kernel(cwd=str(site.notebook.parent), env=environment, startup_timeout=120)
+    manager, client = start_new_kernel(cwd=str(site.notebook.parent), env=environment, startup_timeout=600)
     yield client
     client.stop_channels()
     manager.shutdown_kernel(now=True)
@@ -33,7 +33,7 @@ def run_cell(client, source):
     shown, ident = [], client.execute(source)
     while True:
         try:
-            message = client.get_iopub_msg(timeout=120)
+            message = client.get_iopub_msg(timeout=600)
         except Empty:
             raise AssertionError(f"no end of {source!r}; so far {shown}") from None
         content = message["content"]
@@ -64,9 +64,10 @@ def test_production_goes_first_and_nothing_is_lost(site, mlflow, kernel):
     epochs = 16
     site.write("dev", "gpuml-dev", epochs)
     site.add_cell("job = %submit_prod train.epochs=2\njob")
-    dev = site.submit(of="dev")
-    site.cluster.wait(lambda: "update" in dev.status.progress and "update 0" not in dev.status.progress, 300)
+    site.calm(0.5)
     assert "ERROR" not in run_cell(kernel, "%load_ext gpuml")
+    dev = site.submit(of="dev")
+    site.wait_update(dev)
     begun = time.monotonic()
     shown = run_cell(kernel, "job = %submit_prod train.epochs=2\njob")
     prod = next(job for job, _ in c.jobs([site.config()]) if job.run_id.startswith("prod-"))

@@ -57,7 +57,7 @@ def test_all_wait_and_who_looks_on_may_go(site, mlflow):
     ) as follower:
         lines = [follower.stdout.readline() for _ in range(4)]
         follower.send_signal(signal.SIGINT)
-        text = "".join(lines) + follower.communicate(timeout=300)[0]
+        text = "".join(lines) + follower.communicate(timeout=600)[0]
     assert "1, 2, 3 of 3: pending: needs 1 GPU" in lines[3], text
     assert follower.returncode == 75 and "spring goes on without this command: gpuml wait spring" in text, text
 
@@ -69,7 +69,7 @@ def test_all_wait_and_who_looks_on_may_go(site, mlflow):
     assert "2 finished, 1 failed; submitting the same again goes on" in text
     best = text.splitlines()[-1]
     assert best.startswith("best: learning_rate=") and best.endswith((first, last))
-    assert prod.wait(300).phase == "succeeded"
+    assert prod.wait(600).phase == "succeeded"
     ((parent,),) = sqlite3.connect(mlflow).execute("select run_uuid from runs where name = 'spring'").fetchall()
     assert parents(mlflow, names("spring")) == dict.fromkeys((first, last), ("FINISHED", parent))
 
@@ -81,7 +81,7 @@ def test_preempted_cancelled_and_submitted_again(site, mlflow, monkeypatch):
     words = ["submit", "dev", RATES, "--name", "autumn", ENDLESS]
     assert gpuml(site, *words)[0] == 0
     job = c.find(first, [site.config(of="dev")])
-    site.cluster.wait(lambda: "training, update" in job.status.progress, 120)
+    site.wait_update(job)
     prod = site.submit(ENDLESS)
     site.cluster.wait_pod(site.namespace, prod.run_id, phase("Running"), 120)
     site.why(job, "needs 1 GPU", 120)

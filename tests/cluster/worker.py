@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -92,11 +93,24 @@ class Worker(threading.Thread):
         self._event("Evicted", message, "Warning")
         self._signal(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        "Its processes stand still until `thaw`, so that whoever looks on or acts is in time, on any machine"
+        self._to_each(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        "They go on; signals that came meanwhile are heard now"
+        self._to_each(signal.SIGCONT)
+
+    def _to_each(self, number: int) -> None:
+        for process in [self.main, *self.main.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
     def report_after_loss(self) -> None:
         "What a kubelet says of a container whose end it has not seen"
         if not self.abandoned:  # it was reported in time
             return
-        self.join(10)
+        self.join(60)
         self.abandoned = False
         self.end_as = {"reason": "ContainerStatusUnknown", "message": "The container could not be located"}
         self._report_end(137)
@@ -277,7 +291,7 @@ class Worker(threading.Thread):
         if self.process:
             if not self.isolated:
                 self._signal(signal.SIGKILL)  # what the main process left behind
-            self.reader.join(2)
+            self.reader.join(60)
         log = self.folder / "termination-log"
         message = log.read_bytes()[-4096:].decode(errors="replace") if log.exists() else ""
         if code and not message and self.container.get("terminationMessagePolicy") == "FallbackToLogsOnError":
