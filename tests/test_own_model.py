@@ -121,7 +121,7 @@ def test_it_goes_on_to_the_same_weights(project, store):
     assert weights(whole) == weights(resumed)
     with pytest.raises(Paused):
         fit(load("dev", QUICK), limits=Limits(epochs=1))
-    with pytest.raises(ConfigError, match="was begun without them"):
+    with pytest.raises(ConfigError, match="was begun without make_model"):
         fit(load("dev"), model=made["make_model"], resume="latest")
 
 

@@ -301,8 +301,8 @@ def check_training(train: TrainConfig, data: DataConfig) -> None:
         raise MisfitError("train.class_weights", f"needs a data.order other than early: {reason}")
     if train.best_metric == "micro_f1" and data.label_separator is None:
         raise MisfitError("train.best_metric", "where each text has one label, micro_f1 is the accuracy: use accuracy")
-    sign, _, name = (train.best_metric or "").rpartition("-")
-    if not sign and train.best_metric == f"-{name}" and name in get_args(KnownScore):
+    name = (train.best_metric or "").removeprefix("-")
+    if name != train.best_metric and name in get_args(KnownScore):
         raise MisfitError("train.best_metric", f"-{name}: whether more of it is better is known; use {name}")
 
 # %% ../../nbs/base/20_config.ipynb #7ea4cab9

@@ -46,6 +46,6 @@ def _definitions(option: str, module: str, root: Path) -> Mapping[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of a module that its package imports, too
             return runpy.run_module(module, run_name="own_code")
-    except Exception as e:  # whatever its code raises
+    except (Exception, SystemExit) as e:  # whatever its code raises
         line = next(iter(str(e).strip().splitlines()), "")[:200]
         raise ConfigError(f"{option}: {module} can't be read in {root}: {type(e).__name__}: {line}") from None

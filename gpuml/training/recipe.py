@@ -223,11 +223,12 @@ def continued_recipe(
     requested: Recipe | None,  # what the line names now
 ) -> Recipe | None:
     "The one with which it was begun; raises `ConfigError` where the line names another"
+    if requested and own is None:
+        raise ConfigError(f"{name} was begun without {requested.title}: leave that out, or start a new run")
     if requested and requested != own:
-        other = f"with {own.title}" if own else "without them"
         raise ConfigError(
-            f"{name} was begun {other}, and the line names {requested.title}: "
-            "define them as they were, leave them out, or start a new run"
+            f"{name} was begun with {own.title}, and the line names {requested.title}: "
+            "define it as it was, leave it out, or start a new run"
         )
     return own
 

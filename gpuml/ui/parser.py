@@ -250,9 +250,9 @@ def _jobs(command: Callable) -> None:
     which = sub.add_mutually_exclusive_group()
     which.add_argument("-f", "--follow", action="store_true", help="until the job is over; end with its exit code")
     which.add_argument("--node", type=int, metavar="N", help="of a job of several nodes another than the first, 0")
-    sub = command("wait", wait, "wait until a job is over; end with its exit code", **ended)
+    sub = command("wait", wait, "wait until a job is over, or all of a sweep; end with its exit code", **ended)
     sub.add_argument("name", help="of the job, or of a sweep, whose table is printed then")
-    sub = command("cancel", cancel, "end a job; it saves a checkpoint before")
+    sub = command("cancel", cancel, "end a job, or all of a sweep; each saves a checkpoint before")
     sub.add_argument("name", help="of the job, or of a sweep, all of whose jobs end")
     _ledger(command)
 
