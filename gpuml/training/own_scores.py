@@ -108,5 +108,5 @@ def check_best_metric(
     source = f"{function} has {names}" if function else "other ones are computed by a function of yours (--metrics)"
     near = nearest(score_of_key(metric).key, [*get_args(KnownScore), *own])
     raise ConfigError(
-        f"train.best_metric: {metric}: no such score{near}; there are {', '.join(get_args(KnownScore))}, and {source}"
+        f"train.best_metric: {metric}: no such score; there are {', '.join(get_args(KnownScore))}, and {source}{near}"
     )

@@ -46,9 +46,9 @@ def prepare(
     "Check and load everything that training needs; what is read beside training ends with the block"
     start, report = setting.start, setting.report
     config = start.config
+    report.now("data", run=start.run_id, epochs=config.train.epochs, sweep=str(start.child or ""))
     if not (start.recipe and start.recipe.metrics):
         own_scores.check_best_metric(config.train.best_metric, start.recipe, [])
-    report.now("data", run=start.run_id, epochs=config.train.epochs, sweep=str(start.child or ""))
     setting.stop.check()
     setting.copy.check()
     files = certificate.data_files(config, setting.copy.storage()) if start.job.run else None
