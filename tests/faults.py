@@ -102,7 +102,7 @@ class Proxy:
         self.loop.call_soon_threadsafe(self.loop.call_later, seconds, lambda: self.loop.create_task(self._up()))
 
     def _run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(600)
 
     async def _up(self):
         listener = socket.socket()

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from ruamel.yaml import YAML
 
 from tests.cluster.environment import expand, variables
 from tests.conftest import ROOT, free_port
+from tests.waiting import until
 
 OVERLAYS = sorted(folder.name for folder in (ROOT / "k8s" / "overlays").iterdir() if folder.is_dir())
 WITH_IDLE = "team with idle"
@@ -115,13 +115,13 @@ def mlflow_server(manifests: list[dict], folder: Path, here: dict[str, str], wor
     with open(folder / "mlflow.log", "w") as log:
         server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
-        end = time.monotonic() + 120
-        while not ready(f"http://127.0.0.1:{port}{probe['httpGet']['path']}"):
-            assert server.poll() is None and time.monotonic() < end, (folder / "mlflow.log").read_text()
-            time.sleep(0.2)
+        until(
+            lambda: server.poll() is not None or ready(f"http://127.0.0.1:{port}{probe['httpGet']['path']}"), pause=0.2
+        )
+        assert server.poll() is None, (folder / "mlflow.log").read_text()
         yield port
         server.terminate()
-        server.wait(30)  # as long as a pod has by default
+        server.wait(600)
     finally:
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGKILL)

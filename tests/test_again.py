@@ -92,7 +92,7 @@ def test_a_name_that_is_submitted_again(shipped):
 
     first = submitted()
     assert submitted().run_id == "nightly" and "at work already" in submitted().note
-    assert first.wait(120).phase == "succeeded" and not first.done_before, first.logs()
+    assert first.wait(600).phase == "succeeded" and not first.done_before, first.logs()
     for forgotten in (False, True):  # as a Job that its TTL has removed
         if forgotten:
             shutil.rmtree(local.jobs_folder(config))
@@ -117,6 +117,6 @@ def test_a_job_that_failed_is_made_anew_under_its_name(shipped):
     config = load("dev", ["train.epochs=1"])
     for attempts in (1, 2):
         job = submit(config, shipped, "nightly", local=True)
-        assert not job.done_before and job.wait(120).phase == "failed", job.logs()
+        assert not job.done_before and job.wait(600).phase == "failed", job.logs()
         assert ("nothing is trained" in job.logs()) == (attempts == 2), job.logs()
     assert "executed once more" in job.note

@@ -115,7 +115,7 @@ def test_the_stop_button_ends_the_job_and_the_same_cell_goes_on(kernel):
     line = f"run = %gpu_train dev {ENDLESS} --local"
     request = kernel.start(line)
     job, _ = the_job()
-    until(lambda: "update" in job.status.progress)
+    until(lambda: job.status.headway and job.status.headway.update)
     kernel.manager.interrupt_kernel()
     _, error = kernel.result(request)
     updates = job.record()["updates"]

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from gpuml.base.config import Config, DataConfig
@@ -713,20 +714,34 @@ def test_shared_cache(tmp_path, tokenizer, s3):
 # ---- interruptions, other processes, memory
 
 READ = """
-import sys, time
+import os, signal, sys, time
 from pathlib import Path
 from gpuml.base.config import Config
 from gpuml.data.reading import read
 config = Config(data={"train": "data", "cache": "cache"})
 config = config.at(Path(sys.argv[1]))
+stands = sys.argv[2:]
+def check():
+    "Once it has begun to write, it stands still if it was told to"
+    if stands and list(Path(sys.argv[1], "cache").glob("rows/.*/rows")):
+        stands.clear()
+        os.kill(os.getpid(), signal.SIGSTOP)
 print("begin", flush=True)
-data = read(config, say=lambda text: print("said", text, flush=True))
+data = read(config, check=check, say=lambda text: print("said", text, flush=True))
 print("rows", len(data.train) + len(data.validation), flush=True)
 """
 
 
-def reader(folder: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", READ, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+def reader(folder: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", READ, str(folder), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def standing_reader(folder: Path) -> subprocess.Popen:
+    "One that stands still while it prepares a file"
+    process = reader(folder, "stands")
+    until(lambda: psutil.Process(process.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE))
+    return process
 
 
 def large(folder: Path, megabytes: int) -> int:
@@ -741,9 +756,7 @@ def large(folder: Path, megabytes: int) -> int:
 
 def test_two_processes_prepare_a_file_once(tmp_path):
     count = large(tmp_path, 20)
-    first = reader(tmp_path)
-    until(lambda: list((tmp_path / "cache").glob("rows/.*/rows")), pause=0.005)
-    first.send_signal(signal.SIGSTOP)  # it holds the file for as long as the second takes to ask for it
+    first = standing_reader(tmp_path)  # it holds the file for as long as the second takes to ask for it
     second = reader(tmp_path)
     assert [second.stdout.readline() for _ in range(2)] == [
         "begin\n",
@@ -757,10 +770,9 @@ def test_two_processes_prepare_a_file_once(tmp_path):
 def test_killed_while_preparing(tmp_path):
     "What a dead process leaves is not taken for whole, does not lock, and is swept away"
     count = large(tmp_path, 20)
-    process = reader(tmp_path)
-    until(lambda: any(p.stat().st_size for p in (tmp_path / "cache").glob("rows/.*/rows")), pause=0.005)
+    process = standing_reader(tmp_path)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     assert [p.name[0] for p in (tmp_path / "cache" / "rows").iterdir()] == ["."]
     assert f"rows {count}" in reader(tmp_path).communicate(timeout=600)[0]
     (whole,) = (tmp_path / "cache" / "rows").iterdir()

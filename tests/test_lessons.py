@@ -18,7 +18,7 @@ def page(path, *codes, outputs=()):
 
 def lessons(*arguments):
     command = [sys.executable, "tests/lessons.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def shown_by(path):

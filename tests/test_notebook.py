@@ -28,7 +28,7 @@ class Executed:
 def execute(home: Path, program: str, *arguments: str) -> Executed:
     "Run a program in the notebook's folder"
     done = subprocess.run(
-        [f"{sys.prefix}/bin/{program}", *arguments], cwd=home / "nbs", capture_output=True, text=True, timeout=300
+        [f"{sys.prefix}/bin/{program}", *arguments], cwd=home / "nbs", capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return Executed(home / "nbs" / "out.ipynb", done.stderr)

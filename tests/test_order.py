@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,7 +153,7 @@ def test_a_window_is_there_before_its_file_is_finished(project_of_files):
         def held():
             calls.append(1)
             if len(calls) > 8:
-                assert go.wait(60), "nobody had the first window"
+                assert go.wait(600), "nobody had the first window"
             check()
 
         return reading.read(
@@ -228,12 +229,17 @@ def test_interruptions_change_nothing(order, moments, project_of_files, calm):
     assert steps == list(range(1, len(steps) + 1))
 
 
-def train_in_child(folder, order, resume, started, environment):
+def train_in_child(folder, order, resume, started, environment, wanted):
     os.environ.update(environment)
     os.chdir(folder)
     started.set()
+
+    def watch(progress):
+        while list(Path("outputs").glob(f"*/{wanted}")):
+            time.sleep(0.01)  # until it is killed: its end does not come before
+
     try:
-        train(load("dev", order), resume=resume)
+        train(load("dev", order), watch=watch, resume=resume)
     except Preempted:
         os._exit(75)
     os._exit(0)
@@ -244,13 +250,20 @@ def test_kills_change_nothing(order, project_of_files, calm):
     expected, outputs = calm(order), project_of_files.parent / "outputs"
     for wanted in ("tracking.json", "checkpoints/step-*/manifest.json"):  # in the first window, and later
         known, started = list(outputs.glob("*/tracking.json")), CONTEXT.Event()
-        arguments = (str(project_of_files.parent), order, "latest" if known else None, started, dict(os.environ))
+        arguments = (
+            str(project_of_files.parent),
+            order,
+            "latest" if known else None,
+            started,
+            dict(os.environ),
+            wanted,
+        )
         child = CONTEXT.Process(target=train_in_child, args=arguments)
         child.start()
         while child.is_alive() and not list(outputs.glob(f"*/{wanted}")):
             child.join(0.01)
         os.kill(child.pid, signal.SIGKILL)
-        child.join(60)
+        child.join(600)
     assert result(train(load("dev", order), resume="latest")) == expected
 
 

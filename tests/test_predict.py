@@ -327,7 +327,7 @@ def test_memory_does_not_grow_with_the_file(run, project):
         found = CONTEXT.Value("l")
         child = CONTEXT.Process(target=peak_in_child, args=(str(project), run.folder, name, found))
         child.start()
-        child.join(120)
+        child.join(600)
         assert child.exitcode == 0
         peaks.append(found.value / 1024)
     assert Path("large.csv").stat().st_size > Path("small.csv").stat().st_size + 80e6

@@ -131,7 +131,7 @@ def is_up(web, address):
 def is_ready(client):
     "Whether the kernel answers; a client that has not started it takes one that is slow for dead"
     with suppress(RuntimeError):
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=600)
         return True
     return False
 

@@ -687,6 +687,8 @@ def test_killed_in_the_middle_of_an_upload(s3, proxy, content, tmp_path):
     "The object is not there; `sweep` removes the parts"
     (tmp_path / "a").write_bytes(content)
     proxy.rate = 4e6
+    completes = re.compile(r"\?.*uploadId=")  # it does not come to its end, however late it is killed
+    proxy.plan = lambda request: Fault("reset") if request.method == "POST" and completes.search(request.path) else None
     process = child("storage.put(sys.argv[2], sys.argv[1])", s3.url("a"), tmp_path / "a", endpoint=proxy.endpoint)
     while proxy.received < len(content) // 2 and process.poll() is None:
         time.sleep(0.02)

@@ -24,6 +24,7 @@ from gpuml.training.own_run import own_run
 from gpuml.training.record import read_record
 from gpuml.ui.cli import main
 from gpuml.ui.sweep_line import train_line
+from tests.conftest import free_port
 from tests.test_run import PARAMETERS, write_notebook
 
 SECRET = "T0B0xyzTOKEN"
@@ -85,8 +86,7 @@ def test_nobody_waits_for_a_slow_server(hook):
 
 
 def test_what_goes_wrong_does_not_show_the_address(hook, monkeypatch):
-    hook.shutdown()
-    hook.server_close()
+    monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{free_port()}/hooks/{SECRET}")
     assert Sending(lambda: TRY).wait(600) == "the webhook at 127.0.0.1 did not take the word: Connection refused"
     for address in (f"http://no host/{SECRET}", f"htp://a/{SECRET}", f"http://[::1/{SECRET}", f"http:///{SECRET}"):
         with pytest.raises(ConfigError) as raised:
