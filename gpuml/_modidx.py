@@ -1483,6 +1483,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'gpuml/cluster/submission.py'),
                                           'gpuml.cluster.submission.Submission.__repr__': ( 'cluster/submission.html#submission.__repr__',
                                                                                             'gpuml/cluster/submission.py'),
+                                          'gpuml.cluster.submission.Submission.another': ( 'cluster/submission.html#submission.another',
+                                                                                           'gpuml/cluster/submission.py'),
                                           'gpuml.cluster.submission.Submission.api': ( 'cluster/submission.html#submission.api',
                                                                                        'gpuml/cluster/submission.py'),
                                           'gpuml.cluster.submission.Submission.deed': ( 'cluster/submission.html#submission.deed',

@@ -150,9 +150,12 @@ def cancelled(
     update = f" at update {done}{planned and f' of {planned}' or ''}" if saved else ""
     rest = "its checkpoint" if saved else "what was saved"
     run = place.rpartition("/")[2]
-    again = "begins anew" if _UNNAMED.search(run) else "goes on with it"
-    going_on = f"; {_line_on(run, last, config)} goes on with it" if saved else ""
-    return f"cancelled{update}{by_whom}; {rest} stays in {place}, submitting the same {again}{going_on}"
+    line = _line_on(run, last, config) if saved else ""
+    if _UNNAMED.search(run):
+        going_on = f"submitting the same begins anew{f'; {line} goes on with it' if line else ''}"
+    else:
+        going_on = f"submitting the same{f' or {line}' if line else ''} goes on with it"
+    return f"cancelled{update}{by_whom}; {rest} stays in {place}, {going_on}"
 
 
 _UNNAMED = re.compile(r"-[0-9a-f]{10}-\d+$")  # a run id that `run_id` made, not `--name` or a sweep

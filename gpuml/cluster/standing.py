@@ -33,6 +33,7 @@ class Asked:
     bundle: str  # its code and config
     files: Callable[[], list[list[Any]]]  # its data, as `certificate.data_files` lists it
     again: bool = False  # train it once more, whatever the name has
+    takes_again: bool = True  # whether one can say so; of a run of a sweep one can't
 
 # %% ../../nbs/cluster/50_standing.ipynb #75fba2df
 def standing(
@@ -50,8 +51,8 @@ def standing(
         return Standing(request.name)
     then = stored.certificate
     if wrong := differences(then, request.bundle, request.files()) if then else _begun_with(stored, request.bundle):
-        raise ConfigError(_refusal(request.name, stored, in_words(wrong)))
-    return Standing(request.name, bool(then) and stored.done, _note(request.name, stored))
+        raise ConfigError(_refusal(request, stored, in_words(wrong)))
+    return Standing(request.name, bool(then) and stored.done, _note(request, stored))
 
 
 def _begun_with(stored: Earlier, bundle: str) -> list[Any]:
@@ -69,20 +70,22 @@ def _another(name: str, output: str, storage: Storage, taken: Callable[[str], bo
             return run
 
 
-def _refusal(name: str, stored: Earlier, wrong: str) -> str:
+def _refusal(request: Asked, stored: Earlier, wrong: str) -> str:
     "Why the name can't be taken"
     state = f"trained and certified {stored.finished}".strip() if stored.certificate else "begun, and not finished"
+    again = ", or --again, which makes one of this name" if request.takes_again else ""
     return (
-        f"--name {name}: is there already, with other code or another config or data ({wrong}); it was {state}. "
-        "Take another name, or --again, which makes one of this name"
+        f"--name {request.name}: is there already, with other code or another config or data ({wrong}); "
+        f"it was {state}. Take another name{again}"
     )
 
 # %% ../../nbs/cluster/50_standing.ipynb #97355020
-def _note(name: str, stored: Earlier) -> str:
+def _note(request: Asked, stored: Earlier) -> str:
     "What is said where the name has the same work"
     if not stored.certificate:
         return "goes on where an earlier job of this name came to"
     if stored.done:
         same = f"was trained and certified {stored.finished} with the same code, config and data"
-        return f"nothing is trained: {name} {same}; --again trains it once more, under another name"
+        again = "--again trains it once more, under another name"
+        return f"nothing is trained: {request.name} {same}{f'; {again}' if request.takes_again else ''}"
     return "its training is certified already, and not done again; the notebook is executed once more"

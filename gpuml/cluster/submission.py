@@ -55,12 +55,17 @@ class Submission:
     reading: OneReading | None = None  # of the API server, by the checks; none: a job on this machine, or no cluster
     outlook: Outlook | None = None  # whether it starts; none where that was not looked at
     hold: Hold = field(default_factory=Hold)  # what it waits for
-    another: str = "--again"  # with what the same makes another job
+    takes_again: bool = True  # whether --again makes another one of the same; of a run of a sweep it does not
 
     @property
     def api(self) -> ApiServer | None:
         "The API server that it goes to"
         return self.reading.api if self.reading else None
+
+    @property
+    def another(self) -> str:
+        "With what the same makes another job"
+        return "--again" if self.takes_again else "another --name"
 
     @property
     def template(self) -> dict[str, Any] | None:
@@ -115,6 +120,7 @@ def prepare(
     again: bool = False,  # one more, where the same is there already
     reading: OneReading | None = None,  # of the API server, by the checks of others; by default read now
     after: str | None = None,  # jobs that it waits for, parted by commas
+    takes_again: bool = True,  # whether --again makes another one of the same; of a run of a sweep it does not
 ) -> Submission:
     "Bundle, manifest and checks of a job; nothing is sent, and all findings are there at once"
     from gpuml.base.keys import Diff, diff
@@ -139,7 +145,7 @@ def prepare(
     findings += check_cluster(reading, config, manifest) if reading else []
     looked = _look(reading, config, manifest, findings, hold) if reading and not findings.bad else None
     findings += [] if local else _speed(config, runs)
-    planned = Submission(config, packed, manifest, findings, changes, None, local, reading, looked, hold)
+    planned = Submission(config, packed, manifest, findings, changes, None, local, reading, looked, hold, takes_again)
     if name:
         name_run(planned, name, again)
     return planned
@@ -151,7 +157,7 @@ def name_run(
     again: bool = False,  # one more, where the same is there already
 ) -> None:
     "Have a submission be that of a run of this name, and add to its findings what the name stands for already"
-    request = Asked(name, planned.bundle.name, lambda: data_files(planned.config), again)
+    request = Asked(name, planned.bundle.name, lambda: data_files(planned.config), again, planned.takes_again)
     planned.findings.add("name", lambda: _check_name(planned, request))
 
 # %% ../../nbs/cluster/55_submission.ipynb #57efe2f0

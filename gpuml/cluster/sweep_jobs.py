@@ -50,7 +50,8 @@ class SweepSubmission:
     def __repr__(self):
         first, *others = self.planned
         sweep = self.file.sweep
-        lines = [f"{first}\n", f"{len(others)} more jobs of the sweep {sweep.id}: {', '.join(sweep.runs[1:])}"]
+        count = f"{len(others)} more job{'s' * (len(others) != 1)}"
+        lines = [f"{first}\n", f"{count} of the sweep {sweep.id}: {', '.join(sweep.runs[1:])}"]
         bad = [f"{run} can't be sent:\n{findings}" for run, findings in self.bad if run != sweep.runs[0]]
         return "\n".join([*lines, *bad[:1]])
 
@@ -101,8 +102,7 @@ def prepare_sweep(
     planned, reading = [], None
     for run in sweep.runs:
         config, after = sweep.config_of(run), options.get("--after")
-        planned.append(prepare(config, path, run, local, before, reading=reading, after=after))
-        planned[-1].another = "another --name"
+        planned.append(prepare(config, path, run, local, before, reading=reading, after=after, takes_again=False))
         doubts = [f for f in planned[0].findings if f.good is None] if planned[1:] else []
         planned[-1].findings = Findings(f for f in planned[-1].findings if f not in doubts)  # they are said once
         reading = planned[-1].reading  # they are checked against one moment of the cluster
