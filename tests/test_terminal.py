@@ -41,7 +41,7 @@ def drawn(monkeypatch, columns: int, progress: Progress, term: str = "xterm") ->
         text = ""
         while not re.search(r"(left|12\]|/s)[^\n]*$", text):
             stream.flush()
-            assert select.select([master], [], [], 10)[0], text
+            assert select.select([master], [], [], 600)[0], text
             text += os.read(master, 65536).decode()
         progress.phase = "stopped"
         view(progress)

@@ -1,6 +1,7 @@
 "The team's overlay on the tests' cluster, as an administrator applies it: fixtures"
 
 import json
+import time
 
 import pytest
 
@@ -161,9 +162,10 @@ def rights(user: str) -> list[dict]:
 
 def failures(plane, audit: str) -> list[str]:
     "What the audit log says that policies had against a request, all of it: `POLICY: message`"
-    for line in (plane.folder / "audit.log").read_text().splitlines():
-        event = json.loads(line)
-        if event["auditID"] == audit:
-            text = event.get("annotations", {}).get("validation.policy.admission.k8s.io/validation_failure", "[]")
-            return sorted(f"{failure['policy']}: {failure['message']}" for failure in json.loads(text))
-    return []
+    end = time.monotonic() + 10  # it is written when the answer is, not before
+    while not (events := [event for event in plane.audited() if event["auditID"] == audit]):
+        if time.monotonic() > end:
+            return []
+        time.sleep(0.05)
+    text = events[0].get("annotations", {}).get("validation.policy.admission.k8s.io/validation_failure", "[]")
+    return sorted(f"{failure['policy']}: {failure['message']}" for failure in json.loads(text))

@@ -109,17 +109,21 @@ class Plane:
     @contextmanager
     def requests_of(self, user: str) -> Iterator[set]:
         "What a user is allowed inside the block, known at its end: verb and resource, such as ('get', 'pods/log')"
-        log, found = self.folder / "audit.log", set()
-        before = log.stat().st_size if log.exists() else 0
+        before, found = len(self.audited()), set()
         yield found
-        for line in log.read_bytes()[before:].decode().splitlines():
-            event = json.loads(line)
+        for event in self.audited()[before:]:
             if (
                 event["user"]["username"] == user
                 and event.get("annotations", {}).get("authorization.k8s.io/decision") == "allow"
             ):
                 of = event.get("objectRef", {})
                 found.add((event["verb"], "/".join(filter(None, (of.get("resource"), of.get("subresource"))))))
+
+    def audited(self) -> list[dict]:
+        "The events of the audit log, without one that is being written"
+        log = self.folder / "audit.log"
+        *lines, _ = log.read_bytes().split(b"\n") if log.exists() else [b""]
+        return [json.loads(line) for line in lines]
 
     def has_service_account(self, namespace: str) -> bool:
         "Whether pods can be made in a namespace: its default ServiceAccount is there"

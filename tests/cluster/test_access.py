@@ -271,20 +271,26 @@ def test_a_jupyterlab_is_not_stopped_by_its_users(team, cluster, administrator):
     administrator.apply(lab)
     refusal = "dev-user may start jupyter with --replicas=1, and not stop it: others work in it"
     idle = Api(cluster.plane.url, administrator.token("gpuml-system", "idle"), str(cluster.plane.certificate))
-    path = f"{administrator.path(lab)}/scale"
+    path, user = f"{administrator.path(lab)}/scale", cluster.plane.api("dev-user")
+
+    def answer(api, replicas):
+        "What the server says against so many; empty where it takes it"
+        body, query = {"spec": {"replicas": replicas}}, {"dryRun": "All"}
+        try:
+            api.request("PATCH", path, body, query, kind="application/merge-patch+json")
+        except ApiError as error:
+            return error.message
+        return ""
+
     try:
+        cluster.wait(lambda: answer(user, 0).endswith(refusal), 30, "the policy")
         for api, expected in (
-            (cluster.plane.api("dev-user"), [refusal, "", refusal]),
+            (user, [refusal, "", refusal]),
             (idle, ["", "", ""]),
             (cluster.admin, ["", "", ""]),
         ):
             for replicas, end in enumerate(expected):
-                said = ""
-                try:
-                    body, query = {"spec": {"replicas": replicas}}, {"dryRun": "All"}
-                    api.request("PATCH", path, body, query, kind="application/merge-patch+json")
-                except ApiError as error:
-                    said = error.message
+                said = answer(api, replicas)
                 assert said.endswith(end) and bool(said) == bool(end), said
     finally:
         administrator.remove(lab)

@@ -30,7 +30,7 @@ PROGRAMS = [
 PROGRAMS += ["gpu-plugin"]
 MOST = 12  # nodes: the accounts of all are made at the start
 TEAM = "team-user"  # who develops, and submits to production
-LOST = "16s"  # after so long without a sign of life a node counts as lost
+LOST = "30s"  # after so long without a sign of life a node counts as lost
 ROUTER = [  # what kube-router reads
     {"apiGroups": [""], "resources": ["namespaces", "pods", "services", "nodes", "endpoints"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["get", "list", "watch"]},
