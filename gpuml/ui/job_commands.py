@@ -152,6 +152,10 @@ def plan(
     "`gpuml plan [config] [key=value …]`: what would happen to a job, now or once others have ended: it starts, preempts, waits, or never fits"
     name, overrides, _ = parse_words(arguments.words, "prod")
     from gpuml.cluster.outlook import outlook_of
+    from gpuml.cluster.sweep_jobs import REFUSED
+
+    if len(grid_of(overrides)) > 1:
+        raise ConfigError(f"plan: {REFUSED['--plan']}")
 
     answer = outlook_of(load(name, overrides), arguments.after)
     print(answer)
@@ -238,7 +242,9 @@ def _cancel_sweep(file: Any) -> None:
         print(f"{job.address}: {state if state.over else job.cancel()}", flush=True)
     if unsent := len(waiting - {job.run_id for job, _ in jobs}):
         print(f"{sweep.id}: {unsent} of its {len(sweep.runs)} runs were not sent yet, and are not sent now")
-    print(f"gpuml runs {sweep.id} shows what each came to; submitting the same again goes on")
+    is_done = not unsent and all(state.phase == "succeeded" for _, state in jobs)
+    going_on = "" if is_done else "; submitting the same again goes on"
+    print(f"gpuml runs {sweep.id} shows what each came to{going_on}")
 
 # %% ../../nbs/ui/76_job_commands.ipynb #d3a2c23c
 def idle(

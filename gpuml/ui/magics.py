@@ -234,7 +234,7 @@ class GpumlMagics(Magics):
 
     @line_magic
     def gpu_jobs(self, line: str) -> Any:
-        "The jobs, with `--all` other projects' on this machine too, or one of them again: `job = %gpu_jobs spring-model`"
+        "The jobs, with `--all` other projects' on this machine too, or one of them again, or a sweep's: `job = %gpu_jobs spring-model`"
         from gpuml.base.loading import load_all
         from gpuml.cluster import jobs as cluster
         from gpuml.cluster.sweep_jobs import find_job_or_list
