@@ -314,6 +314,7 @@ def test_ctrl_c_while_importing(module, told, store, tmp_path, monkeypatch):
     process = subprocess.Popen(command, cwd=store.parent, stderr=subprocess.PIPE, text=True)
     importing.wait()
     process.send_signal(signal.SIGINT)
+    importing.release()
     said = process.communicate(timeout=600)[1]
     assert process.returncode == Exit.INTERRUPTED and said.endswith(f"{told}\n") and "Traceback" not in said, said
 
