@@ -190,7 +190,7 @@ LINES = {
     "a section": (["dev", "train=5"], 78, "train=5: train is a section; set one of its keys, such as train.epochs=…"),
     "spaces around the sign": (["dev", "train.epochs", "=", "5"], 78, "an override is written key=value, without spaces"),
     "key without its value": (["dev", "train.epochs"], 78, "train.epochs: has no value; an override is written"),
-    "key as an option": (["dev", "--epochs", "3"], 78, "unknown option --epochs; known: --resume, --halving, --help-all; write train.epochs=3"),
+    "key as an option": (["dev", "--epochs", "3"], 78, "unknown option --epochs; known: --resume, --halving, --model, --metrics, --help-all; write train.epochs=3"),
     "key as an option, at first": (["--epochs", "3"], 78, "; write train.epochs=3"),
     "key as an option, with =": (["--batch-size=4"], 78, "write train.batch_size=4"),
     "no such run": (["--resume", "nope"], 78, "--resume: no run 'nope' in outputs; nothing was interrupted there"),
