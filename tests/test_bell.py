@@ -36,6 +36,7 @@ def page(browser, tmp_path, monkeypatch):  # noqa: F811
     with browser.new_context() as context:
         context.grant_permissions(["notifications"], origin=address)
         page = context.new_page()
+        page.set_default_timeout(600_000)
         page.goto(address)
         yield page
     server.shutdown()

@@ -326,7 +326,14 @@ def site(team, tidy, cluster, project, s3, monkeypatch):
 
 def test_a_development_user_works_with_gpuml(site, cluster, team, monkeypatch):
     "Submits, follows, lists, cancels; and asks for exactly what the roles give, no more and no less"
-    image = f"compute.image={IMAGE}"
+    image, before = f"compute.image={IMAGE}", len(cluster.plane.audited())
+
+    def watched():
+        "What was watched, by watches that have ended"
+        events = [event for event in cluster.plane.audited()[before:] if event["user"]["username"] == "dev-user"]
+        ended = [event for event in events if (event["verb"], event["stage"]) == ("watch", "ResponseComplete")]
+        return {event["objectRef"]["resource"] for event in ended}
+
     with cluster.plane.requests_of("dev-user") as asked:
         job = site.submit(image, ENDLESS, of="dev")
         job = replace(job, watch_seconds=3)  # the audit log has a watch when it has ended
@@ -340,6 +347,7 @@ def test_a_development_user_works_with_gpuml(site, cluster, team, monkeypatch):
         waiting = site.submit(image, "train.epochs=9999", of="dev")
         site.why(waiting, "GPU")
         waiting.cancel()
+        cluster.wait(lambda: watched() >= {"jobs", "pods"}, 60, "the end of its first watches")
         job.cancel()
         assert job.wait(600).phase == "cancelled"
         follower.join(600)

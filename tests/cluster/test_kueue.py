@@ -220,10 +220,10 @@ def test_a_queue_that_is_stopped(site, cluster, kind):
     cluster.admin.patch(*at, {"spec": {"stopPolicy": "Hold"}})
     try:
         cluster.wait(lambda: not is_active(cluster, DEV), 30)
-        job = site.submit("compute.deadline=0.002", of="dev")  # 8 s
+        job = site.submit("compute.deadline=0.004", of="dev")  # 15 s
         begun = time.monotonic()
         site.why(job, f"pending: {words}; it starts once an administrator lets")
-        cluster.wait(lambda: time.monotonic() > begun + 9, 20)
+        cluster.wait(lambda: time.monotonic() > begun + 16, 30)
         assert words in str(job.status) and job.status.phase == "pending"
     finally:
         cluster.admin.patch(*at, {"spec": {"stopPolicy": "None"}})
