@@ -40,7 +40,7 @@ def stand_still_in(update, file=""):
 
 def make_calm(notebook: Path, seconds: float) -> None:
     "An update of its training takes so long at least, so that who looks on has time on fast machines, too"
-    hook = f"optimizer.register_optimizer_step_pre_hook(lambda *_: time.sleep({seconds}))"
+    hook = f"optimizer.register_optimizer_step_pre_hook(lambda *_: time.sleep({seconds}));"
     code = f"import time\nfrom torch.optim import optimizer\n\n{hook}"
     cell = {"cell_type": "code", "id": "calm", "metadata": {}, "execution_count": None, "outputs": [], "source": code}
     tree = json.loads(notebook.read_text())

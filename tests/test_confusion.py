@@ -17,6 +17,7 @@ def page():
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         context = chromium.new_context(java_script_enabled=False, viewport={"width": 1000, "height": 900})
+        context.set_default_timeout(600_000)
         yield context.new_page()
         chromium.close()
 

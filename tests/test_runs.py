@@ -104,6 +104,7 @@ def test_a_click_sorts_without_a_script(project):
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_context(java_script_enabled=False).new_page()
+        page.set_default_timeout(600_000)
         page.set_content(runs_html(rows) + runs_html(rows))
 
         def order(table):
