@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import contextmanager
 
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
@@ -100,6 +101,18 @@ class Site:
         "What runs a job's pod"
         pod = self.cluster.wait_pod(self.namespace, job.run_id, phase("Running"))
         return self.cluster.agent.worker(self.namespace, pod["metadata"]["name"])
+
+    @contextmanager
+    def standing(self, job):
+        "Its pods stand still until one of them was told to end, by what is done inside: it is not over before"
+        pods = filter(phase("Running"), self.cluster.pods(self.namespace, job.run_id))
+        workers = [self.cluster.agent.worker(self.namespace, pod["metadata"]["name"]) for pod in pods]
+        for worker in workers:
+            worker.freeze()
+        yield
+        self.cluster.wait_pod(self.namespace, job.run_id, lambda pod: "deletionTimestamp" in pod["metadata"], 120)
+        for worker in workers:
+            worker.thaw()
 
     def why(self, job, part, seconds=120):
         "The state, once its sentence has the part in it"

@@ -114,9 +114,9 @@ def test_preempted_three_times(site, mlflow):
         training(site, dev)
         name = f"prod-{i}"
         begun = time.monotonic()
-        site.cluster.admin.create(
-            "jobs", site.namespace, holder(name, "exec sleep 6000", priority="gpuml-prod", grace=1)
-        )
+        production = holder(name, "exec sleep 6000", priority="gpuml-prod", grace=1)
+        with site.standing(dev):
+            site.cluster.admin.create("jobs", site.namespace, production)
         site.cluster.wait_pod(site.namespace, name, phase("Running"), 60 + 5)
         print(f"production runs {time.monotonic() - begun:.1f} s after it was submitted")
         why = site.why(dev, "held by 1 production job")

@@ -38,13 +38,15 @@ def undisturbed(site, epochs):
 
 def test_preempted_on_one_node_it_goes_on_with_both(site, two):
     "Production takes the GPU of one pod: both save and end with 75, and both come again; the weights are those of no disturbance"
-    epochs = 36
+    epochs = 24
     site.write("dev", "gpuml-dev", epochs)
     job = site.submit(*two, of="dev")
     site.wait_update(job)
     ((listed, state),) = c.jobs([site.config(of="dev")])
     assert (state.phase, listed.facts["gpus"]) == ("running", "2")
-    site.cluster.admin.create("jobs", site.namespace, holder("prod", "exec sleep 10", priority="gpuml-prod", grace=1))
+    production = holder("prod", "exec sleep 10", priority="gpuml-prod", grace=1)
+    with site.standing(job):
+        site.cluster.admin.create("jobs", site.namespace, production)
     site.cluster.wait_pod(site.namespace, "prod", phase("Running"), 60)
     seen = []
     site.cluster.wait(lambda: seen.append(str(job.status)) or job.status.over, 200)

@@ -169,13 +169,14 @@ def test_production_takes_back_what_it_has_lent_and_nothing_is_lost(site, mlflow
     "Submitted into the queue, admitted on a GPU that production lends, suspended for production, resumed; bit-equal"
     dev = site.submit(of="dev")
     site.wait_update(dev)
-    as_user("admin")
-    said = str(outlook_of(site.config(of="prod")))
-    assert said.startswith("starts within about ") and f"preempts {dev.run_id} (" in said, said
-    as_user("prod-user")
-    said = str(outlook_of(site.config(of="prod")))
-    assert said == "starts once Kueue has preempted others, which you may not see; of the queue gpuml-dev"
-    prod = site.submit(of="prod")
+    with site.standing(dev):
+        as_user("admin")
+        said = str(outlook_of(site.config(of="prod")))
+        assert said.startswith("starts within about ") and f"preempts {dev.run_id} (" in said, said
+        as_user("prod-user")
+        said = str(outlook_of(site.config(of="prod")))
+        assert said == "starts once Kueue has preempted others, which you may not see; of the queue gpuml-dev"
+        prod = site.submit(of="prod")
     pod = cluster.wait_pod(PROD, prod.run_id, phase("Running"), 90)
     production = cluster.agent.worker(PROD, pod["metadata"]["name"])
     production.freeze()  # until all has been looked at that is so while it runs

@@ -69,7 +69,8 @@ def test_production_goes_first_and_nothing_is_lost(site, mlflow, kernel):
     dev = site.submit(of="dev")
     site.wait_update(dev)
     begun = time.monotonic()
-    shown = run_cell(kernel, "job = %submit_prod train.epochs=2\njob")
+    with site.standing(dev):
+        shown = run_cell(kernel, "job = %submit_prod train.epochs=2\njob")
     prod = next(job for job, _ in c.jobs([site.config()]) if job.run_id.startswith("prod-"))
     assert prod.run_id in shown
     pod = site.cluster.wait_pod(site.namespace, prod.run_id, phase("Running"), 70)
