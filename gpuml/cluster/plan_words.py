@@ -72,7 +72,7 @@ def _loss_words(holding: Holding, circumstances: Circumstances) -> str:
     "What a training loses that is ended without a last checkpoint; empty where that is not known"
     headway = circumstances.headways.get((holding.namespace, holding.name))
     begin = time_of(holding.pod.get("status", {}).get("startTime"))
-    if headway is None:
+    if headway is None or circumstances.is_later:
         return ""
     if headway.checkpoint_time:
         return f"at most {_minutes(time_of(headway.checkpoint_time), circumstances)} of work since its checkpoint lost"
@@ -94,6 +94,8 @@ def _is_starting(headway: Headway) -> bool:
 # %% ../../nbs/cluster/32_plan_words.ipynb #f59181be
 def _spare_words(answer: Plan, circumstances: Circumstances) -> str:
     "How to spare those that would lose their start, or are preempted again and again; empty where nobody is"
+    if circumstances.is_later:  # nobody knows what they will have done by then
+        return ""
     runs = []
     for victim in answer.victims:
         key = (victim.namespace, victim.name)
