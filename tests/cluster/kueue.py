@@ -148,8 +148,8 @@ class Kueue:
     def _wait(self, check, seconds: float, what: str) -> None:
         end = time.monotonic() + seconds * PATIENCE
         while not check():
-            log = self.log()[-3000:]
-            assert time.monotonic() < end, f"not within {seconds * PATIENCE:.0f} s: {what}; Kueue's log ends\n{log}"
+            late = f"not within {seconds * PATIENCE:.0f} s: {what}"
+            assert time.monotonic() < end, f"{late}; Kueue's log ends\n{self.log()[-3000:]}"
             time.sleep(0.1)
 
 
