@@ -2905,7 +2905,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'gpuml.training.graph.Graphs.clear': ('training/graph.html#graphs.clear', 'gpuml/training/graph.py'),
                                       'gpuml.training.graph.Graphs.run': ('training/graph.html#graphs.run', 'gpuml/training/graph.py'),
                                       'gpuml.training.graph._aside': ('training/graph.html#_aside', 'gpuml/training/graph.py'),
-                                      'gpuml.training.graph.mend': ('training/graph.html#mend', 'gpuml/training/graph.py')},
+                                      'gpuml.training.graph._mend': ('training/graph.html#_mend', 'gpuml/training/graph.py')},
             'gpuml.training.graph_trial': { 'gpuml.training.graph_trial.marks': ( 'training/graph_trial.html#marks',
                                                                                   'gpuml/training/graph_trial.py'),
                                             'gpuml.training.graph_trial.record': ( 'training/graph_trial.html#record',

@@ -2,10 +2,13 @@
 
 torch is told that `cuda:0` is there, and its streams, events and memory numbers stand still. A CUDA graph is a list of the
 operations that were called while it was recorded: a replay calls them again on the memory of then, so that what Python
-had decided by then stays as it was, as on a GPU; what would wait for the GPU raises.
+had decided by then stays as it was, as on a GPU; what would wait for the GPU raises, and leaves what torch 2.11 leaves of a
+recording that failed: another stream, memory that can't be freed, and random numbers that no graph can draw.
 """
 
 import contextlib
+import itertools
+import threading
 from typing import Any
 
 import torch
@@ -41,9 +44,11 @@ class Tape(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.calls = []
+        self.is_broken = False
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         if function in WAITS:
+            self.is_broken = True
             raise RuntimeError("operation not permitted when stream is capturing")
         answer = function(*arguments, **(options or {}))
         if not function.is_view:
@@ -92,33 +97,87 @@ class Event:
 class CUDAGraph:
     "A recording"
 
+    unfinished = []  # pools of memory in which something is being recorded
+    draws_in_recording = False  # as the generator believes, which all graphs share
+    number = itertools.count(1)
+
     def __init__(self):
         self.tape = Tape()
         self.replays = 0
 
     def pool(self):
-        return (0, 1)
+        return self.memory
 
     def replay(self):
+        if CUDAGraph.draws_in_recording:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
         self.replays += 1
         self.tape.play()
 
 
-@contextlib.contextmanager
-def graph(recording, pool=None, capture_error_mode="global"):
+class graph:
     "Record what is called inside the block; a GPU would draw nothing meanwhile"
-    with torch.random.fork_rng([]), recording.tape:
+
+    side = Stream()
+
+    def __init__(self, recording, pool=None, capture_error_mode="global"):
+        self.recording = recording
+        self.pool = recording.memory = pool or new_pool()
+        self.block = contextlib.ExitStack()
+
+    def __enter__(self):
+        torch.cuda.empty_cache()
+        self.stream = NOW.stream
+        NOW.stream = self.side
+        CUDAGraph.draws_in_recording = True
+        CUDAGraph.unfinished.append(self.pool)
+        self.block.enter_context(torch.random.fork_rng([]))
+        self.block.enter_context(self.recording.tape)
+
+    def __exit__(self, *error):
+        self.block.close()
+        if self.recording.tape.is_broken:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        end_recording(0, self.pool)
+        CUDAGraph.draws_in_recording = False
+        NOW.stream = self.stream
+
+
+def new_pool() -> tuple[int, int]:
+    "Memory for graphs"
+    return 0, next(CUDAGraph.number)
+
+
+def end_recording(device, pool) -> None:
+    "Let memory be freed again"
+    if pool not in CUDAGraph.unfinished:
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+    CUDAGraph.unfinished.remove(pool)
+
+
+def empty_cache() -> None:
+    "Free memory"
+    if CUDAGraph.unfinished:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+
+class Now(threading.local):
+    "The stream on which a thread works"
+
+    stream = Stream()
+
+
+NOW = Now()
+
+
+@contextlib.contextmanager
+def on(stream):
+    "Inside the block the thread works on the stream"
+    before, NOW.stream = NOW.stream, stream
+    try:
         yield
-
-
-class Generator:
-    "The random numbers of the GPU, which are those of the CPU"
-
-    def clone_state(self):
-        return self
-
-    def graphsafe_set_state(self, state):
-        pass
+    finally:
+        NOW.stream = before
 
 
 def attend(query, key, value, starts, _, longest, __, dropout, causal, ___, scale=None, **window):
@@ -143,12 +202,12 @@ def install() -> None:
     states = {"mem_get_info": (10**11, 10**11), "get_sync_debug_mode": 0, "utilization": 50}
     for name, value in {**numbers, **facts, **states}.items():
         setattr(cuda, name, lambda *_, value=value, **__: value)
-    for name in ("synchronize", "empty_cache", "set_device", "set_sync_debug_mode", "reset_peak_memory_stats"):
+    for name in ("synchronize", "set_device", "set_sync_debug_mode", "reset_peak_memory_stats"):
         setattr(cuda, name, lambda *_: None)
     cuda.Stream, cuda.Event, cuda.CUDAGraph, cuda.graph = Stream, Event, CUDAGraph, graph
-    cuda.stream = lambda stream: contextlib.nullcontext()
-    cuda.current_stream = lambda device=None: Stream()
-    cuda.default_generators = [Generator()]
+    cuda.stream, cuda.current_stream = on, lambda device=None: NOW.stream
+    cuda.empty_cache, cuda.graph_pool_handle = empty_cache, new_pool
+    torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool = end_recording, lambda device, pool: None
     torch.random.fork_rng = lambda devices=None: fork([])
     ahead.ThreadPoolExecutor = lambda most, name: ThreadPoolExecutor(most, name, lambda: OnThisGpu().__enter__())
     torch.ops.aten._flash_attention_forward = attend

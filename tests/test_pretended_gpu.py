@@ -87,3 +87,35 @@ def test_a_run_that_is_stopped_comes_to_the_same(line, project):
     packed = "train.rows=padded" not in line
     assert (found["choices"]["packed"], found["choices"]["graphs"]) == (packed, packed)
     assert (found["choices"]["device"], found["choices"]["max_tokens"]) == ("Pretended", 65_536)
+
+
+BROKEN = """
+import json
+import torch
+from tests import pretended_gpu
+pretended_gpu.install()
+from gpuml.training.graph import Graphs
+from gpuml.training.row import Row, Shape
+
+def compute(row):
+    if row.shape.tokens == 128 and torch.cuda.current_stream() is not usual:
+        row.targets.sum().item()  # waits for the GPU
+    return row.targets.sum()
+
+usual, notes = torch.cuda.current_stream(), []
+graphs = Graphs(compute, pretended_gpu.GPU, notes.append)
+rows = [Row(Shape(n, 2), torch.zeros(Shape(n, 2).bytes, dtype=torch.uint8)) for n in (64, 128, 64)]
+for value, row in enumerate(rows):
+    row.targets[:] = value
+values = [graphs.run(row).item() for row in rows]
+torch.cuda.empty_cache()
+print(json.dumps({"values": values, "graphs": len(graphs), "notes": notes, "stream": torch.cuda.current_stream() is usual}))
+"""
+
+
+def test_a_recording_that_fails_leaves_the_others_as_they_were():
+    done = subprocess.run([forked.python(), "-c", BROKEN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["values"], found["graphs"], found["stream"]) == ([0, 2, 4], 1, True)
+    assert len(found["notes"]) == 1 and "operation failed" in found["notes"][0]

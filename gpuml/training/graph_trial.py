@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 
-from . import graph
 from .descent import Descent
 from .learner import Learner
 from .loop import seed_draws
@@ -66,5 +65,4 @@ def record(
         problem = first_line(e)
     if problem:
         learner.unrecord()
-        graph.mend(device)
     return problem
