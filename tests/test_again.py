@@ -11,7 +11,9 @@ from gpuml.base.errors import ConfigError, Exit, GpumlError, Preempted
 from gpuml.base.loading import load
 from gpuml.cluster import jobs as c
 from gpuml.cluster import local
+from gpuml.cluster.manifest import PREFIX
 from gpuml.cluster.sending import submit
+from gpuml.cluster.state import Seen, explain
 from gpuml.cluster.submission import prepare
 from gpuml.training.fit import fit
 from gpuml.training.own_job import OwnJob
@@ -109,6 +111,19 @@ def test_a_name_that_is_submitted_again(shipped):
     planned = prepare(config, shipped, "nightly", local=True, again=True)
     assert planned.standing.run == planned.manifest["metadata"]["name"] == "nightly-again-1"
     assert "✓ name: nightly is there already; this is nightly-again-1" in repr(planned)
+
+
+def test_what_submitting_a_cancelled_job_again_does_depends_on_whether_its_name_was_chosen(shipped):
+    "Not on what the name looks like"
+    stopped = {"exit_code": 75, "updates": 6, "planned_updates": 270, "checkpoint": 6}
+    config = load("dev", ["train.epochs=1"])
+
+    goes_on, begins = "submitting the same or `gpuml train", "submitting the same begins anew"
+    for name, words in (("dev-0123456789-1", goes_on), (None, begins)):
+        made = prepare(config, shipped, name, local=True).manifest
+        made["metadata"]["deletionTimestamp"] = "2026-11-29T12:00:00Z"
+        cause = explain(Seen(made, [], record=stopped)).why
+        assert f"stays in {made['metadata']['annotations'][f'{PREFIX}/output']}, {words}" in cause
 
 
 def test_a_job_that_failed_is_made_anew_under_its_name(shipped):

@@ -6,7 +6,6 @@
 __all__ = ['ending', 'end_by_events', 'recorded_end', 'own_record', 'last_end', 'cancelled']
 
 # %% ../../nbs/cluster/20_ending.ipynb #a1beadeb
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,6 +137,7 @@ def cancelled(
     record: dict[str, Any] | None,  # of the newest attempt; empty where there was none, none where that is not known
     by: str = "",
     config: str = "",  # its name
+    named: str = "",  # whether the run's name was chosen: true, false, or empty where that is not known
 ) -> str:
     "What is left of a job that was cancelled: no attempt goes on with it, but a person can"
     by_whom = f" by {by}" if by else ""
@@ -151,14 +151,12 @@ def cancelled(
     rest = "its checkpoint" if saved else "what was saved"
     run = place.rpartition("/")[2]
     line = _line_on(run, last, config) if saved else ""
-    if _UNNAMED.search(run):
+    if named == "false":
         going_on = f"submitting the same begins anew{f'; {line} goes on with it' if line else ''}"
     else:
-        going_on = f"submitting the same{f' or {line}' if line else ''} goes on with it"
+        same = "submitting the same" if named else f"submitting the same with `--name {run}`"
+        going_on = f"{same}{f' or {line}' if line else ''} goes on with it"
     return f"cancelled{update}{by_whom}; {rest} stays in {place}, {going_on}"
-
-
-_UNNAMED = re.compile(r"-[0-9a-f]{10}-\d+$")  # a run id that `run_id` made, not `--name` or a sweep
 
 
 def _line_on(run: str, record: dict[str, Any], config: str) -> str:

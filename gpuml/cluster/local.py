@@ -94,7 +94,8 @@ class LocalJob(Job):
 
     def cancel(self) -> State:
         "End it: it saves a checkpoint within its grace period; returns what it is then"
-        end_process(self.folder, cancelled(self.place, self.record(), owner(), self.facts["config"]))
+        end = cancelled(self.place, self.record(), owner(), self.facts["config"], self.facts["named"])
+        end_process(self.folder, end)
         return self.status
 
     def log_now(self) -> str:

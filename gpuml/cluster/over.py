@@ -102,5 +102,7 @@ def of_deleted(
     "Phase and cause of a job that was cancelled"
     if act := stops(pods):
         return "stopping", f"it was cancelled, and {act}"
-    place = job["metadata"].get("annotations", {}).get(f"{PREFIX}/output", "its output")
-    return "cancelled", cancelled(place, record or None if end else record, config=config_name(job))
+    notes = job["metadata"].get("annotations", {})
+    place = notes.get(f"{PREFIX}/output", "its output")
+    named = notes.get(f"{PREFIX}/named", "")
+    return "cancelled", cancelled(place, record or None if end else record, config=config_name(job), named=named)

@@ -112,11 +112,11 @@ class ClusterJob(Job):
 
 # %% ../../nbs/cluster/44_remote.ipynb #4fc37004
 def note_end(
-    run: StoredRun,
+    job: Job,
 ) -> None:
-    "Write beside a run's output who ended it, as the Job will not be there to say so; raises `OutputError`"
-    by = {"by": owner(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    Storage(run.endpoint).put_bytes(json.dumps(by).encode(), f"{run.place}/cancelled.json")
+    "Write beside a run's output who ended it, and whether its name was chosen, as the Job will not be there to say so; raises `OutputError`"
+    end = {"by": owner(), "at": datetime.now(UTC).isoformat(timespec="seconds"), "named": job.facts.get("named", "")}
+    Storage(job.endpoint).put_bytes(json.dumps(end).encode(), f"{job.place}/cancelled.json")
 
 
 def stored_logs(
@@ -198,10 +198,10 @@ def forgotten(
         )
     if last.get("exit_code") == 0:
         return replace(state, phase="succeeded", finished=time_of(last.get("finished")))
-    if by := read_json(Storage(handle.endpoint), f"{handle.place}/cancelled.json"):
-        return replace(
-            state, phase="cancelled", why=cancelled(handle.place, record, by["by"], handle.facts.get("config", ""))
-        )
+    if noted := read_json(Storage(handle.endpoint), f"{handle.place}/cancelled.json"):
+        config = handle.facts.get("config", "")
+        cause = cancelled(handle.place, record, noted["by"], config, noted.get("named", ""))
+        return replace(state, phase="cancelled", why=cause)
     if last:
         end = ending(recorded_end(last), {})
         return replace(state, phase="failed", why=f"{end}; the cluster does not have the job any more")

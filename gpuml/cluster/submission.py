@@ -27,6 +27,7 @@ from .checks import check_code, check_here, check_kernel
 from .device_claim import claim_template
 from .earlier import EarlierRun, earlier_runs, grace_of, pace_of
 from .elsewhere import check_places, data_here, for_here, for_pods
+from .facts import note_name
 from .findings import Finding, Findings
 from .jobs import own_folders
 from .local import jobs_folder
@@ -134,6 +135,7 @@ def prepare(
     config = for_here(config) if local else config
     runs = earlier_runs(config)
     packed, manifest = _pack(config, path, name, local, grace_of(runs))
+    note_name(manifest, bool(name))
     findings = check_here(config, path)
     findings += [*check_code(packed, not local), *check_kernel(path)]
     reading = None if local else _reach_cluster(config, findings, reading)
@@ -252,6 +254,7 @@ def _check_name(planned: Submission, request: Asked) -> str:
     planned.standing = standing(request, config.output.rstrip("/"), Storage(config.data.endpoint), taken)
     if planned.standing.run != request.name:
         rename_run(planned.manifest, planned.standing.run)
+        note_name(planned.manifest, False)  # with --again, the same makes yet another one
     return planned.standing.note
 
 

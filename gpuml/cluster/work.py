@@ -127,8 +127,9 @@ def _end_words(job: Work, end: str) -> str:
     "How a job ended that was to end"
     if job.end_phase == "failed":
         return f"ended by its deadline; {end}; submitted again with a longer compute.deadline, the same run goes on"
-    place = job.manifest["metadata"]["annotations"][f"{PREFIX}/output"]
-    return cancelled(place, local_outcome(job.manifest), config=config_name(job.manifest))
+    notes = job.manifest["metadata"]["annotations"]
+    place, named = notes[f"{PREFIX}/output"], notes.get(f"{PREFIX}/named", "")
+    return cancelled(place, local_outcome(job.manifest), config=config_name(job.manifest), named=named)
 
 # %% ../../nbs/cluster/42_work.ipynb #91108760
 def _attempt(job: Work) -> int:
