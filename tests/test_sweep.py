@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
@@ -15,6 +17,7 @@ from gpuml.base.storage import Storage
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from gpuml.training.run_list import read_rows
+from gpuml.training.sweep import SweepFile
 from gpuml.ui.sweep_line import sweep_of, train_line
 from tests import forked
 from tests.conftest import ENDLESS, gpuml, runs_in
@@ -164,6 +167,16 @@ def test_a_cancelled_sweep_sends_no_more_of_its_jobs(shipped, project):  # noqa:
     assert not (project / "outputs" / "spring-2-seed-1").exists()
     other = gpuml("cancel", train("train.seed=0,1", "train.epochs=1").file.sweep.id, cwd=project)
     assert other.returncode == 78 and "its runs are no jobs" in other.stderr
+
+
+def test_a_sweep_whose_jobs_are_over_is_not_cancelled(project, store):
+    "It stays as it is, and who wants to cancel it hears so"
+    file = SweepFile(replace(train("train.seed=0,1", "train.epochs=1").file.sweep, as_jobs=True))
+    file.save()
+    before = Path(file.place).read_bytes()
+    done = gpuml("cancel", file.sweep.id, cwd=project)
+    assert done.returncode == 0 and "all of its 2 runs are over, and there is nothing to cancel" in done.stdout, done
+    assert Path(file.place).read_bytes() == before
 
 
 def test_another_machine_goes_on_with_a_sweep_on_s3(s3, project, store):

@@ -9,7 +9,7 @@ __all__ = ['CANCELLED', 'SWEEPS', 'Rung', 'rungs', 'Sweep', 'new_sweep', 'Outcom
 # %% ../../nbs/training/84_sweep.ipynb #bb291a38
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -224,9 +224,9 @@ class SweepFile:
         "Remove it; its runs stay"
         Storage(self.sweep.config.data.endpoint).remove(self.place)
 
-    def cancel(self) -> None:
-        "Keep that no more of its jobs are to be sent, until it is submitted again; raises `OutputError`"
-        self.outcomes.update(dict.fromkeys(self.sweep.runs, Outcome(CANCELLED)))
+    def cancel(self, finished: Collection[str] = ()) -> None:
+        "Keep that no more of its jobs are to be sent, until it is submitted again; finished runs stay so; raises `OutputError`"
+        self.outcomes.update({run: Outcome(CANCELLED) for run in self.sweep.runs if run not in finished})
         self.save()
 
     def note(self, run: str, outcome: Outcome) -> None:

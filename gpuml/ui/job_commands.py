@@ -227,16 +227,22 @@ def cancel(
 
 
 def _cancel_sweep(file: Any) -> None:
-    "End the jobs of a sweep, and send no more of them"
+    "End the jobs of a sweep, and send no more of them; one whose jobs are all over stays as it is"
     from gpuml.cluster.sweep_jobs import sweep_jobs
+    from gpuml.training.run_row import FINISHED
     from gpuml.training.sweep_rows import NOT_BEGUN, sweep_rows
 
     sweep = file.sweep
     if not sweep.as_jobs:
         raise ConfigError(f"{sweep.id}: its runs are no jobs; Ctrl-C stops it where it is trained")
+    states = {row.run: row.state for row in sweep_rows(file)}
+    waiting = {run for run, state in states.items() if state == NOT_BEGUN}
+    if not waiting and all(state.over for _, state in sweep_jobs(sweep)):
+        print(f"{sweep.id}: all of its {len(sweep.runs)} runs are over, and there is nothing to cancel")
+        print(f"gpuml runs {sweep.id} shows what each came to")
+        return
     with suppress(OutputError):  # who can't write there can end its jobs all the same
-        file.cancel()
-    waiting = {row.run for row in sweep_rows(file) if row.state == NOT_BEGUN}
+        file.cancel([run for run, state in states.items() if state == FINISHED])
     jobs = sweep_jobs(sweep)
     for job, state in jobs:
         print(f"{job.address}: {state if state.over else job.cancel()}", flush=True)
