@@ -14,11 +14,14 @@ from gpuml.base.errors import ConfigError, Preempted
 from gpuml.base.line import parse_words
 from gpuml.base.loading import load, load_all
 from gpuml.base.storage import Storage
+from gpuml.cluster.sweep_jobs import current_sweep, watch_sweep
+from gpuml.training.attempts import Attempt, content
 from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from gpuml.training.run_list import read_rows
 from gpuml.training.sweep import SweepFile
 from gpuml.ui.sweep_line import sweep_of, train_line
+from gpuml.ui.sweep_table import open_sweep
 from tests import forked
 from tests.conftest import ENDLESS, gpuml, runs_in
 from tests.test_local import shipped  # noqa: F401
@@ -177,6 +180,23 @@ def test_a_sweep_whose_jobs_are_over_is_not_cancelled(project, store):
     done = gpuml("cancel", file.sweep.id, cwd=project)
     assert done.returncode == 0 and "all of its 2 runs are over, and there is nothing to cancel" in done.stdout, done
     assert Path(file.place).read_bytes() == before
+
+
+def test_who_waits_for_a_sweep_hears_of_jobs_that_are_gone_and_of_those_that_come(project):
+    "How one ended that its TTL has removed its record says; one that was not sent yet is waited for, until nobody sends it"
+    sweep = replace(sweep_of(parse_words(["dev", "train.seed=0,1"])).sweep, as_jobs=True)
+    first, second = sweep.runs
+    SweepFile(sweep, sent="2026-11-29T12:00:00+00:00").save()
+    ended = Attempt(first, 1, 65, "a.csv:26: x", 2, "2026-11-29T12:01:00+00:00", "2026-11-29T12:05:00+00:00", "")
+    Storage().put_bytes(content(ended), project / "outputs" / first / "attempts" / "1.json")
+    looks = watch_sweep(sweep, seconds=0, patience=60, clock=iter(range(0, 600, 20)).__next__)
+    states = [[state.phase for _, state in listed] for listed in looks]
+    assert len(states) > 2 and set(map(tuple, states)) == {("failed", "pending")}
+    table = open_sweep(current_sweep(SweepFile(sweep)))
+    assert table.exit_code == 65 and [row.state for row in table.rows] == ["failed", "not begun"]
+    done = replace(ended, run=second, exit_code=0, reason="")
+    Storage().put_bytes(content(done), project / "outputs" / second / "attempts" / "1.json")
+    assert [[state.phase for _, state in listed] for listed in watch_sweep(sweep)] == [["failed", "succeeded"]]
 
 
 def test_another_machine_goes_on_with_a_sweep_on_s3(s3, project, store):

@@ -201,10 +201,10 @@ def forgotten(
     if noted := read_json(Storage(handle.endpoint), f"{handle.place}/cancelled.json"):
         config = handle.facts.get("config", "")
         cause = cancelled(handle.place, record, noted["by"], config, noted.get("named", ""))
-        return replace(state, phase="cancelled", why=cause)
+        return replace(state, phase="cancelled", why=cause, finished=time_of(noted.get("at")))
     if last:
-        end = ending(recorded_end(last), {})
-        return replace(state, phase="failed", why=f"{end}; the cluster does not have the job any more")
+        cause = f"{ending(recorded_end(last), {})}; the cluster does not have the job any more"
+        return replace(state, phase="failed", why=cause, finished=time_of(last.get("finished")))
     return replace(state, why="the cluster does not have this job, and storage has nothing of it")
 
 # %% ../../nbs/cluster/44_remote.ipynb #d2c47da3

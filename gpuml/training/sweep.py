@@ -190,6 +190,7 @@ class SweepFile:
 
     sweep: Sweep
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # by run
+    sent: str = ""  # when its jobs were last begun to be sent; empty where they were not, or by an earlier version
 
     @property
     def place(self) -> str:
@@ -200,6 +201,11 @@ class SweepFile:
     def is_over(self) -> bool:
         "Whether nothing is left to train"
         return next_step(self.sweep, self.outcomes) is None
+
+    @property
+    def is_cancelled(self) -> bool:
+        "Whether no more of its jobs are to be sent"
+        return any(outcome.state == CANCELLED for outcome in self.outcomes.values())
 
     @property
     def failures(self) -> dict[str, Outcome]:
@@ -217,6 +223,7 @@ class SweepFile:
         choices = {key: list(texts) for key, texts in s.choices.items()}
         values |= {"choices": choices, "halving": s.halving, "as_jobs": s.as_jobs}
         values |= {"code": s.recipe.content()} if s.recipe else {}
+        values |= {"sent": self.sent} if self.sent else {}
         values["outcomes"] = {run: asdict(outcome) for run, outcome in self.outcomes.items()}
         Storage(s.config.data.endpoint).put_bytes(json.dumps(values, indent=1).encode(), self.place)
 
@@ -247,7 +254,8 @@ def _read(
         choices = {key: tuple(texts) for key, texts in values["choices"].items()}
         outcomes = {run: Outcome(**outcome) for run, outcome in values["outcomes"].items()}
         recipe = recipe_in(values["code"]) if "code" in values else None
-        return SweepFile(Sweep(values["id"], own, choices, values["halving"], values["as_jobs"], recipe), outcomes)
+        sweep = Sweep(values["id"], own, choices, values["halving"], values["as_jobs"], recipe)
+        return SweepFile(sweep, outcomes, values.get("sent", ""))
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
         return None
 
@@ -272,7 +280,7 @@ def is_cancelled(sweep: Sweep) -> bool:
     "Whether no more of its jobs are to be sent; where that can't be read they are"
     with suppress(DataError):
         file = read_sweep(sweep.id, sweep.config)
-        return file is not None and any(outcome.state == CANCELLED for outcome in file.outcomes.values())
+        return file is not None and file.is_cancelled
     return False
 
 

@@ -116,7 +116,7 @@ def rows_of_jobs(
     states: Mapping[str, State] | None,  # of the jobs that are there, by run; none where that can't be told
 ) -> list[RunRow]:
     "The rows of a sweep of jobs, the best first, with what each is doing"
-    is_cancelled = states is not None and any(outcome.state == CANCELLED for outcome in file.outcomes.values())
+    is_cancelled = states is not None and file.is_cancelled
     return [job_row(row, (states or {}).get(row.run), is_cancelled) for row in sweep_rows(file)]
 
 
@@ -163,12 +163,13 @@ def job_notes(
 
 def code_of_jobs(
     rows: list[RunRow],
-    states: Mapping[str, State],  # of the jobs that are there, by run
+    states: Mapping[str, State],  # of its jobs, by run, as far as something tells them
 ) -> int:
     "With which a process ends that waited for a sweep's jobs: the code of the first that failed, or 0 where all are finished"
     is_done = all(row.state == FINISHED for row in rows)
-    codes = [state.command_code for state in states.values() if state.over]
-    return next(filter(None, codes), 0 if is_done else int(Exit.INTERRUPTED))
+    codes = [code for state in states.values() if state.over and (code := state.command_code)]
+    failures = [code for code in codes if code != Exit.INTERRUPTED]
+    return next(iter([*failures, *codes]), 0 if is_done else int(Exit.INTERRUPTED))
 
 # %% ../../nbs/ui/36_sweep_table.ipynb #20ba1d27
 @dataclass(frozen=True, repr=False)
@@ -176,7 +177,7 @@ class SweepTable:
     "A sweep: its runs, the best first; shows itself as a table"
 
     file: SweepFile
-    states: Mapping[str, State] = field(default_factory=dict)  # of its jobs that are there, by run
+    states: Mapping[str, State] = field(default_factory=dict)  # of its jobs, by run, as far as something tells them
     away: str = ""  # why those can't be told
 
     @cached_property
@@ -264,9 +265,11 @@ def open_sweep(file: SweepFile) -> SweepTable:
     "The table of a sweep; where it is one of jobs, with what they are doing now"
     if not file.sweep.as_jobs:
         return SweepTable(file)
-    from gpuml.cluster.sweep_jobs import sweep_jobs
+    from gpuml.cluster.sweep_jobs import gone_jobs, jobless, sweep_jobs
 
     try:
-        return SweepTable(file, {job.run_id: state for job, state in sweep_jobs(file.sweep)})
+        states = {job.run_id: state for job, state in sweep_jobs(file.sweep)}
     except ClusterError as e:
         return SweepTable(file, away=str(e))
+    ended = {run: state for run, (_, state) in gone_jobs(file.sweep, jobless(file, states)).items()}
+    return SweepTable(file, states | ended)
