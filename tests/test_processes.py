@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -261,13 +262,40 @@ def test_what_one_of_them_leaves_behind_is_not_waited_for(store, fault):
 def test_one_that_ends_before_they_have_met(tmp_path):
     "Rank 0 can't read its task, as where it has another version of the package; the other one waits for it no longer"
     write_json(tmp_path / TASK, {"config": {}, "origin": {"root": str(tmp_path)}})
-    processes = Processes(per_node=2, port=free_port())
     words = run_workers(
-        processes, tmp_path, Timing(gather=600), StopRequest("stopped"), lambda content: None, "the next one"
+        Processes(per_node=2),
+        tmp_path,
+        Timing(gather=600),
+        StopRequest("stopped"),
+        lambda content: None,
+        "the next one",
     )
     codes = {word.rank: word.code for word in words}
     assert codes in ({0: 1, 1: 75}, {0: 1, 1: 1}), codes  # it has met rank 0, and has its word, or has not
     assert "KeyError: 'name'" in reason(words).message and not any("came within" in word.message for word in words)
+
+
+def test_nobody_else_gets_the_port_at_which_they_meet(tmp_path, fault):
+    "Rank 0 stands still before it listens there"
+    fault("none:0")
+    (tmp_path / "faulty" / "sitecustomize.py").write_text("import time\ntime.sleep(3600)\n")
+    stop, words = StopRequest("stopped"), []
+
+    def run():
+        words.extend(
+            run_workers(Processes(per_node=2), tmp_path, Timing(shutdown=0), stop, lambda content: None, "the next")
+        )
+
+    runner = threading.Thread(target=run)
+    runner.start()
+    try:
+        until(lambda: 0 in workers())
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(("127.0.0.1", int(workers()[0].environ()["MASTER_PORT"])))
+    finally:
+        stop.signal = "SIGTERM"
+        runner.join(600)
+    assert [word.code for word in words] == [75, 75]
 
 
 def test_one_that_is_stopped_before_they_have_met(tmp_path):

@@ -8,6 +8,7 @@ __all__ = ['Member', 'member_of', 'take_part', 'end_now', 'outcome', 'start_here
 # %% ../../nbs/training/96_member.ipynb #cbe06956
 import json
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -49,12 +50,13 @@ class Member:
     host: str  # of rank 0
     port: int
     folder: Path  # with what it is told, and for its last word
+    door: int | None = None  # rank 0's descriptor of a socket that holds the port, where all are on this machine
 
 
-def member_of(environ: Mapping[str, str], folder: Path) -> Member:
+def member_of(environ: Mapping[str, str], folder: Path, door: int | None = None) -> Member:
     "This process, by the names that torch's launcher gives"
     numbers = (int(environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    return Member(*numbers, environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), folder)
+    return Member(*numbers, environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), folder, door)
 
 # %% ../../nbs/training/96_member.ipynb #4ca53b4a
 def take_part(
@@ -67,7 +69,8 @@ def take_part(
     store = None
     try:
         if member.rank == 0:
-            store = serve_store(member.port, member.size, member.size > member.local_size)
+            door = member.port if member.door is None else socket.socket(fileno=member.door)
+            store = serve_store(door, member.size)
         else:
             enter(member.host, member.port, member.rank, timing.gather, early.check)
         peers = Peers(member.rank, member.size, open_store(member.host, member.port), timing)

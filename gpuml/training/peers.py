@@ -33,15 +33,16 @@ END = "end"
 
 
 def serve_store(
-    port: int,
+    door: socket.socket | int,  # a port of this machine that is held for it, or the number of one that others come to
     size: int,
-    is_for_all: bool = False,  # other machines may come, too
 ) -> TCPStore:
     "The store of rank 0; it ends with the object"
     options = {}
-    if not is_for_all:
-        with socket.create_server((HERE, port), backlog=1024) as s:
-            options["master_listen_fd"] = s.detach()
+    port = door
+    if isinstance(door, socket.socket):
+        port = door.getsockname()[1]
+        door.listen(1024)
+        options["master_listen_fd"] = door.detach()
     store = TCPStore(HERE, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60), **options)
     for rank in range(size):
         store.set(f"{BEATS}/{rank}", "")

@@ -33,12 +33,14 @@ def give_signs(
 
 # %% ../../nbs/training/97_worker.ipynb #2427d39d
 def main(
-    arguments: list[str],  # folder of the training, id of the process that started this one, two pipes to it
+    arguments: list[
+        str
+    ],  # folder of the training, id of the process that started this one, two pipes to it; rank 0's door
 ) -> int:
     "Take part in a training; the exit code"
-    folder, (parent, life, news) = Path(arguments[0]), map(int, arguments[1:])
+    folder, (parent, life, news, *door) = Path(arguments[0]), map(int, arguments[1:])
     end_with(parent)
-    for descriptor in (life, news):
+    for descriptor in (life, news, *door):
         os.set_inheritable(descriptor, False)
     timing = Timing(**json.loads((folder / TIMING).read_bytes()))
     threading.Thread(target=give_signs, args=(life, timing.beat), daemon=True).start()
@@ -46,7 +48,7 @@ def main(
     with stop_signals(early):
         from gpuml.training.member import member_of, take_part
 
-        return take_part(member_of(os.environ, folder), timing, early, news).code
+        return take_part(member_of(os.environ, folder, *door), timing, early, news).code
 
 # %% ../../nbs/training/97_worker.ipynb #4af6ae3f
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ __all__ = ['TIMING', 'Pipe', 'Worker', 'Ear', 'LastCall', 'Watch', 'run_workers'
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
-from dataclasses import asdict
+from contextlib import closing, nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..base.errors import Preempted
@@ -22,7 +23,7 @@ from ..base.files import write_json
 from ..base.process import count_oom_kills
 from ..data.encoder import cores
 from .last_word import LastWord, left_in, word_of_death, word_of_silence
-from .processes import Processes, Timing, worker_environment
+from .processes import Processes, Timing, hold_port, worker_environment
 from .silence import Silence
 from .stop import StopRequest
 
@@ -69,6 +70,7 @@ class Worker:
         processes: Processes,
         folder: Path,  # of this training, with what workers are told, and where they leave their last word
         environ: Mapping[str, str],
+        door: socket.socket | None = None,  # where rank 0 is met, which gets it
     ):
         self.rank = rank
         self.life = Pipe()
@@ -77,14 +79,15 @@ class Worker:
         self.log = None if is_first else folder / f"log-{rank}.txt"  # the others would say the same
         command = [sys.executable, "-m", "gpuml.training.worker", str(folder), str(os.getpid())]
         pipes = (self.life.writing, self.news.writing)
+        handed = (*pipes, door.fileno()) if door else pipes
         output = open(self.log, "wb") if self.log else None
         self.process = subprocess.Popen(
-            [*command, *map(str, pipes)],
+            [*command, *map(str, handed)],
             env=worker_environment(processes, rank, cores(), environ),
             stdin=subprocess.DEVNULL,
             stdout=output or 2,  # what it prints is no result of whoever started it
             stderr=output,
-            pass_fds=pipes,
+            pass_fds=handed,
             start_new_session=True,
         )
         for descriptor in pipes:
@@ -261,8 +264,7 @@ def run_workers(
     write_json(folder / TIMING, asdict(timing))
     workers: list[Worker] = []
     try:
-        for rank in processes.ranks:
-            workers.append(Worker(rank, processes, folder, environ))
+        _start(workers, processes, folder, environ)
         watch = Watch(workers, folder, processes, timing, stop, successor)
         with closing(Ear(workers, hear, watch.silence)) as ear:
             while watch.alive:
@@ -275,3 +277,12 @@ def run_workers(
             worker.send(signal.SIGKILL)  # whoever is left where this raises
             worker.process.wait()
             worker.close()
+
+
+def _start(workers: list[Worker], processes: Processes, folder: Path, environ: Mapping[str, str]) -> None:
+    "Start the workers of this node, where no port is given with one for rank 0 that is held all the while"
+    with nullcontext() if processes.port else hold_port() as door:
+        port = door.getsockname()[1] if door else processes.port
+        for rank in processes.ranks:
+            placed = replace(processes, port=port)
+            workers.append(Worker(rank, placed, folder, environ, None if rank else door))
