@@ -158,6 +158,37 @@ def test_what_is_wrong_is_a_sentence(name, project, store):
     assert not list((project / "outputs").glob("*/certificate.json"))
 
 
+PARAMETERS_OF = {
+    "a third one": ("(labels, probabilities, classes):", "(labels, probabilities, weights):"),
+    "too few": ("(labels, probabilities, classes):", "(labels):"),
+    "another order": ("(labels, probabilities, classes):", "(classes, labels, probabilities):"),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS_OF)
+def test_wrong_parameters_are_refused_before_a_run_begins(name, project, store):
+    made = cell(CELL.replace(*PARAMETERS_OF[name]))
+    with pytest.raises(ConfigError, match=r"metrics: def scores\(.*; write def scores\(labels, probabilities\) or"):
+        fit(load("dev", QUICK), metrics=made["scores"])
+    made = cell(CELL.replace("(config, labels, tokenizer):", "(config, names, words):"))
+    with pytest.raises(ConfigError, match=r"model: def make_model\(config, names, words\): it gets config and labels,"):
+        fit(load("dev", QUICK), model=made["make_model"])
+    assert not list((project / "outputs").glob("*"))
+
+
+def test_its_file_is_named(project, store):
+    "Where its parameters are wrong, and where it raises"
+    module = project / "mine.py"
+    module.write_text(CELL.replace("probabilities, classes):", "probabilities, weights):"))
+    ended = gpuml("train", "--metrics", "mine:scores", cwd=project)
+    assert ended.returncode == 78 and "in mine.py, line 23: it gets labels" in ended.stderr, ended.stderr
+    module.write_text(CELL.replace("probabilities.max(1)", "probabilities.max(2)"))
+    ended = gpuml("train", "--metrics", "mine:scores", cwd=project)
+    assert ended.returncode == 1 and "scores (mine.py, line 23): AxisError: " in ended.stderr, ended.stderr
+    assert "it got labels (int64 [4]), probabilities (float64 [4, 2]), classes (2 names)" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_rows_without_padding_are_refused(project, store):
     with pytest.raises(ConfigError, match="train.rows: packed: a model of the notebook's own is given padded texts"):
         fit(load("dev", ["train.rows=packed"]), model=cell()["make_model"])

@@ -98,7 +98,7 @@ def make(
     tokenizer: Any,  # of config.model.name
 ) -> OwnClassifier:
     "The model that a recipe makes, float32, on the CPU, in evaluation mode; raises `ModelError`"
-    name, function = recipe.model, recipe.function(recipe.model)
+    name, function = recipe.named(recipe.model), recipe.function(recipe.model)
     third = {"tokenizer": tokenizer} if "tokenizer" in inspect.signature(function).parameters else {}
     try:
         module = function(config, list(labels), **third)

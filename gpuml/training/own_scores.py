@@ -42,13 +42,22 @@ def own_scores(
         return {}
     function = recipe.function(recipe.metrics)
     third = {"classes": list(labels)} if "classes" in inspect.signature(function).parameters else {}
+    name = recipe.named(recipe.metrics)
     try:
         scores = function(np.array(right), probabilities, **third)
     except GpumlError:
         raise
     except Exception as e:  # whatever the notebook's code raises
-        raise TrainError(f"{recipe.metrics}: {problem_of(e)}") from e
-    return _checked(scores, recipe.metrics)
+        raise TrainError(f"{name}: {problem_of(e)}; it got {_arguments(right, probabilities, third)}") from e
+    return _checked(scores, name)
+
+
+def _arguments(right: np.ndarray, probabilities: np.ndarray, third: dict[str, list[str]]) -> str:
+    "What the function got, in words"
+    arrays = {"labels": right, "probabilities": probabilities}
+    words = [f"{name} ({array.dtype.name} {list(array.shape)})" for name, array in arrays.items()]
+    names = [f"{name} ({len(value)} names)" for name, value in third.items()]
+    return ", ".join([*words, *names]) + ("" if third else "; with a parameter `classes` it gets their names, too")
 
 
 def _checked(scores: Any, name: str) -> dict[str, float]:
