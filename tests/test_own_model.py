@@ -241,4 +241,28 @@ def test_the_command_takes_it_from_a_module(project, store):
     ended = gpuml("predict", folder.name, "data/a.csv", "out.csv", cwd=project)
     assert ended.returncode == 0, ended.stderr
     ended = gpuml("train", *own, cwd=project)
-    assert ended.returncode == 78 and "--model mine.own:make_model: mine.own can't be read" in ended.stderr
+    assert ended.returncode == 78 and "--model mine.own:make_model: mine.own can't be read in" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("mine:make_model", "mine is a package (ROOT/mine), and functions are taken from its modules; write mine.own:make_model"),
+        ("mine:scored", "mine is a package (ROOT/mine), and functions are taken from its modules; write mine.MODULE:scored"),
+        ("mime.own:make_model", "there is no mime/own.py in ROOT, and no package that is installed has it"),
+        ("mine.owm:make_model", "there is no mine/owm.py in ROOT, and no package that is installed has it; did you mean 'mine.own'?"),
+        ("mine.broken:make_model", "mine.broken can't be read in ROOT: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("bare:make_model", "bare is a package (ROOT/bare), and functions are taken from its modules; write bare.MODULE:make_model"),
+    ],
+)  # fmt: skip
+def test_a_module_that_is_none(words, sentence, project):
+    for folder in ("mine", "bare"):
+        (project / folder).mkdir()
+    (project / "mine" / "__init__.py").write_text("")
+    (project / "mine" / "__main__.py").write_text("raise SystemExit('this is not what is meant')\n")
+    (project / "mine" / "own.py").write_text(CELL)
+    (project / "mine" / "broken.py").write_text("import no_such_package\n")
+    ended = gpuml("train", "--model", words, cwd=project)
+    assert ended.returncode == 78 and "Traceback" not in ended.stderr
+    text = " ".join(ended.stderr.split())
+    assert f"gpuml: --model {words}: {sentence.replace('ROOT', str(project))}" in text, text
