@@ -80,7 +80,7 @@ class Stream:
 class Event:
     "Is there when it was asked three times"
 
-    def __init__(self):
+    def __init__(self, blocking=False):
         self.questions = 0
 
     def record(self):
@@ -161,6 +161,15 @@ def empty_cache() -> None:
         raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
 
 
+def utilization(device=None):
+    "How busy it is: NVIDIA's library refuses to say so of a part of a GPU, with an error that is none of Python's own"
+    raise NotMeasured("Not Supported")
+
+
+class NotMeasured(Exception):
+    "`NVMLError_NotSupported`"
+
+
 class Now(threading.local):
     "The stream on which a thread works"
 
@@ -199,14 +208,14 @@ def install() -> None:
     numbers = {"memory_allocated": 10**6, "max_memory_allocated": 2 * 10**6, "memory_reserved": 2 * 10**6}
     cuda, fork = torch.cuda, torch.random.fork_rng
     facts = {"is_available": True, "is_bf16_supported": True, "is_initialized": False, "get_device_name": "Pretended"}
-    states = {"mem_get_info": (10**11, 10**11), "get_sync_debug_mode": 0, "utilization": 50}
+    states = {"mem_get_info": (10**11, 10**11), "get_sync_debug_mode": 0}
     for name, value in {**numbers, **facts, **states}.items():
         setattr(cuda, name, lambda *_, value=value, **__: value)
     for name in ("synchronize", "set_device", "set_sync_debug_mode", "reset_peak_memory_stats"):
         setattr(cuda, name, lambda *_: None)
     cuda.Stream, cuda.Event, cuda.CUDAGraph, cuda.graph = Stream, Event, CUDAGraph, graph
     cuda.stream, cuda.current_stream = on, lambda device=None: NOW.stream
-    cuda.empty_cache, cuda.graph_pool_handle = empty_cache, new_pool
+    cuda.empty_cache, cuda.graph_pool_handle, cuda.utilization = empty_cache, new_pool, utilization
     torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool = end_recording, lambda device, pool: None
     torch.random.fork_rng = lambda devices=None: fork([])
     ahead.ThreadPoolExecutor = lambda most, name: ThreadPoolExecutor(most, name, lambda: OnThisGpu().__enter__())

@@ -33,9 +33,9 @@ def waiting_refused(device: torch.device) -> Iterator[None]:
 
 # %% ../../nbs/training/74_graph_trial.ipynb #c1abaaf3
 def marks(descent: Descent) -> torch.Tensor:
-    "The loss, and the norm of each weight's gradient, on the CPU: equal where all bits of the gradients are"
+    "The loss, and the norm of each weight's gradient, on the CPU, as finite numbers: equal where all bits of the gradients are"
     gradients = (p.grad for group in descent.optimizer.param_groups for p in group["params"] if p.grad is not None)
-    return torch.stack([descent.loss, *(gradient.norm() for gradient in gradients)]).cpu()
+    return torch.stack([descent.loss, *(gradient.norm() for gradient in gradients)]).nan_to_num(nan=1.0).cpu()
 
 # %% ../../nbs/training/74_graph_trial.ipynb #b3036001
 def record(

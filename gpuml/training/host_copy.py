@@ -20,7 +20,7 @@ class HostCopy:
         gpu = device.type == "cuda"
         self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=gpu)
         self._values.copy_(values, non_blocking=True)
-        self._event = torch.cuda.Event() if gpu else None
+        self._event = torch.cuda.Event(blocking=True) if gpu else None
         if self._event:
             self._event.record()
 

@@ -22,7 +22,7 @@ class Slot:
         gpu = device.type == "cuda"
         self._host = torch.empty(size, dtype=torch.uint8, pin_memory=gpu)
         self._device = torch.empty(size, dtype=torch.uint8, device=device) if gpu else self._host
-        self._arrived, self._used = (torch.cuda.Event(), torch.cuda.Event()) if gpu else (None, None)
+        self._arrived, self._used = (torch.cuda.Event(), torch.cuda.Event(blocking=True)) if gpu else (None, None)
         self.size = size
 
     def is_idle(self) -> bool:
