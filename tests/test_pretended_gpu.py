@@ -102,14 +102,17 @@ def compute(row):
         row.targets.sum().item()  # waits for the GPU
     return row.targets.sum()
 
-usual, notes = torch.cuda.current_stream(), []
+usual, notes, streams = torch.cuda.current_stream(), [], pretended_gpu.Stream.made
 graphs = Graphs(compute, pretended_gpu.GPU, notes.append)
-rows = [Row(Shape(n, 2), torch.zeros(Shape(n, 2).bytes, dtype=torch.uint8)) for n in (64, 128, 64)]
+rows = [Row(Shape(n, 2), torch.zeros(Shape(n, 2).bytes, dtype=torch.uint8)) for n in (64, 192, 128, 64)]
 for value, row in enumerate(rows):
     row.targets[:] = value
 values = [graphs.run(row).item() for row in rows]
 torch.cuda.empty_cache()
-print(json.dumps({"values": values, "graphs": len(graphs), "notes": notes, "stream": torch.cuda.current_stream() is usual}))
+print(json.dumps({
+    "values": values, "graphs": len(graphs), "notes": notes, "is back": torch.cuda.current_stream() is usual,
+    "streams": pretended_gpu.Stream.made - streams,
+}))
 """
 
 
@@ -117,5 +120,5 @@ def test_a_recording_that_fails_leaves_the_others_as_they_were():
     done = subprocess.run([forked.python(), "-c", BROKEN], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["values"], found["graphs"], found["stream"]) == ([0, 2, 4], 1, True)
+    assert (found["values"], found["graphs"], found["is back"], found["streams"]) == ([0, 2, 4, 6], 2, True, 1)
     assert len(found["notes"]) == 1 and "operation failed" in found["notes"][0]

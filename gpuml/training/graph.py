@@ -8,6 +8,7 @@ __all__ = ['Computation', 'Graph', 'Graphs']
 # %% ../../nbs/training/33_graph.ipynb #f7bcf72d
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 
 import torch
 
@@ -25,8 +26,14 @@ def _mend(
     with suppress(RuntimeError):  # of later versions, which have ended it
         torch._C._cuda_endAllocateToPool(number, pool)
         torch._C._cuda_releasePool(number, pool)
-    with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), None, _side(device), "thread_local"):
         torch.zeros((), device=device)
+
+
+@cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    "The stream of all recordings on a GPU"
+    return torch.cuda.Stream(device)
 
 # %% ../../nbs/training/33_graph.ipynb #25d9d407
 Computation = Callable[[], torch.Tensor | None]
@@ -49,7 +56,7 @@ class Graph:
         if not gpu:
             return
         self._recording, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
-        recorded = torch.cuda.graph(self._recording, pool=pool, capture_error_mode="thread_local")
+        recorded = torch.cuda.graph(self._recording, pool, _side(device), "thread_local")
         try:
             with torch.cuda.stream(torch.cuda.current_stream(device)), recorded:  # a failure leaves its stream behind
                 self._answer = computation()
@@ -76,12 +83,14 @@ class Graph:
 
 @contextmanager
 def _aside(device: torch.device) -> Iterator[None]:
-    "Inside the block the GPU is given work on a stream of its own, between what comes before and behind the block"
-    stream, usual = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    "Inside the block the GPU is given work on the side, between what comes before and behind the block, also where that raises"
+    stream, usual = _side(device), torch.cuda.current_stream(device)
     stream.wait_stream(usual)
-    with torch.cuda.stream(stream):
-        yield
-    usual.wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        usual.wait_stream(stream)
 
 # %% ../../nbs/training/33_graph.ipynb #4162de0d
 class Graphs:
