@@ -10,22 +10,24 @@ Two shapes with random weights, DistilBERT-base's and ModernBERT-base's, on R8 c
   gpuml:any        the same with train.deterministic=false: what equal bits cost
 All arms run in one process after the other, each for some seconds once it is warm. The table has the milliseconds of an
 update, real (not padding) tokens a second, the share of the matrix peak that the same process measured, and gpuml's rate over
-the others'. Then `gpuml train` on R8 as reuters.yaml has it (MiniLM, 256 tokens, 3 epochs): test accuracy, seconds of
+the others'. Before that, `gpuml train` on R8 as reuters.yaml has it (MiniLM, 256 tokens, 3 epochs): test accuracy, seconds of
 training, seconds from the command to its first update, and the GPU's utilisation between the first update and the last.
-Writes all of it to results/DEVICE.json. Needs no network where MiniLM's package and R8 are there: see gpu.sh.
+Writes what it has to results/DEVICE.json after each arm: one that fails, hangs or finds no time left loses no other.
+Needs no network where MiniLM's package and R8 are there: see gpu.sh.
 """
 
 import argparse
 import json
 import os
 import queue
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -33,9 +35,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SHAPES = ("distilbert", "modernbert")
-ARMS = ("default", "group_by_length", "gpuml", "gpuml:any")
+ARMS = ("gpuml", "default", "group_by_length", "gpuml:any")  # what is wanted most comes first, while there is time
 BATCHES, TINY_BATCHES = (8, 32, 128, 512), (4,)
-PATIENCE = 60.0  # seconds that one arm may take with its start, and the process with its imports
+PATIENCE = 60.0  # seconds that a process may say nothing, in its imports or in one arm
 TRAINING = 75.0  # seconds of the limit that `gpuml train` gets
 
 
@@ -63,8 +65,21 @@ def environment() -> dict[str, str]:
     return {**os.environ, **always, "PYTHONPATH": path}
 
 
-def lines_of(process: subprocess.Popen, deadline: float) -> Iterator[str]:
-    "A process's lines, until it ends, is silent for `PATIENCE`, or the deadline has come; it is ended then"
+class Broken(Exception):
+    "How a process ended that did not end well"
+
+
+def lines_of(command: list[str], deadline: float, **options: Any) -> Iterator[str]:
+    "The lines that a process prints; raises `Broken`, also where it is silent for `PATIENCE` or the deadline has come"
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=environment(),
+        start_new_session=True,
+        **options,
+    )
     lines = queue.Queue()
 
     def read() -> None:
@@ -76,28 +91,36 @@ def lines_of(process: subprocess.Popen, deadline: float) -> Iterator[str]:
     try:
         while line := lines.get(timeout=max(0.1, min(PATIENCE, deadline - time.monotonic()))):
             yield line
-    except queue.Empty:
-        pass
+        process.wait(PATIENCE)
+    except (queue.Empty, subprocess.TimeoutExpired):
+        raise Broken("no time was left" if time.monotonic() >= deadline else f"silent for {PATIENCE:.0f} s") from None
     finally:
-        process.kill()
-        process.wait()
+        with suppress(ProcessLookupError):  # with all that it has started
+            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # one that a GPU holds is left behind
+            process.wait(10)
+    if process.returncode:
+        raise Broken(f"ended its process with {process.returncode}")
 
 
 def measured(names: list[str], deadline: float, options: list[str]) -> Iterator[dict[str, Any]]:
-    "What gpu_arms.py prints of each arm; where one ends its process, the others get a new one"
+    "What gpu_arms.py says of each arm; where one breaks its process, the others get a new one"
     left = list(names)
     while left and time.monotonic() < deadline:
-        command = [sys.executable, str(HERE / "gpu_arms.py"), *options, *left]
-        with tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment())
-            for line in lines_of(process, deadline):
-                if line.startswith("{"):
-                    result = json.loads(line)
-                    left.remove(result["arm"])
-                    yield result
-            if left and time.monotonic() < deadline:
-                errors.seek(0)
-                yield {"arm": left.pop(0), "error": f"ended its process: {errors.read().strip()[-300:]}"}
+        before = len(left)
+        try:
+            for line in lines_of([sys.executable, str(HERE / "gpu_arms.py"), *options, *left], deadline):
+                if not line.startswith("{"):
+                    print(line.rstrip(), flush=True)
+                    continue
+                result = json.loads(line)
+                left.remove(result["arm"])
+                yield result
+            problem = "" if len(left) < before else "not measured"
+        except Broken as e:
+            problem = str(e)
+        if left and problem:
+            yield {"arm": left.pop(0), "error": problem}
     for name in left:
         yield {"arm": name, "error": "no time was left"}
 
@@ -121,9 +144,12 @@ class Utilisation:
             with suppress(pynvml.NVMLError):
                 self.samples.append((time.time(), pynvml.nvmlDeviceGetUtilizationRates(handle).gpu))
 
+    def end(self) -> None:
+        "Ask no more"
+        self._over.set()
+
     def between(self, first: float, last: float) -> float | None:
         "The mean of that time, per cent; none where nothing was measured"
-        self._over.set()
         values = [percent for moment, percent in self.samples if first <= moment <= last]
         return statistics.mean(values) if values else None
 
@@ -138,26 +164,29 @@ def train_whole(gpu: bool, seconds: float, output: Path, overrides: list[str]) -
     command = [sys.executable, "-m", "gpuml", "train", str(HERE / "reuters.yaml"), *places, *overrides]
     utilisation = Utilisation(gpu)
     started = time.time()
+    printed = []  # seconds since the command, and a line
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {seconds:.0f} s"}
-    total = time.time() - started
-    if done.returncode:
-        return {"error": done.stderr.strip()[-1000:]}
-    (metrics,) = output.glob("runs/*/metrics.json")
-    scores = json.loads(metrics.read_text())
-    spool = metrics.with_name("metrics.jsonl").read_text().splitlines()
-    moments = [moment / 1000 for moment, _, kind, _ in map(json.loads, spool) if kind == "update"]
-    return {
-        "accuracy": scores["accuracy"],
-        "updates": scores["updates"],
-        "training_seconds": scores["seconds"],
-        "first_update_seconds": moments[0] - started,
-        "total_seconds": total,
-        "utilisation_percent": utilisation.between(moments[0], moments[-1]),
-        "notes": scores["notes"],
-    }
+        for line in lines_of(command, time.monotonic() + seconds, stderr=subprocess.STDOUT):
+            printed.append(f"{time.time() - started:6.2f} {line.rstrip()}")
+        ended = time.time()
+        (metrics,) = output.glob("runs/*/metrics.json")
+        scores = json.loads(metrics.read_text())
+        spool = metrics.with_name("metrics.jsonl").read_text().splitlines()
+        moments = [moment / 1000 for moment, _, kind, _ in map(json.loads, spool) if kind == "update"]
+        return {
+            "accuracy": scores["accuracy"],
+            "updates": scores["updates"],
+            "training_seconds": scores["seconds"],
+            "first_update_seconds": moments[0] - started,
+            "total_seconds": ended - started,
+            "utilisation_percent": utilisation.between(moments[0], moments[-1]),
+            "notes": scores["notes"],
+            "printed": printed,
+        }
+    except Exception as e:  # the arms are measured all the same
+        return {"error": f"{type(e).__name__}: {e}", "printed": printed}
+    finally:
+        utilisation.end()
 
 
 def rate(table: dict[str, dict[str, Any]], *name: str) -> float:
@@ -172,13 +201,30 @@ def row(table: dict[str, dict[str, Any]], shape: str, batch: str, arm: str) -> s
         return f"{batch:>5} {arm:<16} {result['error'].splitlines()[-1][:100]}"
     ratio = rate(table, shape, batch, "gpuml") / rate(table, shape, batch, arm)
     speed = f"{result['ms']:9.1f} {result['tokens_per_second']:13,.0f} {100 * result['share']:7.1f}%"
-    return f"{batch:>5} {arm:<16} {speed} {ratio:14.2f}x {result['memory_gb']:6.1f}  {result['note']}"
+    return f"{batch:>5} {arm:<16} {speed} {ratio:14.2f}x {result['memory_gb']:6.1f}  {result['how']}"
+
+
+def table_lines(arms: list[dict[str, Any]]) -> list[str]:
+    "What is printed of the arms, by shape and batch; and their notes, each once"
+    table = {result["arm"]: result for result in arms}
+    names = [name.split("/") for name in table]
+    lines = [
+        f"{'batch':>5} {'arm':<16} {'ms/update':>9} {'real tokens/s':>13} {'of peak':>8} {'gpuml over it':>15} {'GB':>6}"
+    ]
+    for shape in SHAPES:
+        batches = sorted({int(batch) for of, batch, _ in names if of == shape})
+        lines += [shape, *(row(table, shape, str(batch), arm) for batch in batches for arm in ARMS)]
+    notes = {}
+    for result in arms:
+        for note in result.get("notes", ()):
+            notes.setdefault(note[:300], []).append(result["arm"])
+    return [*lines, *(f"note of {', '.join(where[:4])} ({len(where)} in all): {note}" for note, where in notes.items())]
 
 
 def training_lines(training: dict[str, Any]) -> list[str]:
     "What is printed of a whole training"
     if "error" in training:
-        return [f"gpuml train, R8: {training['error']}"]
+        return [f"gpuml train, R8: {training['error']}", *(line[:200] for line in training["printed"][-15:])]
     busy = training["utilisation_percent"]
     return [
         f"gpuml train, R8: test accuracy {training['accuracy']:.4f} after {training['training_seconds']:.1f} s of training",
@@ -203,35 +249,32 @@ def file_name(device: str) -> str:
     return "-".join(device.lower().split())
 
 
-def write(folder: Path, device: str, results: dict[str, Any]) -> Path:
+def write(folder: Path, results: dict[str, Any]) -> Path:
     "Write the results to a file with the device's name"
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{file_name(device)}.json"
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    file = folder / f"{file_name(results['device'])}.json"
+    file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return file
 
 
-def measure_all(given: argparse.Namespace, device: str, say: Callable[[str], None]) -> dict[str, Any]:
-    "Run everything within the limit, and print it as it comes"
+def measure_all(given: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
+    "Run everything within the limit, and say how far it is; all results so far, again and again"
     deadline = time.monotonic() + given.limit
-    with tempfile.TemporaryDirectory() as folder:
+    facts = {"device": device, "date": time.strftime("%Y-%m-%d"), "versions": versions()}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         overrides = tiny_overrides(Path(folder)) if given.tiny else []
         training = train_whole(not given.tiny, given.limit if given.tiny else TRAINING, Path(folder), overrides)
-    say("\n".join(training_lines(training)))
-    batches = list(map(str, TINY_BATCHES if given.tiny else BATCHES))
+    print("\n".join(training_lines(training)), flush=True)
+    results = {**facts, "training": training, "arms": []}
+    yield results
+    batches = TINY_BATCHES if given.tiny else BATCHES
     options = ["--tiny", "--seconds", "0.1"] if given.tiny else ["--seconds", str(given.seconds)]
-    say(
-        f"{'batch':>5} {'arm':<16} {'ms/update':>9} {'real tokens/s':>13} {'of peak':>8} {'gpuml over it':>15} {'GB':>6}"
-    )
-    table = {}
-    names = [f"{shape}/{batch}/{arm}" for shape in SHAPES for batch in batches for arm in ARMS]
+    names = [f"{shape}/{batch}/{arm}" for shape in SHAPES for arm in ARMS for batch in batches]
     for result in measured(names, deadline, options):
-        table[result["arm"]] = result
-        shape, batch, arm = result["arm"].split("/")
-        if arm == ARMS[-1]:
-            say("\n".join([shape, *(row(table, shape, batch, arm) for arm in ARMS)]))
-    facts = {"device": device, "date": time.strftime("%Y-%m-%d"), "versions": versions()}
-    return {**facts, "training": training, "arms": list(table.values())}
+        results["arms"].append(result)
+        figure = result.get("error") or f"{result['ms']:.1f} ms"
+        print(f"{deadline - time.monotonic():5.0f} s left  {result['arm']}: {figure}", flush=True)
+        yield results
 
 
 def main() -> None:
@@ -249,10 +292,11 @@ def main() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     device = "tiny" if given.tiny else names[0]
     started = time.monotonic()
-    results = measure_all(given, device, lambda text: print(text, flush=True))
-    if given.results or not given.tiny:
-        print(f"written to {write(given.results or HERE / 'results', device, results)}")
-    print(f"{device}: all measured in {time.monotonic() - started:.0f} s")
+    for results in measure_all(given, device):
+        if given.results or not given.tiny:
+            write(given.results or HERE / "results", results)
+    print("\n".join([*training_lines(results["training"]), *table_lines(results["arms"])]))
+    print(f"{device}: {len(results['arms'])} arms in {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The tests that use a GPU and benchmarks/gpu.py, in one run on a machine that needs no network.
 #   benchmarks/gpu.sh pack            where there is a network: puts what that machine lacks into .gpu
-#   benchmarks/gpu.sh run [FOLDER]    there, beside the checkout and .gpu: about six minutes
-# The results come into FOLDER (benchmarks/results): DEVICE.json and DEVICE.txt, to be committed.
+#   benchmarks/gpu.sh run [FOLDER]    there, beside the checkout and .gpu: seven minutes at most
+# The results come into FOLDER (benchmarks/results) while it runs: DEVICE.json and DEVICE.txt, to be committed.
+# The output ends with the table, and the tests that failed.
 # PYTHON is the Python that has CUDA's torch (python3). Where gpuml is installed already, .gpu is not needed.
 set -euo pipefail
+MOST=410  # seconds for everything; the tests get 180 of them at most
 cd "$(dirname "$0")/.."
 
 pack() {
@@ -13,23 +15,37 @@ pack() {
   PYTHONPATH=. $python benchmarks/parcel.py pack
 }
 
+tests() {
+  local options=(-v -ra --tb=short --durations=12 -p no:cacheprovider)
+  if $python -c "import xdist" 2>/dev/null; then options+=(-n 4 --dist worksteal); fi
+  if $python -c "import pytest_timeout" 2>/dev/null; then options+=(--timeout 80 --timeout-method thread); fi
+  timeout -k 10 -s INT 180 $python -m pytest -o addopts= "${options[@]}" tests/gpu
+}
+
+summary() {
+  echo "tests:"
+  grep -aE '^(FAILED|ERROR) |^[0-9]+ tests need a GPU|^=+ .*(passed|failed|error|no tests ran)' "$1" | cut -c1-180 | head -40 || true
+}
+
 run() {
-  local results=${1:-benchmarks/results} python=${PYTHON:-python3} log workers status=0
+  local results=${1:-benchmarks/results} python=${PYTHON:-python3} name log
+  SECONDS=0
   mkdir -p "$results"
-  log=$(mktemp)
-  if [ -d .gpu/wheels ] && [ ! -d .gpu/site ]; then $python benchmarks/parcel.py unpack; fi
+  if [ -d .gpu/wheels ] && [ ! -d .gpu/data ]; then $python benchmarks/parcel.py unpack; fi
   export PYTHONPATH="$PWD:$PWD/.gpu/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-  workers=$($python -c "import xdist" 2>/dev/null && echo "-n 4 --dist worksteal" || true)
-  { timeout -s INT 200 $python -m pytest -o addopts= -q -ra --durations=12 -p no:cacheprovider $workers tests/gpu \
-      || { status=$?; echo "the tests ended with $status"; }
-    $python benchmarks/gpu.py --results "$results" || status=$?
-    exit $status; } 2>&1 | tee "$log" || status=$?
-  cat "$log" > "$results/$($python -c "import sys; sys.path.insert(0, 'benchmarks'); import gpu; print(gpu.file_name((gpu.devices() or ['no gpu'])[0]))").txt"
-  return $status
+  name=$(PYTHONPATH=benchmarks:$PYTHONPATH $python -c "import gpu; print(gpu.file_name((gpu.devices() or ['no gpu'])[0]))" || echo gpu)
+  log=$results/$name.txt
+  { local status=0
+    tests || { status=$?; echo "the tests ended with $status"; }
+    echo "unpacked and tested in $SECONDS s"
+    $python benchmarks/gpu.py --results "$results" --limit $((MOST - SECONDS)) || status=$?
+    summary "$log"
+    echo "all in $SECONDS s"
+    exit $status; } 2>&1 | tee "$log"
 }
 
 case ${1:-} in
   pack) pack ;;
   run) run "${2:-}" ;;
-  *) sed -n '2,6s/^# //p' "$0"; exit 2 ;;
+  *) sed -n '2,7s/^# //p' "$0"; exit 2 ;;
 esac

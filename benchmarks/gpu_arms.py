@@ -7,6 +7,7 @@ import argparse
 import gc
 import json
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ class Window:
     config: Any  # the model's
     seconds: float
     warm_up: float  # seconds
+    waits: bool = True  # for the GPU, as an update was given to it; not where it is known to be done
     most: float = 5.0  # seconds after which it warms up no more, whatever is new
     least: int = 3  # updates, of the warm-up and of what is timed
     clock: Callable[[], float] = time.perf_counter
@@ -97,17 +99,21 @@ class Window:
         if not self.start:
             self.before += 1
             if self.before >= self.least and now - self.begin >= self.warm_up:
-                settle()
-                self.start = self.clock()
+                self.start = self._moment()
             return False
         self.updates += 1
         self.tokens += int(lengths.sum())
         self.flops += flops(lengths, self.config)
         if self.updates < self.least or now - self.start < self.seconds:
             return False
-        settle()
-        self.end = self.clock()
+        self.end = self._moment()
         return True
+
+    def _moment(self) -> float:
+        "When the updates so far were done"
+        if self.waits:
+            settle()
+        return self.clock()
 
 
 class TimedUpdates(TrainerCallback):
@@ -121,8 +127,8 @@ class TimedUpdates(TrainerCallback):
         control.should_training_stop |= self.window.update(self.batches[state.global_step - 1])
 
 
-def time_trainer(arm: str, batch: int, classifier: Any, texts: Texts, window: Window) -> str:
-    "Train with HuggingFace's Trainer until the window is full; returns its number format"
+def time_trainer(arm: str, batch: int, classifier: Any, texts: Texts, window: Window) -> tuple[str, list[str]]:
+    "Train with HuggingFace's Trainer until the window is full; returns its number format, and no notes"
     tokens, classes = texts.tokens, texts.classes
     common = dict(num_train_epochs=ENDLESS, learning_rate=1e-4)
     trainer = make_trainer(f"{arm}:{batch}", classifier, texts.tokenizer, tokens, classes, **common)
@@ -135,11 +141,12 @@ def time_trainer(arm: str, batch: int, classifier: Any, texts: Texts, window: Wi
     trainer.data_collator = counted
     trainer.add_callback(TimedUpdates(window, batches))
     trainer.train()
-    return {"no": "fp32"}.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision)
+    return {"no": "fp32"}.get(trainer.accelerator.mixed_precision, trainer.accelerator.mixed_precision), []
 
 
-def time_gpuml(arm: str, batch: int, classifier: Any, texts: Texts, window: Window) -> str:
-    "Train as `gpuml train` does until the window is full; returns how"
+def time_gpuml(arm: str, batch: int, classifier: Any, texts: Texts, window: Window) -> tuple[str, list[str]]:
+    "Train as `gpuml train` does until the window is full; returns how, and its notes"
+    window.waits = False  # what `after` hears of was read from the GPU; others are under way
     lengths = texts.tokens.lengths
     graphs, notes = 0, []
 
@@ -153,22 +160,22 @@ def time_gpuml(arm: str, batch: int, classifier: Any, texts: Texts, window: Wind
         classifier, texts.tokenizer, texts.tokens, texts.classes, batch_size=batch, after=after, say=notes.append, epochs=ENDLESS,
         learning_rate=1e-4, deterministic=not arm.endswith(":any"), rows=rows,
     )  # fmt: skip
-    return "; ".join([f"{'packed' if learner.packed else 'padded'}, {graphs} graphs", *notes])
+    return f"{'packed' if learner.packed else 'padded'}, {graphs} graphs", notes
 
 
 def measure(name: str, texts: Texts, best: float, given: argparse.Namespace) -> dict[str, Any]:
     "An arm's figures"
     shape, batch, arm = name.split("/")
     torch.set_float32_matmul_precision("highest")  # as a process begins
+    began = time.perf_counter()
     classifier = make_classifier(shape, given.tiny)
     window = Window(classifier.config, given.seconds, given.seconds / 2)
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
     train = time_gpuml if arm.startswith("gpuml") else time_trainer
     with model.quiet():
-        note = train(arm, int(batch), classifier, texts, window)
+        how, notes = train(arm, int(batch), classifier, texts, window)
     seconds = window.end - window.start
     return {
         "arm": name,
@@ -179,15 +186,21 @@ def measure(name: str, texts: Texts, best: float, given: argparse.Namespace) -> 
         "warm_up_seconds": window.start - began,
         "memory_gb": torch.cuda.max_memory_allocated() / 1e9 if gpu else 0.0,
         "peak_flops": best,
-        "note": note,
+        "how": how,
+        "notes": notes,
+        "arm_seconds": time.perf_counter() - began,
     }
 
 
-def is_usable() -> bool:
-    "Whether this process can still use its GPU"
+def free_memory() -> bool:
+    "Free what an arm has left on the GPU; returns whether this process can still use it"
+    gc.collect()
     try:
         settle()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     except RuntimeError:
+        traceback.print_exc()
         return False
     return True
 
@@ -198,18 +211,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.5)
     parser.add_argument("arms", nargs="+")
     given = parser.parse_args()
+    print("imported", flush=True)
     texts, best = read_texts(given.tiny), peak()
+    print(f"{best / 1e12:.1f} TFLOP/s at best", flush=True)
     for name in given.arms:
         try:
             result = measure(name, texts, best, given)
         except Exception as e:  # the next arm may go well
+            traceback.print_exc()
             result = {"arm": name, "error": f"{type(e).__name__}: {e}"[:500]}
         print(json.dumps(result), flush=True)
-        gc.collect()
-        if not is_usable():
-            raise SystemExit("the GPU is lost to this process")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if not free_memory():  # the other arms need a process of their own
+            return
 
 
 if __name__ == "__main__":

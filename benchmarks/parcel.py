@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -102,12 +103,12 @@ def pack(folder: Path) -> None:
 
 
 def unpack(folder: Path) -> None:
-    "Install the wheels into the folder's `site`, the model beside them, and R8 where the benchmarks look for it"
+    "Put what the wheels hold into the folder's `site`, the model beside it, and R8 where the benchmarks look for it"
     site = folder / "site"
     shutil.rmtree(site, ignore_errors=True)
-    wheels = sorted(map(str, (folder / "wheels").glob("*.whl")))
-    options = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--disable-pip-version-check"]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *options, "--target", str(site), *wheels], check=True)
+    for wheel in (folder / "wheels").glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
     with lzma.open(folder / "offline.tar.xz") as packed, tarfile.open(fileobj=packed, mode="r|") as archive:
         archive.extractall(folder, filter="data")
     (HERE / "data").mkdir(exist_ok=True)
