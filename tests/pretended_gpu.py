@@ -7,6 +7,7 @@ recording that failed: another stream, memory that can't be freed, and random nu
 """
 
 import contextlib
+import gc
 import itertools
 import threading
 from typing import Any
@@ -126,6 +127,7 @@ class graph:
         self.block = contextlib.ExitStack()
 
     def __enter__(self):
+        assert not gc.isenabled()  # what is freed while something is recorded breaks that, where it is a graph
         torch.cuda.empty_cache()
         self.stream = NOW.stream
         NOW.stream = self.side

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['identity', 'host_name', 'is_alive', 'ask_to_end', 'start_apart', 'end_with', 'files_in_use', 'busy',
-           'count_oom_kills']
+           'count_oom_kills', 'without_collector']
 
 # %% ../../nbs/base/44_process.ipynb #2248d77e
 import ctypes
+import gc
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -122,3 +123,15 @@ def count_oom_kills(
             count = re.search(r"^oom_kill (\d+)", (groups / file).read_text(), re.MULTILINE)
             return int(count[1]) if count else 0
     return 0
+
+# %% ../../nbs/base/44_process.ipynb #b26e4550
+@contextmanager
+def without_collector() -> Iterator[None]:
+    "Without Python's search for cycles inside the block, for all threads"
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

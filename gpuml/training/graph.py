@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 
+from ..base.process import without_collector
 from .model import first_line
 from .row import IGNORED, Row, Shape
 
@@ -26,7 +27,7 @@ def _mend(
     with suppress(RuntimeError):  # of later versions, which have ended it
         torch._C._cuda_endAllocateToPool(number, pool)
         torch._C._cuda_releasePool(number, pool)
-    with torch.cuda.graph(torch.cuda.CUDAGraph(), None, _side(device), "thread_local"):
+    with without_collector(), torch.cuda.graph(torch.cuda.CUDAGraph(), None, _side(device), "thread_local"):
         torch.zeros((), device=device)
 
 
@@ -56,9 +57,10 @@ class Graph:
         if not gpu:
             return
         self._recording, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
+        usual = torch.cuda.stream(torch.cuda.current_stream(device))  # a failure leaves its stream behind
         recorded = torch.cuda.graph(self._recording, pool, _side(device), "thread_local")
         try:
-            with torch.cuda.stream(torch.cuda.current_stream(device)), recorded:  # a failure leaves its stream behind
+            with usual, without_collector(), recorded:
                 self._answer = computation()
         except torch.OutOfMemoryError:
             raise  # the recording has ended all the same

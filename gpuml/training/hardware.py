@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['CPU', 'GPU', 'EVALUATION_TOKENS', 'precision', 'autocast_dtype', 'allow_tf32', 'device_name', 'memory_of',
            'BatchLimits', 'evaluation_tokens', 'batch_limits', 'smaller', 'gpu_metrics', 'system_metrics', 'GpuGauge',
-           'keeping_memory', 'short_turns']
+           'keeping_memory', 'short_turns', 'free_earlier']
 
 # %% ../../nbs/training/62_hardware.ipynb #feda19e5
 import ctypes
+import gc
 import math
 import sys
 import time
@@ -186,3 +187,10 @@ def short_turns(
         yield
     finally:
         sys.setswitchinterval(usual)
+
+# %% ../../nbs/training/62_hardware.ipynb #8d65b69c
+def free_earlier() -> None:
+    "Free what earlier trainings of this process have left on a GPU"
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

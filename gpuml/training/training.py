@@ -76,6 +76,7 @@ def make_learner(setting: Setting, prepared: Prepared, world: World) -> Learner:
     "The classifier where it will be trained, tried with texts as they come; it pads as it is right for it"
     config, classifier = setting.start.config, prepared.classifier
     tokenizer = prepared.chosen.tokenizer
+    hardware.free_earlier()
     hardware.allow_tf32()
     dtype = hardware.autocast_dtype(prepared.chosen.precision)
     longest_text = prepared.material.longest()  # none while not all of the data is there
