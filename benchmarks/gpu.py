@@ -103,13 +103,13 @@ def lines_of(command: list[str], deadline: float, **options: Any) -> Iterator[st
         raise Broken(f"ended its process with {process.returncode}")
 
 
-def measured(names: list[str], deadline: float, options: list[str]) -> Iterator[dict[str, Any]]:
+def measured(names: list[str], deadline: float, command: list[str]) -> Iterator[dict[str, Any]]:
     "What gpu_arms.py says of each arm; where one breaks its process, the others get a new one"
     left = list(names)
     while left and time.monotonic() < deadline:
         before = len(left)
         try:
-            for line in lines_of([sys.executable, str(HERE / "gpu_arms.py"), *options, *left], deadline):
+            for line in lines_of([*command, *left], deadline):
                 if not line.startswith("{"):
                     print(line.rstrip(), flush=True)
                     continue
@@ -253,7 +253,7 @@ def write(folder: Path, results: dict[str, Any]) -> Path:
     "Write the results to a file with the device's name"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{file_name(results['device'])}.json"
-    file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
 
 
@@ -270,7 +270,7 @@ def measure_all(given: argparse.Namespace, device: str) -> Iterator[dict[str, An
     batches = TINY_BATCHES if given.tiny else BATCHES
     options = ["--tiny", "--seconds", "0.1"] if given.tiny else ["--seconds", str(given.seconds)]
     names = [f"{shape}/{batch}/{arm}" for shape in SHAPES for arm in ARMS for batch in batches]
-    for result in measured(names, deadline, options):
+    for result in measured(names, deadline, [sys.executable, str(HERE / "gpu_arms.py"), *options]):
         results["arms"].append(result)
         figure = result.get("error") or f"{result['ms']:.1f} ms"
         print(f"{deadline - time.monotonic():5.0f} s left  {result['arm']}: {figure}", flush=True)

@@ -3,10 +3,39 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
+from benchmarks.gpu import Broken, lines_of, measured
 from tests.conftest import ROOT
+
+ARMS = """
+import json, os, sys
+for arm in sys.argv[1:]:
+    if arm == "dies":
+        os._exit(3)
+    print(json.dumps({"arm": arm}), flush=True)
+    if arm == "leaves":
+        break
+"""
+
+
+def test_an_arm_that_breaks_its_process_loses_no_other():
+    names = ["leaves", "second", "dies", "last"]
+    results = list(measured(names, time.monotonic() + 600, [sys.executable, "-c", ARMS]))
+    assert results == [
+        {"arm": "leaves"},
+        {"arm": "second"},
+        {"arm": "dies", "error": "ended its process with 3"},
+        {"arm": "last"},
+    ]
+    assert [arm["error"] for arm in measured(names[:2], time.monotonic(), ["none"])] == 2 * ["no time was left"]
+
+
+def test_a_process_that_hangs_is_ended():
+    with pytest.raises(Broken, match="no time was left"):
+        list(lines_of([sys.executable, "-c", "import time; time.sleep(600)"], time.monotonic()))
 
 
 def test_the_whole_table(tmp_path):
