@@ -83,7 +83,7 @@ def test_keys_that_are_not_renewed_keep_the_work(name, s3, proxy, tmp_path, monk
     proxy.plan = lambda request: fault if not one or "odd" in request.path else None
     before = len(proxy.requests)
     with pytest.raises(OutputError) as refused:  # another connection of the same process
-        Storage(proxy.endpoint, patience=2 if name == "nobody renews them" else 60).put_bytes(b"y", s3.url("odd"))
+        Storage(proxy.endpoint, patience=2 if name == "nobody renews them" else 600).put_bytes(b"y", s3.url("odd"))
     assert (refused.value.exit_code, words in str(refused.value)) == (code, True), refused.value
     assert code == Exit.NOT_PERMITTED or str(refused.value).endswith("; renew them and run it again, and it goes on")
     assert len(proxy.requests) - before <= most

@@ -20,6 +20,7 @@ from gpuml.training.fit import fit
 from gpuml.training.results import load_run
 from gpuml.training.run_list import read_rows
 from gpuml.training.sweep import SweepFile
+from gpuml.training.sweep_rows import find_sweep
 from gpuml.ui.sweep_line import sweep_of, train_line
 from gpuml.ui.sweep_table import open_sweep
 from tests import forked
@@ -197,6 +198,27 @@ def test_who_waits_for_a_sweep_hears_of_jobs_that_are_gone_and_of_those_that_com
     done = replace(ended, run=second, exit_code=0, reason="")
     Storage().put_bytes(content(done), project / "outputs" / second / "attempts" / "1.json")
     assert [[state.phase for _, state in listed] for listed in watch_sweep(sweep)] == [["failed", "succeeded"]]
+
+
+def test_a_job_leaves_off_where_the_others_are_better(shipped, project, store):  # noqa: F811
+    rates = "train.learning_rate=4e-3,1e-9"  # the first learns, the second does not
+    words = ["submit", "dev", "--local", "--halving", "--name", "autumn", rates, "train.epochs=4", "train.seed=0"]
+    done = gpuml(*words, cwd=project)
+    assert done.returncode == 0, done.stderr
+    sweep = find_sweep("autumn", load_all()).sweep
+    first, second = (load_run(project / "outputs" / run) for run in sweep.runs)
+    assert (len(first.history), len(second.history)) == (4, 2)
+    assert "stopped after epoch 2: 1 of the sweep's 1 other runs that came so far" in " ".join(second.metrics["notes"])
+    shown = gpuml("runs", "autumn", cwd=project).stdout
+    assert "left off before epoch 4, where half of the others were better: 2 after epoch 2" in shown
+    assert "best: learning_rate=4e-3" in shown
+    parent = next(run for run in runs_in(store) if run.info.run_name == "autumn")
+    assert parent.info.status == "FINISHED"
+    assert gpuml(*words, cwd=project).stdout.count("done before") == 2
+    other = gpuml(*(word for word in words if word != "--halving"), cwd=project)
+    assert other.returncode == 78 and "another sweep has this name" in other.stderr and "--halving" in other.stderr
+    assert gpuml("delete", "autumn", "--yes", cwd=project).returncode == 0
+    assert not list((project / "outputs").rglob("*autumn*"))
 
 
 def test_another_machine_goes_on_with_a_sweep_on_s3(s3, project, store):

@@ -105,10 +105,6 @@ def _check_place(options: dict[str, Any]) -> None:
         raise ConfigError(f"--on {options['--on']} and --local: a training happens in one place; leave one of them out")
     if is_job(options):
         refuse_table(options)
-        if "--halving" in options:
-            raise ConfigError(
-                "--halving: compares runs that are trained here, one after the other; jobs run beside each other"
-            )
     if "--again" in options and not is_job(options):
         raise ConfigError("--again: is for a job; it goes with --on cluster or --local")
     if "--after" in options and options.get("--on") != "cluster":

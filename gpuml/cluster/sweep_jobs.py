@@ -18,7 +18,7 @@ from typing import Any
 from ..base.config import Config
 from ..base.errors import ClusterError, ConfigError, DataError, Exit, GpumlError
 from ..base.files import fingerprint
-from ..base.grid import Grid
+from ..base.grid import HALVING, Grid
 from .answers import NoServer
 from .findings import Findings
 from .jobs import JobList, find, jobs, local_jobs
@@ -39,9 +39,10 @@ def sweep_name(
     config: str,  # its name
     bundle: str,  # the name of what the first of its runs executes
     grid: Grid,
+    halving: bool = False,
 ) -> str:
     "The id of a sweep of jobs: made of what they do, so that submitting twice makes one"
-    content = fingerprint(bundle, {key: list(texts) for key, texts in grid.choices.items()})
+    content = fingerprint(bundle, {key: list(texts) for key, texts in grid.choices.items()}, *[HALVING] * halving)
     return f"{slug(config, 16)}-sweep-{content[:8]}"
 
 # %% ../../nbs/cluster/58_sweep_jobs.ipynb #31ad440d
@@ -92,16 +93,20 @@ def prepare_sweep(
     name: str,  # a config's
     grid: Grid,
     path: str | Path,  # the notebook
-    options: dict[str, Any],  # --name, --local, and others that are refused
+    options: dict[str, Any],  # --name, --local, --halving, --after, and others that are refused
     before: Config | None = None,  # the config that one develops with
 ) -> SweepSubmission:
     "Bundle, manifest and checks of a job for each run of a sweep; raises `ConfigError`; nothing is sent"
     for option, reason in REFUSED.items():
         if options.get(option):
             raise ConfigError(f"{option}: {reason}")
-    local = bool(options.get("--local"))
-    sweep = new_sweep("sweep", name, grid)
-    new_id = options.get("--name") or sweep_name(sweep.config.name, bundle_name(sweep.config, path, local), grid)
+    local, halving = bool(options.get("--local")), bool(options.get(HALVING))
+    sweep = new_sweep("sweep", name, grid, halving)
+    if halving and "train.best_metric" in grid.choices:
+        raise ConfigError(f"{HALVING}: compares jobs by train.best_metric; give it one value")
+    new_id = options.get("--name") or sweep_name(
+        sweep.config.name, bundle_name(sweep.config, path, local), grid, halving
+    )
     sweep = replace(sweep, id=new_id, as_jobs=True)
     _check_name(sweep)
     planned, reading = [], None
@@ -122,14 +127,14 @@ def _check_name(sweep: Sweep) -> None:
         raise ConfigError(f"--name {sweep.id}: has {len(sweep.id)} characters; of a sweep at most {room}")
     with suppress(DataError):  # what can't be read or written, the checks say
         other = read_sweep(sweep.id, sweep.config)
-        if other and not (other.sweep.as_jobs and other.sweep.values == sweep.values):
-            raise ConfigError(
-                f"--name {sweep.id}: another sweep has this name: {choices_text(other.sweep)}; choose another"
-            )
+        if other and not (
+            other.sweep.as_jobs and other.sweep.values == sweep.values and other.sweep.halving == sweep.halving
+        ):
+            line = " ".join([choices_text(other.sweep), *[HALVING] * other.sweep.halving])
+            raise ConfigError(f"--name {sweep.id}: another sweep has this name: {line}; choose another")
 
 
 REFUSED = {  # options, and why a sweep of jobs takes none of them
-    "--halving": "compares runs that are trained here, one after the other; jobs run beside each other",
     "--again": "goes with one job; a sweep is trained once more under another --name",
     "--plan": "is of one job; give each key one value",
 }

@@ -7,7 +7,7 @@ __all__ = ['SWEEP', 'TO_FINISH', 'SIZE', 'LONGEST', 'Child', 'run_name']
 
 # %% ../../nbs/training/10_child.ipynb #ae09966f
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 # %% ../../nbs/training/10_child.ipynb #5138c2c7
@@ -26,6 +26,9 @@ class Child:
     runs: int  # of the sweep
     to_finish: int  # runs that are trained to their end: fewer where the worse half is left out
     run: str  # the run's id
+    rungs: Sequence[
+        int
+    ] = ()  # epochs after which it is compared with those that came as far; of a job, where it may leave off
 
     def __str__(self):
         return f"{self.number} of {self.runs}"
@@ -38,7 +41,10 @@ class Child:
     @property
     def values(self) -> dict[str, str | int]:
         "What JSON can hold of it"
-        return asdict(self)
+        values = asdict(self)
+        if not self.rungs:  # an image of an earlier version knows nothing of them
+            del values["rungs"]
+        return values
 
 # %% ../../nbs/training/10_child.ipynb #d5d7d2b0
 def run_name(

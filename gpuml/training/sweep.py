@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CANCELLED', 'SWEEPS', 'Rung', 'rungs', 'Sweep', 'new_sweep', 'Outcome', 'best_scores', 'Step', 'next_step',
-           'new_sweep_id', 'SweepFile', 'read_sweep', 'is_cancelled', 'latest_sweep', 'choices_text', 'check_same']
+           'new_sweep_id', 'sweep_folder', 'SweepFile', 'read_sweep', 'is_cancelled', 'latest_sweep', 'choices_text',
+           'check_same']
 
 # %% ../../nbs/training/84_sweep.ipynb #bb291a38
 import json
@@ -82,7 +83,11 @@ class Sweep:
 
     def child(self, run: str) -> Child:
         "Which of them a run is"
-        return Child(self.id, self.runs.index(run) + 1, len(self.runs), self.rungs[-1].runs, run)
+        number, runs = self.runs.index(run) + 1, len(self.runs)
+        *before, last = self.rungs
+        if self.as_jobs:  # which leave off by themselves, and are finished then
+            return Child(self.id, number, runs, runs, run, [rung.epochs for rung in before])
+        return Child(self.id, number, runs, last.runs, run)
 
     def config_of(self, run: str) -> Config:
         "The config of a run"
@@ -184,6 +189,14 @@ def new_sweep_id(
     return new_run_id(name[: LONGEST - len(f"-yyyymmdd-hhmmss-xxxx-{MOST}")], now, random)
 
 
+def sweep_folder(
+    config: Config,  # of the sweep, or of one of its runs
+    sweep: str,  # its id
+) -> str:
+    "Where it is kept what a sweep's jobs know of each other, here or at s3://"
+    return f"{config.output_place}/{SWEEPS}/{sweep}"
+
+# %% ../../nbs/training/84_sweep.ipynb #d6a90a29
 @dataclass(frozen=True)
 class SweepFile:
     "A sweep with what has come of its runs, kept beside them"
@@ -195,7 +208,7 @@ class SweepFile:
     @property
     def place(self) -> str:
         "Where it is kept, here or at s3://"
-        return f"{self.sweep.config.output_place}/{SWEEPS}/{self.sweep.id}.json"
+        return f"{sweep_folder(self.sweep.config, self.sweep.id)}.json"
 
     @property
     def is_over(self) -> bool:
@@ -228,8 +241,10 @@ class SweepFile:
         Storage(s.config.data.endpoint).put_bytes(json.dumps(values, indent=1).encode(), self.place)
 
     def remove(self) -> None:
-        "Remove it; its runs stay"
-        Storage(self.sweep.config.data.endpoint).remove(self.place)
+        "Remove it, and by what its jobs were compared; its runs stay"
+        storage = Storage(self.sweep.config.data.endpoint)
+        storage.remove(sweep_folder(self.sweep.config, self.sweep.id))
+        storage.remove(self.place)
 
     def cancel(self, finished: Collection[str] = ()) -> None:
         "Keep that no more of its jobs are to be sent, until it is submitted again; finished runs stay so; raises `OutputError`"
@@ -267,7 +282,7 @@ def read_sweep(
 ) -> SweepFile | None:
     "A sweep by its id; none where there is none of that name; raises `DataError` where it can't be read"
     storage = Storage(config.data.endpoint, patience=patience, first_patience=min(patience, 20.0))
-    place = f"{config.output_place}/{SWEEPS}/{sweep}.json"
+    place = f"{sweep_folder(config, sweep)}.json"
     text = storage.read_now(place)
     if text is None:
         return None

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ClusterError, ConfigError, GpumlError, OutputError, Preempted
-from ..base.grid import Grid, grid_of
+from ..base.grid import Grid, check_halving, grid_of
 from ..base.line import key_like, parse_words
 from ..base.loading import config_names, load
 from .commands import print_run, projects
@@ -52,19 +52,17 @@ def _follow(job: Any) -> int:
 
 # %% ../../nbs/ui/76_job_commands.ipynb #7b6eae57
 def submit(
-    arguments: argparse.Namespace,  # words, notebook, name, again, after, local, dry_run, wait
+    arguments: argparse.Namespace,  # words, notebook, name, again, after, local, halving, dry_run, wait
 ) -> int:
     "`gpuml submit [config] [key=value …]`: the notebook as a job on the cluster, or as a process on this machine"
-    if "--halving" in arguments.words:
-        from gpuml.cluster.sweep_jobs import REFUSED
-
-        raise ConfigError(f"--halving: {REFUSED['--halving']}")
     if extra := [w for w in arguments.words if w.startswith("-")]:
-        options = "--notebook, --name, --again, --after, --local, --dry-run, --wait"
+        options = "--notebook, --name, --again, --after, --local, --halving, --dry-run, --wait"
         raise ConfigError(f"unknown option {extra[0]}; known: {options}{key_like(extra[0], arguments.words)}")
     name, overrides, _ = parse_words(arguments.words, "prod")
     before = load("dev") if "dev" in config_names() else None
-    if len(grid := grid_of(overrides)) > 1:
+    grid = grid_of(overrides)
+    check_halving(grid, arguments.halving)
+    if len(grid) > 1:
         return _submit_sweep(arguments, name, grid, before)
     config = load(name, overrides)
     from gpuml.cluster import sending, submission
@@ -104,7 +102,7 @@ def _submit_sweep(arguments: argparse.Namespace, name: str, grid: Grid, before: 
     from gpuml.ui.sweep_watch import after_sending, sent_line
 
     path = _notebook(load(name, grid.fixed), arguments.notebook)
-    options = {f"--{key}": getattr(arguments, key) for key in ("name", "local", "again", "after")}
+    options = {f"--{key}": getattr(arguments, key) for key in ("name", "local", "halving", "again", "after")}
     ready = prepare_sweep(name, grid, path, options, before)
     if arguments.dry_run:
         print(ready)

@@ -18,6 +18,7 @@ from typing import Any
 from IPython.core.error import UsageError
 
 from ..base.errors import ConfigError
+from ..base.grid import HALVING
 from ..base.options import PLACES
 from .ledger_words import GROUPS
 
@@ -34,6 +35,7 @@ SUBMIT = {
     "--plan": False,
     "--notebook": True,
     "--after": True,
+    HALVING: False,
 }
 
 # %% ../../nbs/ui/60_line_words.ipynb #70cc0772

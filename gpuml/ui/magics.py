@@ -106,6 +106,7 @@ _SUBMITTING = """Run this notebook, as it is saved, as a job on the cluster: `pa
     %submit_prod --dry-run                          checks, differences and manifest; nothing is sent
     job = %submit_prod dev --local                  the same as a process on this machine
     jobs = %submit_prod dev train.seed=0,1          a job for each combination of values; %gpu_runs SWEEP lists their runs
+    jobs = %submit_prod dev train.seed=0,1 --halving    each leaves off early where half of the others are better
     job = %submit_prod --again                      one more, where the same is at work, or the name is there, already
     job = %submit_prod --after dev-0f2a9c11d4-1     once that job has ended, however it ends; several are parted by commas
     job = %submit_prod --notebook nbs/train.ipynb   where the kernel can't tell which notebook it is in
@@ -141,12 +142,14 @@ def _train(shell: Any, words: list[str]) -> Any:
 # %% ../../nbs/ui/65_magics.ipynb #59eedc7c
 def _attend(shell: Any, line: Any, options: dict[str, Any]) -> Any:
     "Submit the shell's notebook and wait for the job; its run"
-    from gpuml.base.grid import grid_of
+    from gpuml.base.grid import HALVING, check_halving, grid_of
     from gpuml.base.loading import load
     from gpuml.ui.attend import attend, run_of, view_of
     from gpuml.ui.sweep_watch import attend_sweep
 
-    if len(grid := grid_of(line.overrides)) > 1:
+    grid = grid_of(line.overrides)
+    check_halving(grid, HALVING in options)
+    if len(grid) > 1:
         return attend_sweep(shell, _prepare_sweep(shell, line.config, grid, options))
     try:
         job = _submit(shell, load(line.config, line.overrides), options, goes_on=True)
@@ -165,12 +168,14 @@ def _submit_line(shell: Any, words: list[str]) -> Any:
     if {"--help", "-h"} & options.keys() or words == ["help"]:
         print(_SUBMITTING)
         return None
-    from gpuml.base.grid import grid_of
+    from gpuml.base.grid import HALVING, check_halving, grid_of
     from gpuml.base.line import parse_words
     from gpuml.base.loading import load
 
     name, overrides, _ = parse_words(words, "prod")
-    if len(grid := grid_of(overrides)) == 1:
+    grid = grid_of(overrides)
+    check_halving(grid, HALVING in options)
+    if len(grid) == 1:
         return _submit(shell, load(name, overrides), options)
     from gpuml.ui.sweep_watch import SentJobs, attend_sweep
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import GpumlError
-from ..base.grid import grid_of
+from ..base.grid import HALVING, grid_of
 from ..base.loading import load, load_all
 from ..base.tables import as_html
 from ..training.headway import Headway
@@ -22,7 +22,7 @@ from ..training.results import load_run
 from ..training.sweep import latest_sweep
 from ..training.sweep_rows import find_sweep
 from ..training.words import facts
-from .beside import HALVING, Training, find_training, line_of, start_training
+from .beside import Training, find_training, line_of, start_training
 from .metrics import MetricsFile, charts
 from .panel_form import Form, FormTab
 from .panel_parts import Threads, copyable, show_in, trying

@@ -220,7 +220,7 @@ def _jobs(command: Callable) -> None:
     "Everything about jobs"
     job = "run a notebook as a job on the cluster, or on this machine"
     sub = _lined(command, "submit", submit, job, default="prod")
-    sub.usage = "gpuml submit [config] [key=value ...] [--notebook FILE] [--name NAME] [--again] [--after JOB] [--local] [--dry-run] [--wait]"
+    sub.usage = "gpuml submit [config] [key=value ...] [--notebook FILE] [--name NAME] [--again] [--after JOB] [--local] [--halving] [--dry-run] [--wait]"
     sub.add_argument("--notebook", help="the notebook (default: nbs/train.ipynb)")
     sub.add_argument("--name", help="of the run; by default made of config and content")
     sub.add_argument(
@@ -230,6 +230,7 @@ def _jobs(command: Callable) -> None:
         "--after", metavar="JOB", help="start once that job or sweep has ended; several are parted by commas"
     )
     sub.add_argument("--local", action="store_true", help="as a process on this machine, which outlives this command")
+    sub.add_argument("--halving", action="store_true", help="a sweep's job leaves off where half of them are ahead")
     sub.add_argument(
         "--dry-run",
         action="store_true",

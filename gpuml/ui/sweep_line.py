@@ -15,7 +15,7 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ConfigError, Exit, GpumlError
-from ..base.grid import Grid, grid_of
+from ..base.grid import Grid, check_halving, grid_of
 from ..base.line import Line
 from ..base.loading import load
 from ..training.start import SAME_LINE
@@ -29,9 +29,8 @@ def sweep_of(
     grid = grid_of(line.overrides)
     if line.resume:
         return _interrupted(line, grid, halving)
+    check_halving(grid, halving)
     if len(grid) == 1:
-        if halving:
-            raise ConfigError("--halving: compares runs; give a key several values, such as train.seed=0,1,2,3")
         return None
     from gpuml.training.sweep import SweepFile, new_sweep, new_sweep_id
 

@@ -104,3 +104,18 @@ def test_preempted_cancelled_and_submitted_again(site, mlflow, monkeypatch):
     assert code == 0 and "what its jobs are doing can't be told: " in text and "interrupted" in text
     assert gpuml(site, "cancel", "autumn")[0] == 0
     prod.cancel()
+
+
+def test_a_job_leaves_off_and_frees_its_gpu(site, mlflow):
+    "One GPU: the first goes to its end; the second, which learns nothing, to where they are compared, also on S3"
+    site.write("dev", "gpuml-dev", 4)
+    words = ["submit", "dev", "--halving", "train.learning_rate=4e-3,1e-9", "train.epochs=4", "--name", "winter"]
+    code, text = gpuml(site, *words)
+    assert code == 0, text
+    code, text = gpuml(site, "wait", "winter")
+    assert code == 0 and "best: learning_rate=4e-3" in text, text
+    assert "left off before epoch 4, where half of the others were better: 2 after epoch 2" in text
+    second = c.find("winter-2-learning-rate-1e-9", [site.config(of="dev")])
+    assert len(second.run.history) == 2 and second.status.phase == "succeeded"
+    ((status,),) = sqlite3.connect(mlflow).execute("select status from runs where name = 'winter'").fetchall()
+    assert status == "FINISHED"
