@@ -18,7 +18,8 @@ from typing import Any
 from ..base.config import Config
 from ..base.errors import ClusterError, ConfigError, DataError, Exit, GpumlError
 from ..base.files import fingerprint
-from ..base.grid import HALVING, Grid
+from ..base.grid import Grid
+from ..base.options import HALVING
 from .answers import NoServer
 from .findings import Findings
 from .jobs import JobList, find, jobs, local_jobs

@@ -18,9 +18,10 @@ from ..base import process
 from ..base.config import Config
 from ..base.errors import ConfigError, GpumlError
 from ..base.files import fingerprint, write_json
-from ..base.grid import HALVING, grid_of
+from ..base.grid import grid_of
 from ..base.line import Line, parse_words
 from ..base.loading import load, load_all
+from ..base.options import HALVING
 from ..training.headway import Headway, headway_in
 from .metrics import MetricsFile
 from .views import FileView

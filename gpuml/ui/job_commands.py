@@ -16,9 +16,10 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ClusterError, ConfigError, GpumlError, OutputError, Preempted
-from ..base.grid import Grid, check_halving, grid_of
+from ..base.grid import Grid, grid_of
 from ..base.line import key_like, parse_words
 from ..base.loading import config_names, load
+from ..base.options import HALVING, check_halving
 from .commands import print_run, projects
 
 # %% ../../nbs/ui/76_job_commands.ipynb #9aaf3863
@@ -61,7 +62,7 @@ def submit(
     name, overrides, _ = parse_words(arguments.words, "prod")
     before = load("dev") if "dev" in config_names() else None
     grid = grid_of(overrides)
-    check_halving(grid, arguments.halving)
+    check_halving([HALVING] * arguments.halving, len(grid))
     if len(grid) > 1:
         return _submit_sweep(arguments, name, grid, before)
     config = load(name, overrides)

@@ -18,8 +18,7 @@ from typing import Any
 from IPython.core.error import UsageError
 
 from ..base.errors import ConfigError
-from ..base.grid import HALVING
-from ..base.options import PLACES
+from ..base.options import HALVING, PLACES
 from .ledger_words import GROUPS
 
 # %% ../../nbs/ui/60_line_words.ipynb #48b103e4

@@ -17,7 +17,7 @@ from IPython import get_ipython
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from ..base.errors import ConfigError, NotebookError, Preempted
-from ..base.options import is_job, refuse_resume, refuse_table, take_options, take_place
+from ..base.options import HALVING, check_halving, is_job, refuse_resume, refuse_table, take_options, take_place
 from .here import check_saved, in_job, shipped, this_notebook
 from gpuml.ui.line_words import (
     LEDGER,
@@ -137,18 +137,18 @@ def _train(shell: Any, words: list[str]) -> Any:
 
     view = TerminalView if is_terminal(shell) else NotebookView
     own = functions_named(options, shell.user_ns)
-    return train_line(line, view, "--halving" in options, data, own=own)
+    return train_line(line, view, HALVING in options, data, own=own)
 
 # %% ../../nbs/ui/65_magics.ipynb #59eedc7c
 def _attend(shell: Any, line: Any, options: dict[str, Any]) -> Any:
     "Submit the shell's notebook and wait for the job; its run"
-    from gpuml.base.grid import HALVING, check_halving, grid_of
+    from gpuml.base.grid import grid_of
     from gpuml.base.loading import load
     from gpuml.ui.attend import attend, run_of, view_of
     from gpuml.ui.sweep_watch import attend_sweep
 
     grid = grid_of(line.overrides)
-    check_halving(grid, HALVING in options)
+    check_halving(options, len(grid))
     if len(grid) > 1:
         return attend_sweep(shell, _prepare_sweep(shell, line.config, grid, options))
     try:
@@ -168,13 +168,13 @@ def _submit_line(shell: Any, words: list[str]) -> Any:
     if {"--help", "-h"} & options.keys() or words == ["help"]:
         print(_SUBMITTING)
         return None
-    from gpuml.base.grid import HALVING, check_halving, grid_of
+    from gpuml.base.grid import grid_of
     from gpuml.base.line import parse_words
     from gpuml.base.loading import load
 
     name, overrides, _ = parse_words(words, "prod")
     grid = grid_of(overrides)
-    check_halving(grid, HALVING in options)
+    check_halving(options, len(grid))
     if len(grid) == 1:
         return _submit(shell, load(name, overrides), options)
     from gpuml.ui.sweep_watch import SentJobs, attend_sweep

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ..base.config import Config
 from ..base.errors import GpumlError
-from ..base.grid import HALVING, grid_of
+from ..base.grid import grid_of
 from ..base.loading import load, load_all
+from ..base.options import HALVING
 from ..base.tables import as_html
 from ..training.headway import Headway
 from ..training.results import load_run

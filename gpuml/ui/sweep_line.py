@@ -15,9 +15,10 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import ConfigError, Exit, GpumlError
-from ..base.grid import Grid, check_halving, grid_of
+from ..base.grid import Grid, grid_of
 from ..base.line import Line
 from ..base.loading import load
+from ..base.options import HALVING, check_halving
 from ..training.start import SAME_LINE
 
 # %% ../../nbs/ui/37_sweep_line.ipynb #c6e7be83
@@ -29,7 +30,7 @@ def sweep_of(
     grid = grid_of(line.overrides)
     if line.resume:
         return _interrupted(line, grid, halving)
-    check_halving(grid, halving)
+    check_halving([HALVING] * halving, len(grid))
     if len(grid) == 1:
         return None
     from gpuml.training.sweep import SweepFile, new_sweep, new_sweep_id
