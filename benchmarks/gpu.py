@@ -272,8 +272,9 @@ def measure_all(given: argparse.Namespace, device: str) -> Iterator[dict[str, An
     names = [f"{shape}/{batch}/{arm}" for shape in SHAPES for arm in ARMS for batch in batches]
     for result in measured(names, deadline, [sys.executable, str(HERE / "gpu_arms.py"), *options]):
         results["arms"].append(result)
-        figure = result.get("error") or f"{result['ms']:.1f} ms"
-        print(f"{deadline - time.monotonic():5.0f} s left  {result['arm']}: {figure}", flush=True)
+        if (left := deadline - time.monotonic()) > 0:
+            figure = result.get("error") or f"{result['ms']:.1f} ms"
+            print(f"{left:5.0f} s left  {result['arm']}: {figure}", flush=True)
         yield results
 
 
