@@ -108,14 +108,16 @@ def test_rows_of_every_kind_add_up_to_the_same(seed):
     accounts = [account_of(random_history(dice, f"dev-{i}")) for i in range(40)]
     whole = sum(account.spent.total for account in accounts if account.gpus)
     waited = sum(account.waited for account in accounts if account.gpus)
+    chosen = sum(account.chosen for account in accounts if account.gpus)
     for by in ("owner", "run", "class", "week"):
         rows = ledger_rows(accounts, by)
         assert sum(row.spent.total for row in rows) == whole
-        assert sum(row.waited for row in rows) == waited
+        assert (sum(row.waited for row in rows), sum(row.chosen for row in rows)) == (waited, chosen)
         ledger = ledger_of(accounts, by)
         lines = [line.split(",") for line in ledger_csv(ledger).decode().splitlines()[1:]]
         for _, _, held, *rest in lines:
             assert round(1000 * float(held)) == sum(round(1000 * float(part)) for part in rest[:5])
+        assert sum(round(1000 * float(line[-1])) for line in lines) == chosen
         for row in ledger.table().rows:
             held, *parts = (float(cell.replace(",", "")) for cell in row[2:8])
             assert held == pytest.approx(sum(parts), abs=1e-6)

@@ -115,7 +115,9 @@ class Account:
     stretches: tuple[Stretch, ...]
     waits: tuple[tuple[Stretch, int, int], ...]  # what was waited for, from when, until when
     interruptions: int = 0  # attempts that were stopped or killed, and gone on after
-    chosen: int = 0  # milliseconds that it waited for other jobs to end, as --after asked; not among `waits`
+    chosen_waits: tuple[
+        tuple[Stretch, int, int], ...
+    ] = ()  # for other jobs to end, as --after asked; not among `waits`
 
     @property
     def gpus(self) -> int:
@@ -139,6 +141,11 @@ class Account:
         "Milliseconds between submission and start, and between two attempts"
         return sum(end - start for _, start, end in self.waits)
 
+    @property
+    def chosen(self) -> int:
+        "Milliseconds that it waited for other jobs to end, as --after asked"
+        return sum(end - start for _, start, end in self.chosen_waits)
+
 # %% ../../nbs/training/17_account.ipynb #1ecaa6fc
 def account_of(
     attempts: Iterable[Attempt],  # of one run
@@ -150,14 +157,16 @@ def account_of(
     stretches = disjoint(_stretch(attempt, limit) for attempt, limit in zip(history, limits, strict=True))
     broken = [attempt for attempt in history[:-1] if attempt.exit_code in (None, int(Preempted.exit_code))]
     run = history[0].run if history else ""
-    chosen = sum(_chosen(attempt) for attempt in {attempt.submitted: attempt for attempt in history}.values())
-    return Account(run, tuple(stretches), tuple(_waits(history, stretches)), len(broken), chosen)
+    return Account(run, tuple(stretches), tuple(_waits(history, stretches)), len(broken), tuple(_chosen_waits(history)))
 
 
-def _chosen(attempt: Attempt) -> int:
-    "Milliseconds that the job of an attempt waited for others to end"
-    is_after = attempt.submitted and attempt.after_until
-    return max(0, moment(attempt.after_until) - moment(attempt.submitted)) if is_after else 0
+def _chosen_waits(history: list[Attempt]) -> Iterable[tuple[Stretch, int, int]]:
+    "The times that jobs waited for others to end, each once, however many attempts it had"
+    for attempt in {attempt.submitted: attempt for attempt in history}.values():
+        if attempt.submitted and attempt.after_until:
+            start, end = moment(attempt.submitted), moment(attempt.after_until)
+            if start < end:
+                yield _stretch(attempt, None), start, end
 
 
 def _with_resumed(history: list[Attempt], place: int) -> Attempt:

@@ -73,10 +73,11 @@ class LedgerRow:
     runs: frozenset[str] = frozenset()
     spent: Spent = Spent()  # GPU-milliseconds
     waited: int = 0  # milliseconds
+    chosen: int = 0  # milliseconds that jobs waited for others to end, as --after asked; not in `waited`
 
     def __add__(self, other: "LedgerRow") -> "LedgerRow":
-        spent = self.spent + other.spent
-        return LedgerRow(self.key, self.runs | other.runs, spent, self.waited + other.waited)
+        waits = (self.waited + other.waited, self.chosen + other.chosen)
+        return LedgerRow(self.key, self.runs | other.runs, self.spent + other.spent, *waits)
 
 # %% ../../nbs/training/18_ledger.ipynb #515250c6
 def ledger_rows(
@@ -87,20 +88,23 @@ def ledger_rows(
     "Return a row for each key; in GPU-milliseconds"
     rows: dict[str, LedgerRow] = {}
 
-    def add(stretch: Stretch, spent: Spent, waited: int) -> None:
+    def add(stretch: Stretch, spent: Spent, waited: int = 0, chosen: int = 0) -> None:
         key = KEYS[by](stretch)
-        rows[key] = rows.get(key, LedgerRow(key)) + LedgerRow(key, frozenset([stretch.run]), spent, waited)
+        rows[key] = rows.get(key, LedgerRow(key)) + LedgerRow(key, frozenset([stretch.run]), spent, waited, chosen)
+
+    def parts(stretch: Stretch) -> Iterable[Stretch]:
+        return by_weeks(stretch) if by == "week" else [stretch]
 
     for account in accounts:
         if bool(account.gpus) != has_gpus:
             continue
         for stretch in account.stretches:
-            for part in by_weeks(stretch) if by == "week" else [stretch]:
-                add(part, part.spent * (part.gpus if has_gpus else 1), 0)
-        for stretch, start, end in account.waits:
-            wait = replace(stretch, start=start, spent=Spent(idle=end - start))
-            for part in by_weeks(wait) if by == "week" else [wait]:
-                add(part, Spent(), part.spent.total)
+            for part in parts(stretch):
+                add(part, part.spent * (part.gpus if has_gpus else 1))
+        for kind, waits in (("waited", account.waits), ("chosen", account.chosen_waits)):
+            for stretch, start, end in waits:
+                for part in parts(replace(stretch, start=start, spent=Spent(idle=end - start))):
+                    add(part, Spent(), **{kind: part.spent.total})
     return sorted(rows.values(), key=lambda row: row.key if by == "week" else (-row.spent.total, row.key))
 
 # %% ../../nbs/training/18_ledger.ipynb #150378b0
@@ -171,6 +175,7 @@ def ledger_table(
     has_gpus: bool = True,
 ) -> Table:
     "Return the table of some rows, in hours, or minutes where all is less than an hour; what is shown of a row adds up"
+    rows = [row for row in rows if row.spent.total or row.waited]  # a week may have nothing but waits that were chosen
     total = sum(rows, LedgerRow("all"))
     unit, size = _UNITS[total.spent.total < 3_600_000]
     heads = (f"GPU-{unit}" if has_gpus else f"{unit} on CPUs", *PARTS, f"waited {unit}", "useful %")
@@ -216,10 +221,10 @@ def ledger_csv(
 ) -> bytes:
     "Return the rows as a CSV file; in seconds, of GPUs but for the waits"
     kind = "gpu_seconds" if ledger.has_gpus else "cpu_process_seconds"
-    head = (ledger.by, "runs", f"held_{kind}", *(f"{part}_{kind}" for part in PARTS), "waited_seconds")
-    lines = [head]
+    waits = ("waited_seconds", "chosen_wait_seconds")
+    lines = [(ledger.by, "runs", f"held_{kind}", *(f"{part}_{kind}" for part in PARTS), *waits)]
     for row in ledger.rows():
-        values = (row.spent.total, *astuple(row.spent), row.waited)
+        values = (row.spent.total, *astuple(row.spent), row.waited, row.chosen)
         lines.append((row.key, len(row.runs), *(f"{value / 1000:.3f}" for value in values)))
     return as_csv(lines)
 
