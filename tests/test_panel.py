@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import ipykernel.ipkernel  # noqa: F401  where widgets register; imported later, it would not know those made before
 import pytest
@@ -18,8 +19,10 @@ from ipywidgets.widgets.widget import _instances as alive_widgets
 from gpuml.base import charts, keys
 from gpuml.base.errors import ConfigError, GpumlError
 from gpuml.base.loading import load, load_all
+from gpuml.base.person import person_mark
 from gpuml.cluster.jobs import JobList, JobRow, jobs
 from gpuml.cluster.local import LocalJob
+from gpuml.cluster.manifest import Source, manifest
 from gpuml.jobs.handle import State
 from gpuml.training.progress import Progress
 from gpuml.ui.beside import find_training, start_training
@@ -32,6 +35,7 @@ from gpuml.ui.panel_jobs import job_part, jobs_html
 from gpuml.ui.views import progress_html
 from tests import forked
 from tests.conftest import JOB_FACTS, OFFLINE, ROOT, runs_in
+from tests.test_answers import KUBECONFIG, Server
 from tests.waiting import until
 
 
@@ -328,6 +332,47 @@ def test_production_checks_submits_and_jobs_follow(with_notebook):
     assert "job = %gpu_jobs spring" in seen.opened.facts.value
     static = with_notebook._repr_html_()
     assert "spring" in static and "succeeded" in static
+
+
+def test_a_job_of_ones_own_can_be_waited_for(project, tmp_path, monkeypatch):
+    "Offered are the person's jobs that have not ended; what is chosen is in the line, and in what is checked and sent"
+
+    def cluster(request):
+        is_list = urlsplit(request.path).path.endswith("/gpuml-prod/jobs")
+        values = {"kind": "List", "items": listed if is_list else [], "status": {"allowed": True}, "value": 1}
+        request.send(404 if "/leases/" in request.path else 200, "application/json", json.dumps(values).encode())
+
+    shutil.copy(ROOT / "nbs" / "train.ipynb", project / "train.ipynb")
+    dev = (project / "config" / "dev.yaml").read_text()
+    (project / "config" / "prod.yaml").write_text(
+        dev + "compute:\n  image: registry.example.com/a:1\n  namespace: gpuml-prod\n"
+    )
+    notes = {"mine": {}, "another": {"person": "somebody"}, "done": {"ended": "Complete"}, "both": {}}
+    listed = [a_job(f"{name}-1", **more) for name, more in notes.items()]
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    with Server(cluster) as server:
+        (tmp_path / "kubeconfig").write_text(KUBECONFIG.format(server=server.url, user="{token: a}"))
+        made = open_panel(project / "train.ipynb")
+        tab = choose(made, "Production")
+        until(lambda: len(tab.after.list.options) > 1)
+        assert [name for _, name in tab.after.list.options] == ["", "mine-1", "both-1"]
+        tab.after.list.value = "mine-1"
+        assert "job = %submit_prod prod --after=mine-1" in tab.form.summary.value
+        tab.check.click()
+        until(lambda: "<summary>manifest</summary>" in tab.view.value)
+        assert "<b>after</b> --after: nothing starts jobs that wait in or for gpuml-prod" in tab.view.value
+    tab.local.value = True
+    assert "--after" not in tab.form.summary.value and tab.after.list.disabled
+    made.close()
+
+
+def a_job(name, person=None, ended=None):
+    "A Job of gpuml as the API server has it"
+    source = Source("0f2a9c11d4", "s3://b/x.tar.gz", "train.ipynb", "ada", person or person_mark())
+    made = manifest(load("prod"), name, source)
+    made["metadata"] |= {"uid": name, "creationTimestamp": "2026-11-29T12:00:00Z"}
+    conditions = [{"type": ended, "status": "True"}] if ended else []
+    return made | {"status": {"conditions": conditions}}
 
 
 def test_another_notebook_submits_the_projects(project, store, monkeypatch):

@@ -74,7 +74,7 @@ class Panel:
             jobs.on_show = name == "Jobs"
         if name == "Jobs":
             jobs.watch()
-        elif name == "Compare":
+        elif name in ("Production", "Compare"):
             self.tabs[name].look()
 
     def close(self) -> None:
