@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import mlflow
@@ -12,6 +13,7 @@ import requests
 from gpuml.base.errors import ConfigError
 from gpuml.base.loading import load
 from gpuml.training.fit import fit
+from gpuml.training.record import read_record
 from gpuml.training.store import find_store
 from gpuml.training.tracking import open_run
 from gpuml.ui.cli import main
@@ -124,6 +126,44 @@ def test_hangs_all_the_time(config, server, gate, monkeypatch):
     gate.open()
     assert main(["sync", "dev"]) == 0
     check(server, config(3), run, 9)
+
+
+@pytest.fixture
+def unsent(config, server, gate, project):
+    "A run that was stopped while MLflow was silent, with a thread that goes on telling it; the config, and the thread"
+    gate.be_silent()
+    before = set(threading.enumerate())
+    run = open_run(config(1), "a", project / "outputs" / "a", store=(gate.uri, ""))
+    (sender,) = (thread for thread in set(threading.enumerate()) - before if thread.name == "gpuml-tracking")
+    run.log({"loss": 0.5}, 1)
+    assert "`gpuml sync` sends what is missing later" in run.close("KILLED", "interrupted", hurry=lambda: True)
+    assert sender.is_alive()
+    return config(1), sender
+
+
+def test_a_run_that_ended_and_was_moved_is_not_written_anew(unsent, gate, project):
+    "What did not reach MLflow in time is told later, but not of a folder that is not there any more"
+    _, sender = unsent
+    (project / "outputs").rename(project / "elsewhere")
+    gate.shut()
+    gate.open()
+    sender.join(600)
+    assert not sender.is_alive() and not (project / "outputs").exists()
+    assert read_record(project / "elsewhere" / "a").status == "KILLED"
+
+
+def test_a_run_that_ended_is_gone_on_with_in_the_same_process(unsent, server, gate, project):
+    "The first attempt's end is not written over the second one's work"
+    config, sender = unsent
+    again = open_run(config, "a", project / "outputs" / "a")
+    again.log({"loss": 0.4}, 2)
+    gate.shut()
+    gate.open()
+    sender.join(600)
+    assert not sender.is_alive() and read_record(project / "outputs" / "a").status == "RUNNING"
+    assert again.close("FINISHED", patience=600) == ""
+    recorded, steps = losses(server, config.tracking.experiment)
+    assert recorded.info.status == "FINISHED" and steps == [1, 2]
 
 
 def test_refuses_a_name_and_a_deleted_experiment(project, server):

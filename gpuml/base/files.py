@@ -32,9 +32,10 @@ def writing(
 
 # %% ../../nbs/base/32_files.ipynb #2449c816
 def write_file(
-    path: Path | str,  # its folder is made where it is missing
+    path: Path | str,
     data: bytes | str | Iterable[bytes],  # text is written as UTF-8
     durable: bool = True,  # it is on the disk when this returns, which takes a while
+    makes_folder: bool = True,  # its folder, where it is missing; else that is an error
 ) -> Path:
     "Write a file that is complete or absent; raises `OutputError`"
     path = Path(path)
@@ -42,7 +43,8 @@ def write_file(
     blocks = [data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data
     with writing(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if makes_folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
             with open(aside, "wb") as f:
                 for block in blocks:
                     f.write(block)
@@ -58,9 +60,11 @@ def write_file(
 def write_json(
     path: Path,
     value: Any,  # what `json` can write; NaN is refused
+    makes_folder: bool = True,
 ) -> Path:
     "Write a JSON file that is complete or absent; raises `OutputError`"
-    return write_file(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_file(path, text, makes_folder=makes_folder)
 
 # %% ../../nbs/base/32_files.ipynb #1b0c249f
 @contextmanager

@@ -29,7 +29,7 @@ from .mlflow_page import class_metrics, describe, send_account
 from .mlflow_run import errors_only
 from .model import load_classifier, load_tokenizer, quiet
 from .recipe import FILE
-from .record import Record, write_record
+from .record import Record, write_sent
 from .score_table import SCORES, by_metric
 from .versions import versions
 
@@ -59,7 +59,7 @@ def send_results(
     is_own = (folder / "model" / FILE).exists()  # transformers does not know what a notebook's own code makes
     if (record.log_model or record.register) and sent.model is None:  # a server registers only models that it has
         sent.model = (_send_files if is_own else _send_model)(client, record, folder)
-        write_record(folder, record)
+        write_sent(folder, record)
     if record.register and not is_own and sent.version is None:
         sent.version = _register(client, record)
 

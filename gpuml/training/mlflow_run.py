@@ -21,7 +21,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from ..base.errors import ConfigError
 from .mlflow_sweep import parent_tags
-from .record import SPOOL, Record, write_record
+from .record import SPOOL, Record, write_sent
 from .spool import Point, read_batch
 from .store import file_of, sqlite_url
 
@@ -152,7 +152,7 @@ def send_points(
             if metrics := _metrics(points, record.sent.steps):
                 client.log_batch(record.sent.run, metrics=metrics)
             record.sent.bytes += size
-            write_record(folder, record)
+            write_sent(folder, record)
 
 
 def _metrics(points: list[Point], last: dict[str, int]) -> list[Metric]:

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['STORED', 'SPOOL', 'RECORD', 'DESCRIPTION', 'PROGRAM', 'LOOP', 'OWN', 'HELD_BACK', 'LOCK', 'Sent', 'Record',
-           'this_host', 'this_process', 'as_json', 'write_record', 'read_record', 'record_of', 'is_whole']
+           'this_host', 'this_process', 'as_json', 'write_record', 'read_record', 'record_of', 'write_sent',
+           'write_wanted', 'is_last_word', 'is_whole']
 
 # %% ../../nbs/training/37_record.ipynb #4148a1af
 import json
-from dataclasses import asdict, dataclass, field
+import threading
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +137,12 @@ def write_record(
     folder: Path,  # the run's
     record: Record,
 ) -> None:
-    "Replace the record in a run's folder"
-    write_json(folder / RECORD, as_json(record))
+    "Replace the record in a run's folder; raises `OutputError`"
+    with _one_at_a_time:
+        write_json(folder / RECORD, as_json(record))
+
+
+_one_at_a_time = threading.Lock()
 
 # %% ../../nbs/training/37_record.ipynb #35f8ce55
 def read_record(
@@ -159,6 +165,36 @@ def record_of(
         return Record(**values, sent=Sent(**sent))
     except (ValueError, TypeError, AttributeError):
         return None
+
+# %% ../../nbs/training/37_record.ipynb #7d5df4b3
+def write_sent(
+    folder: Path,  # the run's, or where it was
+    record: Record,
+) -> None:
+    "Write down what MLflow has of a run into the record that its folder has, if it has one; raises `OutputError`"
+    with _one_at_a_time:
+        if in_folder := read_record(folder):
+            in_folder.sent = record.sent
+            write_json(folder / RECORD, as_json(in_folder), makes_folder=False)
+
+
+def write_wanted(
+    folder: Path,  # the run's
+    record: Record,
+) -> None:
+    "Write down what MLflow should have; what it has stays as the folder's record says. Raises `OutputError`"
+    with _one_at_a_time:
+        in_folder = read_record(folder) or record
+        write_json(folder / RECORD, as_json(replace(record, sent=in_folder.sent)))
+
+
+def is_last_word(
+    folder: Path,  # the run's, or where it was
+    record: Record,  # of an attempt that has ended
+) -> bool:
+    "Whether the run ended so, and nobody has gone on with it since, moved or removed it"
+    in_folder = read_record(folder)
+    return in_folder is not None and (in_folder.status, in_folder.reason) == (record.status, record.reason)
 
 # %% ../../nbs/training/37_record.ipynb #ab4dbca0
 def is_whole(

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from ..base.lock import locked
-from .record import HELD_BACK, LOCK, RECORD, Record, as_json, is_whole, read_record, write_record
+from gpuml.training.record import (
+    HELD_BACK,
+    LOCK,
+    RECORD,
+    Record,
+    as_json,
+    is_whole,
+    read_record,
+    write_record,
+    write_sent,
+)
 
 # %% ../../nbs/training/42_sync.ipynb #389b716c
 def sync(
@@ -34,8 +44,8 @@ def sync(
         try:
             _send(client, record, folder)
         finally:
-            if as_json(record) != before and folder.exists():
-                write_record(folder, record)
+            if as_json(record) != before:
+                write_sent(folder, record)
     return record
 
 
@@ -53,7 +63,7 @@ def _send(client: Any, record: Record, folder: Path) -> None:
     sent = record.sent
     if sent.run is None:
         open_run(client, record)
-        write_record(folder, record)
+        write_sent(folder, record)
         settle_parent(client, record)
     if sent.params < len(record.params):
         send_params(client, record)

@@ -20,7 +20,19 @@ from ..base.config import Config, data_moved
 from ..base.keys import flat
 from .attempts import owner
 from .child import Child
-from .record import LOOP, OWN, PROGRAM, SPOOL, Record, read_record, this_host, this_process, write_record
+from gpuml.training.record import (
+    LOOP,
+    OWN,
+    PROGRAM,
+    SPOOL,
+    Record,
+    is_last_word,
+    read_record,
+    this_host,
+    this_process,
+    write_record,
+    write_wanted,
+)
 from .served import borrowed
 from .spool import Spool
 from .store import find_store
@@ -35,7 +47,7 @@ HURRY = 3.0  # seconds that it waits where somebody asked the process to stop
 
 # %% ../../nbs/training/43_tracking.ipynb #7378acc1
 class Sender:
-    "A thread that brings MLflow up to date, once a second from the first point on, until the run has ended and MLflow knows it"
+    "A thread that brings MLflow up to date, once a second from the first point on, until the run's end is known, or another's"
 
     def __init__(self, folder: Path, record: Record, spool: Spool, begin: float = BEGIN):
         self.folder = folder
@@ -50,10 +62,12 @@ class Sender:
         threading.Thread(target=self._work, args=(begin,), name="gpuml-tracking", daemon=True).start()
 
     def _work(self, begin: float) -> None:
-        "Send what is new until the run has ended and all of it is sent"
+        "Send what is new until the run has ended and all of it is sent, or it is gone on with"
         self.begun.wait(begin)
         while True:
             has_ended = self._ended.is_set()
+            if has_ended and not is_last_word(self.folder, self.record):
+                break  # the run went on, or away: its end is no news any more
             try:
                 self._send()
             except Exception as e:  # whatever MLflow's client raises: training goes on
@@ -136,7 +150,7 @@ class TrackedRun:
     ) -> None:
         "Record params that were not known when the run was opened"
         self.record.params = {**self.record.params, **_as_text(params)}
-        write_record(self.folder, self.record)
+        write_wanted(self.folder, self.record)
 
     def flush(self) -> None:
         "Wait until what was logged is on the disk"
@@ -154,7 +168,7 @@ class TrackedRun:
         self.flush()
         self.record.status = status
         self.record.reason = reason
-        write_record(self.folder, self.record)
+        write_wanted(self.folder, self.record)
         is_sent = self._sender.finish(hurry, patience, upload)
         self._spool.close()
         return "" if is_sent else _unsent_note(self._sender.error)
