@@ -1,6 +1,7 @@
 "The ledger: the parts of any history add up to the time that was held, each pod's once, and are read with few requests"
 
 import dataclasses
+import json
 import random
 from datetime import UTC, datetime
 
@@ -9,13 +10,14 @@ import pytest
 from gpuml.base.loading import load
 from gpuml.base.storage import Storage
 from gpuml.training import attempts
-from gpuml.training.account import account_of, account_text, moment
-from gpuml.training.attempts import Attempt
+from gpuml.training.account import account_of, account_text
+from gpuml.training.attempts import Attempt, moment
 from gpuml.training.headway import Headway
-from gpuml.training.ledger import WEEK, ledger_csv, ledger_of, ledger_rows, spent_between, within
+from gpuml.training.ledger import KEYS, WEEK, ledger_csv, ledger_of, ledger_rows, spent_between, within
 from gpuml.training.ledger_files import read_histories
 from gpuml.training.spent import PARTS
 from gpuml.training.timesheet import Timesheet, with_times
+from tests.conftest import gpuml
 from tests.faults import Proxy
 
 BEGIN = datetime(2026, 11, 23, 5, tzinfo=UTC).timestamp()
@@ -155,6 +157,53 @@ def test_a_killed_attempt_counts_up_to_its_last_sign_of_life(tmp_path):
     (account,) = read_histories([config]).accounts()
     assert account.spent.total == 2 * (66_000 + 60_000)
     assert (account.spent.lost, account.waited, account.interruptions) == (2 * 21_000, 34_000, 1)
+
+
+GARBAGE = [
+    "at noon",
+    "2026-13-01T08:00",
+    "",
+    -1,
+    2.5,
+    True,
+    None,
+    [],
+    {},
+    [[1]],
+    [["1", 2]],
+    {"useful": "1"},
+    {"lunch": 1},
+]
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Attempt)])
+def test_a_field_that_is_garbled_is_named(field, tmp_path):
+    "Or it is a value that the field may have: then everything can be made of it"
+    whole = Attempt("dev-1", 1, 0, "", None, text(100), text(160), "pod-0", gpus=1, updates=9, submitted=text(0))
+    for number, value in enumerate(GARBAGE):
+        values = dataclasses.asdict(whole) | {field: value}
+        Storage().put_bytes(json.dumps(values).encode(), f"{tmp_path}/dev-{number}/attempts/1.json")
+    for number, content in enumerate([b"[]", b"null", b"{}", b"\xff", b'{"run": "dev-1"}'], len(GARBAGE)):
+        Storage().put_bytes(content, f"{tmp_path}/dev-{number}/attempts/1.json")
+    histories = read_histories([load("dev", [f"output={tmp_path}"])])
+    for by in KEYS:
+        ledger = ledger_of(histories.accounts(), by, histories.notes)
+        assert ledger_csv(ledger) and repr(ledger)
+    damaged = [note for note in histories.notes if f"/attempts/1.json is left out: it is damaged: {field} is " in note]
+    assert len(histories.notes) == len(damaged) + 5 and len(damaged) + len(histories.attempts) == len(GARBAGE)
+    assert len(damaged) >= 6
+
+
+def test_the_command_tells_of_a_damaged_file(project):
+    whole = attempts.content(Attempt("dev-1", 1, 0, "", None, text(0), text(60), "pod-0", gpus=1, updates=9))
+    for number, content in ((1, whole), (2, whole.replace(b'"after_until": ""', b'"after_until": "at noon"'))):
+        Storage().put_bytes(content, f"{project}/outputs/dev-{number}/attempts/1.json")
+    done = gpuml("ledger", cwd=project)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "dev-2" not in done.stdout.split("\n\n")[0]
+    sentence = "dev-2/attempts/1.json is left out: it is damaged: after_until is 'at noon', and not a time"
+    assert sentence in done.stdout
+    done = gpuml("runs", cwd=project)
+    assert done.returncode == 0 and sentence in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
 def test_many_runs_on_s3_are_read_with_few_requests(s3):

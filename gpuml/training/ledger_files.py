@@ -63,7 +63,5 @@ def _read(storage: Storage, file: File) -> Attempt | str:
     try:
         text = storage.read_now(file.url) if file.local else storage.read(file)
         return attempt_of(text) if text else ""
-    except (GpumlError, OSError) as e:
+    except (GpumlError, OSError, ValueError) as e:  # ValueError: it is damaged
         return str(e)
-    except (ValueError, TypeError, AttributeError):
-        return "it is damaged"

@@ -14,8 +14,8 @@ from ..base.errors import GpumlError
 from ..base.files import write_json
 from ..base.storage import Storage
 from . import attempts
-from .account import ACCOUNT, Account, account_of, account_text, moment
-from .attempts import Attempt
+from .account import ACCOUNT, Account, account_of, account_text
+from .attempts import Attempt, moment
 from .attended import begun
 from .run_copy import SHORT_PATIENCE
 from .setting import Setting
@@ -42,9 +42,9 @@ def account_now(
     "Return the account of the run up to now; without its earlier attempts where storage does not answer"
     start = setting.start
     history: list[Attempt] = []
-    with suppress(GpumlError, OSError, ValueError, TypeError):
+    with suppress(GpumlError, OSError):
         storage = Storage(start.config.data.endpoint, patience=SHORT_PATIENCE)
-        history = attempts.read(storage, start.url or str(start.folder))
+        history = attempts.read(storage, start.url or str(start.folder), note=setting.report.note)
     own = history.pop() if history and history[-1].is_open else begun(start, len(history) + 1, gpus)
     return account_of([*history, as_it_works(own, sheet.times(), setting.report.progress.step, attempts.now())])
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from .account import ACCOUNT, moment
-from .attempts import CELL, PULSE, Attempt, attempt_of
+from .account import ACCOUNT
+from .attempts import CELL, PULSE, Attempt, attempt_of, moment
 from .child import SWEEP
 from .record import HELD_BACK, RECORD, Record, record_of, this_host
 from .score_table import written_scores
@@ -98,7 +98,7 @@ def row_of(
     "The row of a run; what is damaged counts as missing"
     record = record_of(files.get(RECORD, b""))
     attempt = None
-    with suppress(ValueError, TypeError, AttributeError):
+    with suppress(ValueError):
         attempt = attempt_of(files.get("attempt", b""))
     certificate = _values(files.get(CERTIFICATE))
     account = _values(files.get(ACCOUNT))

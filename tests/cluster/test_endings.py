@@ -17,7 +17,8 @@ import pytest
 from gpuml.base.storage import Storage
 from gpuml.cluster.manifest import verdict
 from gpuml.cluster.submission import prepare
-from gpuml.training.account import ACCOUNT, account_text, moment
+from gpuml.training.account import ACCOUNT, account_text
+from gpuml.training.attempts import moment
 from gpuml.training.ledger import ledger_of
 from gpuml.training.ledger_files import read_histories
 from tests.cluster.cluster import job as holder
