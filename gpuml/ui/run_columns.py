@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from ..training.run_list import column_of, differing, score_column, scores_among, test_column, value_of
+from ..training.run_list import UNSET, column_of, differing, score_column, scores_among, test_column, value_of
 from ..training.run_row import FINISHED, RunRow
 from ..training.score_table import MAIN, as_text
 
@@ -40,7 +40,7 @@ class RunColumn:
         "What a row shows in it"
         value = value_of(row, self.key)
         if value is None:
-            return ""
+            return "–" if row.config.get(self.key) == UNSET else ""
         if self.key == "gpu_time":
             return held_text(row)
         if self.key == "time":
@@ -81,6 +81,6 @@ def run_columns(
 def _is_number(rows: Iterable[RunRow], key: str) -> bool:
     "Whether all values of a key are numbers"
     try:
-        return all(float(row.config[key]) is not None for row in rows if row.config.get(key, "null") != "null")
+        return all(float(row.config[key]) is not None for row in rows if row.config.get(key, UNSET) != UNSET)
     except ValueError:
         return False
