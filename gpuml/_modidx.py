@@ -1819,6 +1819,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'gpuml/data/preparation.py'),
                                         'gpuml.data.preparation.Preparation.complain': ( 'data/preparation.html#preparation.complain',
                                                                                          'gpuml/data/preparation.py'),
+                                        'gpuml.data.preparation.Preparation.hear': ( 'data/preparation.html#preparation.hear',
+                                                                                     'gpuml/data/preparation.py'),
                                         'gpuml.data.preparation.Preparation.refuse': ( 'data/preparation.html#preparation.refuse',
                                                                                        'gpuml/data/preparation.py'),
                                         'gpuml.data.preparation.Preparation.skip': ( 'data/preparation.html#preparation.skip',

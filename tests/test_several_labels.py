@@ -140,6 +140,34 @@ def test_without_a_separator_nothing_changed(sets):
     assert note.startswith("3 labels look like several in one, such as 'a|b'")
 
 
+HINT = "\nrows without a label may be texts that have none of several: 3 labels look like several in one, such as 'a|b'"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_missing_label_may_be_none_of_several(kind, project):
+    "Whether the separator is told goes by the labels that the other rows have, of the same file and of others"
+    labels = ["a|b", "a", "b|c", "a|c"]
+
+    def lines(labels):
+        rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+        if kind == "csv":
+            return "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows)
+        return "".join(json.dumps(row) + "\n" for row in rows)
+
+    def refusal(*files):
+        for number, labels in enumerate(files):
+            (project / f"part-{number}.{kind}").write_text(lines(labels))
+        with pytest.raises(DataError, match="the label is missing") as e:
+            reading.look(load("dev", [f"data.train=part-*.{kind}"]))
+        return str(e.value)
+
+    assert HINT in refusal([*labels, "", *labels]) and HINT in refusal(["", *labels])
+    assert HINT in refusal(["a", ""], labels)
+    for many in (1, 2):  # the second file was read before
+        assert HINT in refusal(labels, ["a", ""]), many
+    assert "several" not in refusal(["a", "", "b", "a, however", "b, however"], ["b"])
+
+
 def test_a_run(run):
     "Scores, report, predictions and mistakes say what is so"
     import torch

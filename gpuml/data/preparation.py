@@ -7,10 +7,11 @@ __all__ = ['Feed', 'Preparation', 'preparation']
 
 # %% ../../nbs/data/52_preparation.ipynb #5289238c
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 from ..base.config import Config
@@ -18,8 +19,10 @@ from ..base.errors import DataError
 from ..base.files import fingerprint
 from ..base.local import File
 from ..base.storage import Storage
+from .complaints import NO_LABEL
 from .encoder import cores, describe_tokenizer, encoder, single_threaded
 from .items import Problem
+from .labels import joined_notes
 from .shards import CACHE_VERSION, Shard
 
 # %% ../../nbs/data/52_preparation.ipynb #c037a651
@@ -51,6 +54,8 @@ class Preparation:
     done: int = 0  # bytes of the files that are finished
     last_said: float = field(default_factory=time.monotonic)  # when `say` was last called with how far it is
     feed: "Feed | None" = None  # is given the shards, also while they are being made
+    unlabelled: int = 0  # bad rows that lack a label
+    labels: dict[str, None] = field(default_factory=dict)  # of the other rows, as many as tell whether some are several
 
     @property
     def skip(self) -> bool:
@@ -60,9 +65,14 @@ class Preparation:
     def complain(self, problem: Problem, file_name: str) -> None:
         "One more reason to refuse the data"
         self.bad += 1
+        self.unlabelled += problem.reason == NO_LABEL
         if len(self.problems) < 10:
             hint = "; data.on_bad_row=skip leaves out rows, not files" if problem.rest and self.skip else ""
             self.problems.append(problem.at(file_name) + hint)
+
+    def hear(self, labels: Iterable[str], most: int = 10_000) -> None:
+        "Note labels that rows have"
+        self.labels.update(dict.fromkeys(islice(labels, max(0, most - len(self.labels)))))
 
     def tell(self, end: int, verb: str = "prepared") -> None:
         "Say every two seconds how far it is: at which byte of a file"
@@ -85,6 +95,8 @@ class Preparation:
             ending = f"\n… and {self.bad - 10:,} more rows like these" if self.bad > 10 else ""
             if self.feed:
                 ending += "\nreading stopped there; `gpuml data` checks everything"
+            for note in joined_notes(self.labels) if self.unlabelled else ():
+                ending += f"\nrows without a label may be texts that have none of several: {note}"
             raise DataError("\n".join(self.problems) + ending)
 
 # %% ../../nbs/data/52_preparation.ipynb #04a7c5a4

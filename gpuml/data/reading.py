@@ -22,7 +22,7 @@ from ..base.storage import Storage
 from .cache import rows_folder, sweep, waiting_for
 from .dataset import Data
 from .files import find_files, shown_name
-from .items import Problem, Reading
+from .items import Reading, Row
 from .label_sets import known_labels
 from .notes import merge_notes, skip_notes
 from .preparation import Feed, Preparation, preparation
@@ -162,5 +162,7 @@ def look_at(file: File, job: Preparation, most: int) -> None:
             job.check()
             if reading.end > most:
                 return
-            if isinstance(item, Problem) and (item.rest or not job.skip):
+            if isinstance(item, Row):
+                job.hear([item.label])
+            elif item.rest or not job.skip:
                 job.complain(item, reading.name)

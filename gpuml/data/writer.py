@@ -47,6 +47,7 @@ def prepare(
             for folder in missing:
                 publish(folder, job)
     shard = open_shard(file, name, rows, tokens)
+    job.hear(shard.facts["labels"])
     if shard.facts["skipped"] and not job.skip:
         for line, reason in shard.skipped():
             job.complain(Problem(line, reason), name)
@@ -102,6 +103,7 @@ def _stream(reading: Reading, job: Preparation, out: dict[str, Any]) -> dict[str
     for batch in _batches(reading, job, out.get("skipped.csv"), facts):
         job.tell(reading.end)
         if job.bad > before:  # refused: the rest is only counted
+            job.hear(row.label for row in batch)
             if job.feed:
                 job.refuse()
             continue
@@ -116,6 +118,7 @@ def _stream(reading: Reading, job: Preparation, out: dict[str, Any]) -> dict[str
             waiting.append(job.pool.submit(job.encode, [row.text for row in batch]))
             if len(waiting) > 2 * job.pool._max_workers:
                 keep(waiting.popleft())
+    job.hear(labels)
     if not facts["rows"] and job.bad == before:
         job.complain(Problem(1, "no good row is left" if facts["skipped"] else "a header and no rows"), reading.name)
     for done in waiting if job.bad == before else ():
