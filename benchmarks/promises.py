@@ -6,7 +6,8 @@
 
 The others train in processes of their own and interfere:
   signals   one to three interruptions at random moments, SIGTERM and SIGKILL, on the offline encoder (P1, P2, P4), and
-            the time from SIGTERM to the exit
+            the time from SIGTERM to the exit; first, the time from SIGTERM at `gpuml run` until a cell of its kernel,
+            which does nothing, has the signal, also where `gpuml run` is PID 1 (P1)
   moments   SIGTERM at ten named moments, from the first import to the registration of the model (P1, P2, P4)
   writes    SIGKILL before every file that a run opens, makes, renames or removes, on a tiny model (P3, P4)
   damage    a flipped byte or a cut at many places of every file of the newest checkpoint, on a tiny model (P3)
@@ -26,6 +27,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -48,6 +50,7 @@ from tests.conftest import CONFIG, OFFLINE, rows  # noqa: E402
 from tests.faults import Fault, Proxy  # noqa: E402
 from tests.test_dataset import MALFORMED, oracle, random_table  # noqa: E402
 from tests.test_interrupt import CONTEXT, OVERRIDES, check_steps, recorded, result, stop_at  # noqa: E402
+from tests.test_run import CAN_UNSHARE, PID_1, WAITING, Attempt, write_bundle  # noqa: E402
 from tests.tiny import make_tiny  # noqa: E402
 
 DATA = "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows())
@@ -58,7 +61,7 @@ class Tally:
     "How often something was tried, and held"
 
     def __init__(self):
-        self.rows, self.exits = {}, []
+        self.rows, self.exits, self.delays = {}, [], {}
 
     def add(self, promise: str, held: bool, what: str = "") -> None:
         tried, good = self.rows.get(promise, (0, 0))
@@ -70,6 +73,12 @@ class Tally:
         print(f"{'promise':<62} {'tried':>6} {'held':>6}")
         for promise, (tried, held) in sorted(self.rows.items()):
             print(f"{promise:<62} {tried:>6} {held:>6}")
+        for kind, delays in self.delays.items():
+            times = [1000 * delay for delay in delays]
+            middle, longest = statistics.median(times), max(times)
+            print(
+                f"SIGTERM from {kind} to its kernel, {len(times)} times: median {middle:.1f} ms, longest {longest:.1f} ms"
+            )
         if self.exits:
             ends = sorted(self.exits)
             print(
@@ -365,6 +374,30 @@ def honest(bench: Bench, folder: Path, tally: Tally, what: str) -> None:
     tally.add("P4 unfinished is nowhere shown as finished", not finished or bench.certified(folder), what)
 
 
+def delays(home: Path, tally: Tally, rng: random.Random, times: int) -> None:
+    "Seconds from SIGTERM at `gpuml run` until a cell that waits for nothing has it"
+    project = Path(tempfile.mkdtemp(dir=home))
+    write_bundle(project, WAITING)
+    for kind, prefix in (("gpuml run", ()), ("gpuml run as PID 1", PID_1)):
+        if prefix and not CAN_UNSHARE:
+            print(f"P1 {kind}: not tried, as only root may make a PID namespace", file=sys.stderr)
+            continue
+        for i in range(times):
+            attempt = Attempt(project, python=[*prefix, sys.executable]).until("^waiting")
+            runner = attempt.runner.pid
+            time.sleep(rng.uniform(0, 1))
+            sent = time.monotonic()
+            os.kill(runner, signal.SIGTERM)
+            code = attempt.end()
+            arrived = re.search(r"arrived (\S+)", attempt.said)
+            delay = float(arrived[1]) - sent if arrived else float("inf")
+            tally.add(f"P1 SIGTERM at {kind}: at its kernel in 50 ms", delay <= 0.05, f"{1000 * delay:.1f} ms")
+            tally.add("P1 SIGTERM at an idle moment: exit 75", code == 75, f"exit {code}")
+            tally.delays.setdefault(kind, []).append(delay)
+            print(f"{kind} {i + 1} of {times}: {1000 * delay:.1f} ms", file=sys.stderr, flush=True)
+            shutil.rmtree(project / "outputs")
+
+
 def signals(bench: Bench, tally: Tally, rng: random.Random, times: int) -> None:
     for i in range(times):
         folder, code, story = bench.project(), -1, []
@@ -573,6 +606,7 @@ def main() -> None:
         if {"signals", "moments", "tracking"} & set(given.parts):
             encoder = make(home, OFFLINE)
             if "signals" in given.parts:
+                delays(home, tally, rng, given.times)
                 signals(encoder, tally, rng, given.times)
             if "moments" in given.parts:
                 moments(encoder, tally)
