@@ -4,14 +4,14 @@
 #   benchmarks/gpu.sh run [FOLDER]    there, beside the checkout and .gpu: seven minutes at most
 # The results come into FOLDER (benchmarks/results) while it runs: DEVICE.json and DEVICE.txt, to be committed.
 # The output ends with the table, and the tests that failed.
-# PYTHON is the Python that has CUDA's torch (python3). Where gpuml is installed already, .gpu is not needed.
+# PYTHON is the Python to pack with (.venv/bin/python), and there the one that has CUDA's torch (python3).
+# Where gpuml is installed already, .gpu is not needed.
 set -euo pipefail
 MOST=430  # seconds for everything; the tests get 180 of them at most
 cd "$(dirname "$0")/.."
 
 pack() {
-  local python=.venv/bin/python
-  [ -x $python ] || python=python3
+  local python=${PYTHON:-.venv/bin/python}
   PYTHONPATH=. $python benchmarks/parcel.py pack
 }
 
@@ -47,5 +47,5 @@ run() {
 case ${1:-} in
   pack) pack ;;
   run) run "${2:-}" ;;
-  *) sed -n '2,7s/^# //p' "$0"; exit 2 ;;
+  *) sed -n '2,8s/^# //p' "$0"; exit 2 ;;
 esac

@@ -37,8 +37,9 @@ def size(folder: Path) -> int:
 
 
 def checkout_size() -> int:
-    "Bytes of the files that git has"
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    "Bytes of the files that git has, or would take"
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = (ROOT / name for name in names.split("\0") if name)
     return sum(file.stat().st_size for file in files if file.is_file())
 
