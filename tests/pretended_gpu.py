@@ -7,9 +7,11 @@ recording that failed: another stream, memory that can't be freed, and random nu
 """
 
 import contextlib
+import functools
 import gc
 import itertools
 import threading
+import warnings
 from typing import Any
 
 import torch
@@ -163,6 +165,13 @@ def empty_cache() -> None:
         raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
 
 
+@functools.cache
+def set_sync_debug_mode(mode):
+    "Let what waits raise, which nothing does here; torch says once what it thinks of that"
+    if mode:
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
+
+
 def utilization(device=None):
     "How busy it is: NVIDIA's library refuses to say so of a part of a GPU, with an error that is none of Python's own"
     raise NotMeasured("Not Supported")
@@ -213,11 +222,12 @@ def install() -> None:
     states = {"mem_get_info": (10**11, 10**11), "get_sync_debug_mode": 0}
     for name, value in {**numbers, **facts, **states}.items():
         setattr(cuda, name, lambda *_, value=value, **__: value)
-    for name in ("synchronize", "set_device", "set_sync_debug_mode", "reset_peak_memory_stats"):
+    for name in ("synchronize", "set_device", "reset_peak_memory_stats"):
         setattr(cuda, name, lambda *_: None)
     cuda.Stream, cuda.Event, cuda.CUDAGraph, cuda.graph = Stream, Event, CUDAGraph, graph
     cuda.stream, cuda.current_stream = on, lambda device=None: NOW.stream
     cuda.empty_cache, cuda.graph_pool_handle, cuda.utilization = empty_cache, new_pool, utilization
+    cuda.set_sync_debug_mode = set_sync_debug_mode
     torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool = end_recording, lambda device, pool: None
     torch.random.fork_rng = lambda devices=None: fork([])
     ahead.ThreadPoolExecutor = lambda most, name: ThreadPoolExecutor(most, name, lambda: OnThisGpu().__enter__())

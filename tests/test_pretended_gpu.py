@@ -51,6 +51,7 @@ def test_updates_on_a_gpu_are_those_of_the_cpu(precision):
     packed = precision != "fp32"
     assert found["packed"] == packed and (found["replays"] >= 8) == packed and (found["graphs"] > 1) == packed
     assert found["same draws"]  # a recording draws what Python draws
+    assert "prototype" not in done.stderr  # what torch says of a mode that only gpuml chose
 
 
 RUN = """

@@ -6,6 +6,7 @@
 __all__ = ['waiting_refused', 'marks', 'record']
 
 # %% ../../nbs/training/74_graph_trial.ipynb #8377bc12
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,7 +26,9 @@ def waiting_refused(device: torch.device) -> Iterator[None]:
         yield
         return
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")  # which it says once
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
