@@ -4795,6 +4795,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'gpuml.training.trial.try_model': ('training/trial.html#try_model', 'gpuml/training/trial.py')},
             'gpuml.training.tune': { 'gpuml.training.tune.Tuned': ('training/tune.html#tuned', 'gpuml/training/tune.py'),
                                      'gpuml.training.tune._take_rows': ('training/tune.html#_take_rows', 'gpuml/training/tune.py'),
+                                     'gpuml.training.tune.check_format': ('training/tune.html#check_format', 'gpuml/training/tune.py'),
                                      'gpuml.training.tune.choose_exactness': ( 'training/tune.html#choose_exactness',
                                                                                'gpuml/training/tune.py'),
                                      'gpuml.training.tune.choose_rows': ('training/tune.html#choose_rows', 'gpuml/training/tune.py'),
