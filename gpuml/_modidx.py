@@ -2426,6 +2426,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'gpuml/training/ahead.py'),
                                       'gpuml.training.ahead.Ahead._prepare': ( 'training/ahead.html#ahead._prepare',
                                                                                'gpuml/training/ahead.py'),
+                                      'gpuml.training.ahead.Ahead._prepare_if_it_fits': ( 'training/ahead.html#ahead._prepare_if_it_fits',
+                                                                                          'gpuml/training/ahead.py'),
                                       'gpuml.training.ahead.Ahead.again': ('training/ahead.html#ahead.again', 'gpuml/training/ahead.py'),
                                       'gpuml.training.ahead.Ahead.close': ('training/ahead.html#ahead.close', 'gpuml/training/ahead.py'),
                                       'gpuml.training.ahead.Ahead.done': ('training/ahead.html#ahead.done', 'gpuml/training/ahead.py'),

@@ -32,7 +32,11 @@ def here(value: Any) -> Any:
 class OnThisGpu(TorchFunctionMode):
     "What is asked for on the GPU is made on the CPU"
 
+    full = []  # one item for each row for which the GPU's memory will have no room
+
     def __torch_function__(self, function, types, arguments=(), options=None):
+        if self.full and function is torch.empty and str((options or {}).get("device")) == "cuda:0":
+            raise self.full.pop()
         options = {name: here(value) for name, value in (options or {}).items() if name != "pin_memory"}
         if function == torch.Tensor.is_cuda.__get__:
             return True

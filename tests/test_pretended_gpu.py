@@ -27,6 +27,7 @@ def on_gpu(**model):
 
 notes = []
 calm, tuned = on_gpu(**CALM_MODEL)
+pretended_gpu.OnThisGpu.full += [torch.OutOfMemoryError("CUDA out of memory.")] * (2 * bool(dtype))
 losses, changed, steps = trained(calm)
 drawing, plain = on_gpu()[0], on_gpu()[0]
 plain.unrecord()
@@ -36,7 +37,7 @@ print(json.dumps({
     "losses": np.abs(losses / expected - 1).max(), "weights": float(np.abs(changed - weights).max()),
     "packed": tuned.choices.packed, "notes": tuned.notes + notes, "late": calm.late, "graphs": len(graphs),
     "replays": sum(graph._recording.replays for _, graph in graphs), "same draws": bool((drawn[0] == drawn[1]).all()),
-    "settled": [step.update.number for step in steps if step.settled],
+    "settled": [step.update.number for step in steps if step.settled], "full": len(pretended_gpu.OnThisGpu.full),
 }))
 """
 
@@ -50,6 +51,7 @@ def test_updates_on_a_gpu_are_those_of_the_cpu(precision):
     assert (found["notes"], found["late"], found["settled"]) == ([], 16, [4, 8])
     packed = precision != "fp32"
     assert found["packed"] == packed and (found["replays"] >= 8) == packed and (found["graphs"] > 1) == packed
+    assert found["full"] == 0  # memory was full when two rows were made ready, and they were made ready again
     assert found["same draws"]  # a recording draws what Python draws
     assert "prototype" not in done.stderr  # what torch says of a mode that only gpuml chose
 

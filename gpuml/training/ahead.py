@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from ..data.updates import cut_part, halve, share_out
 from . import padding
@@ -122,7 +123,7 @@ class Ahead:
         if not self._depth:
             yield from map(self._prepare, updates)
             return
-        yield from in_advance(self._thread, self._prepare, zip(updates), self._depth)
+        yield from in_advance(self._thread, self._prepare_if_it_fits, zip(updates), self._depth)
 
     def again(self, update: Update) -> Ready:
         "The update, cut as it has to be now"
@@ -136,6 +137,13 @@ class Ahead:
     def close(self) -> None:
         "End the thread"
         self._thread.shutdown(cancel_futures=True)
+
+    def _prepare_if_it_fits(self, update: Update) -> Ready:
+        "The update, ready; cut for no tokens, and so to be made ready again, where what is computed now leaves no memory"
+        try:
+            return self._prepare(update)
+        except torch.OutOfMemoryError:
+            return Ready(update, 0, [])
 
     def _prepare(self, update: Update) -> Ready:
         learner, most = self._learner, self._learner.max_tokens
