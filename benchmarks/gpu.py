@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,21 @@ class Broken(Exception):
     "How a process ended that did not end well"
 
 
-def lines_of(command: list[str], deadline: float, **options: Any) -> Iterator[str]:
-    "The lines that a process prints; raises `Broken`, also where it is silent for `PATIENCE` or the deadline has come"
+@dataclass(frozen=True)
+class Time:
+    "How long processes may take"
+
+    deadline: float  # of the monotonic clock
+    patience: float = PATIENCE  # seconds without a word
+
+    @property
+    def left(self) -> float:
+        "Seconds until the deadline"
+        return self.deadline - time.monotonic()
+
+
+def lines_of(command: list[str], limit: Time, **options: Any) -> Iterator[str]:
+    "The lines that a process prints; raises `Broken`, also where it is silent or its time is over"
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -89,11 +103,11 @@ def lines_of(command: list[str], deadline: float, **options: Any) -> Iterator[st
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        while line := lines.get(timeout=max(0.1, min(PATIENCE, deadline - time.monotonic()))):
+        while line := lines.get(timeout=max(0.1, min(limit.patience, limit.left))):
             yield line
-        process.wait(PATIENCE)
+        process.wait(limit.patience)
     except (queue.Empty, subprocess.TimeoutExpired):
-        raise Broken("no time was left" if time.monotonic() >= deadline else f"silent for {PATIENCE:.0f} s") from None
+        raise Broken("no time was left" if limit.left <= 0 else f"silent for {limit.patience:.0f} s") from None
     finally:
         with suppress(ProcessLookupError):  # with all that it has started
             os.killpg(process.pid, signal.SIGKILL)
@@ -103,13 +117,13 @@ def lines_of(command: list[str], deadline: float, **options: Any) -> Iterator[st
         raise Broken(f"ended its process with {process.returncode}")
 
 
-def measured(names: list[str], deadline: float, command: list[str]) -> Iterator[dict[str, Any]]:
+def measured(names: list[str], limit: Time, command: list[str]) -> Iterator[dict[str, Any]]:
     "What gpu_arms.py says of each arm; where one breaks its process, the others get a new one"
     left = list(names)
-    while left and time.monotonic() < deadline:
+    while left and limit.left > 0:
         before = len(left)
         try:
-            for line in lines_of([*command, *left], deadline):
+            for line in lines_of([*command, *left], limit):
                 if not line.startswith("{"):
                     print(line.rstrip(), flush=True)
                     continue
@@ -154,7 +168,7 @@ class Utilisation:
         return statistics.mean(values) if values else None
 
 
-def train_whole(gpu: bool, seconds: float, output: Path, overrides: list[str]) -> dict[str, Any]:
+def train_whole(gpu: bool, limit: Time, output: Path, overrides: list[str]) -> dict[str, Any]:
     "`gpuml train` on R8 from the command to its end, in a process of its own"
     places = [
         f"output={output / 'runs'}",
@@ -166,7 +180,7 @@ def train_whole(gpu: bool, seconds: float, output: Path, overrides: list[str]) -
     started = time.time()
     printed = []  # seconds since the command, and a line
     try:
-        for line in lines_of(command, time.monotonic() + seconds, stderr=subprocess.STDOUT):
+        for line in lines_of(command, limit, stderr=subprocess.STDOUT):
             printed.append(f"{time.time() - started:6.2f} {line.rstrip()}")
         ended = time.time()
         (metrics,) = output.glob("runs/*/metrics.json")
@@ -259,22 +273,24 @@ def write(folder: Path, results: dict[str, Any]) -> Path:
 
 def measure_all(given: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
     "Run everything within the limit, and say how far it is; all results so far, again and again"
-    deadline = time.monotonic() + given.limit
+    begin = time.monotonic()
+    limit = Time(begin + given.limit, given.limit if given.tiny else PATIENCE)
     facts = {"device": device, "date": time.strftime("%Y-%m-%d"), "versions": versions()}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         overrides = tiny_overrides(Path(folder)) if given.tiny else []
-        training = train_whole(not given.tiny, given.limit if given.tiny else TRAINING, Path(folder), overrides)
+        own = limit if given.tiny else Time(begin + min(given.limit, TRAINING))
+        training = train_whole(not given.tiny, own, Path(folder), overrides)
     print("\n".join(training_lines(training)), flush=True)
     results = {**facts, "training": training, "arms": []}
     yield results
     batches = TINY_BATCHES if given.tiny else BATCHES
     options = ["--tiny", "--seconds", "0.1"] if given.tiny else ["--seconds", str(given.seconds)]
     names = [f"{shape}/{batch}/{arm}" for shape in SHAPES for arm in ARMS for batch in batches]
-    for result in measured(names, deadline, [sys.executable, str(HERE / "gpu_arms.py"), *options]):
+    for result in measured(names, limit, [sys.executable, str(HERE / "gpu_arms.py"), *options]):
         results["arms"].append(result)
-        if (left := deadline - time.monotonic()) > 0:
+        if limit.left > 0:
             figure = result.get("error") or f"{result['ms']:.1f} ms"
-            print(f"{left:5.0f} s left  {result['arm']}: {figure}", flush=True)
+            print(f"{limit.left:5.0f} s left  {result['arm']}: {figure}", flush=True)
         yield results
 
 

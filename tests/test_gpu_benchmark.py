@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from benchmarks.gpu import Broken, lines_of, measured
+from benchmarks.gpu import Broken, Time, lines_of, measured
 from tests.conftest import ROOT
 
 ARMS = """
@@ -23,25 +23,36 @@ for arm in sys.argv[1:]:
 
 def test_an_arm_that_breaks_its_process_loses_no_other():
     names = ["leaves", "second", "dies", "last"]
-    results = list(measured(names, time.monotonic() + 600, [sys.executable, "-c", ARMS]))
+    results = list(measured(names, Time(time.monotonic() + 600, 600), [sys.executable, "-c", ARMS]))
     assert results == [
         {"arm": "leaves"},
         {"arm": "second"},
         {"arm": "dies", "error": "ended its process with 3"},
         {"arm": "last"},
     ]
-    assert [arm["error"] for arm in measured(names[:2], time.monotonic(), ["none"])] == 2 * ["no time was left"]
+    assert [arm["error"] for arm in measured(names[:2], Time(time.monotonic()), ["none"])] == 2 * ["no time was left"]
 
 
 def test_a_process_that_hangs_is_ended():
+    hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
     with pytest.raises(Broken, match="no time was left"):
-        list(lines_of([sys.executable, "-c", "import time; time.sleep(600)"], time.monotonic()))
+        list(lines_of(hangs, Time(time.monotonic())))
+    with pytest.raises(Broken, match="silent for 0 s"):
+        list(lines_of(hangs, Time(time.monotonic() + 600, 0.1)))
 
 
 def test_the_whole_table(tmp_path):
     pytest.importorskip("accelerate", reason="HuggingFace's Trainer needs accelerate: pip install 'gpuml[benchmarks]'")
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--results", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "gpu.py"),
+        "--tiny",
+        "--limit",
+        "1200",
+        "--results",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1300)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "tiny.json").read_text())
     assert [arm["arm"] for arm in results["arms"]] == [
