@@ -5130,6 +5130,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'gpuml.ui.panel_fields.Fields.show': ( 'ui/panel_fields.html#fields.show',
                                                                               'gpuml/ui/panel_fields.py'),
                                        'gpuml.ui.panel_fields.Fields.use': ('ui/panel_fields.html#fields.use', 'gpuml/ui/panel_fields.py'),
+                                       'gpuml.ui.panel_fields._offered': ('ui/panel_fields.html#_offered', 'gpuml/ui/panel_fields.py'),
                                        'gpuml.ui.panel_fields.control': ('ui/panel_fields.html#control', 'gpuml/ui/panel_fields.py'),
                                        'gpuml.ui.panel_fields.joined': ('ui/panel_fields.html#joined', 'gpuml/ui/panel_fields.py'),
                                        'gpuml.ui.panel_fields.typed': ('ui/panel_fields.html#typed', 'gpuml/ui/panel_fields.py')},

@@ -438,6 +438,14 @@ def test_panel_in_a_narrow_window(page, server, lab_project):
     lists.first.select_option("data/new.csv")
     expect(field(page, "train")).to_have_value("data/new.csv")
     picture(page, "panel-narrow.png")
+    section(page, "train")
+    page.locator(".gpuml-choice:visible", has_text="best_metric").locator("select").select_option("accuracy")
+    expect(field(page, "best_metric")).to_have_value("accuracy")
+    page.get_by_role("tab", name="Production").click()
+    after = page.get_by_label("starts after")
+    expect(after).to_be_visible()
+    edge = "part => part.getBoundingClientRect().right"
+    assert after.evaluate(edge) <= page.locator(".gpuml-panel").evaluate(edge) - 8
 
 
 def test_panel_trains_a_sweep(page, server, lab_project):

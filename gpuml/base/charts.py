@@ -130,7 +130,10 @@ def chart(
     low, top = round_ends(min(values), high or max(values))
     frame = Frame(width, 112, max(last, updates), top, low)
     drawing = "".join(_curve(stroke, [frame.at(x, y) for x, y in points]) for stroke, _, points in curves)
-    legend = "".join(f" {stroke.sample()} {escape(name)} {points[-1][1]:.3g}" for stroke, name, points in curves)
+    legend = "".join(
+        f" <span style='display:inline-block'>{stroke.sample()} {escape(name)} {points[-1][1]:.3g}</span>"
+        for stroke, name, points in curves
+    )
     place = f"update {last:.0f}" + (f" of {updates}" if updates > last else "")
     picture = frame.svg(title, drawing, ("", place))
     return f"<figure>{picture}<figcaption>{escape(title)}:{legend}</figcaption></figure>"

@@ -47,7 +47,11 @@ class CompareTab:
         import ipywidgets as w
 
         self.rows: list[RunRow] = []  # of this machine, newest first
-        self.words = w.Text(placeholder="such as 4e-4, failed, or words of a note", description="filter")
+        example, wide = (
+            "such as 4e-4, failed, or words of a note",
+            w.Layout(width="320px", max_width="calc(100% - 4px)"),
+        )
+        self.words = w.Text(placeholder=example, description="filter", layout=wide)
         self.order = w.Dropdown(options=[("newest first", "time")], description="sort by")
         self.runs = w.SelectMultiple(options=[], rows=10, description="runs")
         self.view = w.HTML(self._CHOOSE)

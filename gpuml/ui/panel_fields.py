@@ -41,9 +41,7 @@ def control(
     options, text = choices(key), value_text(value)
     if options == ["true", "false"]:
         widget = w.Checkbox(value, indent=False, **label)
-    elif options and str in alternatives(info.annotation):
-        widget = w.Combobox(value=text, options=options, placeholder="null" if optional else "", **label)
-    elif options:
+    elif options and str not in alternatives(info.annotation):
         widget = w.Dropdown(options=options + ["null"] * optional, value=text, **label)
     elif isinstance(value, int | float) and not optional and several:
         widget = w.Text(written(text), **label)
@@ -74,7 +72,7 @@ def joined(
     return re.sub(r"\s*,\s*", ",", text.strip()) if takes_several(key) else text
 
 # %% ../../nbs/ui/42_panel_fields.ipynb #87e486b5
-CHOSEN_KEYS = (*DATA_KEYS, "data.text", "data.label")  # those with a list beside their input
+CHOSEN_KEYS = (*DATA_KEYS, "data.text", "data.label", "train.best_metric")  # those with a list beside their input
 
 
 class Choice:
@@ -91,7 +89,7 @@ class Choice:
 
     def offer(self, config: Config) -> None:
         "Bring the list up to date"
-        words = data_words(config) if self._key in DATA_KEYS else column_names(config)
+        words = _offered(self._key, config)
         if ("", *words) != self.list.options:
             self.list.options = ("", *words)
 
@@ -100,6 +98,13 @@ class Choice:
         if self.list.value:
             self._target.value = self.list.value
             self.list.value = ""
+
+
+def _offered(key: str, config: Config) -> list[str]:
+    "What is in the list beside an input: what the config names, or files or columns of its data"
+    if key in DATA_KEYS:
+        return data_words(config)
+    return [*choices(key), "null"] if choices(key) else column_names(config)
 
 # %% ../../nbs/ui/42_panel_fields.ipynb #67d93548
 class Fields:

@@ -80,7 +80,8 @@ class StartsAfter:
 
         self._filling = False
         hint = "--after: it is submitted now, and starts when that one of your jobs has ended"
-        self.list = w.Dropdown(options=[("no other job", "")], description="starts after", tooltip=hint)
+        wide = w.Layout(width="320px", max_width="calc(100% - 4px)")  # names of jobs are long
+        self.list = w.Dropdown(options=[("no other job", "")], description="starts after", tooltip=hint, layout=wide)
         self.list.observe(lambda _: self._filling or changed(), "value")
 
     @property
