@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from gpuml.ui.sweep_table import open_sweep
 from tests import forked
 from tests.conftest import ENDLESS, gpuml, runs_in
 from tests.test_local import shipped  # noqa: F401
+from tests.test_run import PARAMETERS, write_notebook
 from tests.waiting import until
 
 RATES = "train.learning_rate=1e-3,4e-3"
@@ -259,3 +261,28 @@ def test_a_run_that_fails_ends_no_other(project, store):
 def test_a_sweep_whose_runs_all_fail_ends_with_their_code(project):
     done = gpuml("train", "data.train=none.csv", "train.seed=0,1", cwd=project)
     assert done.returncode == 66 and "all 2 runs failed; the first one: " in done.stderr
+
+
+READ = """
+import sys
+from gpuml.base.grid import grid_of
+from gpuml.base.loading import load
+from gpuml.cluster.submission import prepare
+from gpuml.cluster.sweep_jobs import prepare_sweep
+reads = []
+sys.addaudithook(lambda event, values: reads.append(1) if event == "open" and str(values[0]).endswith("helper.py") else None)
+prepare(load("dev", ["train.seed=0"]), "nbs/n.ipynb", local=True)
+once = len(reads)
+prepare_sweep("dev", grid_of(["train.seed=0,1,2"]), "nbs/n.ipynb", {"--local": True})
+print(once, len(reads) - once)
+"""
+
+
+def test_each_of_its_jobs_is_prepared_once(project):
+    "By how often the project's code is read, which each of them executes"
+    write_notebook(project / "nbs" / "n.ipynb", PARAMETERS, "%load_ext gpuml", "import helper", "run = %gpu_train")
+    (project / "helper.py").write_text("answer = 42\n")
+    done = subprocess.run([sys.executable, "-c", READ], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    once, three = map(int, done.stdout.split())
+    assert once and three == 3 * once

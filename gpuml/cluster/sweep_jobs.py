@@ -21,13 +21,14 @@ from ..base.files import fingerprint
 from ..base.grid import Grid
 from ..base.options import HALVING
 from .answers import NoServer
+from .elsewhere import for_here
 from .findings import Findings
 from .jobs import JobList, find, jobs, local_jobs
 from .manifest import join_sweep, slug
 from .pod import time_of
 from .remote import ClusterJob, forgotten
 from .sending import send
-from .submission import Submission, bundle_name, prepare
+from .submission import Submission, pack_job, prepare
 from ..jobs.handle import Job, State
 from ..training.attempts import now
 from ..training.child import LONGEST
@@ -105,15 +106,19 @@ def prepare_sweep(
     sweep = new_sweep("sweep", name, grid, halving)
     if halving and "train.best_metric" in grid.choices:
         raise ConfigError(f"{HALVING}: compares jobs by train.best_metric; give it one value")
-    new_id = options.get("--name") or sweep_name(
-        sweep.config.name, bundle_name(sweep.config, path, local), grid, halving
-    )
+    new_id, packed = options.get("--name"), None
+    if not new_id:
+        first = sweep.config_of(sweep.runs[0])
+        packed = pack_job(for_here(first) if local else first, Path(path), local)
+        new_id = sweep_name(sweep.config.name, packed.bundle.name, grid, halving)
     sweep = replace(sweep, id=new_id, as_jobs=True)
     _check_name(sweep)
-    planned, reading = [], None
+    planned: list[Submission] = []
+    rest = {"local": local, "before": before, "after": options.get("--after"), "takes_again": False}
+    reading = None
     for run in sweep.runs:
-        config, after = sweep.config_of(run), options.get("--after")
-        planned.append(prepare(config, path, run, local, before, reading=reading, after=after, takes_again=False))
+        planned.append(prepare(sweep.config_of(run), path, run, reading=reading, packed=packed, **rest))
+        packed = None  # of the first run
         doubts = [f for f in planned[0].findings if f.good is None] if planned[1:] else []
         planned[-1].findings = Findings(f for f in planned[-1].findings if f not in doubts)  # they are said once
         reading = planned[-1].reading  # they are checked against one moment of the cluster
