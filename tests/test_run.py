@@ -32,7 +32,7 @@ from gpuml.training.record import read_record
 from gpuml.training.results import Run
 from tests import forked
 from tests.conftest import ROOT, gpuml, runs_in
-from tests.faults import SLOW_DOWN, Proxy
+from tests.faults import SLOW_DOWN, Fault, Proxy
 from tests.standing import STANDING, hold_imports
 from tests.test_interrupt import (
     OVERRIDES,
@@ -631,6 +631,16 @@ def test_everything_is_on_s3(here, s3, tmp_path):
         assert outcome(tmp_path / "copy")["attempt"] == attempt
     logs = [Storage().read(f).decode() for f in Storage().find(f"{place}/logs/")]
     assert len(logs) == 2 and "ZeroDivisionError" in logs[0] and logs[1].endswith("job-1: all cells are done\n")
+
+
+def test_an_attempt_s_time_ends_before_it_is_written_down(here, s3):
+    "Its parts add up to the time from its beginning to its end, to the second that is written, however slow storage is"
+    slow = Fault("slow", seconds=3)
+    with Proxy(s3.endpoint, lambda request: slow if "attempts" in request.path else None) as proxy:
+        here("1", place=s3.url("runs/job-1"), endpoint=proxy.endpoint)
+    (attempt,) = attempts.read(Storage(), s3.url("runs/job-1"))
+    lasted = attempts.moment(attempt.finished) - attempts.moment(attempt.started)
+    assert abs(sum(attempt.spent.values()) - lasted) < 2000
 
 
 def test_notebooks_that_s3_does_not_take_cost_nothing(here, s3, capfd):

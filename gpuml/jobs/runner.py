@@ -186,8 +186,13 @@ def finish(
         work.save()
     checkpoint = _checkpoint(work, min(LOOKUP, patience))
     ended = {"exit_code": int(code), "reason": reason, "finished": now(), "checkpoint": checkpoint}
-    files.offer(FILE, lambda: content(replace(attempt_at_work(work), **ended)))
-    attempt, storage = replace(attempt_at_work(work), **ended), Storage(files.endpoint, patience=SECONDS)
+    times = work.sheet.times()  # writing it down takes its own time
+
+    def attempt_at_its_end() -> Attempt:
+        return with_times(replace(attempt_at_work(work), **ended), times)
+
+    files.offer(FILE, lambda: content(attempt_at_its_end()))
+    attempt, storage = attempt_at_its_end(), Storage(files.endpoint, patience=SECONDS)
     sending = tell_of_job(attempt, storage, str(files.place), work.occasions)
     files.close(min(10.0, patience) if work.stop.signal else patience)
     if note := sending.wait(SECONDS):
