@@ -4,7 +4,6 @@ import json
 import math
 import socket
 import threading
-import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -152,13 +151,19 @@ def test_gpus_that_a_pod_holds(spec, gpus):
     assert own_gpus(pod_devices(spec)) == gpus
 
 
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC).timestamp()
+
+
 @pytest.fixture
 def answering():
-    "A server that answers everything in one way; its address"
+    "A server that answers everything in one way, and has the time NOON; its address"
 
     @contextmanager
     def answer(status: int, body: bytes, length: int | None = None):
         class Odd(BaseHTTPRequestHandler):
+            def date_time_string(self, timestamp=None):
+                return super().date_time_string(NOON)
+
             def do_GET(self):
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body) if length is None else length))
@@ -190,15 +195,15 @@ def answering():
 def test_what_is_no_answer(answering, answer, said):
     "Whatever a proxy in between may say is a sentence, after which the next look follows"
     with answering(*answer) as address, pytest.raises(ClusterError, match=said):
-        query(address, "gpuml-dev", time.time() - 600, time.time())
+        query(address, "gpuml-dev", NOON - 600, NOON)
 
 
 def test_another_clock(answering):
     "With clocks apart, what was an hour ago would be taken for now"
     with answering(200, b'{"data": {"result": []}}') as address:
-        assert query(address, "gpuml-dev", time.time() - 600, time.time()) == {}
-        for apart in (-3660, 3660):
-            with pytest.raises(
-                ClusterError, match=r"the clock here and the one of Prometheus at .* are 36\d\d s apart"
-            ):
-                query(address, "gpuml-dev", 0, time.time() + apart)
+        for apart in (-60, 0, 60):
+            assert query(address, "gpuml-dev", NOON - 600, NOON + apart) == {}
+        for apart in (-3660, -61, 61, 3660):
+            sentence = rf"the clock here and the one of Prometheus at .* are {abs(apart)} s apart"
+            with pytest.raises(ClusterError, match=sentence):
+                query(address, "gpuml-dev", 0, NOON + apart)

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -193,8 +192,8 @@ def test_who_only_looked_on_says_that_the_job_goes_on(shipped, project):
     for words in (*follow, ["wait", job.run_id]):
         command = [forked.python(), "-u", "-m", "gpuml", *words]
         process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        process.stdout.readline()
-        time.sleep(1.5)
+        looks_on = re.compile(rf"(\[{job.run_id} )?running\]?\n")  # the last of what there is to say for now
+        assert any(map(looks_on.fullmatch, process.stdout))
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=600)[1]
         assert said == (
