@@ -11,6 +11,8 @@ import os
 import pytest
 
 from gpuml.base.errors import ConfigError
+from gpuml.base.grid import grid_of
+from gpuml.base.loading import load
 from gpuml.ui.cli import main
 from tests.conftest import OFFLINE, ROOT, free_port, rows
 
@@ -375,6 +377,36 @@ def test_magic_without_a_cluster(notebook):
     gpuml.load_ipython_extension(shell)
     planned = shell.run_line_magic("submit_prod", f"dev --dry-run --notebook {notebook}")
     assert "✗ cluster: no kubeconfig" in str(planned) and "✓ data" in str(planned)
+
+
+def test_a_score_that_the_notebooks_function_does_not_compute_is_refused_before_it_is_sent(notebook, capsys):
+    "Of a sweep too; what can't be tried here is left to the job, and said"
+    from IPython.core.interactiveshell import InteractiveShell
+
+    import gpuml
+    from gpuml.ui.magics import _prepare_sweep, _submit
+
+    shell = InteractiveShell()
+    gpuml.load_ipython_extension(shell)
+    text = notebook.read_text()
+    assert "run = %gpu_train" in text
+    notebook.write_text(text.replace("run = %gpu_train", "run = %gpu_train --metrics costs"))
+    options = {"--notebook": str(notebook), "--dry-run": True, "--local": True}
+    wrong = "train.best_metric: -costs: no such score; there are .*, and costs has cost; did you mean 'cost'"
+
+    def submit(metric):
+        return _submit(shell, load("dev", [f"train.best_metric={metric}"]), options)
+
+    assert submit("-cost") is not None  # the cell with the function did not run here
+    shell.run_cell("def costs(labels, probabilities):\n    return {'cost': float(probabilities[0, 0])}")
+    assert submit("-cost").findings and not capsys.readouterr().err
+    with pytest.raises(ConfigError, match=wrong):
+        submit("-costs")
+    with pytest.raises(ConfigError, match=wrong):
+        _prepare_sweep(shell, "dev", grid_of(["train.seed=0,1", "train.best_metric=-costs"]), options)
+    shell.run_cell("def costs(labels, probabilities):\n    return {'cost': {}['spam']}")
+    assert submit("-cost") is not None
+    assert "whether costs has -cost is seen in the job; tried here, costs: KeyError: 'spam'" in capsys.readouterr().err
 
 
 def test_several_gpus_are_compared_with_an_earlier_run(project, notebook):

@@ -288,6 +288,7 @@ def _submit(shell: Any, config: Any, options: dict[str, Any], goes_on: bool = Fa
     if "--plan" in options:
         return outlook.outlook_of(config, options.get("--after"))
     path, before = _saved(shell, options)
+    _check_metric(shell, [config], path)
     local = "--local" in options
     again = "--again" in options
     name = options.get("--name")
@@ -317,7 +318,18 @@ def _prepare_sweep(shell: Any, name: str, grid: Any, options: dict[str, Any]) ->
     from gpuml.cluster.sweep_jobs import prepare_sweep
 
     path, before = _saved(shell, options)
-    return prepare_sweep(name, grid, path, options, before)
+    ready = prepare_sweep(name, grid, path, options, before)
+    sweep = ready.file.sweep
+    _check_metric(shell, [sweep.config_of(run) for run in sweep.runs], path)
+    return ready
+
+
+def _check_metric(shell: Any, configs: list[Any], path: Any) -> None:
+    "Raise `ConfigError` where train.best_metric names a score that the notebook's function does not compute"
+    from gpuml.ui.own_metric import check_own_metric
+
+    if note := check_own_metric(configs, path, shell.user_ns):
+        print(f"gpuml: {note}", file=sys.stderr)
 
 # %% ../../nbs/ui/65_magics.ipynb #77ee716f
 def panel(
