@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
@@ -74,6 +75,12 @@ def rows(count: int = 24) -> list[tuple[str, str]]:
         words = WORDS[label].split()
         made.append((" ".join(words[(i + j) % len(words)] for j in range(2 + i % 5)) + f" {i}", label))
     return made
+
+
+@pytest.fixture
+def forking(monkeypatch) -> None:
+    "What this process starts by `sys.executable` has imported everything already"
+    monkeypatch.setattr(sys, "executable", forked.python())
 
 
 @pytest.fixture(scope="session")

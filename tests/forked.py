@@ -1,12 +1,14 @@
 """Processes that have imported everything already: a server imports it once, and forks a process for each command.
 
-`python` gives an interpreter's stand-in: it takes `-u`, `-m MODULE` and `-c CODE` as Python does, hands its input, outputs, environment and
-folder to the server, passes signals on, and ends as the forked process ends; where it is killed, that process is, too.
+`python` gives an interpreter's stand-in: it takes `-u`, `-m MODULE` and `-c CODE` as Python does, hands its input, outputs and what else
+it has open, its environment and folder to the server, passes signals on, and ends as the forked process ends; where it is killed, that
+process is, too. Where it is stopped, or whoever started it is killed, nothing happens to that process.
 A job's runner that was forked has a kernel that was forked from it. Where a test is about imports, it starts a real Python.
 """
 
 import array
 import atexit
+import fcntl
 import gc
 import importlib
 import json
@@ -50,6 +52,7 @@ PRELOADED = (
     "gpuml.cluster.sending",
     "tests.forked_kernel",
 )
+MOST_OPEN = 64  # files and the like that a process is given
 STAY = struct.pack("q", -1)  # from a process of tests, in place of a request
 RUNNER = ["-m", "gpuml", "run"]  # what a process has a kernel in reserve for
 STAND_IN = """#!{python} -ISE
@@ -59,6 +62,8 @@ def number_of(server):
     data = server.recv(8, socket.MSG_WAITALL)
     return struct.unpack("q", data)[0] if len(data) == 8 else os._exit(71)
 
+given = [int(number) for number in os.listdir("/proc/self/fd")]
+given = [0, 1, 2, *(number for number in given if number > 2 and os.path.exists(f"/proc/self/fd/{{number}}"))]
 reading, writing = os.pipe()
 os.set_blocking(writing, False)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -67,10 +72,10 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, sig
 signal.set_wakeup_fd(writing)
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-text = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
-server.sendmsg([struct.pack("q", len(text))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+text = json.dumps([sys.argv, os.getcwd(), dict(os.environ), given, os.getppid()]).encode()
+server.sendmsg([struct.pack("q", len(text))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", given))])
 server.sendall(text)
-for number in (0, 1, 2):
+for number in given:
     os.close(number)
 pid = number_of(server)
 while True:
@@ -139,7 +144,7 @@ def send(connection: socket.socket, request: list, descriptors: list[int]) -> No
 
 def receive(connection: socket.socket) -> tuple[list, list[int]] | None:
     "A request, and the descriptors that came with it; nothing where the other side is gone"
-    head, rights, *_ = connection.recvmsg(8, socket.CMSG_SPACE(12))
+    head, rights, *_ = connection.recvmsg(8, socket.CMSG_SPACE(4 * MOST_OPEN))
     if head in (b"", STAY):
         return None
     (size,) = struct.unpack("q", head)
@@ -258,10 +263,15 @@ def reserve_kernel(descriptors: list[int]) -> tuple[list, list[int]] | None:
 
 def become(request: list, descriptors: list[int]) -> list[str]:
     "Take over what a process inherits; returns what is to be run"
-    (program, *words), folder, environment = request
-    for number, descriptor in enumerate(descriptors):
+    (program, *words), folder, environment, numbers, parent = request
+    aside = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 4 * MOST_OPEN) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for number, descriptor in zip(numbers, aside, strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if parent:
+        os.getppid = lambda: parent
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -274,9 +284,15 @@ def become(request: list, descriptors: list[int]) -> list[str]:
     os.environ.clear()
     os.environ.update(environment)
     sys.executable = program
+    for file in (Path(part) / "sitecustomize.py" for part in theirs):
+        if file.exists():
+            runpy.run_path(str(file))
     import numpy
+    import torch
 
     numpy.random.seed()
+    if threads := environment.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
     if words[0] == "-u":
         sys.stdout.reconfigure(write_through=True)
         words = words[1:]

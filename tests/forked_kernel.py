@@ -20,7 +20,7 @@ class Reserve:
         (self.pid, connection), forked.reserve = forked.reserve, None
         self.returncode: int | None = None
         with connection, open(os.devnull, "rb") as nothing:
-            forked.send(connection, [command, cwd, env], [nothing.fileno(), stdout, stderr])
+            forked.send(connection, [command, cwd, env, [0, 1, 2], None], [nothing.fileno(), stdout, stderr])
 
     def poll(self) -> int | None:
         if self.returncode is None:

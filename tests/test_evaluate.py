@@ -166,7 +166,7 @@ def test_several_processes_score_the_same(trained, project, pair):  # noqa: F811
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_a_training_of_several_processes_scores_it_too(store, test_file, monkeypatch):
+def test_a_training_of_several_processes_scores_it_too(store, test_file, forking, monkeypatch):
     alone = fit(load("dev", [*TEST, "train.slots=2"]))
     monkeypatch.setenv("GPUML_GPUS", "2")
     together = fit(load("dev", [*TEST, "train.slots=2"]))

@@ -125,7 +125,7 @@ def test_it_goes_on_to_the_same_weights(project, store):
         fit(load("dev"), model=made["make_model"], resume="latest")
 
 
-def test_several_processes_train_it(project, store, monkeypatch):
+def test_several_processes_train_it(project, store, forking, monkeypatch):
     made, words = cell(), [*QUICK, "train.slots=2", "train.epochs=1"]
     alone = fit(load("dev", words), model=made["make_model"], metrics=made["scores"])
     monkeypatch.setenv("GPUML_GPUS", "2")

@@ -254,7 +254,7 @@ def command_of(process):
 
 
 @pytest.fixture
-def pair(monkeypatch):
+def pair(forking, monkeypatch):
     "Two processes on this machine, for however few texts"
     monkeypatch.setenv("GPUML_GPUS", "2")
     return partial(devices_for, many=0)

@@ -1,6 +1,6 @@
 """Several processes train one model: one progress, one stop, one error, and nobody is left behind.
 
-Two workers on a CPU, each with a Python of its own, train the tiny model. A second node is a second project on this machine.
+Two workers on a CPU train the tiny model. A second node is a second project on this machine.
 """
 
 import os
@@ -73,9 +73,14 @@ sys.exit(serve(processes_of(None), os.environ))
 
 
 @pytest.fixture
-def pair(monkeypatch):
-    "Two processes on this machine"
+def real_pair(monkeypatch):
+    "Two processes on this machine, each with a Python of its own"
     monkeypatch.setenv("GPUML_GPUS", "2")
+
+
+@pytest.fixture
+def pair(real_pair, forking):
+    "Two processes on this machine, which have imported everything already"
 
 
 @pytest.fixture
@@ -202,7 +207,7 @@ def test_ctrl_c_twice(store, pair):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_of_them_hangs(rank, store, pair, monkeypatch):
+def test_one_of_them_hangs(rank, store, real_pair, monkeypatch):
     "For longer than a process on a busy machine may be silent that does not hang"
     monkeypatch.setenv("GPUML_SILENCE", "20")
     with pytest.raises(Preempted) as e:
@@ -260,7 +265,7 @@ def test_what_one_of_them_leaves_behind_is_not_waited_for(store, fault):
         orphan.kill()
 
 
-def test_one_that_ends_before_they_have_met(tmp_path):
+def test_one_that_ends_before_they_have_met(tmp_path, forking):
     "Rank 0 can't read its task, as where it has another version of the package; the other one waits for it no longer"
     write_json(tmp_path / TASK, {"config": {}, "origin": {"root": str(tmp_path)}})
     words = run_workers(
@@ -322,7 +327,7 @@ def catches_sigterm(process):
     return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1
 
 
-def test_whoever_started_them_is_killed(store, pair):
+def test_whoever_started_them_is_killed(store, real_pair):
     command = [sys.executable, "-m", "gpuml", "train", "dev", *LONG]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -354,7 +359,7 @@ def node_1(project, monkeypatch):
             agent.kill()
 
 
-def test_two_nodes(store, monkeypatch):
+def test_two_nodes(store, forking, monkeypatch):
     "A notebook may train twice, and an error of node 1 is raised here; its agent goes on in the next pod"
     with node_1(store.parent, monkeypatch) as (folder, agent):
         for _ in range(2):
@@ -366,7 +371,7 @@ def test_two_nodes(store, monkeypatch):
         assert agent.wait(600) == Exit.INTERRUPTED
 
 
-def test_a_node_that_does_not_come(store, monkeypatch):
+def test_a_node_that_does_not_come(store, forking, monkeypatch):
     for name, value in {"GPUML_NODES": "2", "GPUML_HOST": "x", "GPUML_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GPUML_GATHER_MINUTES", "0.02")

@@ -267,7 +267,7 @@ def test_a_run_goes_on_bit_by_bit(sets, store):
     assert weights(plain) != weights(whole)
 
 
-def test_two_processes_have_the_bits_of_one(sets, store, monkeypatch):
+def test_two_processes_have_the_bits_of_one(sets, store, forking, monkeypatch):
     options = [*SEVERAL, "train.slots=2", "train.epochs=1"]
     one = fit(load("dev", options))
     monkeypatch.setenv("GPUML_GPUS", "2")

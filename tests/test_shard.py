@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from gpuml.base.errors import Preempted
 from gpuml.base.loading import load
 from gpuml.training.fit import fit
+from tests import forked
 from tests.conftest import ROOT
 from tests.test_interrupt import stop_at
 
@@ -78,7 +78,7 @@ def train(tmp_path, size, rows="padded", epochs=25, kind="distilbert", full=0):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [rows, str(epochs), kind, str(full)]
     processes = [
-        subprocess.Popen([sys.executable, "-c", CODE, str(place), str(rank), str(size), *words], env=environment)
+        subprocess.Popen([forked.python(), "-c", CODE, str(place), str(rank), str(size), *words], env=environment)
         for rank in range(size)
     ]
     assert [process.wait(600) for process in processes] == [0] * size
@@ -104,7 +104,7 @@ def test_memory_that_runs_out_in_one_process_hangs_none(tmp_path):
     assert apart(one, others) <= 1e-5 and apart(one, others, "logits") <= 1e-4
 
 
-def test_a_run_goes_on_with_a_shared_model_and_with_a_whole_one(store, monkeypatch):
+def test_a_run_goes_on_with_a_shared_model_and_with_a_whole_one(store, forking, monkeypatch):
     "Four processes that share it, two, one, four: each but the last stopped after some updates"
     line = ["train.epochs=8", "train.checkpoint_updates=100", "train.shard=always"]  # 24 updates
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -15,7 +15,7 @@ from gpuml.training.fit import fit
 from tests.conftest import ROOT
 from tests.forked import python
 from tests.test_interrupt import result, stop_at
-from tests.test_processes import fault, pair  # noqa: F401  fixtures
+from tests.test_processes import fault, pair, real_pair  # noqa: F401  fixtures
 
 CODE = """
 import sys
@@ -101,6 +101,7 @@ def one_thread(monkeypatch):
 def test_a_run_goes_on_with_any_number_of_processes(store, fault, one_thread, monkeypatch):  # noqa: F811
     "Four, two, one, four: stopped after some updates each time, and it comes to what one process does undisturbed"
     line = ["train.epochs=8", "train.slots=4", "train.checkpoint_updates=100"]  # 24 updates
+    monkeypatch.setenv("GPUML_GPUS", "1")
     calm = fit(load("dev", [*line, "output=calm"]))
     for number, (processes, updates) in enumerate([(4, 2), (2, 7), (1, 12)]):
         monkeypatch.setenv("GPUML_GPUS", str(processes))
