@@ -218,7 +218,7 @@ def install() -> None:
     "Pretend from now on, in this thread and in those of executors"
     from concurrent.futures import ThreadPoolExecutor
 
-    from gpuml.training import ahead
+    from gpuml.training import slots
 
     numbers = {"memory_allocated": 10**6, "max_memory_allocated": 2 * 10**6, "memory_reserved": 2 * 10**6}
     cuda, fork = torch.cuda, torch.random.fork_rng
@@ -234,7 +234,7 @@ def install() -> None:
     cuda.set_sync_debug_mode = set_sync_debug_mode
     torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool = end_recording, lambda device, pool: None
     torch.random.fork_rng = lambda devices=None: fork([])
-    ahead.ThreadPoolExecutor = lambda most, name: ThreadPoolExecutor(most, name, lambda: OnThisGpu().__enter__())
+    slots.ThreadPoolExecutor = lambda most, name, begin: ThreadPoolExecutor(most, name, OnThisGpu().__enter__)
     torch.ops.aten._flash_attention_forward = attend
     torch.optim.Optimizer._accelerator_graph_capture_health_check = lambda self: None  # it asks the driver
     OnThisGpu().__enter__()

@@ -23,7 +23,7 @@ from .feed import Update
 from .hardware import batch_limits
 from .learner import Learner, filling_for
 from .row import Row, fill, shape_for
-from .slots import Slot, Slots
+from .slots import Slot, Slots, rows_thread
 from .world import World
 
 # %% ../../nbs/training/72_ahead.ipynb #d0b04433
@@ -116,7 +116,7 @@ class Ahead:
         self._learner = learner
         self._depth = depth if learner.packed else 0
         self._slots = Slots(learner.world.device)
-        self._thread = ThreadPoolExecutor(1, "gpuml-rows")
+        self._thread = rows_thread(learner.world.device)
 
     def updates(self, updates: Iterator[Update]) -> Iterator[Ready]:
         "Each update, ready"

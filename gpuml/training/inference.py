@@ -8,7 +8,6 @@ __all__ = ['FilledRow', 'RowWriter', 'Inference', 'at_once', 'batches_of', 'numb
 # %% ../../nbs/training/77_inference.ipynb #144d3182
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from .ahead import in_advance
 from .failure import computing
 from .row import Filling, Row, Shape, fill, filled_row, shape_for
 from .row_model import LATE, Arriving, RowModel, next_row
-from .slots import Slot, Slots
+from .slots import Slot, Slots, rows_thread
 
 # %% ../../nbs/training/77_inference.ipynb #c8ad89fc
 class FilledRow(NamedTuple):
@@ -39,6 +38,7 @@ class RowWriter:
     def __init__(self, pad_id: int, device: torch.device, depth: int = 4):
         self._pad_id = pad_id
         self._depth = depth
+        self._device = device
         self._slots = Slots(device)
 
     def rows(
@@ -48,7 +48,7 @@ class RowWriter:
         most: int,  # tokens of a row
     ) -> Iterator[FilledRow]:
         "Rows of the texts"
-        thread = ThreadPoolExecutor(1, "gpuml-rows")
+        thread = rows_thread(self._device)
         try:
             yield from in_advance(thread, self._fill, self._cut(tokens, texts, most), self._depth)
         finally:
