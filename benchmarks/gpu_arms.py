@@ -6,6 +6,7 @@ python benchmarks/gpu_arms.py [--tiny] [--seconds 2.5] SHAPE/BATCH/ARM …
 import argparse
 import gc
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -26,9 +27,10 @@ from gpuml.training import model, origin
 
 HERE = Path(__file__).parent
 LABELS = 8  # of R8
+STARTS, ENDS = ("bos_token_id", "cls_token_id"), ("eos_token_id", "sep_token_id")
 SHAPES = {  # class of the config, sizes where they aren't its defaults
     "distilbert": ("DistilBertConfig", {}),
-    "modernbert": ("ModernBertConfig", {"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102}),
+    "modernbert": ("ModernBertConfig", dict(pad_token_id=0, **dict.fromkeys(STARTS, 101), **dict.fromkeys(ENDS, 102))),
 }
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=30_522)
 TINY = {"distilbert": dict(dim=32, n_layers=2, n_heads=2, hidden_dim=64), "modernbert": SMALL}
@@ -221,8 +223,8 @@ def main() -> None:
             traceback.print_exc()
             result = {"arm": name, "error": f"{type(e).__name__}: {e}"[:500]}
         print(json.dumps(result), flush=True)
-        if not free_memory():  # the other arms need a process of their own
-            return
+        if not free_memory():  # the other arms need a process of their own, and this one can't end as others do
+            os._exit(0)
 
 
 if __name__ == "__main__":
