@@ -8,7 +8,9 @@ import torch
 
 from gpuml.base.errors import TrainError
 from gpuml.training.deterministic import deterministic
+from gpuml.training.graph import Graphs
 from gpuml.training.graph_trial import waiting_refused
+from gpuml.training.row import Row, Shape
 from tests.gpu.learners import CALM, MOST, TEXTS, distilbert, learner_on, train
 
 
@@ -87,6 +89,27 @@ def test_what_does_not_fit_is_split(make, device, near):
     split = train(learner)
     assert learner.max_tokens <= 2 * MOST
     assert split.numbers[:, 0] == pytest.approx(whole.numbers[:, 0], rel=near)
+
+
+def test_a_recording_that_fails_leaves_the_others_as_they_were(device):
+    "They draw by the seed of now, on the stream of before, and memory can be freed"
+
+    def draw(row):
+        if row.shape.tokens == 128 and torch.cuda.is_current_stream_capturing():
+            row.targets.sum().item()  # waits for the GPU
+        return torch.rand(1000, device=device)
+
+    notes, drawn = [], []
+    graphs = Graphs(draw, device, notes.append)
+    stream = torch.cuda.current_stream() if device.type == "cuda" else None
+    for tokens, seed in ((64, 3), (192, 3), (128, 3), (64, 3), (192, 4)):
+        torch.manual_seed(seed)
+        memory = torch.zeros(Shape(tokens, 2).bytes, dtype=torch.uint8, device=device)
+        drawn.append(graphs.run(Row(Shape(tokens, 2), memory)).clone())
+    assert [torch.equal(drawn[0], other) for other in drawn] == [True, True, True, True, False]
+    assert len(notes) == (device.type == "cuda")
+    torch.cuda.empty_cache()
+    assert stream is None or torch.cuda.current_stream() == stream
 
 
 @pytest.mark.parametrize("make", [recorded, plain])
