@@ -154,6 +154,7 @@ def test_two_nodes_go_on_after_each_fault(real, road, pair):
     faults.send([faults.main_process(real, seen.running()[1])], signal.SIGKILL)
     states = []
     real.wait(lambda: seen.look() and states.append(str(job.status)) or job.status.over, 300, "its end")
+    real.wait(lambda: seen.look() and seen.ends()[-1][1] == seen.ends()[-2][1] == 0, 120, "the ends of its last pods")
     print(preempted_at, seen.ends(), *dict.fromkeys(states), sep="\n")
     assert job.status.phase == "succeeded", job.logs()
     ends = seen.ends()
