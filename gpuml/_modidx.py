@@ -4487,6 +4487,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'gpuml/training/slots.py'),
                                       'gpuml.training.slots.Slots.give': ('training/slots.html#slots.give', 'gpuml/training/slots.py'),
                                       'gpuml.training.slots.Slots.take': ('training/slots.html#slots.take', 'gpuml/training/slots.py'),
+                                      'gpuml.training.slots._copies': ('training/slots.html#_copies', 'gpuml/training/slots.py'),
                                       'gpuml.training.slots.rows_thread': ('training/slots.html#rows_thread', 'gpuml/training/slots.py')},
             'gpuml.training.snapshot': { 'gpuml.training.snapshot.Copies': ('training/snapshot.html#copies', 'gpuml/training/snapshot.py'),
                                          'gpuml.training.snapshot.Copies.__init__': ( 'training/snapshot.html#copies.__init__',

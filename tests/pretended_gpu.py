@@ -74,9 +74,9 @@ class Tape(TorchDispatchMode):
 class Stream:
     "Does nothing: on a CPU all is done when it is called"
 
-    made = 0  # on each of them cuBLAS would keep 32 MB for each thread
+    made = 0  # cuBLAS would keep 32 MB for each; and torch has 32, so that the next one is the first again
 
-    def __init__(self, device=None):
+    def __init__(self, device=None, priority=0):
         Stream.made += 1
 
     def wait_stream(self, other):

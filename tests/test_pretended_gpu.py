@@ -38,6 +38,7 @@ print(json.dumps({
     "packed": tuned.choices.packed, "notes": tuned.notes + notes, "late": calm.late, "graphs": len(graphs),
     "replays": sum(graph._recording.replays for _, graph in graphs), "same draws": bool((drawn[0] == drawn[1]).all()),
     "settled": [step.update.number for step in steps if step.settled], "full": len(pretended_gpu.OnThisGpu.full),
+    "streams": pretended_gpu.Stream.made,
 }))
 """
 
@@ -51,6 +52,7 @@ def test_updates_on_a_gpu_are_those_of_the_cpu(precision):
     assert (found["notes"], found["late"], found["settled"]) == ([], 16, [4, 8])
     packed = precision != "fp32"
     assert found["packed"] == packed and (found["replays"] >= 8) == packed and (found["graphs"] > 1) == packed
+    assert found["streams"] <= 3  # the usual one, one for copies, one for recordings: no copy is ever recorded
     assert found["full"] == 0  # memory was full when two rows were made ready, and they were made ready again
     assert found["same draws"]  # a recording draws what Python draws
     assert "prototype" not in done.stderr  # what torch says of a mode that only gpuml chose

@@ -7,7 +7,7 @@ __all__ = ['Slot', 'Slots', 'rows_thread']
 
 # %% ../../nbs/training/71_slots.ipynb #94173c0a
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -71,7 +71,7 @@ class Slots:
         self._most = most
         self._made = 0
         self._free: list[Slot] = []
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = _copies(device) if device.type == "cuda" else None
 
     def take(
         self,
@@ -93,6 +93,12 @@ class Slots:
         "The slot may be taken again; what uses its row was given to the device already"
         slot.release()
         self._free.append(slot)
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    "The stream of all copies to a GPU; by its priority it is none of those on which graphs are recorded"
+    return torch.cuda.Stream(device, priority=-1)
 
 # %% ../../nbs/training/71_slots.ipynb #5341a0cc
 def rows_thread(
