@@ -18,6 +18,7 @@ Needs no network where MiniLM's package and R8 are there: see gpu.sh.
 
 import argparse
 import json
+import math
 import os
 import queue
 import signal
@@ -214,8 +215,9 @@ def row(table: dict[str, dict[str, Any]], shape: str, batch: str, arm: str) -> s
     if "error" in result:
         return f"{batch:>5} {arm:<16} {result['error'].splitlines()[-1][:100]}"
     ratio = rate(table, shape, batch, "gpuml") / rate(table, shape, batch, arm)
+    times = "–" if math.isnan(ratio) else f"{ratio:.2f}x"
     speed = f"{result['ms']:9.1f} {result['tokens_per_second']:13,.0f} {100 * result['share']:7.1f}%"
-    return f"{batch:>5} {arm:<16} {speed} {ratio:14.2f}x {result['memory_gb']:6.1f}  {result['how']}"
+    return f"{batch:>5} {arm:<16} {speed} {times:>15} {result['memory_gb']:6.1f}  {result['how']}"
 
 
 def table_lines(arms: list[dict[str, Any]]) -> list[str]:
