@@ -27,7 +27,7 @@ OWN_ETC = 'mount --bind "$1" /etc && shift && exec "$@"'
 
 
 class Kueue:
-    "The controller; `start` it, and `stop` removes everything of it. It dies with the thread that started it"
+    "The controller; `start` it, and `stop` removes everything of it, as a start that fails does. It dies with the thread that started it"
 
     def __init__(self, plane: Plane, folder: Path):
         self.plane, self.folder, self.administrator = plane, folder, Administrator(plane)
@@ -36,36 +36,49 @@ class Kueue:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> "Kueue":
-        known = yaml.load_all(manifests("kueue.yaml").read_text(), Loader=yaml.CSafeLoader)
-        self.applied = sorted((m for m in known if m["kind"] in KINDS), key=lambda m: KINDS.index(m["kind"]))
-        for manifest in self.applied:
-            self._call_by_url(manifest)
-            self.administrator.apply(manifest)
-        self._wait(lambda: all(map(self._is_served, self.applied)), 30, "its kinds to be served")
-        self._run()
+        try:
+            self._apply()
+            self._run()
+        except BaseException:
+            self._take_back()  # webhooks that nobody answers stand in the way of all later jobs
+            raise
         return self
 
     def stop(self) -> None:
         "What it holds by finalizers goes first, while it lets go of it; then its kinds and webhooks, then itself"
         for resource in FINALIZED:
             self._wait(lambda r=resource: self._is_empty(r), 60, f"the end of all {resource}")
+        self._take_back()
+
+    def log(self) -> str:
+        file = self.folder / "kueue.log"
+        return file.read_text() if file.is_file() else ""
+
+    def down(self) -> None:
+        "As if its machine had failed"
+        if self.process:
+            self.process.kill()
+            self.process.wait(600)
+
+    def up(self) -> None:
+        self._run()
+
+    def _apply(self) -> None:
+        known = yaml.load_all(manifests("kueue.yaml").read_text(), Loader=yaml.CSafeLoader)
+        chosen = sorted((m for m in known if m["kind"] in KINDS), key=lambda m: KINDS.index(m["kind"]))
+        for manifest in chosen:
+            self._call_by_url(manifest)
+            self.applied.append(manifest)
+            self.administrator.apply(manifest)
+        self._wait(lambda: all(map(self._is_served, chosen)), 30, "its kinds to be served")
+
+    def _take_back(self) -> None:
+        "Remove what was applied, the webhooks first, and end it"
         for manifest in reversed(self.applied):
             self.administrator.remove(manifest)
         for manifest in self.applied:
             self._wait(lambda m=manifest: not self._is_there(m), 60, f"the end of {manifest['metadata']['name']}")
-        self.process.kill()
-        self.process.wait(600)
-
-    def log(self) -> str:
-        return (self.folder / "kueue.log").read_text()
-
-    def down(self) -> None:
-        "As if its machine had failed"
-        self.process.kill()
-        self.process.wait(600)
-
-    def up(self) -> None:
-        self._run()
+        self.down()
 
     def _call_by_url(self, manifest: dict) -> None:
         "Webhooks are called on this machine, and only for what is here"

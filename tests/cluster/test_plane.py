@@ -1,6 +1,8 @@
 "The test bed itself: what a cluster does, this one does too"
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,8 @@ import pytest
 
 from tests.cluster.api import ApiError
 from tests.cluster.cluster import job, phase, state
+from tests.cluster.kueue import Kueue
+from tests.cluster.programs import missing
 from tests.cluster.worker import ROOT, for_any_user
 from tests.waiting import until
 
@@ -355,6 +359,17 @@ def test_users(cluster, namespace):
     for user in ("prod-user", "dev-user", "outsider"):
         with pytest.raises(ApiError, match=f'User "{user}" cannot list resource "pods"'):
             cluster.plane.api(user).get("pods", namespace)
+
+
+@pytest.mark.skipif(bool(missing(["kueue"])), reason="no kueue for a cluster: `make servers` builds it")
+def test_a_kueue_that_does_not_start_leaves_nothing_in_the_way_of_jobs(cluster, namespace, tmp_path):
+    kueue = Kueue(cluster.plane, tmp_path)
+    with socket.create_server(("127.0.0.1", kueue.health)), pytest.raises(AssertionError, match="Kueue ended"):
+        kueue.start()
+    hooks = "/apis/admissionregistration.k8s.io/v1/{}webhookconfigurations"
+    for path in map(hooks.format, ("mutating", "validating")):
+        assert json.loads(cluster.admin.request("GET", path).data)["items"] == []
+    assert outcome(cluster, namespace, "j", "exit 0")["exitCode"] == 0
 
 
 def test_nothing_outlives_the_tests(plane, tmp_path):
