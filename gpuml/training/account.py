@@ -106,9 +106,7 @@ class Account:
     stretches: tuple[Stretch, ...]
     waits: tuple[tuple[Stretch, int, int], ...]  # what was waited for, from when, until when
     interruptions: int = 0  # attempts that were stopped or killed, and gone on after
-    chosen_waits: tuple[
-        tuple[Stretch, int, int], ...
-    ] = ()  # for other jobs to end, as --after asked; not among `waits`
+    chosen_waits: tuple[tuple[Stretch, int, int], ...] = ()  # which --after asked for; not among `waits`
 
     @property
     def gpus(self) -> int:

@@ -9,6 +9,7 @@ __all__ = ['SWEEP', 'TO_FINISH', 'SIZE', 'LONGEST', 'Child', 'run_name']
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 # %% ../../nbs/training/10_child.ipynb #5138c2c7
 SWEEP = "gpuml.sweep"  # MLflow's tag of a child and its parent: the sweep's id
@@ -26,9 +27,7 @@ class Child:
     runs: int  # of the sweep
     to_finish: int  # runs that are trained to their end: fewer where the worse half is left out
     run: str  # the run's id
-    rungs: Sequence[
-        int
-    ] = ()  # epochs after which it is compared with those that came as far; of a job, where it may leave off
+    rungs: Sequence[int] = ()  # epochs after which it may leave off: of a job, where others are better
 
     def __str__(self):
         return f"{self.number} of {self.runs}"
@@ -39,7 +38,7 @@ class Child:
         return {SWEEP: self.sweep, TO_FINISH: str(self.to_finish), SIZE: str(self.runs)}
 
     @property
-    def values(self) -> dict[str, str | int]:
+    def values(self) -> dict[str, Any]:
         "What JSON can hold of it"
         values = asdict(self)
         if not self.rungs:  # an image of an earlier version knows nothing of them

@@ -7,7 +7,6 @@ __all__ = ['Occasions', 'occasions_of', 'event_of', 'scores_in', 'job_message', 
            'failure_told']
 
 # %% ../../nbs/training/83_message.ipynb #adce9ff5
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import Any
 
 from ..base.config import Config
 from ..base.errors import Exit, GpumlError, codes_with
+from ..base.files import json_values
 from ..base.storage import Storage
 from ..base.webhook import Message, Sending
 from . import attempts
@@ -90,16 +90,9 @@ def job_message(
     link = record.url if record and record.sent.run else ""
     sentence = attempt.reason
     if event == "done":
-        sentence = _values(files.get(ACCOUNT)).get("text") or sentence
-    scores = scores_in(_values(files.get("certificate.json"))) if event == "done" else {}
+        sentence = json_values(files.get(ACCOUNT)).get("text") or sentence
+    scores = scores_in(json_values(files.get("certificate.json"))) if event == "done" else {}
     return Message(event, attempt.run, sentence, attempt.owner, scores, place, link)
-
-
-def _values(text: bytes | None) -> dict[str, Any]:
-    "What a file of JSON says; empty where it is not there, or damaged"
-    with suppress(ValueError):
-        return json.loads(text or b"{}")
-    return {}
 
 # %% ../../nbs/training/83_message.ipynb #0515926d
 def tell_of_job(
@@ -134,8 +127,8 @@ def own_message(
         return None
     scores, sentence = {}, str(error) or type(error).__name__
     if error is None:
-        sentence = _values(_content(folder / ACCOUNT)).get("text") or "trained and certified"
-        scores = scores_in(_values(_content(folder / "certificate.json")))
+        sentence = json_values(_content(folder / ACCOUNT)).get("text") or "trained and certified"
+        scores = scores_in(json_values(_content(folder / "certificate.json")))
     event = "failed" if error else "done"
     link = progress.url if "/runs/" in progress.url else ""
     return Message(event, progress.run, sentence, attempts.owner(), scores, place or shown(folder), link)

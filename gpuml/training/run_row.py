@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from ..base.files import json_values
 from .account import ACCOUNT
 from .attempts import CELL, PULSE, Attempt, attempt_of, moment
 from .child import SWEEP
@@ -100,8 +101,8 @@ def row_of(
     attempt = None
     with suppress(ValueError):
         attempt = attempt_of(files.get("attempt", b""))
-    certificate = _values(files.get(CERTIFICATE))
-    account = _values(files.get(ACCOUNT))
+    certificate = json_values(files.get(CERTIFICATE))
+    account = json_values(files.get(ACCOUNT))
     state, reason = state_of(record, attempt, CERTIFICATE in files, now)
     last = attempt.finished or attempt.alive or attempt.started if attempt else ""
     return RunRow(
@@ -132,14 +133,6 @@ _WRITTEN = {"None": "null", "True": "true", "False": "false"}  # MLflow's params
 def _scores_in(evaluation: Mapping[str, Any] | None) -> dict[str, float]:
     "The scores that an evaluation has, by key"
     return written_scores(evaluation or {})
-
-
-def _values(text: bytes | None) -> dict[str, Any]:
-    "A JSON file's mapping; empty where it is missing or damaged"
-    with suppress(ValueError):
-        values = json.loads(text or b"{}")
-        return values if isinstance(values, dict) else {}
-    return {}
 
 
 def _in_utc(text: str) -> str:

@@ -33,9 +33,7 @@ def give_signs(
 
 # %% ../../nbs/training/97_worker.ipynb #2427d39d
 def main(
-    arguments: list[
-        str
-    ],  # folder of the training, id of the process that started this one, two pipes to it; rank 0's door
+    arguments: list[str],  # folder of the training, id of who started this process, two pipes to it; rank 0's door
 ) -> int:
     "Take part in a training; the exit code"
     folder, (parent, life, news, *door) = Path(arguments[0]), map(int, arguments[1:])

@@ -282,7 +282,6 @@ def run_workers(
 def _start(workers: list[Worker], processes: Processes, folder: Path, environ: Mapping[str, str]) -> None:
     "Start the workers of this node, where no port is given with one for rank 0 that is held all the while"
     with nullcontext() if processes.port else hold_port() as door:
-        port = door.getsockname()[1] if door else processes.port
+        placed = replace(processes, port=door.getsockname()[1]) if door else processes
         for rank in processes.ranks:
-            placed = replace(processes, port=port)
             workers.append(Worker(rank, placed, folder, environ, None if rank else door))

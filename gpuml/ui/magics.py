@@ -106,7 +106,7 @@ _SUBMITTING = """Run this notebook, as it is saved, as a job on the cluster: `pa
     %submit_prod --dry-run                          checks, differences and manifest; nothing is sent
     job = %submit_prod dev --local                  the same as a process on this machine
     jobs = %submit_prod dev train.seed=0,1          a job for each combination of values; %gpu_runs SWEEP lists their runs
-    jobs = %submit_prod dev train.seed=0,1 --halving    each leaves off early where half of the others are better
+    jobs = %submit_prod dev train.seed=0,1 --halving    each leaves off early where most others are better
     job = %submit_prod --again                      one more, where the same is at work, or the name is there, already
     job = %submit_prod --after dev-0f2a9c11d4-1     once that job has ended, however it ends; several are parted by commas
     job = %submit_prod --notebook nbs/train.ipynb   where the kernel can't tell which notebook it is in

@@ -230,7 +230,7 @@ def _jobs(command: Callable) -> None:
         "--after", metavar="JOB", help="start once that job or sweep has ended; several are parted by commas"
     )
     sub.add_argument("--local", action="store_true", help="as a process on this machine, which outlives this command")
-    sub.add_argument("--halving", action="store_true", help="a sweep's job leaves off where half of them are ahead")
+    sub.add_argument("--halving", action="store_true", help="a sweep's job leaves off where most others are ahead")
     sub.add_argument(
         "--dry-run",
         action="store_true",

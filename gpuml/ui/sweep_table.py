@@ -97,7 +97,9 @@ def left_notes(
         return []
     numbers = {run: sweep.child(run).number for run in sorted(left_at, key=sweep.runs.index)}
     runs = ", ".join(f"{number} after epoch {left_at[run]}" for run, number in numbers.items())
-    return [f"left off before epoch {sweep.config.train.epochs}, where half of the others were better: {runs}"]
+    return [
+        f"left off before epoch {sweep.config.train.epochs}, where more than half of the others were better: {runs}"
+    ]
 
 # %% ../../nbs/ui/36_sweep_table.ipynb #d2c11e03
 def state_notes(
