@@ -148,8 +148,8 @@ def lab_project(project, store, server):
 OBSERVE = """() => {
     window.curves = [];
     new MutationObserver(() => {
-        const curve = document.querySelector("svg[aria-label='loss curve'] polyline");
-        if (curve) window.curves.push(curve.getAttribute('points'));
+        const curve = document.querySelector("svg[aria-label='loss curve'] g path + path");
+        if (curve) window.curves.push(curve.getAttribute('d'));
         window.progressSeen ||= !!document.querySelector('progress');
     }).observe(document.body, {childList: true, subtree: true, attributes: true});
 }"""

@@ -9,15 +9,18 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import ipykernel.ipkernel  # noqa: F401  where widgets register; imported later, it would not know those made before
+import numpy as np
 import pytest
 from ipywidgets.widgets.widget import _instances as alive_widgets
 
-from gpuml.base import charts, keys
+from gpuml.base import charts, keys, process
 from gpuml.base.errors import ConfigError, GpumlError
+from gpuml.base.files import write_json
 from gpuml.base.loading import load, load_all
 from gpuml.base.person import person_mark
 from gpuml.cluster.jobs import JobList, JobRow, jobs
@@ -25,18 +28,22 @@ from gpuml.cluster.local import LocalJob
 from gpuml.cluster.manifest import Source, manifest
 from gpuml.jobs.handle import State
 from gpuml.training.progress import Progress
-from gpuml.ui.beside import find_training, start_training
+from gpuml.ui.beside import Training, find_training, start_training
 from gpuml.ui.comparison import compare
 from gpuml.ui.executed import notebook_html
 from gpuml.ui.lines import magic_line
+from gpuml.ui.metrics import MetricsFile
 from gpuml.ui.panel import panel as open_panel
 from gpuml.ui.panel_fields import typed
 from gpuml.ui.panel_jobs import job_part, jobs_html
-from gpuml.ui.views import progress_html
+from gpuml.ui.panel_train import training_html
+from gpuml.ui.views import VIEW_CHARACTERS, FileView, progress_html
 from tests import forked
 from tests.conftest import JOB_FACTS, OFFLINE, ROOT, runs_in
 from tests.test_answers import KUBECONFIG, Server
 from tests.waiting import until
+
+LIVE = ("loss", "validation_loss", "accuracy", "macro_f1", "micro_f1")  # what the panel draws of a training
 
 
 @pytest.fixture
@@ -213,6 +220,31 @@ def test_backticks_are_code_in_html_and_stay_in_text(panel, project):
     (project / "config" / "dev.yaml").write_text("- a\n")
     panel.tabs["Train"].form.pick()
     assert "such as <code>train:</code>" in panel.tabs["Train"].form.summary.value
+
+
+@pytest.mark.parametrize("size", [0.02, 1.0, 50.0])  # of what the losses go up and down by
+def test_a_long_training_is_shown_in_two_kilobytes(project, size):
+    "Its curves have the points for which names, scores and notes leave room, and reach from end to end"
+    rng, run = np.random.default_rng(4), "dev-20261129-234705-9a8c"
+    series = {name: [(200 * i, y) for i, y in enumerate(rng.random(3000))] for name in LIVE}
+    series |= {name: [(at, 0.5 + size * y) for at, y in series[name]] for name in ("loss", "validation_loss")}
+    losses = array("d", 0.5 + size * rng.random(599_800))
+    scores = {"accuracy": 0.5, "macro_f1": 0.25, "micro_f1": 0.4}
+    progress = Progress(
+        *(run, "training", len(losses), 600_000, 9996.7, 10_000, losses),
+        [{"step": at, "loss": y, **scores} for at, y in series["validation_loss"]],
+        **{"examples_per_second": 12_345.6, "seconds_left": 1e5, "processes": 16},
+        notes=["runs are tracked in this project's own `mlflow.db`; `gpuml ui` shows it; " * 3] * 4,
+    )
+    FileView(project / "progress.json")(progress)
+    write_json(project / "process.json", {"process": process.identity(os.getpid())})
+    training = Training(project, metrics=MetricsFile(project / run / "metrics.jsonl", series))
+    for view, curves in (training_html(training), 5), (progress_html(progress), 1):
+        paths = re.findall(r" d='M(\d+) \d+l([^']*)'", view)
+        assert len(view) <= VIEW_CHARACTERS == 2000 and len(paths) == curves, view
+        for first, steps in paths:
+            across = [int(x) for x in steps.split()[::2]]
+            assert len(across) >= 7 and int(first) < 60 and int(first) + sum(across) > 270, view
 
 
 def test_a_broken_config_says_why(panel, project):
@@ -479,7 +511,7 @@ def test_compared_runs_keep_their_colours_and_one_path_is_one(project, store, mo
     shown = compare(*made)._repr_html_()
     for title, colours in {"training loss": [0, 1], "validation loss": [1]}.items():
         svg = re.search(rf"<svg[^>]*aria-label='{title}'.*?</svg>", shown)[0]
-        assert re.findall(r"class='line' fill='none' stroke='([^']*)'", svg) == [charts.COLOURS[i] for i in colours]
+        assert re.findall(r"class='line' stroke='([^']*)'", svg) == [charts.COLOURS[i] for i in colours]
 
 
 def test_five_hundred_jobs(project):

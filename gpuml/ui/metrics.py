@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..base.charts import Series, chart
+from ..base.charts import Series, chart, fitting
 from ..training.score_table import LOSS, SCORES
 
 # %% ../../nbs/ui/25_metrics.ipynb #a908027a
@@ -38,8 +38,9 @@ _LOSSES = {"loss": "training", LOSS.metric: "validation"}  # in a chart of losse
 def charts(
     series: Series,
     updates: int = 0,  # that are planned, where that is known
+    room: int = 1600,  # characters
 ) -> str:
-    "Curves of loss and scores, and in words what the GPU does"
+    "Curves of loss and scores, with as many points as have room, and in words what the GPU does"
 
     def chosen(titles):
         return {title: series[name] for name, title in titles.items() if name in series}
@@ -49,7 +50,11 @@ def charts(
     used = [series[name][-1][1] for name in series if name.startswith("gpu_utilisation")]  # of each GPU
     gpu = [f"{share:.0f} %" for share in used]
     gpu += [f"{series['gpu_memory_gb'][-1][1]:.1f} GB"] if "gpu_memory_gb" in series else []
-    curves = chart("loss", chosen(falling), updates=updates) + chart("scores", chosen(rising), 1.0, updates)
-    return curves + (
-        f"<div class='gpuml-note'>{'GPUs' if len(used) > 1 else 'GPU'} {', '.join(gpu)}</div>" if gpu else ""
-    )
+    words = f"<div class='gpuml-note'>{'GPUs' if len(used) > 1 else 'GPU'} {', '.join(gpu)}</div>" if gpu else ""
+
+    def drawn(most):
+        most = min(most, 36)
+        scores = chart("scores", chosen(rising), 1.0, updates, most=most)
+        return chart("loss", chosen(falling), updates=updates, most=most) + scores + words
+
+    return fitting(drawn, room)

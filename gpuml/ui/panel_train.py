@@ -28,6 +28,7 @@ from .metrics import MetricsFile, charts
 from .panel_form import Form, FormTab
 from .panel_parts import Threads, copyable, show_in, trying
 from .sweep_table import SweepTable
+from .views import VIEW_CHARACTERS
 
 # %% ../../nbs/ui/46_panel_train.ipynb #d28c8b46
 def head_html(
@@ -56,7 +57,7 @@ def _run_folder(words: list[str], run: str) -> Path:
 def training_html(
     training: Training,
 ) -> str:
-    "How a training stands, in about 2 kB: head, curves, why it ended; when it is done, the run's report"
+    "How a training stands, while it trains in at most 2 kB: head, curves, why it ended; when it is done, the run's report"
     p, metrics = training.headway, training.metrics
     error = training.error
     parts = (
@@ -72,7 +73,8 @@ def training_html(
         if p.phase == "done" and not p.sweep:
             return _report_html(p.run, metrics.path.parent)
     if metrics:
-        parts.append(f"<div class='gpuml-charts'>{charts(metrics.read(), p.updates)}</div>")
+        room = VIEW_CHARACTERS - len("".join(parts)) - len("<div class='gpuml-charts'></div>")
+        parts.append(f"<div class='gpuml-charts'>{charts(metrics.read(), p.updates, room)}</div>")
     if error:
         kind = "note" if p.phase == "stopped" else "bad"
         parts.append(f"<div class='gpuml-{kind}' role='alert'>{as_html(error)}</div>")
