@@ -92,6 +92,7 @@ class JobList(list):
 
     row_type = JobRow  # has the columns
     elsewhere = 0  # jobs of other projects that are not in it
+    gaps: tuple[str, ...] = ()  # what the forecasts of their starts are made without
 
     def rows(self) -> list[JobRow]:
         "What the table shows"
@@ -99,10 +100,11 @@ class JobList(list):
         return [self.row_type.of(job, state, now) for job, state in self]
 
     @property
-    def note(self) -> str:
-        "That there are jobs of other projects; empty where there are none"
+    def notes(self) -> list[str]:
+        "What stands below the table: what forecasts are made without, and that there are jobs of other projects"
         count = self.elsewhere
-        return f"{count:,} more on this machine, of other projects: --all lists them" if count else ""
+        others = [f"{count:,} more on this machine, of other projects: --all lists them"] if count else []
+        return [*(f"starts: {words}" for words in self.gaps), *others]
 
     def table(self) -> Table:
         "The rows under their names; a terminal gets the beginning of the reason"
@@ -110,10 +112,10 @@ class JobList(list):
         return Table(list(self.row_type.heads().values()), [list(entries.values()) for entries in rows])
 
     def __repr__(self):
-        return "\n".join(filter(None, (self.table().text() if self else "no jobs", self.note)))
+        return "\n".join([self.table().text() if self else "no jobs", *self.notes])
 
     def _repr_html_(self):
-        return f"{self.table().html()}<div>{escape(self.note)}</div>"
+        return self.table().html() + "".join(f"<div>{escape(note)}</div>" for note in self.notes)
 
 # %% ../../nbs/cluster/46_jobs.ipynb #9ee31e4c
 def cluster_jobs(
@@ -121,7 +123,7 @@ def cluster_jobs(
     config: Config,  # whose namespace is looked at
     name: str | None,  # one of them only
     pool: ThreadPoolExecutor,  # that reads logs and records
-) -> list[tuple[ClusterJob, State]]:
+) -> JobList:
     "The jobs of a namespace with their states, newest first: five requests, the logs of those that run, the records of those between two attempts"
     looks = _see_namespace(api, config, name, pool)
     looks.sort(key=lambda look: look.job["metadata"]["creationTimestamp"], reverse=True)
@@ -130,11 +132,13 @@ def cluster_jobs(
     jobs = [(handle, explain(look)) for handle, look in zip(handles, looks, strict=True)]
     training = [(job, state) for job, state in jobs if state.phase == "running"][:100]
     headways = dict(zip((job.run_id for job, _ in training), pool.map(lambda pair: headway_of_pod(*pair), training)))
-    starts = _starts(config, looks, training, headways)
-    return [
+    starts, gaps = _starts(config, looks, training, headways)
+    listed = JobList(
         (job, replace(state, headway=headways.get(job.run_id), start=starts.get((job.namespace, job.run_id), "")))
         for job, state in jobs
-    ]
+    )
+    listed.gaps = gaps
+    return listed
 
 
 def _starts(
@@ -142,15 +146,18 @@ def _starts(
     looks: list[Seen],
     training: list[tuple[ClusterJob, State]],
     headways: Mapping[str, Headway | None],  # by run
-) -> dict[tuple[str, str], str]:
-    "By when those get their GPUs that wait for them; the looks share one snapshot, where there is one"
+) -> tuple[dict[tuple[str, str], str], tuple[str, ...]]:
+    "By when those get their GPUs that wait for them, and what that is told without; the looks share one snapshot, where there is one"
     snapshot = next((look.snapshot for look in looks if look.snapshot.waiting), None)
     if snapshot is None:
-        return {}
+        return {}, ()
     from gpuml.cluster.waits import site_log_of
 
     by_pod = {(job.namespace, state.pod): headways[job.run_id] for job, state in training if headways.get(job.run_id)}
-    return start_words(snapshot, datetime.now(UTC), by_pod, site_log_of(config))
+    log = site_log_of(config)
+    starts = start_words(snapshot, datetime.now(UTC), by_pod, log)
+    gaps = log.gaps.words() if starts else ""
+    return starts, (gaps,) if gaps else ()
 
 # %% ../../nbs/cluster/46_jobs.ipynb #a5c2077f
 def _with_records(
@@ -260,7 +267,9 @@ def jobs(
             by_context.setdefault(config.compute.context, {})[config.compute.namespace] = config
     with ThreadPoolExecutor(16) as pool:
         for context, by_namespace in by_context.items():
-            listed += _visible_jobs(context, by_namespace.values(), name, pool, patience)
+            visible = _visible_jobs(context, by_namespace.values(), name, pool, patience)
+            listed += visible
+            listed.gaps = tuple(dict.fromkeys([*listed.gaps, *visible.gaps]))
     ours, others = local_jobs(configs, name)
     listed += [(job, job.status) for job in ours + (others if everyone else [])]
     listed.elsewhere = 0 if everyone else len(others)
@@ -269,12 +278,12 @@ def jobs(
 # %% ../../nbs/cluster/46_jobs.ipynb #fe7caa04
 def _visible_jobs(
     context: str | None, configs: Iterable[Config], name: str | None, pool: ThreadPoolExecutor, patience: float
-) -> list[tuple[ClusterJob, State]]:
+) -> JobList:
     "The jobs of those namespaces that one may see; raises `ClusterError` where that is none"
     from gpuml.cluster.api import Api
 
     api = Api(context, patience)
-    listed: list[list[tuple[ClusterJob, State]]] = []
+    listed: list[JobList] = []
     refusals = []
     for config in configs:
         try:
@@ -285,7 +294,9 @@ def _visible_jobs(
             refusals.append(e)  # such as production's, for who only develops
     if not listed:
         raise refusals[0]
-    return [pair for of_namespace in listed for pair in of_namespace]
+    visible = JobList(pair for of_namespace in listed for pair in of_namespace)
+    visible.gaps = tuple(words for of_namespace in listed for words in of_namespace.gaps)
+    return visible
 
 # %% ../../nbs/cluster/46_jobs.ipynb #b9cab1fb
 def find(

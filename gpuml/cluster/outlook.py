@@ -27,7 +27,7 @@ from .manifest import manifest as job_manifest
 from .objects import events_in, read_cluster
 from .plan import Plan, plan
 from .plan_words import Circumstances, Headways, Preemptions, plan_words
-from .promise import promise_of
+from .promise import Gaps, promise_of
 from .queue import queue_of
 from .queue_plan import plan_in_queue
 from .queues import kueue_objects
@@ -46,6 +46,7 @@ class Outlook:
     now: datetime
     forecast: Forecast | None = None  # when it starts, where it waits and that can be told
     calibration: Calibration = Calibration()
+    gaps: Gaps = Gaps()  # of what the forecast was made of
     preempted: Preemptions = field(default_factory=dict)  # of those that it would preempt, within the last hour
     offers_after: bool = False  # whether the cluster starts jobs that wait for others to end
     afterwards: Afterwards | None = None  # of which moment it is; none: now
@@ -61,6 +62,7 @@ class Outlook:
         now, is_later = self.moment or self.now, self.afterwards is not None
         circumstances = Circumstances(now, self.headways, self.preempted, self.offers_after, is_later)
         words = plan_words(self.plan, self.snapshot, circumstances, promise)
+        words = "; ".join(filter(None, (words, self.gaps.words() if promise else "")))
         before = self.afterwards.words(self.now) if self.afterwards else self.note
         return f"{before}: {words}" if before else words
 
@@ -102,7 +104,8 @@ def _with_forecast(answer: Outlook, site: Callable[[], SiteLog]) -> Outlook:
     if device := device_of(request):
         past = log.past(priorities)
         start = forecasts(answer.snapshot, device, answer.moment, request, answer.headways, past).get(NEW)
-    return replace(answer, forecast=start if start and start.median > 0 else None, calibration=log.calibration)
+    forecast = start if start and start.median > 0 else None
+    return replace(answer, forecast=forecast, calibration=log.calibration, gaps=log.gaps)
 
 
 def _with_losses(answer: Outlook, api: ApiServer, manifest: dict[str, Any]) -> Outlook:

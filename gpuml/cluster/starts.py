@@ -74,4 +74,5 @@ def start_of(
         return ""
     held = [h for node in snapshot.nodes or () for h in node.holdings if any(map(is_device, h.demand))]
     log = recent_site_log(place.rpartition("/")[0], endpoint, now)
-    return start_words(snapshot, now, headways_of(at.server, held), log).get((at.namespace, at.run), "")
+    start = start_words(snapshot, now, headways_of(at.server, held), log).get((at.namespace, at.run), "")
+    return start and "; ".join(filter(None, (start, log.gaps.words())))

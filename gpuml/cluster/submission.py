@@ -25,7 +25,7 @@ from .after_check import Hold, check_after
 from .answers import ApiServer, NoCluster, OneReading
 from .checks import check_code, check_here, check_kernel
 from .device_claim import claim_template
-from .earlier import EarlierRun, earlier_runs, grace_of, pace_of
+from .earlier import EarlierRun, earlier_runs, grace_of, pace_of, unread
 from .elsewhere import check_places, data_here, for_here, for_pods
 from .facts import note_name
 from .findings import Finding, Findings
@@ -167,7 +167,7 @@ def prepare(
     )
     findings += check_cluster(reading, config, manifest) if reading else []
     looked = _look(reading, config, manifest, findings, hold) if reading and not findings.bad else None
-    findings += [] if local else _speed(config, runs)
+    findings += _earlier(config, runs, local)
     planned = Submission(
         config, packed.bundle, manifest, findings, changes, None, local, reading, looked, hold, takes_again
     )
@@ -231,11 +231,13 @@ def _look(api: ApiServer, config: Config, manifest: dict[str, Any], findings: Fi
     return outlooks[0] if outlooks else None
 
 # %% ../../nbs/cluster/55_submission.ipynb #d86e161e
-def _speed(config: Config, runs: list[EarlierRun]) -> Findings:
-    "What several GPUs should bring, where earlier runs tell it"
-    several = config.compute.gpus * config.compute.nodes > 1
+def _earlier(config: Config, runs: list[EarlierRun], local: bool) -> Findings:
+    "What several GPUs should bring, where earlier runs tell it; and which files of those say nothing"
+    several = not local and config.compute.gpus * config.compute.nodes > 1
     finding = speed_finding(pace_of(config, runs), config.compute, config.train) if several else None
-    return Findings(filter(None, [finding]))
+    words = unread(runs).words()
+    gaps = Finding("earlier", None, f"seconds to save in, speed: {words}") if words else None
+    return Findings(filter(None, [finding, gaps]))
 
 # %% ../../nbs/cluster/55_submission.ipynb #3856a241
 def _manifest_of(

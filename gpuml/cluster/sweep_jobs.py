@@ -149,8 +149,11 @@ REFUSED = {  # options, and why a sweep of jobs takes none of them
 def sweep_jobs(sweep: Sweep) -> JobList:
     "The jobs of a sweep that are there, with their states, in the order of its runs; raises `ClusterError`"
     local = [(job, job.status) for job in local_jobs([sweep.config])[0] if job.run_id in sweep.values]
-    by_run = {job.run_id: (job, state) for job, state in local or jobs([sweep.config])}
-    return JobList(by_run[run] for run in sweep.runs if run in by_run)
+    listed = jobs([sweep.config]) if not local else JobList(local)
+    by_run = {job.run_id: (job, state) for job, state in listed}
+    own = JobList(by_run[run] for run in sweep.runs if run in by_run)
+    own.gaps = listed.gaps if any(state.start for _, state in own) else ()
+    return own
 
 # %% ../../nbs/cluster/58_sweep_jobs.ipynb #736b5f2b
 def current_sweep(file: SweepFile) -> SweepFile:

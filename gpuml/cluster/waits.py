@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import numpy as np
@@ -23,8 +23,8 @@ from ..base.storage import Storage
 from .calibration import WINDOW, Calibration, Forecast, calibrated
 from .durations import Durations
 from .forecast import Past
-from .pod import time_of
-from ..training.attempts import Attempt, attempt_of
+from .promise import Gaps
+from ..training.attempts import Attempt, attempt_of, moment
 
 # %% ../../nbs/cluster/33_waits.ipynb #2988f963
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class SiteLog:
     per_second: float = 0.0  # jobs that were submitted in the last week
     coming: tuple[tuple[int, str], ...] = ()  # GPUs on a node and priority class of each
     calibration: Calibration = Calibration()
+    gaps: Gaps = Gaps()
 
     def past(
         self,
@@ -78,12 +79,12 @@ def site_log(
     now: datetime,
 ) -> SiteLog:
     "What waits and attempts say together"
-    ended = sorted((a for a in attempts if a.finished), key=lambda a: a.finished)
-    seconds = [(time_of(a.finished) - time_of(a.started)).total_seconds() for a in ended]
+    ended = sorted((a for a in attempts if a.finished), key=lambda a: moment(a.finished))
+    seconds = [_seconds(a.started, a.finished) for a in ended]
     firsts = [a for a in attempts if a.attempt == 1 and a.submitted]
-    week = [a for a in firsts if time_of(a.submitted) > now - timedelta(days=7)]
-    since = min((time_of(a.submitted) for a in week), default=now)
-    per_second = len(week) / max(86_400.0, (now - since).total_seconds())
+    week = [a for a in firsts if _seconds(a.submitted, now.isoformat()) < 7 * 86_400]
+    since = max((_seconds(a.submitted, now.isoformat()) for a in week), default=0.0)
+    per_second = len(week) / max(86_400.0, since)
     coming = tuple((a.gpus, a.priority_class) for a in week if a.gpus)
     log = Durations(np.array([s for s in seconds if s > 0]))
     return SiteLog(log, per_second, coming, calibrated(_over(waits, firsts)))
@@ -92,11 +93,14 @@ def site_log(
 def _over(waits: list[Wait], firsts: list[Attempt]) -> list[tuple[Forecast, float, float]]:
     "Waits that are over, in the order in which they were: forecast, seconds, and seconds that were promised"
     starts = {a.run: a.started for a in firsts}
-    pairs = [(starts[w.run], w) for w in waits if starts.get(w.run, "") >= w.submitted]
-    spans = [
-        (w, (time_of(start) - time_of(w.submitted)).total_seconds()) for start, w in sorted(pairs, key=lambda p: p[0])
-    ]
-    return [(w.forecast, seconds, w.promised) for w, seconds in spans]
+    over = sorted((w for w in waits if w.run in starts), key=lambda w: moment(starts[w.run]))
+    spans = [(w, _seconds(w.submitted, starts[w.run])) for w in over]
+    return [(w.forecast, seconds, w.promised) for w, seconds in spans if seconds >= 0]
+
+
+def _seconds(start: str, end: str) -> float:
+    "Between two moments"
+    return (moment(end) - moment(start)) / 1000
 
 # %% ../../nbs/cluster/33_waits.ipynb #22cb2f90
 def read_site_log(
@@ -106,35 +110,45 @@ def read_site_log(
     patience: float = 5.0,  # seconds that an S3 server is waited for
     most: int = WINDOW,  # files of attempts, beside those of runs whose wait was forecast
 ) -> SiteLog:
-    "The log in an output; empty where storage does not answer"
+    "The log in an output; its gaps are what is damaged or can't be read"
     storage = Storage(endpoint, patience=patience, first_patience=patience)
     try:
         named = [file.url for file in storage.match(output, ".waits/*.json")][-2 * WINDOW :]
         listed = [file.url for file in storage.match(output, "*/attempts/*.json")]
-    except (GpumlError, OSError):
-        return SiteLog()
+    except (GpumlError, OSError) as e:
+        return SiteLog(gaps=Gaps(unread=f"without what earlier runs at {output} took: {e}"))
     runs = {url.rpartition("/")[2].removesuffix(".json") for url in named}
     of_waits = [url for url in listed if url.endswith("/attempts/1.json") and url.split("/")[-3] in runs]
     chosen = list(dict.fromkeys([*of_waits, *listed[-most:]]))
     with ThreadPoolExecutor(16, thread_name_prefix="gpuml-waits") as pool:
-        waits = [w for w in pool.map(lambda url: _read(storage, url, _wait_of), named) if w]
-        attempts = [a for a in pool.map(lambda url: _read(storage, url, attempt_of), chosen) if a]
-    return site_log(waits, attempts, now)
+        attempts = [*pool.map(lambda url: _read(storage, url, attempt_of), chosen)]
+        waits = [*pool.map(lambda url: _read(storage, url, _wait_of), named)]
+    damaged = tuple(content for content in (*attempts, *waits) if isinstance(content, str))
+    log = site_log([w for w in waits if isinstance(w, Wait)], [a for a in attempts if isinstance(a, Attempt)], now)
+    return replace(log, gaps=Gaps(damaged))
 
 
 _Record = TypeVar("_Record", Wait, Attempt)
 
 
 def _wait_of(text: bytes) -> Wait:
-    return Wait(**json.loads(text))
+    "The wait that a file holds; raises `ValueError` or `TypeError` where it is damaged"
+    wait = Wait(**json.loads(text))
+    moment(wait.submitted)
+    spans = (wait.low, wait.median, wait.high, wait.promised)
+    are_right = all(isinstance(span, int | float) and span >= 0 for span in spans)  # NaN is not
+    if not (isinstance(wait.run, str) and wait.run and are_right) or any(isinstance(span, bool) for span in spans):
+        raise ValueError("it is no wait")
+    return wait
 
 
-def _read(storage: Storage, url: str, parse: Callable[[bytes], _Record]) -> _Record | None:
-    "What a file holds; none where it is gone or damaged"
-    with suppress(GpumlError, OSError, ValueError, TypeError, AttributeError):
+def _read(storage: Storage, url: str, parse: Callable[[bytes], _Record]) -> _Record | str | None:
+    "What a file holds, none where it is gone; its address where it is damaged, or can't be read"
+    try:
         text = storage.read_now(url)
-        return parse(text) if text else None
-    return None
+        return None if text is None else parse(text)
+    except (GpumlError, OSError, ValueError, TypeError, OverflowError):
+        return url
 
 # %% ../../nbs/cluster/33_waits.ipynb #4e009499
 _LOGS: dict[tuple[str, str | None], tuple[float, SiteLog]] = {}  # by output and endpoint, with when they were read

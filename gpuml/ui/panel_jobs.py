@@ -197,7 +197,8 @@ class JobsTab:
         self.opened.learn(next((state for job, state in self.listed if job.address == self.opened.address), None))
         count, hidden = len(self.listed), self.listed.elsewhere
         others = f"; {hidden:,} more of other projects" if hidden else ""
-        show_in(self.status, f"{count} job{'s' * (count != 1)} at {time.strftime('%H:%M:%S')}{others}")
+        gaps = "".join(f"<div class='gpuml-note'>starts: {escape(words)}</div>" for words in self.listed.gaps)
+        show_in(self.status, f"{count} job{'s' * (count != 1)} at {time.strftime('%H:%M:%S')}{others}{gaps}")
 
     def open(self, name: str | None) -> None:
         "Open a row"
