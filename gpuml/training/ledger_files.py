@@ -62,6 +62,6 @@ def _read(storage: Storage, file: File) -> Attempt | str:
     "The attempt in a file, as it is now; or what is wrong with it, nothing where it is gone"
     try:
         text = storage.read_now(file.url) if file.local else storage.read(file)
-        return attempt_of(text) if text else ""
+        return "" if text is None else attempt_of(text)
     except (GpumlError, OSError, ValueError) as e:  # ValueError: it is damaged
         return str(e)

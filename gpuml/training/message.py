@@ -86,8 +86,10 @@ def job_message(
     for name in ("certificate.json", ACCOUNT, RECORD):
         with suppress(GpumlError, OSError):
             files[name] = storage.read_now(f"{place}/{name}") or b""
-    record = record_of(files.get(RECORD, b""))
-    link = record.url if record and record.sent.run else ""
+    link = ""
+    with suppress(ValueError):  # its record is damaged, or missing
+        record = record_of(files.get(RECORD, b""))
+        link = record.url if record.sent.run else ""
     sentence = attempt.reason
     if event == "done":
         sentence = json_values(files.get(ACCOUNT)).get("text") or sentence

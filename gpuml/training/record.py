@@ -8,14 +8,16 @@ __all__ = ['STORED', 'SPOOL', 'RECORD', 'DESCRIPTION', 'PROGRAM', 'LOOP', 'OWN',
            'write_wanted', 'is_last_word', 'is_whole']
 
 # %% ../../nbs/training/37_record.ipynb #4148a1af
-import json
 import threading
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..base import process
-from ..base.files import write_json
+from ..base.files import json_fields, write_json
 from ..base.place import place_of
 from .served import served_at
 
@@ -151,20 +153,31 @@ def read_record(
     "The record in a run's folder, if it has one"
     try:
         return record_of((folder / RECORD).read_bytes())
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
 def record_of(
     text: bytes,  # the content of `tracking.json`
-) -> Record | None:
-    "The record that a file holds; none where it is damaged"
+) -> Record:
+    "The record that a file holds; raises `ValueError` with what is wrong where it is damaged"
+    values = json_fields(text)
+    sent = {name: values.pop(key) for name, key in _KEYS.items() if key in values}
     try:
-        values = json.loads(text)
-        sent = {name: values.pop(key) for name, key in _KEYS.items() if key in values}
-        return Record(**values, sent=Sent(**sent))
-    except (ValueError, TypeError, AttributeError):
-        return None
+        record = Record(**values, sent=Sent(**sent))
+        return _kinds().validate_python(asdict(record))
+    except TypeError:
+        raise ValueError("it is damaged, or of another version: it has not the fields of a record") from None
+    except ValidationError as e:
+        problem = e.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"it is damaged: {name} is {problem['input']!r:.60}; {problem['msg']}") from None
+
+
+@cache
+def _kinds() -> TypeAdapter[Record]:
+    "Sees to it that each field of a record is of its kind"
+    return TypeAdapter(Record)
 
 # %% ../../nbs/training/37_record.ipynb #7d5df4b3
 def write_sent(

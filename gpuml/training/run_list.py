@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..base.config import Config
@@ -23,7 +24,6 @@ from ..base.place import Place
 from ..base.storage import Storage
 from ..data.files import FRAMES
 from .account import ACCOUNT
-from .attempts import attempt_of
 from .ledger_files import READERS
 from .record import RECORD
 from .run_row import CERTIFICATE, FINISHED, NOTE, RUNNING, RunRow, row_of
@@ -203,24 +203,20 @@ def read_output(
     with ThreadPoolExecutor(readers, thread_name_prefix="gpuml-runs") as pool:
         texts = pool.map(lambda triple: _content(storage, triple[2]), to_read)
         for (owner, name, file), text in zip(to_read, texts, strict=True):
-            problem = text if isinstance(text, str) else _problem(name, text)
-            if problem:
-                notes.append(f"{file.url} is left out: {problem}")
+            if isinstance(text, str):
+                notes.append(f"{file.url} is left out: {text}")
             elif text is not None:
                 contents[owner][name] = text
-    rows = [row_of(f"{root}/{owner}", files, now, storage.endpoint) for owner, files in contents.items()]
+
+    def leave_out(owner: str, name: str, problem: str) -> None:
+        notes.append(f"{runs[owner][name].url} is left out: {problem}")
+
+    rows = [
+        row_of(f"{root}/{owner}", files, now, storage.endpoint, partial(leave_out, owner))
+        for owner, files in contents.items()
+    ]
     listed = [row for row in rows if not row.is_cell or row.run == run]  # a cell trains nothing, but can be removed
     return RunRows(tuple(sort_rows(listed)), tuple(notes))
-
-
-def _problem(name: str, text: bytes | None) -> str:
-    "What is wrong with the newest attempt's file; empty where nothing is, and of other files"
-    try:
-        if name == "attempt" and text is not None:
-            attempt_of(text)
-        return ""
-    except ValueError as e:
-        return str(e)
 
 
 def _content(storage: Storage, file: File) -> bytes | str | None:

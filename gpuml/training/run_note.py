@@ -7,6 +7,7 @@ __all__ = ['TAG', 'tags_of', 'write_note']
 
 # %% ../../nbs/training/79_run_note.ipynb #e6c62b1f
 from collections.abc import Mapping
+from contextlib import suppress
 
 from ..base.storage import Storage
 from .record import DESCRIPTION, RECORD, Record, record_of
@@ -36,9 +37,10 @@ def write_note(
         storage.put_bytes(f"{note}\n".encode(), place)
     else:
         storage.remove(place)
-    text = storage.read_now(f"{row.place}/{RECORD}")
-    record = record_of(text) if text else None
-    return _tell(record, note) if record and record.sent.run else ""
+    with suppress(ValueError):  # its record is damaged, or missing: MLflow's page of it is not known
+        record = record_of(storage.read_now(f"{row.place}/{RECORD}") or b"")
+        return _tell(record, note) if record.sent.run else ""
+    return ""
 
 
 def _tell(record: Record, note: str) -> str:

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['FINISHED', 'RUNNING', 'INTERRUPTED', 'PAUSED', 'FAILED', 'CERTIFICATE', 'NOTE', 'RunRow', 'is_at_work', 'state_of',
-           'row_of']
+           'fields_of', 'row_of']
 
 # %% ../../nbs/training/77_run_row.ipynb #61cdd008
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from ..base.files import json_values
+from ..base.files import json_fields
 from .account import ACCOUNT
-from .attempts import CELL, PULSE, Attempt, attempt_of, moment
+from .attempts import CELL, PULSE, Attempt, attempt_of, is_amount, is_time, moment
 from .child import SWEEP
 from .record import HELD_BACK, RECORD, Record, record_of, this_host
 from .score_table import written_scores
@@ -90,19 +90,59 @@ def state_of(
     return (FAILED if has_failed else INTERRUPTED), reason
 
 # %% ../../nbs/training/77_run_row.ipynb #f6558609
+def _are_scores(value: Any) -> bool:
+    "Whether a value has scores by name, of which a float has each, or is none"
+    if value is None or not isinstance(value, dict):
+        return value is None
+    return all(isinstance(score, bool) or is_amount(abs(score)) for score in value.values() if isinstance(score, int))
+
+
+_SCORES = (_are_scores, "scores by name")
+_FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {  # that are looked at, and what each is
+    CERTIFICATE: {
+        "finished": (is_time, "a time such as 2026-01-01T08:00+00:00"),
+        "done_updates": (is_amount, "a whole number"),
+        "evaluation": _SCORES,
+        "test": _SCORES,
+    },
+    ACCOUNT: {
+        "gpus": (is_amount, "a whole number"),
+        "spent": (
+            lambda value: isinstance(value, dict) and all(map(is_amount, value.values())),
+            "milliseconds by part",
+        ),
+    },
+}
+
+
+def fields_of(
+    name: str,  # of a file beside the record
+    text: bytes,  # its content
+) -> dict[str, Any]:
+    "What a certificate or an account has; raises `ValueError` with what is wrong where it is damaged"
+    values = json_fields(text)
+    for key, (is_right, expected) in _FIELDS[name].items():
+        if key in values and not is_right(values[key]):
+            raise ValueError(f"it is damaged: {key} is {values[key]!r:.60}, and not {expected}")
+    return values
+
+# %% ../../nbs/training/77_run_row.ipynb #ab6841c3
 def row_of(
     place: str,  # of the run
     files: Mapping[str, bytes],  # contents by name; the newest attempt's is `attempt`
     now: float,  # seconds since 1970
     endpoint: str | None = None,  # the S3 server of its place
+    note: Callable[[str, str], object] = lambda name, problem: None,  # hears of files that are damaged
 ) -> RunRow:
     "The row of a run; what is damaged counts as missing"
-    record = record_of(files.get(RECORD, b""))
-    attempt = None
-    with suppress(ValueError):
-        attempt = attempt_of(files.get("attempt", b""))
-    certificate = json_values(files.get(CERTIFICATE))
-    account = json_values(files.get(ACCOUNT))
+    values: dict[str, Any] = {}
+    for name, read in _READ.items():
+        try:
+            values[name] = read(files[name]) if name in files else None
+        except ValueError as e:
+            note(name, str(e))
+    record, attempt = values.get(RECORD), values.get("attempt")
+    certificate, account = values.get(CERTIFICATE) or {}, values.get(ACCOUNT) or {}
     state, reason = state_of(record, attempt, CERTIFICATE in files, now)
     last = attempt.finished or attempt.alive or attempt.started if attempt else ""
     return RunRow(
@@ -113,8 +153,8 @@ def row_of(
         note=files.get(NOTE, b"").decode(errors="replace").strip(),
         sweep=record.tags.get(SWEEP, "") if record else "",
         config={key: _WRITTEN.get(text, text) for key, text in record.params.items()} if record else {},
-        scores=_scores_in(certificate.get("evaluation")),
-        test_scores=_scores_in(certificate.get("test")),
+        scores=written_scores(certificate.get("evaluation") or {}),
+        test_scores=written_scores(certificate.get("test") or {}),
         updates=certificate.get("done_updates", attempt.updates if attempt else None),
         time=_in_utc(certificate.get("finished") or last),
         gpus=account.get("gpus", 0),
@@ -127,12 +167,13 @@ def row_of(
     )
 
 
+_READ: dict[str, Callable[[bytes], Any]] = {
+    RECORD: record_of,
+    "attempt": attempt_of,
+    CERTIFICATE: partial(fields_of, CERTIFICATE),
+    ACCOUNT: partial(fields_of, ACCOUNT),
+}
 _WRITTEN = {"None": "null", "True": "true", "False": "false"}  # MLflow's params, as a config has them
-
-
-def _scores_in(evaluation: Mapping[str, Any] | None) -> dict[str, float]:
-    "The scores that an evaluation has, by key"
-    return written_scores(evaluation or {})
 
 
 def _in_utc(text: str) -> str:
