@@ -1,7 +1,7 @@
 """Processes that stand still until a test has acted, so that it is never too late, on any machine
 
-`STANDING` is code for a notebook's cell or a `sitecustomize`: a training that stands still in an update. `make_calm`
-has it take its time. `hold_imports` has a process stand still where it imports a module.
+`STANDING` is code for a notebook's cell or a `sitecustomize`: a training that stands still in an update. `stand_still` puts
+it into a notebook, and `make_calm` has its training take its time. `hold_imports` has a process stand still where it imports a module.
 """
 
 import json
@@ -38,11 +38,26 @@ def stand_still_in(update, file=""):
 """
 
 
+def stand_still(notebook: Path, run: str, update: int) -> Path:
+    "Have a run's attempts stand still in an update, counted in each, until they are stopped or killed, or the file is there"
+    file = notebook.parent / "go on"
+    code = f"""{STANDING}
+if os.environ["GPUML_RUN"] == {run!r}:
+    stand_still_in({update}, {str(file)!r})
+"""
+    _insert(notebook, "stands", code)
+    return file
+
+
 def make_calm(notebook: Path, seconds: float) -> None:
     "An update of its training takes so long at least, so that who looks on has time on fast machines, too"
     hook = f"optimizer.register_optimizer_step_pre_hook(lambda *_: time.sleep({seconds}));"
-    code = f"import time\nfrom torch.optim import optimizer\n\n{hook}"
-    cell = {"cell_type": "code", "id": "calm", "metadata": {}, "execution_count": None, "outputs": [], "source": code}
+    _insert(notebook, "calm", f"import time\nfrom torch.optim import optimizer\n\n{hook}")
+
+
+def _insert(notebook: Path, name: str, code: str) -> None:
+    "Put a cell in front of the one that trains"
+    cell = {"cell_type": "code", "id": name, "metadata": {}, "execution_count": None, "outputs": [], "source": code}
     tree = json.loads(notebook.read_text())
     place = next(i for i, there in enumerate(tree["cells"]) if "%gpu_train" in "".join(there["source"]))
     tree["cells"].insert(place, cell)

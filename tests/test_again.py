@@ -19,6 +19,7 @@ from gpuml.training.fit import fit
 from gpuml.training.own_job import OwnJob
 from tests import forked
 from tests.conftest import ROOT, gpuml
+from tests.standing import stand_still
 from tests.test_interrupt import OVERRIDES, stop_at
 
 NEW = "one more parcel,delivery\n"
@@ -92,8 +93,10 @@ def test_a_name_that_is_submitted_again(shipped):
     def submitted(*overrides, **more):
         return submit(load("dev", ["train.epochs=1", *overrides]), shipped, "nightly", local=True, **more)
 
+    go_on = stand_still(shipped, "nightly", 2)
     first = submitted()
     assert submitted().run_id == "nightly" and "at work already" in submitted().note
+    go_on.touch()
     assert first.wait(600).phase == "succeeded" and not first.done_before, first.logs()
     for forgotten in (False, True):  # as a Job that its TTL has removed
         if forgotten:

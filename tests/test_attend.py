@@ -16,6 +16,7 @@ from gpuml.training.attempts import owner
 from gpuml.ui.attend import attend
 from tests import forked
 from tests.conftest import ENDLESS
+from tests.standing import STANDING
 from tests.waiting import until
 
 PARAMETERS = {"cell_type": "code", "source": "config = 'dev'", "metadata": {"tags": ["parameters"]}}
@@ -50,8 +51,8 @@ class Kernel:
             write(self.notebook, *self.sources)
         return self.client.execute(source, silent=silent, store_history=not silent)
 
-    def result(self, request):
-        "The outputs of a request, and its error in the words that a person sees"
+    def result(self, request, act=lambda outputs: None):
+        "The outputs of a request, and its error in the words that a person sees; `act` sees the outputs as they come"
         outputs = []
         while True:
             message = self.client.get_iopub_msg(timeout=600)
@@ -61,6 +62,7 @@ class Kernel:
             if kind == "status" and content["execution_state"] == "idle":
                 break
             outputs.append((kind, content))
+            act(outputs)
         errors = ["\n".join(content["traceback"]) for kind, content in outputs if kind == "error"]
         return outputs, "".join(errors)
 
@@ -102,10 +104,13 @@ def the_job():
     return until(lambda: list(c.jobs([load("dev")])))[0]
 
 
-def test_a_training_in_a_job_comes_back_into_the_cell(kernel):
+def test_a_training_in_a_job_comes_back_into_the_cell(kernel, project):
     "Progress in the cell while it trains; the run behind it; the kernel has loaded no torch"
-    outputs, error = kernel.run("run = %gpu_train dev train.epochs=3 --local")
-    assert not error and "update" in words(outputs) and "✓" in words(outputs).splitlines()[-1], words(outputs)
+    seen = project / "its progress was seen"
+    kernel.sources.append(f"{STANDING}\nstand_still_in(5, {str(seen)!r})")  # in the job alone
+    request = kernel.start("run = %gpu_train dev train.epochs=3 --local")
+    outputs, error = kernel.result(request, lambda outputs: "update" in words(outputs) and seen.touch())
+    assert not error and "✓" in words(outputs).splitlines()[-1], words(outputs)
     outputs, error = kernel.run("run.id, sorted(run.metrics)[:1]")
     assert not error and the_job()[0].run_id in words(outputs)
     assert words(kernel.run("import sys; 'torch' in sys.modules")[0]) == "False"

@@ -313,9 +313,10 @@ def open_panel(page, server, place):
     return path
 
 
-def tops(page, selector):
-    "Where elements begin, from the page's top"
-    return [one.bounding_box()["y"] for one in page.locator(selector).all()]
+def tops(page, *selectors):
+    "Where elements begin, from the page's top, at one moment"
+    look = "all => all.map(one => [...document.querySelectorAll(one)].map(part => part.getBoundingClientRect().top))"
+    return page.evaluate(look, selectors)
 
 
 def middle(locator):
@@ -555,7 +556,7 @@ def test_panel_submits_and_follows_jobs(page, server, lab_project):
     picture(page, "panel-jobs-dark.png")
     theme(page, "JupyterLab Light")
     page.locator(".gpuml-list button", has_text=LONG).wait_for()
-    buttons, lines = tops(page, ".gpuml-list button"), tops(page, ".gpuml-jobs tbody tr")
+    buttons, lines = tops(page, ".gpuml-list button", ".gpuml-jobs tbody tr")
     assert len(buttons) == len(lines) == 2 and max(abs(a - b) for a, b in zip(buttons, lines)) < 2
     picture(page, "panel-jobs.png")
     see_notebook(page, "spring")

@@ -22,7 +22,7 @@ from gpuml.cluster.sending import send, submit
 from gpuml.cluster.submission import prepare
 from tests import forked
 from tests.conftest import ENDLESS, ROOT, gpuml, runs_in
-from tests.standing import STANDING, hold_imports
+from tests.standing import hold_imports, stand_still
 from tests.waiting import until
 
 PYTHON = sys.executable
@@ -82,20 +82,6 @@ def test_twenty_at_once_are_one(shipped):
     for job, _ in c.jobs([config]):
         job.cancel()
         assert until(lambda job=job: job.status.over) and job.status.phase == "cancelled"
-
-
-def stand_still(notebook, run, update):
-    "Have attempts of a run stand still in an update, counted in each, until they are stopped or killed, or the file is there"
-    tree = json.loads(notebook.read_text())
-    file = notebook.parent / "go on"
-    code = f"""{STANDING}
-if os.environ["GPUML_RUN"] == {run!r}:
-    stand_still_in({update}, {str(file)!r})
-"""
-    cell = {"cell_type": "code", "id": "stands", "metadata": {}, "execution_count": None, "outputs": [], "source": code}
-    tree["cells"].insert(next(i for i, c in enumerate(tree["cells"]) if "%gpu_train" in "".join(c["source"])), cell)
-    notebook.write_text(json.dumps(tree))
-    return file
 
 
 def test_stopped_and_killed_it_goes_on(shipped, project):

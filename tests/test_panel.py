@@ -444,7 +444,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(with_notebook, project):
 def test_cancel_asks_first(with_notebook, project):
     "Of a job that is at its first cell for long, and so has no metrics yet"
     notebook = json.loads((project / "train.ipynb").read_text())
-    notebook["cells"][1]["source"] = "import time; time.sleep(300)"
+    notebook["cells"][1]["source"] = "import time; time.sleep(3600)"
     (project / "train.ipynb").write_text(json.dumps(notebook))
     tab = choose(with_notebook, "Production")
     tab.local.value = True
@@ -570,6 +570,7 @@ def test_opened_and_closed_a_hundred_times(project):
     def left():
         return len(alive_widgets), sum(t.name.startswith("gpuml-panel") for t in threading.enumerate())
 
+    until(lambda: not left()[1])  # of earlier tests' panels
     before = left()
     for _ in range(100):
         made = open_panel()

@@ -13,6 +13,7 @@ from gpuml.training.fit import fit
 from tests import forked
 from tests.conftest import ROOT
 from tests.test_interrupt import stop_at
+from tests.test_processes import fault, pair, real_pair  # noqa: F401  fixtures
 
 CODE = """
 import sys
@@ -104,17 +105,20 @@ def test_memory_that_runs_out_in_one_process_hangs_none(tmp_path):
     assert apart(one, others) <= 1e-5 and apart(one, others, "logits") <= 1e-4
 
 
-def test_a_run_goes_on_with_a_shared_model_and_with_a_whole_one(store, forking, monkeypatch):
+def test_a_run_goes_on_with_a_shared_model_and_with_a_whole_one(store, fault, monkeypatch):  # noqa: F811
     "Four processes that share it, two, one, four: each but the last stopped after some updates"
     line = ["train.epochs=8", "train.checkpoint_updates=100", "train.shard=always"]  # 24 updates
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("GPUML_GPUS", "4")
+    fault("none:0")
     calm = fit(load("dev", [*line, "output=calm"]))
     for number, (processes, updates) in enumerate([(4, 3), (2, 8), (1, 13)]):
         monkeypatch.setenv("GPUML_GPUS", str(processes))
+        fault("stands:6" if processes > 1 else "none:0")  # so that it is stopped in time
         with pytest.raises(Preempted, match="stopped at update"):
             fit(load("dev", line), watch=stop_at(updates), resume="latest" if number else None)
     monkeypatch.setenv("GPUML_GPUS", "4")
+    fault("none:0")
     done = fit(load("dev", line), resume="latest")
     expected, weights = (load_file(run.model_folder / "model.safetensors") for run in (calm, done))
     assert expected.keys() == weights.keys()

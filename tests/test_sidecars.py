@@ -23,20 +23,20 @@ class Proxy(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("inside", [True, False])
-def test_the_runner_tells_the_proxy_to_end(inside, tmp_path):
+def test_the_runner_tells_the_proxy_to_end(tmp_path):
     "Also where the attempt could not even begin; on somebody's own machine nothing is asked"
     try:
         server = HTTPServer(("127.0.0.1", SIDECARS[0].port), Proxy)
     except OSError:
         pytest.skip(f"something listens on port {SIDECARS[0].port} of this machine")
-    server.asked = []
+    server.asked, pod = [], {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "GPUML_IMAGE": "gpuml-train:0.1.0"}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "GPUML_IMAGE": "gpuml-train:0.1.0"} if inside else {}
-        done = gpuml("run", str(tmp_path / "gone.tar.gz"), "--run", "a-1", cwd=tmp_path, env={**os.environ, **pod})
+        for environment, asked in ({}, []), (pod, ["/quitquitquit"]):  # one after the other: the port is one
+            command = ["run", str(tmp_path / "gone.tar.gz"), "--run", "a-1"]
+            done = gpuml(*command, cwd=tmp_path, env={**os.environ, **environment})
+            assert done.returncode == Exit.NOT_FOUND and "Traceback" not in done.stderr, done.stderr
+            assert server.asked == asked
     finally:
         server.shutdown()
         server.server_close()
-    assert done.returncode == Exit.NOT_FOUND and "Traceback" not in done.stderr, done.stderr
-    assert server.asked == (["/quitquitquit"] if inside else [])

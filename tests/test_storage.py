@@ -638,7 +638,7 @@ def test_waiting_ends_at_once(way, s3, proxy, content):
             end(Preempted("stopped"))
 
     def say(text):
-        if way == "say":
+        if way == "say" and enough[0] < math.inf:  # what is slow before is nothing to end
             end(Preempted("stopped"))
 
     def refuse(request):

@@ -17,6 +17,7 @@ from gpuml.ui.terminal import TerminalView
 
 HALF = "50 %"
 LEFT = "12:34 min left"
+END = "<end>"  # what a test writes behind a view
 WAITING = "waiting for s3://models/production [0:12]"
 
 
@@ -27,6 +28,12 @@ def halfway(**changes) -> Progress:
     for name, value in changes.items():
         setattr(run, name, value)
     return run
+
+
+def read_some(master: int) -> str:
+    "What a terminal has got"
+    assert select.select([master], [], [], 600)[0]
+    return os.read(master, 65536).decode()
 
 
 def drawn(monkeypatch, columns: int, progress: Progress, term: str = "xterm") -> list[str]:
@@ -41,8 +48,11 @@ def drawn(monkeypatch, columns: int, progress: Progress, term: str = "xterm") ->
         text = ""
         while not re.search(r"(left|12\]|/s)[^\n]*$", text):
             stream.flush()
-            assert select.select([master], [], [], 600)[0], text
-            text += os.read(master, 65536).decode()
+            text += read_some(master)
+        os.write(slave, END.encode())  # behind what is being written: then the last line is whole
+        while END not in text:
+            text += read_some(master)
+        text = text.replace(END, "")
         progress.phase = "stopped"
         view(progress)
     os.close(master)

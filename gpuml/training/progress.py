@@ -90,10 +90,11 @@ Watch = Callable[[Progress], None]
 class Reporter:
     "Passes progress on: a phase and its first step at once, others at most `UPDATES_A_SECOND` times a second; keeps the speed"
 
-    def __init__(self, watch: Watch | None):
+    def __init__(self, watch: Watch | None, clock: Callable[[], float] = time.monotonic):
         self.progress = Progress()
+        self.clock = clock
         self._watch = watch
-        self._last = 0.0  # when it was called, by time.monotonic()
+        self._last = 0.0  # when it was called
         self._stepless = True  # nobody has been told of a step of this phase
         self._marks: list[tuple[float, int, int]] = []  # times, steps and examples, for the speed
         self._takers: list[Callable[[Headway], None]] = []  # of the record
@@ -107,13 +108,13 @@ class Reporter:
         file: Path,  # progress.json
     ) -> None:
         "Have the record in a file too, from now on"
-        self.hand_on(HeadwayFile(file).offer)
+        self.hand_on(HeadwayFile(file, clock=self.clock).offer)
 
     def now(self, phase: str | None = None, **changes: Any) -> None:
         "Report at once: a new phase"
         for name, value in {**changes, **({"phase": phase, "doing": ""} if phase else {})}.items():
             setattr(self.progress, name, value)
-        self._last = time.monotonic()
+        self._last = self.clock()
         self._stepless = self._stepless or phase is not None
         if self._watch:
             self._watch(self.progress)
@@ -141,7 +142,7 @@ class Reporter:
 
     def advance(self, steps: int, examples: int) -> None:
         "Some steps with so many examples are done"
-        p, now = self.progress, time.monotonic()
+        p, now = self.progress, self.clock()
         p.step += steps
         self._marks = [*self._marks[-20:], (now, steps, examples)]
         if len(self._marks) > 1:
