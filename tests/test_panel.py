@@ -222,10 +222,9 @@ def test_backticks_are_code_in_html_and_stay_in_text(panel, project):
     assert "such as <code>train:</code>" in panel.tabs["Train"].form.summary.value
 
 
-@pytest.mark.parametrize("size", [0.02, 1.0, 50.0])  # of what the losses go up and down by
-def test_a_long_training_is_shown_in_two_kilobytes(project, size):
-    "Its curves have the points for which names, scores and notes leave room, and reach from end to end"
-    rng, run = np.random.default_rng(4), "dev-20261129-234705-9a8c"
+def views_of_a_long_training(folder, size, run="dev-20261129-234705-9a8c", **changes):
+    "The panel's and the notebook's HTML of one whose losses go up and down by so much"
+    rng = np.random.default_rng(4)
     series = {name: [(200 * i, y) for i, y in enumerate(rng.random(3000))] for name in LIVE}
     series |= {name: [(at, 0.5 + size * y) for at, y in series[name]] for name in ("loss", "validation_loss")}
     losses = array("d", 0.5 + size * rng.random(599_800))
@@ -236,15 +235,31 @@ def test_a_long_training_is_shown_in_two_kilobytes(project, size):
         **{"examples_per_second": 12_345.6, "seconds_left": 1e5, "processes": 16},
         notes=["runs are tracked in this project's own `mlflow.db`; `gpuml ui` shows it; " * 3] * 4,
     )
-    FileView(project / "progress.json")(progress)
-    write_json(project / "process.json", {"process": process.identity(os.getpid())})
-    training = Training(project, metrics=MetricsFile(project / run / "metrics.jsonl", series))
-    for view, curves in (training_html(training), 5), (progress_html(progress), 1):
+    vars(progress).update(changes)
+    FileView(folder / "progress.json")(progress)
+    write_json(folder / "process.json", {"process": process.identity(os.getpid())})
+    series |= {f"gpu_utilisation_{i}": [(1, 99.9)] for i in range(progress.gpus or 0)}
+    training = Training(folder, metrics=MetricsFile(folder / run / "metrics.jsonl", series))
+    return (training_html(training), 5), (progress_html(progress), 1)
+
+
+@pytest.mark.parametrize("size", [0.02, 1.0, 50.0])
+def test_a_long_training_is_shown_in_two_kilobytes(project, size):
+    "Its curves have the points for which names, scores and notes leave room, and reach from end to end"
+    for view, curves in views_of_a_long_training(project, size):
         paths = re.findall(r" d='M(\d+) \d+l([^']*)'", view)
         assert len(view) <= VIEW_CHARACTERS == 2000 and len(paths) == curves, view
         for first, steps in paths:
             across = [int(x) for x in steps.split()[::2]]
             assert len(across) >= 7 and int(first) < 60 and int(first) + sum(across) > 270, view
+
+
+def test_whatever_there_is_to_say_a_view_has_two_kilobytes(project):
+    "Notes and what is waited for are cut, and a note without room for a few words is left out"
+    said = {"notes": ["'<`a`>' & " * 99] * 4, "doing": "S3 at 'http://minio' does not answer; " * 9, "gpus": 16}
+    for view, curves in views_of_a_long_training(project, 1e5, run=f"a{'-model' * 8}-01", sweep="512 of 1,000", **said):
+        assert len(view) <= VIEW_CHARACTERS and len(re.findall(r" d='M\d+ \d+l", view)) == curves, view
+        assert "S3 at &#x27;http://minio" in view and view.count("<div") == view.count("</div>")
 
 
 def test_a_broken_config_says_why(panel, project):

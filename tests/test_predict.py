@@ -150,9 +150,9 @@ def predict_in_child(folder, words, environment, enough):
     exec(STANDING, space)
 
     def before(model, arguments):
-        if type(model).__name__.endswith("ForSequenceClassification"):
-            if sum(state_of(Path(folder))["counts"].values()) >= enough:
-                space["stand_still"]()
+        is_whole = type(model).__name__.endswith("ForSequenceClassification")
+        if is_whole and sum(state_of(Path(folder))["counts"].values()) >= enough:
+            space["stand_still"]()
 
     module.register_module_forward_pre_hook(before)
     os.environ.update(environment)

@@ -16,7 +16,7 @@ from typing import Any
 from ..base.charts import Series, loss_curve
 from ..base.errors import GpumlError, Preempted
 from ..base.person import person_mark
-from ..base.tables import as_html
+from ..base.tables import short_html
 from ..jobs.handle import SIGNS, WAITING, Job, State
 from ..training.attempts import owner
 from ..training.score_table import LOSS
@@ -49,7 +49,7 @@ def attended_html(
     log: str = "",  # the end of what it has printed
 ) -> str:
     "A job in the cell that waits for it: a line, a bar, the loss so far; under 4 kB"
-    head = f"<div role='status'>{SIGNS[state.phase]} <b>{escape(name)}</b> · {as_html(words)}</div>"
+    head = f"<div role='status'>{SIGNS[state.phase]} <b>{escape(name)}</b> · {short_html(words, 900)}</div>"
     headway = state.headway
     bar = curve = ""
     if headway and headway.updates and not state.over:
@@ -58,8 +58,9 @@ def attended_html(
     if series.get("loss"):
         last = headway.updates if headway else 0
         curve = loss_curve(series["loss"], series.get(LOSS.metric, []), last, width=440, height=120)
-    below = f"<div style='opacity:.75'>{as_html(note)}</div>" if note else ""
-    tail = f"<pre style='opacity:.75;margin:4px 0'>{escape(log)}</pre>" if log else ""
+    below = f"<div style='opacity:.75'>{short_html(note, 500)}</div>" if note else ""
+    lines = "\n".join(short_html(line, 180, escape) for line in log.splitlines()[-5:])
+    tail = f"<pre style='opacity:.75;margin:4px 0'>{lines}</pre>" if log else ""
     return f"<div>{head}{bar}{curve}{tail}{below}</div>"
 
 # %% ../../nbs/ui/63_attend.ipynb #195c97d7

@@ -49,6 +49,9 @@ def charts(
     rising = {s.metric: s.title for s in SCORES if s.more_is_better}
     used = [series[name][-1][1] for name in series if name.startswith("gpu_utilisation")]  # of each GPU
     gpu = [f"{share:.0f} %" for share in used]
+    if len(used) > 4:
+        ends = dict.fromkeys(f"{share:.0f}" for share in (min(used), max(used)))
+        gpu = [f"{' to '.join(ends)} %"]
     gpu += [f"{series['gpu_memory_gb'][-1][1]:.1f} GB"] if "gpu_memory_gb" in series else []
     words = f"<div class='gpuml-note'>{'GPUs' if len(used) > 1 else 'GPU'} {', '.join(gpu)}</div>" if gpu else ""
 

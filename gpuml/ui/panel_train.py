@@ -9,6 +9,7 @@ __all__ = ['LOOK_SECONDS', 'head_html', 'training_html', 'has_open_run', 'bell_h
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..base.errors import GpumlError
 from ..base.grid import grid_of
 from ..base.loading import load, load_all
 from ..base.options import HALVING
-from ..base.tables import as_html
+from ..base.tables import as_html, short_html
 from ..training.headway import Headway
 from ..training.results import load_run
 from ..training.sweep import latest_sweep
@@ -28,22 +29,24 @@ from .metrics import MetricsFile, charts
 from .panel_form import Form, FormTab
 from .panel_parts import Threads, copyable, show_in, trying
 from .sweep_table import SweepTable
-from .views import VIEW_CHARACTERS
+from .views import VIEW_CHARACTERS, notes_html
 
 # %% ../../nbs/ui/46_panel_train.ipynb #d28c8b46
 def head_html(
     headway: Headway,
     notes: list[str],  # what a person should know
     is_broken: bool = False,  # it ended by an error
+    room: int = 600,  # characters
 ) -> str:
-    "Run, phase, speed, time left; the bar, unless nothing more comes of it; the latest note"
+    "Run, phase, speed, time left; the bar, unless nothing more comes of it; the latest note, where it has room"
     p = headway
     mark = {"done": "✓", "stopped": "■", "failed": "✗"}.get(p.phase, "✗" if is_broken else "▶")
-    words = " · ".join(facts(p))
-    bar = f"<progress value='{p.update}' max='{max(p.updates, 1)}' aria-label='updates'></progress>"
-    latest = "".join(f"<div class='gpuml-note'>{as_html(note[:120])}</div>" for note in notes[-1:])
-    line = f"<div role='status'>{mark} <b>{escape(p.run)}</b> · {escape(words)}</div>"
-    return f"{line}{'' if is_broken or p.phase in ('done', 'failed') else bar}{latest}"
+    begin, end = f"<div role='status'>{mark} <b>{escape(p.run)}</b> · ", "</div>"
+    if not is_broken and p.phase not in ("done", "failed"):
+        end += f"<progress value='{p.update}' max='{max(p.updates, 1)}' aria-label='updates'></progress>"
+    words = " · ".join(facts(replace(p, doing=p.doing[:120])))
+    line = begin + short_html(words, room - len(begin + end)) + end
+    return line + notes_html(notes[-1:], "class='gpuml-note'", room - len(line))
 
 # %% ../../nbs/ui/46_panel_train.ipynb #12eed55d
 def _run_folder(words: list[str], run: str) -> Path:
@@ -60,11 +63,6 @@ def training_html(
     "How a training stands, while it trains in at most 2 kB: head, curves, why it ended; when it is done, the run's report"
     p, metrics = training.headway, training.metrics
     error = training.error
-    parts = (
-        [] if error and p.phase == "starting" else [head_html(p, training.notes, bool(error) and p.phase != "stopped")]
-    )
-    if training.stopping and not error:
-        parts.append("<div class='gpuml-note' role='status'>stopping: finishes this update</div>")
     with suppress(GpumlError):  # its config was changed meanwhile
         if p.run and not (metrics and metrics.path.parent.name == p.run):
             metrics = training.metrics = MetricsFile(_run_folder(training.words, p.run) / "metrics.jsonl")
@@ -72,13 +70,17 @@ def training_html(
             return _sweep_html(training.sweep)
         if p.phase == "done" and not p.sweep:
             return _report_html(p.run, metrics.path.parent)
-    if metrics:
-        room = VIEW_CHARACTERS - len("".join(parts)) - len("<div class='gpuml-charts'></div>")
-        parts.append(f"<div class='gpuml-charts'>{charts(metrics.read(), p.updates, room)}</div>")
-    if error:
-        kind = "note" if p.phase == "stopped" else "bad"
-        parts.append(f"<div class='gpuml-{kind}' role='alert'>{as_html(error)}</div>")
-    return "".join(parts)
+    series = metrics.read() if metrics else {}
+    stopping = "<div class='gpuml-note' role='status'>stopping: finishes this update</div>" * training.stopping
+    below = "" if error else stopping
+    room = VIEW_CHARACTERS - len(below) - len("<div class='gpuml-charts'></div>")
+    is_broken = bool(error) and p.phase != "stopped"
+    head = head_html(p, training.notes, is_broken, room - len(charts(series, p.updates, 0)))
+    above = ("" if error and p.phase == "starting" else head) + below
+    curves = f"<div class='gpuml-charts'>{charts(series, p.updates, room - len(head))}</div>" if metrics else ""
+    kind = "note" if p.phase == "stopped" else "bad"
+    alert = f"<div class='gpuml-{kind}' role='alert'>{as_html(error)}</div>" if error else ""
+    return above + curves + alert
 
 
 def _sweep_html(name: str) -> str:
