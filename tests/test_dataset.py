@@ -353,6 +353,15 @@ def test_texts_labels_and_places_are_read_back(tmp_path):
     assert "a" in repr(data) and "<table>" in data._repr_html_()
 
 
+def test_a_long_text_is_read_back_where_nothing_was_parsed(tmp_path):
+    "Python's reader takes 131,072 characters a field: of data that was prepared before, no process has raised that"
+    write(tmp_path, "data/a.csv", [(f"{'long ' * 40_000}{i}", "ab"[i % 2]) for i in range(9)])
+    config = config_in(tmp_path)
+    texts = read(config).train.texts()
+    csv.field_size_limit(131_072)
+    assert read(config).train.texts() == texts and len(texts[0]) > 200_000
+
+
 def test_text_of_a_changed_file_is_not_shown(tmp_path):
     file = write(tmp_path, "data/a.csv", some(50))
     data, when = read(config_in(tmp_path)), file.stat()

@@ -319,3 +319,28 @@ def test_rows_of_a_head_go_by_the_names_of_its_classes(tmp_path, kind):
             same = [j for j in range(len(learnt)) if torch.equal(rows[i], learnt[j])]
             assert same == ([kept[label]] if label in kept else []), (case, label)
         assert first.config.id2label == {0: "a", 1: "b", 2: "c"} and again.config.num_labels == 3
+
+
+def test_names_of_classes_go_by_their_numbers(tmp_path):
+    "A config.json may have its keys in the order of the alphabet: 0, 1, 10, 11, 2"
+    classes = [f"class {i}" for i in range(12)]
+    before = model_of("bert", id2label=dict(enumerate(classes)), label2id={c: i for i, c in enumerate(classes)})
+    folder = folder_of(tmp_path / "model", before)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = dict(sorted(config["id2label"].items()))
+    (folder / "config.json").write_text(json.dumps(config))
+    assert torch.equal(load_classifier(folder, classes).classifier.weight, before.classifier.weight)
+
+
+@pytest.mark.parametrize("kind", ["bert", "bart", "t5", "opt", "xlm", "esm", "longformer", "biogpt"])
+def test_model_dropout_reaches_every_layer(tmp_path, kind):
+    "Many architectures hand their dropout to a function, and have no module for it"
+    folder, tokens = folder_of(tmp_path, model_of(kind)), torch.randint(5, 90, (3, 16))
+    tokens[:, -1] = 2
+    noise = []
+    for dropout in (0.0, 0.5):
+        classifier = load_classifier(folder, ["a", "b"], dropout).train()
+        with torch.no_grad():
+            first, second = (classifier(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits for _ in "12")
+        noise.append((first - second).abs().max().item())
+    assert noise[0] == 0 < noise[1]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gpuml.data.encoder import encoder, tokenise
+from gpuml.data.encoder import describe_tokenizer, encoder, tokenise
 from gpuml.training import model
 from tests.models import folder_of, model_of, tokenizer_of
 
@@ -73,6 +73,22 @@ def test_tokenizer_without_fast_code(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "A", "G", "<mask>"]))
     tokens = tokenise(["A G <mask> A", "<eos>", "G"], Slow(str(tmp_path / "vocab.txt")), 64)
     assert [tokens.ids(np.array([i])).tolist() for i in range(3)] == [[0, 4, 5, 3, 4, 2], [0, 3, 2], [0, 5, 2]]
+
+
+def test_settings_of_a_tokenizer_without_fast_code_name_its_tokens(tmp_path):
+    "Tokens that were kept with another do_lower_case are not taken for those of this one"
+    from transformers import ProphetNetTokenizer
+
+    (tmp_path / "words").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[X_SEP]", "hello", "Hello"])
+    )
+    lower, cased = (ProphetNetTokenizer(str(tmp_path / "words"), do_lower_case=lowers) for lowers in (True, False))
+    assert lower.get_vocab() == cased.get_vocab() and lower("Hello") != cased("Hello")
+    assert describe_tokenizer(lower) != describe_tokenizer(cased)
+    for place in ("here", "elsewhere"):
+        lower.save_pretrained(tmp_path / place)
+    here, elsewhere = (ProphetNetTokenizer.from_pretrained(tmp_path / place) for place in ("here", "elsewhere"))
+    assert describe_tokenizer(here) == describe_tokenizer(elsewhere)
 
 
 @pytest.mark.parametrize("pad,dtype", [(1, np.uint16), (65_535, np.uint16), (70_000, np.uint32)])

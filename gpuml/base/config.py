@@ -301,6 +301,8 @@ def check_training(train: TrainConfig, data: DataConfig) -> None:
         raise MisfitError("train.class_weights", f"needs a data.order other than early: {reason}")
     if train.best_metric == "micro_f1" and data.label_separator is None:
         raise MisfitError("train.best_metric", "where each text has one label, micro_f1 is the accuracy: use accuracy")
+    if train.best_metric is None and train.early_stopping:
+        raise MisfitError("train.early_stopping", "needs a train.best_metric: without one the last epoch is the best")
     name = (train.best_metric or "").removeprefix("-")
     if name != train.best_metric and name in get_args(KnownScore):
         raise MisfitError("train.best_metric", f"-{name}: whether more of it is better is known; use {name}")

@@ -17,6 +17,7 @@ from typing import IO
 
 from ..base.config import Config
 from ..base.errors import DataError
+from ..base.files import csv_rows
 from .csv_file import DELIMITERS
 from .files import find_files
 
@@ -45,5 +46,5 @@ def _columns_of(path: Path) -> list[str]:
         start = next((line for line in iter(lambda: lines.readline(2**20), "") if line.strip()), "")
     if is_json:
         return [str(key) for key in json.loads(start)]
-    rows = (next(csv.reader([start], delimiter=delimiter), []) for delimiter in DELIMITERS.values())
+    rows = (next(csv_rows([start], delimiter=delimiter), []) for delimiter in DELIMITERS.values())
     return [name.strip() for name in max(rows, key=len)]

@@ -12,6 +12,7 @@ from io import StringIO
 from typing import Any
 
 from ..base.config import DataConfig
+from ..base.files import csv_rows
 from ..base.storage import Storage
 from gpuml.data.complaints import (
     as_name,
@@ -62,7 +63,7 @@ def _header(lines: Iterator[str], reading: Reading, data: DataConfig, keys: tupl
 def _split(header: list[str], delimiter: str, strict: bool = True) -> list[str] | None:
     "The names of the columns; none while a quote is open"
     try:
-        return [name.strip() for name in next(csv.reader(header, delimiter=delimiter, strict=strict), [])]
+        return [name.strip() for name in next(csv_rows(header, delimiter=delimiter, strict=strict), [])]
     except csv.Error as e:
         return None if str(e) == "unexpected end of data" else []
 
@@ -76,7 +77,6 @@ def parse_csv(
     keep: tuple[str, ...] = (),  # other columns whose fields are handed on; `*` is all
 ) -> Iterator[Row | Problem]:
     "Every row of a file, or what is wrong with it, in bounded memory; raises `DataError` where the file can't be read"
-    csv.field_size_limit(2**31 - 1)  # rows are bounded above
     lines = decoded_lines(reading, storage.blocks(reading.file, reading.end, block), storage)
     try:
         if not reading.columns:
@@ -90,7 +90,7 @@ def parse_csv(
 
 def _records(lines: Iterator[str], reading: Reading, storage: Storage) -> Iterator[list[str]]:
     "The fields of each row that is not blank, while `reading` says where it starts"
-    reader = csv.reader(lines, delimiter=reading.delimiter, strict=True)
+    reader = csv_rows(lines, delimiter=reading.delimiter, strict=True)
     while True:
         reading.row = reading.end
         reading.first = reading.line + 1
@@ -139,7 +139,7 @@ def csv_text(
 ) -> str | None:
     "One field of a row; none where the bytes are no such row"
     try:
-        fields = next(csv.reader(StringIO(raw.decode(), newline=""), delimiter=facts["delimiter"], strict=True))
+        fields = next(csv_rows(StringIO(raw.decode(), newline=""), delimiter=facts["delimiter"], strict=True))
         return fields[facts["columns"].index(column)]
     except (UnicodeDecodeError, csv.Error, StopIteration, IndexError):
         return None

@@ -95,9 +95,17 @@ def describe_tokenizer(tokenizer: Any) -> str:
     options = f"{getattr(tokenizer, 'truncation_side', '')} special tokens are text"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return f"{type(tokenizer)} {options} {sorted(tokenizer.get_vocab().items())}"
+        return f"{type(tokenizer)} {options} {sorted(tokenizer.get_vocab().items())} {_settings(tokenizer)}"
     tree = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
     return f"{json.dumps(tree)} {options}"
+
+
+def _settings(tokenizer: Any) -> str:
+    "What a tokenizer without Rust code does beside its vocabulary: settings but for its place, merges, and some ids"
+    place = ("name_or_path", "tokenizer_file", "is_local", "local_files_only")
+    settings = {k: str(v) for k, v in getattr(tokenizer, "init_kwargs", {}).items() if k not in place}
+    merges = sorted(getattr(tokenizer, "bpe_ranks", {}).items())
+    return json.dumps([settings, merges, tokenizer(list(_PROBE[:-1]))["input_ids"]], sort_keys=True)
 
 # %% ../../nbs/data/46_encoder.ipynb #14ca9742
 def cores() -> int:

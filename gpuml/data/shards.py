@@ -7,7 +7,6 @@ __all__ = ['ROW', 'CACHE_VERSION', 'text_hash', 'Shard', 'open_shard', 'folder_f
            'reaches', 'shard_part']
 
 # %% ../../nbs/data/48_shards.ipynb #c510cc87
-import csv
 import hashlib
 import json
 from bisect import bisect_left
@@ -20,6 +19,7 @@ import numpy as np
 
 from ..base.config import DataConfig
 from ..base.errors import DataError
+from ..base.files import csv_rows
 from ..base.local import File
 from ..base.storage import Storage
 from .sources import source_of
@@ -49,7 +49,7 @@ class Shard:
     def skipped(self) -> Iterator[tuple[int | None, str]]:
         "Line and reason of each row that was left out"
         with open(self.folder / "skipped.csv", newline="", encoding="utf-8") as f:
-            yield from ((int(line), reason) for line, reason in csv.reader(f))
+            yield from ((int(line), reason) for line, reason in csv_rows(f))
 
 # %% ../../nbs/data/48_shards.ipynb #4a97a5ff
 def open_shard(file: File, name: str, folder: Path, tokens: Path | None) -> Shard:

@@ -6,7 +6,6 @@
 __all__ = ['send_results']
 
 # %% ../../nbs/training/41_mlflow_model.ipynb #1c8642c0
-import csv
 import json
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
+from ..base.files import csv_records
 from . import mlflow_labels
 from .account import ACCOUNT, stored_account
 from .evaluation_files import kept_contents, metric_values
@@ -116,7 +116,7 @@ def _load_by(
 def _example(folder: Path) -> list[str]:
     "A text as the model takes it: the first of the validation rows"
     file = folder / "predictions.csv"
-    rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines(keepends=True)[:1000]) if file.exists() else ()
+    rows = csv_records(file.read_text(encoding="utf-8").splitlines(keepends=True)[:1000]) if file.exists() else ()
     return [next((row["text"] for row in rows if row["text"]), "a text")[:1000]]
 
 

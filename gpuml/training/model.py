@@ -131,11 +131,10 @@ def load_classifier(
     if labels is not None:
         new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
         forget_thresholds(model.config)
-        head.match_rows(model, list(load_config(folder).id2label.values()), labels, new)
+        before = load_config(folder).id2label
+        head.match_rows(model, [before[number] for number in sorted(before)], labels, new)
     if dropout is not None:
-        for module in model.modules():
-            if hasattr(module, "p") and "Dropout" in type(module).__name__:
-                module.p = dropout
+        _set_dropout(model, dropout)
     return model
 
 
@@ -147,6 +146,16 @@ def _head(labels: list[str] | None, several: bool) -> dict[str, Any]:
     names = {"id2label": dict(enumerate(labels)), "label2id": numbers, "num_labels": len(labels)}
     kind = "multi_label_classification" if several else "single_label_classification"
     return {**names, "problem_type": kind, "ignore_mismatched_sizes": True}
+
+
+def _set_dropout(model: Any, dropout: float) -> None:
+    "Let every layer drop so much: those that are modules, and the shares that others hand to a function"
+    for module in model.modules():
+        if hasattr(module, "p") and "Dropout" in type(module).__name__:
+            module.p = dropout
+        for name, value in vars(module).items():
+            if "dropout" in name and type(value) in (int, float):
+                setattr(module, name, dropout)
 
 # %% ../../nbs/training/25_model.ipynb #2e0a6aea
 def token_limit(

@@ -7,7 +7,6 @@ __all__ = ['Batch', 'MOST_DIFFERENCE', 'SAMPLES', 'TOGETHER', 'check_packages', 
            'onnx_answer', 'Exported', 'export_onnx', 'readme']
 
 # %% ../../nbs/training/94_onnx_file.ipynb #c8d4b5d8
-import csv
 import json
 import logging
 import time
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from ..base.errors import ConfigError, ModelError, OutputError
-from ..base.files import write_file, write_folder
+from ..base.files import csv_records, write_file, write_folder
 from ..data.encoder import tokenise
 from ..data.updates import pad
 from . import forward, model, padding
@@ -186,7 +185,7 @@ def _samples(
 ) -> list[str]:
     "Texts of the run's validation rows, from all over the file, beside very short ones"
     with open(run.folder / "predictions.csv", newline="", encoding="utf-8") as f:
-        texts = [row["text"] for row in islice(csv.DictReader(f), 10_000) if row["text"].strip()]
+        texts = [row["text"] for row in islice(csv_records(f), 10_000) if row["text"].strip()]
     return ["a", "a text", *texts[:: max(1, len(texts) // SAMPLES)]][:SAMPLES]
 
 

@@ -6,7 +6,6 @@
 __all__ = ['MOST_BYTES', 'OWN_STATE', 'RunFolder', 'Run', 'LoopRun', 'load_run']
 
 # %% ../../nbs/training/94_results.ipynb #3f77a2c6
-import csv
 import json
 import sys
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 from ..base.config import Config
 from ..base.confusion import Texts
 from ..base.errors import DataError, Exit, GpumlError
+from ..base.files import csv_records
 from ..base.keys import suggestion
 from ..base.loading import config_names, load, load_all
 from ..base.local import reading
@@ -176,7 +176,7 @@ class Run(RunFolder):
             if value not in self.labels:
                 raise GpumlError(f"{name}: '{value}' is none of the classes{suggestion(value, self.labels)}")
         with open(self.folder / "predictions.csv", newline="", encoding="utf-8") as f:
-            wrong = wrong_rows(csv.DictReader(f), cell, self.config.data.label_separator)
+            wrong = wrong_rows(csv_records(f), cell, self.config.data.label_separator)
         return Mistakes(sorted(wrong, key=lambda row: -float(row["probability"]))[:limit])
 
     def confused_texts(self) -> Texts:

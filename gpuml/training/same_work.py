@@ -48,17 +48,25 @@ def code_differs(
 
 def _files_differ(then: list[list[Any]], now: list[list[Any]]) -> list[Difference]:
     "The files that came, went, or have another content: the first three, and how many more"
-    before, after = ({(key, name): (size, version) for key, name, size, version in rows} for rows in (then, now))
+    before, after = _contents(then), _contents(now)
     changed = sorted(place for place in before.keys() | after.keys() if before.get(place) != after.get(place))
     named = [
-        Difference(": ".join(place), _content(before.get(place)), _content(after.get(place))) for place in changed[:3]
+        Difference(": ".join(place), _as_text(before.get(place)), _as_text(after.get(place))) for place in changed[:3]
     ]
     return named + [Difference("data", f"{len(changed) - 3:,} more files", "changed")] * (len(changed) > 3)
 
 
-def _content(content: tuple[int, str] | None) -> str:
-    "Bytes and version of a file as a person reads them"
-    return f"{content[0]:,} bytes, version {content[1][:8]}" if content else "not there"
+def _contents(rows: list[list[Any]]) -> dict[tuple[str, str], list[tuple[int, str]]]:
+    "Bytes and version by key and name; files of several folders may have one name"
+    contents: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for key, name, size, version in rows:
+        contents.setdefault((key, name), []).append((size, version))
+    return {place: sorted(files) for place, files in contents.items()}
+
+
+def _as_text(files: list[tuple[int, str]] | None) -> str:
+    "Bytes and version of the files of a name as a person reads them"
+    return " and ".join(f"{size:,} bytes, version {version[:8]}" for size, version in files or ()) or "not there"
 
 # %% ../../nbs/training/52_same_work.ipynb #d0b003b5
 @dataclass(frozen=True)
