@@ -1,18 +1,24 @@
 "Runs as a list: read from small files, noted, deleted, never while somebody works on them; sorted by a click, without a script"
 
 import shutil
+import time
+from datetime import UTC, datetime
 
 import pytest
 
 from gpuml.base.errors import GpumlError
 from gpuml.base.files import write_file, write_json
+from gpuml.base.line import parse_words
 from gpuml.base.loading import load, load_all
 from gpuml.base.storage import Storage
 from gpuml.cluster.removal import plan_removal, remove_run
+from gpuml.training.own_job import OwnJob
 from gpuml.training.record import this_process
 from gpuml.training.run_list import find_row, read_rows
 from gpuml.training.run_note import write_note
+from gpuml.training.start import begin
 from gpuml.ui.run_table import project_runs, runs_html
+from gpuml.ui.sweep_line import sweep_of
 from tests.conftest import gpuml
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -127,3 +133,21 @@ def test_a_click_sorts_without_a_script(project):
         assert order(0) == ["dev-1", "dev-3", "dev-2", "dev-4"]
         assert order(1) == ["dev-2", "dev-3", "dev-1", "dev-4"]  # a second list has its own order
         browser.close()
+
+
+@pytest.mark.parametrize("zone", ["EAST-14", "WEST+12"])  # 14 hours before Greenwich, and 12 behind it
+def test_ids_sort_by_time_wherever_runs_are_begun(zone, project, monkeypatch):
+    "Also in the hour that a clock does twice in autumn: they have the time in UTC"
+    times = [datetime.now(UTC)]
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", zone)
+            time.tzset()
+            run = begin(load("dev"), None, OwnJob()).run_id
+            sweep = sweep_of(parse_words(["dev", "train.seed=0,1"])).sweep.id
+    finally:
+        time.tzset()
+    times.append(datetime.now(UTC))
+    first, last = (f"{moment:%Y%m%d-%H%M%S}" for moment in times)
+    for made in (run, sweep):
+        assert first <= made.removeprefix("dev-")[: len(first)] <= last

@@ -8,7 +8,7 @@ __all__ = ['expected_epoch', 'seconds_a_token']
 # %% ../../nbs/training/83_expected.ipynb #8f25d3b2
 import json
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ..base.config import Config
@@ -26,7 +26,7 @@ def expected_epoch(
     "Seconds that an epoch with its evaluation should take, and by which run; none where no run of this config and model has finished"
     if not data.train.tokens:
         return None
-    pattern = f"{new_run_id(config.name, datetime.now(), 0)[:-20]}*/certificate.json"
+    pattern = f"{new_run_id(config.name, datetime.now(UTC), 0)[:-20]}*/certificate.json"
     folders = [certificate.parent for certificate in output_folder(config).glob(pattern)]
     for folder in sorted(folders, key=lambda f: f.name[-20:], reverse=True):
         with suppress(GpumlError, OSError, ValueError, KeyError, AttributeError):  # of an older version, or damaged

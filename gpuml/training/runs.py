@@ -25,7 +25,7 @@ from .record import STORED, read_record
 # %% ../../nbs/training/76_runs.ipynb #5da0cf49
 def new_run_id(
     name: str,  # the config's
-    now: datetime,
+    now: datetime,  # in UTC, which goes on where a clock is set back, and is the same on all machines
     random: int,  # 16 bits, so that two runs in one second differ
 ) -> str:
     "A run id: sorts by time, and is a valid Kubernetes name"

@@ -8,7 +8,7 @@ __all__ = ['SAME_LINE', 'Start', 'begin', 'with_recipe']
 # %% ../../nbs/training/80_start.ipynb #fe28b280
 import os
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ..base.config import Config
@@ -83,7 +83,7 @@ def begin(
     if job.run:
         return Start(config, job_folder(config, job), job, child=child or job.child, **kind)
     if not resume:
-        new_id = child.run if child else new_run_id(config.name, datetime.now(), int.from_bytes(os.urandom(2)))
+        new_id = child.run if child else new_run_id(config.name, datetime.now(UTC), int.from_bytes(os.urandom(2)))
         return Start(config, output_folder(config) / new_id, job, child=child, **kind)
     folder = unfinished(config, resume, own_loop)
     continuation = continue_run(folder.name, load(folder / "config.yaml"), config)

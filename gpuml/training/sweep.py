@@ -13,7 +13,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -182,7 +182,7 @@ SWEEPS = ".sweeps"  # in an output
 
 def new_sweep_id(
     name: str,  # the config's
-    now: datetime,
+    now: datetime,  # in UTC
     random: int,  # 16 bits, so that two sweeps in one second differ
 ) -> str:
     "A sweep's id: a run's, with room behind it for the number of each run"
@@ -305,7 +305,7 @@ def latest_sweep(
 ) -> SweepFile | None:
     "The newest sweep of a config of this name that has runs left to train"
     storage = Storage(config.data.endpoint)
-    prefix = new_sweep_id(config.name, datetime.now(), 0)[:-20]
+    prefix = new_sweep_id(config.name, datetime.now(UTC), 0)[:-20]
     files = storage.match(f"{config.output_place}/{SWEEPS}", f"{prefix}*.json")
     for file in sorted(files, key=lambda file: file.url, reverse=True):
         text = storage.read_now(file.url)

@@ -8,7 +8,7 @@ __all__ = ['NEW_RUN', 'interrupted', 'unfinished', 'check_can_go_on', 'is_done',
 # %% ../../nbs/training/77_unfinished.ipynb #ddb57a38
 import json
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def interrupted(
     own_loop: bool = False,  # of a notebook's own code
 ) -> list[Path]:
     "The folders of the config's runs that have not ended, the newest last, as far as this machine knows of them"
-    prefix = new_run_id(config.name, datetime.now(), 0)[:-20]
+    prefix = new_run_id(config.name, datetime.now(UTC), 0)[:-20]
     folders = [
         f.parent for f in output_folder(config).glob(f"{prefix}*/tracking.json") if f.parent.name[:-20] == prefix
     ]

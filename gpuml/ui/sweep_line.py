@@ -9,7 +9,7 @@ __all__ = ['sweep_of', 'train_line']
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -35,7 +35,7 @@ def sweep_of(
         return None
     from gpuml.training.sweep import SweepFile, new_sweep, new_sweep_id
 
-    sweep_id = new_sweep_id(load(line.config).name, datetime.now(), int.from_bytes(os.urandom(2)))
+    sweep_id = new_sweep_id(load(line.config).name, datetime.now(UTC), int.from_bytes(os.urandom(2)))
     return SweepFile(new_sweep(sweep_id, line.config, grid, halving))
 
 # %% ../../nbs/ui/37_sweep_line.ipynb #628e2b82
