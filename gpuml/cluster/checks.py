@@ -12,7 +12,7 @@ from ..base.config import Config
 from ..base.errors import ConfigError, NotebookError
 from ..base.storage import Storage
 from .findings import Finding, Findings, Unknown
-from ..jobs import bundle, contract, notebook
+from ..jobs import bundle, contract, metric_names, notebook
 
 # %% ../../nbs/cluster/52_checks.ipynb #6efc26c0
 def check_here(
@@ -34,6 +34,7 @@ def _check_notebook(path: Path, config: Config) -> str:
     if wrong := contract.problems(path):
         raise NotebookError("; ".join(wrong))
     notebook.check_parameters(path, {"config": config.name})
+    metric_names.check_read_metric(config, path)
     if config.compute.nodes > 1 and contract.is_own_loop(path):
         raise NotebookError(f"compute.nodes: {config.compute.nodes}: a `gpuml.job()` is one process on one node; use 1")
     return "; ".join([str(path), *contract.notes(path)])

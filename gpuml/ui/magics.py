@@ -286,6 +286,8 @@ def _submit(shell: Any, config: Any, options: dict[str, Any], goes_on: bool = Fa
     from gpuml.cluster import outlook, sending, submission
 
     if "--plan" in options:
+        with suppress(NotebookError):  # a config is enough
+            _check_metric(shell, [config], this_notebook(shell.user_ns, options.get("--notebook")))
         return outlook.outlook_of(config, options.get("--after"))
     path, before = _saved(shell, options)
     _check_metric(shell, [config], path)

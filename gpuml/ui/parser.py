@@ -223,9 +223,7 @@ def _jobs(command: Callable) -> None:
     sub.usage = "gpuml submit [config] [key=value ...] [--notebook FILE] [--name NAME] [--again] [--after JOB] [--local] [--halving] [--dry-run] [--wait]"
     sub.add_argument("--notebook", help="the notebook (default: nbs/train.ipynb)")
     sub.add_argument("--name", help="of the run; by default made of config and content")
-    sub.add_argument(
-        "--again", action="store_true", help="one more, where the same is at work, or the name is there, already"
-    )
+    sub.add_argument("--again", action="store_true", help="one more, where the same, or the name, is there already")
     sub.add_argument(
         "--after", metavar="JOB", help="start once that job or sweep has ended; several are parted by commas"
     )
@@ -239,6 +237,7 @@ def _jobs(command: Callable) -> None:
     sub.add_argument("--wait", action="store_true", help="print its log until it is over; end with its exit code")
     outlook = "say whether a job would start now, whom it would preempt, or what it would wait for"
     sub = _lined(command, "plan", plan, outlook, default="prod")
+    sub.add_argument("--notebook", help="whose own scores train.best_metric may name; by default nbs/train.ipynb")
     sub.add_argument("--after", metavar="JOB", help="once that job or sweep has ended; several are parted by commas")
     sub = command("jobs", jobs, "list everybody's jobs on the cluster and this project's on this machine, or show one")
     sub.add_argument(
