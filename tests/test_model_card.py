@@ -69,3 +69,9 @@ def test_a_table_of_the_notebook_is_called_what_it_is(project, store):
     text = (run.model_folder / "README.md").read_text()
     assert "- Data: `list`, text in `text`" in text
     assert ".jsonl" not in text
+
+
+def test_its_code_cuts_where_the_model_ends(store):
+    "data.max_length may be more than a model reads, and its pipeline fails there"
+    run = fit(load("dev", ["train.epochs=1", "data.max_length=4096"]))
+    assert "truncation=True, max_length=512)" in (run.model_folder / "README.md").read_text()

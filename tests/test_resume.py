@@ -1,6 +1,7 @@
 "A run that goes on keeps to its own config, and gets more epochs where that changes nothing of what is done"
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,29 @@ def test_words_are_read_once():
         assert (list(parse_words(words)), options) == (expected, places), line
     with pytest.raises(ConfigError, match="--on: needs a value"):
         take_place(["--on"])
+
+
+def test_a_run_that_stopped_early_says_so_once(store):
+    "The note is in the checkpoint, and whether to stop is decided again behind it"
+    words = ["train.epochs=20", "train.early_stopping=1", "train.learning_rate=1e-9"]
+    with pytest.raises(Preempted):
+        fit(load("dev", words), watch=stop_at("saving"))
+    run = fit(load("dev", words), resume="latest")
+    assert len(run.metrics["history"]) == 2
+    assert [note for note in run.metrics["notes"] if "stopped after epoch 2" in note] == [run.metrics["notes"][-1]]
+
+
+def test_other_tokens_are_no_way_to_go_on(store, tiny, tmp_path):
+    "A model's folder, or its newest revision, may have another tokenizer by the next attempt: texts would be other ids"
+    own = Path(shutil.copytree(tiny, tmp_path / "model"))
+    words = [*OVERRIDES, f"model.name={own}"]
+    with pytest.raises(Preempted):
+        fit(load("dev", words), watch=stop_at(4))
+    file, text = own / "tokenizer.json", (own / "tokenizer.json").read_text()
+    tree = json.loads(text)
+    tree["model"]["vocab"] |= {"a": tree["model"]["vocab"]["b"], "b": tree["model"]["vocab"]["a"]}
+    file.write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match="the tokenizer of model.name changed since the checkpoint of dev-"):
+        fit(load("dev", words), resume="latest")
+    file.write_text(text)
+    assert fit(load("dev", words), resume="latest").metrics["updates"] == 9

@@ -75,7 +75,7 @@ def after_epoch(training: Training) -> bool:
     recipe = training.setting.start.recipe
     if recipe and recipe.metrics:
         problem = add_own(scores, recipe, decision.probabilities(logits), rows.right, rows.kinds)
-        report.note(problem * (problem not in report.progress.notes))
+        report.note(problem)
         own = training.learner.world.tell(scores.pop(OWN, None))  # the first process's: they may choose the epoch
         scores |= {OWN: own} if own else {}
     with training.learner.world.heard() if training.learner.shards else nullcontext():

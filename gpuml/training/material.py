@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..base.files import fingerprint
 from ..data.dataset import Data
 from ..data.early import Early
+from ..data.encoder import describe_tokenizer
 from ..data.order_choice import choose_order
 from ..data.orders import Global, Order
 from ..data.testset import Testset, overlap_notes, read_testset
@@ -32,6 +34,7 @@ class Material:
     labels: list[str]  # the classes: known before all of the data is
     whole: Data | None = None  # while it is still being read
     test: Testset | None = None  # what is scored at the end; none without data.test
+    tokens: str = ""  # what names tokenizer and cut; empty where nothing is tokenised
 
     def wait(self, report: Reporter) -> Data:
         "All of the data, once it is read; what a person should know of it is noted then"
@@ -41,8 +44,8 @@ class Material:
         return self.whole
 
     def facts(self) -> dict[str, Any]:
-        "What identifies the data and the order of its rows, as far as it is known"
-        return self.order.facts(self.whole)
+        "What identifies the data, the order of its rows and their tokens, as far as it is known"
+        return self.order.facts(self.whole) | ({"tokens": self.tokens} if self.tokens else {})
 
     def longest(self) -> int | None:
         "Tokens of the longest text, where all are known"
@@ -80,6 +83,7 @@ def open_material(
         if name == "windows":
             order = Windows(data, config, chosen.tokenizer, chosen.max_length, **asides, limits=windows)
         material = Material(order, data.labels, data)
+    material.tokens = fingerprint(describe_tokenizer(chosen.tokenizer), chosen.max_length)[:16]
     material.test = _read_test(setting, chosen, material)
     setting.report.note(note, material.order.note)
     return material

@@ -133,6 +133,7 @@ class Described:
     data: Data
     metrics: dict[str, Any]  # the content of metrics.json
     precision: str  # fp32, bf16 or fp16
+    max_length: int  # tokens at which a text is cut: of the model, where that reads less than data.max_length
     test: Evaluation | None = None  # of data.test
     own_model: str = ""  # the notebook's function that made the model; empty: transformers' own
 
@@ -221,7 +222,7 @@ def model_card(card: Described) -> str:
     name = f"what `{card.own_model}` of its notebook makes, with the tokens of {named}" if card.own_model else named
     title = f"A text classifier: {name}, trained with gpuml in {card.metrics['updates']:,} updates."
     code = _ONE_LABEL if card.data.train.sets is None else _SEVERAL_LABELS
-    use = "" if card.own_model else _PIPELINE + code.format(length=card.config.data.max_length) + "```\n\n"
+    use = "" if card.own_model else _PIPELINE + code.format(length=card.max_length) + "```\n\n"
     parts = {
         "Scores": score_part(card),
         "What it was trained on": data_part(card),

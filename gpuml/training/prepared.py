@@ -169,11 +169,13 @@ def find_checkpoint(setting: Setting, material: Material) -> Checkpoint | None:
 
 
 def _refuse_other_data(setting: Setting, then: dict[str, Any], material: Material) -> None:
-    "Raise `ConfigError` where the data is not what a checkpoint was made with"
+    "Raise `ConfigError` where the data, or the tokens of its texts, are not what a checkpoint was made with"
     if "files" not in then:
         material.wait(setting.report)
     now = material.facts()
+    then = {"tokens": now.get("tokens"), **then}  # of an earlier version, which did not keep what names them
     if then != now:
         changes = ", ".join(f"{key}: {then.get(key)} → {now[key]}" for key in now if then.get(key) != now[key])
         run = setting.start.run_id
-        raise ConfigError(f"--resume: the data changed since the checkpoint of {run} ({changes}); start a new run")
+        subject = "the tokenizer of model.name" if then == {**now, "tokens": then["tokens"]} else "the data"
+        raise ConfigError(f"--resume: {subject} changed since the checkpoint of {run} ({changes}); start a new run")

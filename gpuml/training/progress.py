@@ -131,8 +131,8 @@ class Reporter:
         self.progress.checkpoint_time = datetime.now(UTC).isoformat(timespec="seconds")
 
     def note(self, *texts: str) -> None:
-        "Add what a person should know"
-        self.progress.notes += [t for t in texts if t]
+        "Add what a person should know, each sentence once"
+        self.progress.notes += [t for t in dict.fromkeys(texts) if t and t not in self.progress.notes]
 
     def step(self, loss: float, examples: int, epoch: float) -> None:
         "One more update"

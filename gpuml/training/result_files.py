@@ -73,7 +73,8 @@ def write_results(setting: Setting, prepared: Prepared, trained: Trained) -> Non
     facts = metrics(trained, report.progress.notes)
     write_json(folder / "metrics.json", facts)
     own = start.recipe.model if start.recipe else ""
-    card = Described(start.run_id, start.config, trained.data, facts, prepared.chosen.precision, test, own)
+    chosen = prepared.chosen
+    card = Described(start.run_id, start.config, trained.data, facts, chosen.precision, chosen.max_length, test, own)
     write_file(folder / "model" / "README.md", model_card(card))
     points = [(e["step"], e["loss"]) for e in trained.evaluations]
     write_file(folder / "loss.svg", loss_curve([*enumerate(trained.losses, 1)], points, trained.planned))
@@ -109,7 +110,7 @@ def score_test(setting: Setting, prepared: Prepared, trained: Trained) -> Evalua
     devices = partial(devices_for, gpus=partial(_gpus_of_training, start.config))
     logits = compute_logits(finished, test, setting.stop.check, devices)
     notes = overlap_notes(test.rows, trained.data)
-    setting.report.note(*(note for note in notes if note not in setting.report.progress.notes))
+    setting.report.note(*notes)
     decision = stored_decision(finished.folder, trained.data.labels)
     evaluation = evaluation_of(start.run_id, TEST, test, logits, notes, setting.stop.check, decision, start.recipe)
     keep_evaluation(start.folder, evaluation)
