@@ -63,6 +63,9 @@ if os.environ.get("RANK") == "1":
     module.register_module_forward_hook(after)
 """
 OVERRIDES = ["train.epochs=3", "train.checkpoint_updates=2"]  # 9 updates
+# Processes, the update that is seen when they are stopped, and where one of them stands still until then. Three updates are an
+# epoch, whose end and first update are shown at once: it is stopped at 3 to 5, at 7 to 12, and behind 12
+STOPS = [(4, 3, "stands:4"), (2, 7, "stands:6"), (1, 13, "none:0")]
 LONG = [ENDLESS, "train.checkpoint_updates=2"]
 AGENT = """
 import os, sys

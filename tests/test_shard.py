@@ -13,7 +13,7 @@ from gpuml.training.fit import fit
 from tests import forked
 from tests.conftest import ROOT
 from tests.test_interrupt import stop_at
-from tests.test_processes import fault, pair, real_pair  # noqa: F401  fixtures
+from tests.test_processes import STOPS, fault, pair, real_pair  # noqa: F401  fixtures
 
 CODE = """
 import sys
@@ -112,9 +112,9 @@ def test_a_run_goes_on_with_a_shared_model_and_with_a_whole_one(store, fault, mo
     monkeypatch.setenv("GPUML_GPUS", "4")
     fault("none:0")
     calm = fit(load("dev", [*line, "output=calm"]))
-    for number, (processes, updates) in enumerate([(4, 3), (2, 8), (1, 13)]):
+    for number, (processes, updates, how) in enumerate(STOPS):
         monkeypatch.setenv("GPUML_GPUS", str(processes))
-        fault("stands:7" if processes > 1 else "none:0")  # behind the end of an epoch, which is shown at once
+        fault(how)
         with pytest.raises(Preempted, match="stopped at update"):
             fit(load("dev", line), watch=stop_at(updates), resume="latest" if number else None)
     monkeypatch.setenv("GPUML_GPUS", "4")

@@ -15,7 +15,7 @@ from gpuml.training.fit import fit
 from tests.conftest import ROOT
 from tests.forked import python
 from tests.test_interrupt import result, stop_at
-from tests.test_processes import fault, pair, real_pair  # noqa: F401  fixtures
+from tests.test_processes import STOPS, fault, pair, real_pair  # noqa: F401  fixtures
 
 CODE = """
 import sys
@@ -103,9 +103,9 @@ def test_a_run_goes_on_with_any_number_of_processes(store, fault, one_thread, mo
     line = ["train.epochs=8", "train.slots=4", "train.checkpoint_updates=100"]  # 24 updates
     monkeypatch.setenv("GPUML_GPUS", "1")
     calm = fit(load("dev", [*line, "output=calm"]))
-    for number, (processes, updates) in enumerate([(4, 2), (2, 7), (1, 12)]):
+    for number, (processes, updates, how) in enumerate(STOPS):
         monkeypatch.setenv("GPUML_GPUS", str(processes))
-        fault("stands:6" if processes > 1 else "none:0")  # so that it is stopped in time
+        fault(how)
         with pytest.raises(Preempted, match="stopped at update"):
             fit(load("dev", line), watch=stop_at(updates), resume="latest" if number else None)
     monkeypatch.setenv("GPUML_GPUS", "4")

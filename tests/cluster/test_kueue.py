@@ -226,6 +226,7 @@ def test_a_queue_that_is_stopped(site, cluster, kind):
         site.why(job, f"pending: {words}; it starts once an administrator lets")
         cluster.wait(lambda: time.monotonic() > begun + 16, 30)
         assert words in str(job.status) and job.status.phase == "pending"
+        cluster.admin.patch("jobs", DEV, job.run_id, {"spec": {"activeDeadlineSeconds": 600}})  # from now on it runs
     finally:
         cluster.admin.patch(*at, {"spec": {"stopPolicy": "None"}})
     site.why(job, "running", 60)

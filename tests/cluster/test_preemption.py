@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import datetime
 from queue import Empty
 
 import pytest
@@ -14,7 +15,7 @@ from jupyter_client.manager import start_new_kernel
 from gpuml.base import storage
 from gpuml.base.storage import Storage
 from gpuml.cluster import jobs as c
-from tests.cluster.cluster import phase
+from tests.cluster.cluster import phase, state
 from tests.s3 import SECRET
 
 
@@ -68,20 +69,22 @@ def test_production_goes_first_and_nothing_is_lost(site, mlflow, kernel):
     assert "ERROR" not in run_cell(kernel, "%load_ext gpuml")
     dev = site.submit(of="dev")
     site.wait_update(dev)
-    begun = time.monotonic()
     with site.standing(dev):
         shown = run_cell(kernel, "job = %submit_prod train.epochs=2\njob")
     prod = next(job for job, _ in c.jobs([site.config()]) if job.run_id.startswith("prod-"))
     assert prod.run_id in shown
     pod = site.cluster.wait_pod(site.namespace, prod.run_id, phase("Running"), 70)
-    started = time.monotonic() - begun
-    assert started < 60 + 5 + 30, started  # grace, and the promise's 5 s; the submission itself is in it
-    most, states = 0, set()
+    times = pod["metadata"]["creationTimestamp"], state(pod)["startedAt"]
+    made, started = map(datetime.fromisoformat, times)
+    assert (started - made).total_seconds() < 60 + 5 + 30, (
+        times
+    )  # grace, the promise's 5 s, and some for a busy machine
+    most, states, end = 0, set(), time.monotonic() + 3000
     while not (prod.status.over and dev.status.over):
         pods = site.cluster.admin.get("pods", site.namespace)["items"]
         most = max(most, sum(p["status"]["phase"] == "Running" for p in pods))
         states.add(str(dev.status)[:60])
-        assert time.monotonic() - begun < 3000, (states, dev.logs(), prod.logs())
+        assert time.monotonic() < end, (states, dev.logs(), prod.logs())
         time.sleep(0.5)
     assert most == 1 and pod["spec"]["nodeName"] == "gpu-1"
     for job in (prod, dev):
