@@ -6,7 +6,6 @@
 __all__ = ['Hold', 'check_after']
 
 # %% ../../nbs/cluster/51_after_check.ipynb #85aaabc6
-import json
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,15 +20,14 @@ from .after import LEASE, LEASES, Awaited, awaits, away_words, hold, is_away, la
 from .afterwards import Afterwards
 from .answers import Answer, ApiServer
 from .awaited import prospects_of
-from .facts import is_ours
+from .facts import is_ours, sweep_of
 from .jobs import own_folders
 from .local import local_state
 from .manifest import PREFIX
 from .objects import JOBS
-from .pod import time_of, training_container
+from .pod import time_of
 from ..jobs.handle import OVER
 from ..training import attempts
-from ..training.own_job import CHILD
 
 # %% ../../nbs/cluster/51_after_check.ipynb #8563ebc6
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def _visible(api: ApiServer, namespaces: Iterable[str]) -> tuple[list[dict[str, 
 def _named(name: str, jobs: list[dict[str, Any]], configs: list[Config], hidden: list[str]) -> list[dict[str, Any]]:
     "The job of a name, or the jobs of a sweep; empty where all of that has ended and left only its output; raises `GpumlError`"
     space, _, run = name.rpartition("/")
-    meant = [job for job in jobs if run in (job["metadata"]["name"], _sweep_of(job))]
+    meant = [job for job in jobs if run in (job["metadata"]["name"], sweep_of(job))]
     meant = [job for job in meant if space in ("", job["metadata"]["namespace"])]
     spaces = sorted({job["metadata"]["namespace"] for job in meant})
     if len(spaces) > 1:
@@ -125,15 +123,6 @@ def _named(name: str, jobs: list[dict[str, Any]], configs: list[Config], hidden:
         return meant or _ended(name, jobs, configs, hidden)
     _check_sent(name, sweep, {job["metadata"]["name"] for job in meant}, hidden)
     return meant
-
-
-def _sweep_of(job: dict[str, Any]) -> str:
-    "The sweep that a job is of; empty where it is of none"
-    environment = training_container(job["spec"]["template"]["spec"]).get("env") or []
-    text = next((variable.get("value") for variable in environment if variable["name"] == CHILD), None)
-    with suppress(ValueError, KeyError, TypeError):
-        return json.loads(text)["sweep"] if text else ""
-    return ""
 
 
 def _sweep_named(name: str, configs: list[Config]) -> Any:
@@ -184,7 +173,7 @@ def _ended(name: str, jobs: list[dict[str, Any]], configs: list[Config], hidden:
         raise ConfigError(
             f"--after {name}: its output is there, and not its end, and no job of this name that could be waited for{unseen}"
         )
-    names = {job["metadata"]["name"] for job in jobs} | {sweep for job in jobs if (sweep := _sweep_of(job))}
+    names = {job["metadata"]["name"] for job in jobs} | {sweep for job in jobs if (sweep := sweep_of(job))}
     near = nearest(run, sorted(names)) or f", in {', '.join(dict.fromkeys(c.compute.namespace for c in configs))}"
     raise ClusterError(f"--after {name}: no job of this name that you may see{near}{unseen}", Exit.NOT_FOUND)
 
