@@ -3712,6 +3712,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'gpuml.training.own_loop.StateKeeper.seconds': ( 'training/own_loop.html#statekeeper.seconds',
                                                                                           'gpuml/training/own_loop.py'),
                                          'gpuml.training.own_loop.StateKeeper.wait': ( 'training/own_loop.html#statekeeper.wait',
+                                                                                       'gpuml/training/own_loop.py'),
+                                         'gpuml.training.own_loop.refuse_when_over': ( 'training/own_loop.html#refuse_when_over',
                                                                                        'gpuml/training/own_loop.py')},
             'gpuml.training.own_model': { 'gpuml.training.own_model.Answer': ( 'training/own_model.html#answer',
                                                                                'gpuml/training/own_model.py'),

@@ -12,6 +12,9 @@ from gpuml.base.errors import ConfigError, Exit, OutputError
 from gpuml.base.files import write_json
 from gpuml.base.loading import load
 from gpuml.cluster import clean
+from gpuml.cluster.local import PROGRESS_FILE
+from gpuml.jobs.gpu_cell import VALUES
+from gpuml.training.recipe import FILE
 from gpuml.training.record import this_host
 from gpuml.training.runs import output_folder
 from tests.conftest import gpuml
@@ -103,6 +106,22 @@ def test_what_goes_and_what_stays(here, tmp_path):
     before = sorted(p for p in tmp_path.rglob("*") if not any(set(p.parts) & {name} for name in usual))
     clean.remove(planned)
     assert [p for p in before if not p.exists()] == [] and names(clean.plan(survey())) == set()
+
+
+def test_what_gpuml_itself_wrote_is_no_obstacle(here):
+    "Jobs keep how far they are; a cell its values; a run its own code"
+    job = put_job(here, "dev-job")
+    (job / PROGRESS_FILE).write_text("{}")
+    cell = put_run(here, "dev-cell")
+    (cell / "attempts").mkdir()
+    write_json(cell / "attempts" / "1.json", {"run": "dev-cell", "kind": "cell", "reason": "all cells are done"})
+    for folder, name in ((cell, VALUES), (here / "outputs" / "dev-stopped", FILE)):
+        (folder / name).write_text("")
+    for folder in (job, *(here / "outputs").iterdir()):
+        aged(folder)
+    planned = clean.plan(survey())
+    assert not planned.left_alone and names(planned) >= {"dev-job", "dev-cell", "dev-stopped"}
+    assert "run, of a cell" in repr(planned)
 
 
 def test_an_output_on_s3(here, tmp_path):

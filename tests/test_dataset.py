@@ -414,7 +414,8 @@ def test_bad_rows_are_all_counted(tmp_path):
         read(config_in(tmp_path))
     lines = str(e.value).splitlines()
     assert lines[0].endswith(": the label is missing") and lines[7] == "data/b.csv:2: the text is empty"
-    assert len(lines) == 11 and lines[10] == "… and 17 more rows like these"
+    assert len(lines) == 12 and lines[10] == "… and 17 more rows like these"
+    assert lines[11] == "data.on_bad_row=skip leaves such rows out"
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.parent.name != "locks"]
 
 

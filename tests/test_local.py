@@ -15,6 +15,7 @@ import pytest
 from gpuml.base.errors import Exit, GpumlError
 from gpuml.base.files import write_json
 from gpuml.base.loading import load
+from gpuml.cluster import clean
 from gpuml.cluster import jobs as c
 from gpuml.cluster.local import jobs_folder
 from gpuml.cluster.manifest import rename_run
@@ -58,6 +59,7 @@ def test_submit_wait_and_everything_a_job_tells(shipped, project):
     assert not [o for cell in cells for o in cell.get("outputs", []) if o["output_type"] == "error"]
     assert [r.info.status for r in runs_in(project / "mlflow.db")] == ["FINISHED"]
     assert job.run_id in repr(job) and "succeeded" in job._repr_html_()
+    assert [item for item in clean.survey([load("dev")]) if item.obstacle] == []  # `gpuml clean` may remove all
     for words in (["jobs"], ["jobs", job.run_id], ["logs", job.run_id], ["wait", job.run_id]):
         shown = gpuml(*words, cwd=project)
         assert shown.returncode == 0 and shown.stdout, shown.stderr

@@ -108,7 +108,7 @@ def test_command(run, capsys):
     said = capsys.readouterr()
     assert "new/out.csv: 5 rows" in said.out and "5 of 5 rows" in said.err
     assert main(["predict", str(run.folder), "a.csv", "new/out.csv", "data.text=body", *CACHE]) == 73
-    assert "new/out.csv: is there already; `--force` replaces it" in capsys.readouterr().err
+    assert "new/out.csv: is there already; `--force`, in Python `force=True`, replaces it" in capsys.readouterr().err
     write_csv("a.csv", texts[:2])
     assert main(["predict", str(run.folder), "a.csv", "new/out.csv", "--force", *CACHE]) == 0
     check_table(table(Path("new/out.csv").read_text()), run, texts[:2], [("a.csv", 2), ("a.csv", 3)])

@@ -24,9 +24,11 @@ from ..base.files import writing
 from ..base.process import files_in_use
 from ..base.tables import Table
 from .jobs import own_folders
-from .local import jobs_folder, local_state, works
+from .local import LOCK_FILE, PROGRESS_FILE, STATE_FILE, jobs_folder, local_state, works
 from .manifest import PREFIX
+from ..jobs.gpu_cell import VALUES
 from ..jobs.handle import OVER
+from ..training.recipe import FILE as OWN_CODE
 from ..training.record import read_record, this_host
 from ..training.runs import work_folder
 
@@ -68,9 +70,9 @@ def _item(kind: str, path: Path, label: str, **facts: object) -> Item:
 RUN_FILES = (
     "config.yaml", "tracking.json", "metrics.jsonl", "metrics.json", "predictions.csv", "skipped.csv", "loss.svg", "confusion.svg",
     "certificate.json", "account.json", "evaluations", "note.txt", "checkpoints", "model", "state", "code.txt", "notebook.ipynb", "logs", "attempts", "cancelled.json",
-    "progress.json", "machine.json", ".stored", ".lock",
+    PROGRESS_FILE, "machine.json", OWN_CODE, VALUES, ".stored", ".lock",
 )  # fmt: skip
-JOB_FILES = ("job.json", "state.json", "log.txt", "worker.txt", "lock")
+JOB_FILES = ("job.json", STATE_FILE, PROGRESS_FILE, "log.txt", "worker.txt", LOCK_FILE)
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")  # what a write that was killed has left
 
 
@@ -88,6 +90,8 @@ def _run_item(folder: Path, busy: set[str]) -> Item | None:
     label = (
         "certified"
         if certified
+        else "of a cell"
+        if facts.get("kind") == "cell"
         else f"not finished: {(record and record.reason) or facts.get('reason') or 'interrupted'}"
     )
     reason = f"has files that gpuml did not make: {', '.join(others[:3])}" if others else ""

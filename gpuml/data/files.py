@@ -84,6 +84,9 @@ def _nothing(text: str, config: Config) -> str:
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     close = get_close_matches(path.name, siblings, n=1)
     hint = f"; did you mean {Path(text).with_name(close[0])}?" if close else ""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and all(part and config.path(part).exists() for part in parts):
+        hint = f"; several are a list: '[{', '.join(parts)}]'"
     return f"no such file or folder: {text} ({path}){hint}"
 
 # %% ../../nbs/data/42_files.ipynb #8eb19d67

@@ -124,6 +124,8 @@ def _item_maker(
         if labelled and separator:
             values[1] = labels_field(values[1], separator)
         complaint = next(filter(None, map(_complaint, values, names, (None, separator))), "")
+        if labelled and not separator and isinstance(values[1], list):
+            complaint = complaint and f"{complaint}; where texts have several labels, set data.label_separator=|"
         fields = [] if complaint else [*map(as_field, values)]
         if complaint := complaint or row_complaint(fields, 0, label, len(names), "", labels, separator):
             return Problem(reading.first, complaint)

@@ -115,15 +115,23 @@ def alike_notes(
     return notes
 
 # %% ../../nbs/data/20_labels.ipynb #06d62e75
+_MISSING = ("nan", "NaN", "NA", "N/A", "#N/A", "<NA>", "null", "NULL", "None")  # that tools write where nothing is
+
+
 def odd_notes(
     labels: Iterable[str],
     most: int = 10,  # labels that are named
 ) -> list[str]:
-    "A sentence about labels with quotes around them, and one about labels with characters that nobody sees"
+    "Sentences about labels with quotes around them, with characters that nobody sees, and with the name of a missing value"
     labels = list(labels)
     quoted = [label for label in labels if len(label) > 1 and label[0] in _QUOTES and label[-1] in _QUOTES]
     hidden = [label for label in labels if re.search("[\x00-\x1f\x7f\u00ad\u200b\u2060\ufeff]", label)]
-    cases = {"quotes around them; a blank before a quote in the file keeps it": quoted, "invisible characters": hidden}
+    missing = [label for label in labels if label in _MISSING]
+    cases = {
+        "quotes around them; a blank before a quote in the file keeps it": quoted,
+        "invisible characters": hidden,
+        "the name of a missing value, each a class as any other; a missing label is an empty field": missing,
+    }
     return [f"labels with {oddity}: {', '.join(tell_apart(odd[:most]))}" for oddity, odd in cases.items() if odd]
 
 # %% ../../nbs/data/20_labels.ipynb #2b6e7c8f

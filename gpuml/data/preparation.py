@@ -55,6 +55,7 @@ class Preparation:
     last_said: float = field(default_factory=time.monotonic)  # when `say` was last called with how far it is
     feed: "Feed | None" = None  # is given the shards, also while they are being made
     unlabelled: int = 0  # bad rows that lack a label
+    rows_only: bool = True  # nothing but single rows is wrong
     labels: dict[str, None] = field(default_factory=dict)  # of the other rows, as many as tell whether some are several
 
     @property
@@ -65,6 +66,7 @@ class Preparation:
     def complain(self, problem: Problem, file_name: str) -> None:
         "One more reason to refuse the data"
         self.bad += 1
+        self.rows_only &= bool(problem.line) and not problem.rest
         self.unlabelled += problem.reason == NO_LABEL
         if len(self.problems) < 10:
             hint = "; data.on_bad_row=skip leaves out rows, not files" if problem.rest and self.skip else ""
@@ -93,6 +95,8 @@ class Preparation:
         "Raise `DataError` if there is a reason to"
         if self.bad:
             ending = f"\n… and {self.bad - 10:,} more rows like these" if self.bad > 10 else ""
+            if self.rows_only and not self.skip:
+                ending += f"\ndata.on_bad_row=skip leaves {'such rows' if self.bad > 1 else 'such a row'} out"
             if self.feed:
                 ending += "\nreading stopped there; `gpuml data` checks everything"
             for note in joined_notes(self.labels) if self.unlabelled else ():

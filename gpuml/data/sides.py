@@ -45,7 +45,8 @@ def deal_sides(
         held_back = split_by_hash(hashes, share, seed) if early else split(hashes, strata, share, seed)
         rows, validation = rows.take(np.flatnonzero(~held_back)), rows.take(np.flatnonzero(held_back))
     if not len(validation):
-        raise DataError(f"{rows.where(0)}: {len(rows)} rows are too few to split off validation data")
+        few = f"{len(rows):,} rows are too few to split off validation data: no label has two different texts to share out"
+        raise DataError(f"{rows.where(0)}: {few}; add rows, or name a file of others by data.validation")
     notes = label_notes(rows) + duplicate_notes(rows, validation)
     facts = {"fingerprint": _fingerprint(rows, validation), "notes": notes}
     for side in (side for side in (rows, validation) if side.shards[0].tokens):

@@ -193,7 +193,10 @@ def _trained(setting: Setting, code: OwnCode) -> Generator[OwnLoop, None, Tracke
         with setting.stop.ended_by(loop.stopped), _waited_for(loop):
             report.now("training", url=record.url)
             with at_work(setting.stop):
-                yield loop
+                try:
+                    yield loop
+                finally:
+                    loop.is_over = True
             write_own_results(loop, sheet, Proof(code, files, gpus))
             put_results(setting.copy)
     return record

@@ -228,7 +228,7 @@ def _is_written(task: Task, state: State | None) -> bool:
         if all(a == b for a, b in blocks):
             shutil.rmtree(task.folder)
             return True
-    raise OutputError(f"{task.output}: is there already; `--force` replaces it")
+    raise OutputError(f"{task.output}: is there already; `--force`, in Python `force=True`, replaces it")
 
 # %% ../../nbs/training/79_predict.ipynb #b63d1af1
 def _find_output(task: Task) -> File | None:

@@ -27,7 +27,7 @@ from .evaluated import Evaluation, evaluation_of, free_name, keep_evaluation
 from .evaluation_files import EVALUATIONS, metric_values
 from .failure import DAMAGED, naming
 from .feed import places
-from .inputs import as_files
+from .inputs import EVALUATED, as_files
 from .predict import finished_model, reading_config
 from .predictors import Devices, FinishedModel, devices_for
 from .progress import Reporter, Watch
@@ -112,7 +112,7 @@ def _read(run: Any, source: Any, overrides: tuple[str, ...], asides: dict[str, C
     if (config.data.label_separator is None) != (run.config.data.label_separator is None):
         trained = "one label a text" if run.config.data.label_separator is None else "several labels a text"
         raise ConfigError(f"data.label_separator: {run.id} was trained with {trained}, and is evaluated so")
-    paths = str(keep_frame(source, config)) if frame_of(source) else as_files(source)
+    paths = str(keep_frame(source, config)) if frame_of(source) else as_files(source, EVALUATED)
     tokenizer = model.load_tokenizer(run.model_folder)
     length = min(config.data.max_length, model.token_limit(model.load_config(run.model_folder), tokenizer))
     return read_testset(config, paths, run.labels, tokenizer, length, "input", **asides)
