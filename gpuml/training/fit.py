@@ -37,7 +37,7 @@ from .trained import lacks_only_results
 # %% ../../nbs/training/95_fit.ipynb #a8d9eae3
 def fit(
     config: Config,
-    watch: Watch | None = None,  # called with a `Progress`, at most four times a second
+    watch: Watch | None = None,  # called with a `Progress`: at each new phase, and else at most four times a second
     resume: str
     | None = None,  # a run id, or `latest`: go on with that run and its own config; a job goes on with its own by itself
     limits: Limits = Limits(),
@@ -72,7 +72,7 @@ NAME_A_FILE = "write it to a file (to_parquet, to_csv), and name that by data.tr
 # %% ../../nbs/training/95_fit.ipynb #8df628a8
 def carry_out(
     start: Start,
-    watch: Watch | None = None,  # called with a `Progress`, at most four times a second
+    watch: Watch | None = None,  # called with a `Progress`: at each new phase, and else at most four times a second
     limits: Limits = Limits(),
 ) -> Run:
     "What `fit` does with a run that has been chosen"
