@@ -5489,4 +5489,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'gpuml.ui.web.is_own_name': ('ui/web.html#is_own_name', 'gpuml/ui/web.py'),
                               'gpuml.ui.web.problem_of': ('ui/web.html#problem_of', 'gpuml/ui/web.py'),
                               'gpuml.ui.web.refused': ('ui/web.html#refused', 'gpuml/ui/web.py'),
+                              'gpuml.ui.web.unreadable': ('ui/web.html#unreadable', 'gpuml/ui/web.py'),
                               'gpuml.ui.web.web_app': ('ui/web.html#web_app', 'gpuml/ui/web.py')}}}

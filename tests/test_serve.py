@@ -77,6 +77,8 @@ def test_health_names_run_labels_and_scores(server, trained):  # noqa: F811
         (b'{"txt": "a"}', 422, "txt: Extra inputs are not permitted"),
         (b'{"text": "\\ud83d"}', 422, "half of a character"),
         (b"where is it", 422, "JSON decode error"),
+        (b'{"text": "Gr\xf6\xdfe"}', 400, "the body is no JSON in UTF-8; send {"),
+        (b"[" * 20_000, 400, "the body is no JSON in UTF-8; send {"),
         (json.dumps({"texts": ["a"] * (MOST_TEXTS + 1)}).encode(), 422, "has 1,001 texts; the limit is 1,000"),
         (json.dumps({"text": "a" * MOST_BYTES}).encode(), 413, "the body is larger than 4 MiB"),
     ],

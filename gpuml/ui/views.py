@@ -78,7 +78,8 @@ class NotebookView(OneOutput):
 
     def __call__(self, progress: Progress) -> None:
         headway = progress.headway()
-        text = f"{progress.run}: {', '.join(facts(headway))}"
+        run = f"{progress.run}: " if progress.run else ""  # what is refused before a run begins has none
+        text = f"{run}{', '.join(facts(headway))}"
         self.show(progress_html(progress), text, gpuml={**asdict(headway), "notes": progress.notes})
 
 # %% ../../nbs/ui/15_views.ipynb #80644e36

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_TEXTS', 'MOST_BYTES', 'Texts', 'Prediction', 'Answer', 'answer_of', 'Health', 'health_of', 'BodyLimit',
-           'is_own_name', 'OwnNames', 'problem_of', 'refused', 'web_app']
+           'is_own_name', 'OwnNames', 'problem_of', 'unreadable', 'refused', 'web_app']
 
 # %% ../../nbs/ui/73_web.ipynb #1a157689
 import asyncio
@@ -200,6 +200,14 @@ def problem_of(
     return JSONResponse({"detail": f"{place}{': ' if place else ''}{problem}; {_SHAPE}"}, 422)
 
 
+def unreadable(
+    request: Request,
+    error: HTTPException,  # of a body that FastAPI can't read at all
+) -> JSONResponse:
+    "What is sent in place of a body that is not UTF-8, or has no end of brackets"
+    return JSONResponse({"detail": f"the body is no JSON in UTF-8; {_SHAPE}"}, 400)
+
+
 @contextmanager
 def refused(
     status: int,  # of HTTP
@@ -223,6 +231,7 @@ def web_app(
     if not is_open:
         app.add_middleware(OwnNames)
     app.add_exception_handler(RequestValidationError, problem_of)
+    app.add_exception_handler(400, unreadable)
 
     @app.get("/", include_in_schema=False)
     def show_page() -> HTMLResponse:
