@@ -1277,6 +1277,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'gpuml/cluster/remote.py'),
                                       'gpuml.cluster.remote.ClusterJob.status': ( 'cluster/remote.html#clusterjob.status',
                                                                                   'gpuml/cluster/remote.py'),
+                                      'gpuml.cluster.remote._noted_end': ('cluster/remote.html#_noted_end', 'gpuml/cluster/remote.py'),
                                       'gpuml.cluster.remote._record_of': ('cluster/remote.html#_record_of', 'gpuml/cluster/remote.py'),
                                       'gpuml.cluster.remote.cluster_job': ('cluster/remote.html#cluster_job', 'gpuml/cluster/remote.py'),
                                       'gpuml.cluster.remote.forgotten': ('cluster/remote.html#forgotten', 'gpuml/cluster/remote.py'),

@@ -291,6 +291,22 @@ def test_a_job_is_cancelled_while_storage_does_not_answer(connect, monkeypatch):
     assert written == [("/models/prod-1/cancelled.json", True)]
 
 
+def test_who_cancelled_a_job_is_said_while_the_cluster_still_has_it(connect, tmp_path):
+    "Its controller may take its time; what a cell shows last is this state"
+    removed = {"name": "prod-1", "uid": "u", "deletionTimestamp": "2026-11-30T00:00:00Z"}
+    (tmp_path / "cancelled.json").write_text('{"by": "Ada"}')
+
+    def cluster(request):
+        if "/jobs/" in request.path:
+            return request.send_object("Job", metadata=removed, spec={})
+        return request.send_object("PodList", items=[])
+
+    with Server(cluster) as server:
+        job = ClusterJob("prod-1", str(tmp_path), None, {}, "", connect(server), "gpuml-prod")
+        assert job.status.phase == "cancelled"
+        assert job.status.why.startswith("cancelled by Ada before it ran;")
+
+
 def test_the_jobs_of_a_sweep_are_checked_against_one_reading_of_the_cluster(connect, project):
     "However many there are; a trial of each one's manifest is its own"
     notebook = project / "train.ipynb"

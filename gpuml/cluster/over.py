@@ -98,6 +98,7 @@ def of_deleted(
     pods: list[dict[str, Any]],
     end: dict[str, Any],  # by `last_end`
     record: dict[str, Any] | None,  # of the newest attempt
+    by: str = "",  # who cancelled it; empty where that is not known
 ) -> tuple[str, str]:
     "Phase and cause of a job that was cancelled"
     if act := stops(pods):
@@ -105,4 +106,4 @@ def of_deleted(
     notes = job["metadata"].get("annotations", {})
     place = notes.get(f"{PREFIX}/output", "its output")
     named = notes.get(f"{PREFIX}/named", "")
-    return "cancelled", cancelled(place, record or None if end else record, config=config_name(job), named=named)
+    return "cancelled", cancelled(place, record or None if end else record, by, config_name(job), named)

@@ -153,6 +153,8 @@ def look_at(
     phase = explain(look).phase
     if phase == "running":
         look = replace(look, snapshot=nodes_of(handle.api, pods))
+    elif phase == "cancelled":
+        look = replace(look, canceller=(_noted_end(handle) or {}).get("by", ""))
     elif phase not in OVER:
         events = events_about(events_in(handle.api, handle.namespace), job, look.own_pods())
         snapshot = read_snapshot(handle.api, handle.namespace, pods)
@@ -183,6 +185,11 @@ def _record_of(handle: ClusterJob, pods: list[dict[str, Any]]) -> dict[str, Any]
         handle.records[names[-1]] = handle.record()
     return handle.records[names[-1]]
 
+
+def _noted_end(handle: ClusterJob) -> dict[str, Any] | None:
+    "What `note_end` wrote; none where nobody cancelled it, or storage could not be told"
+    return read_json(Storage(handle.endpoint), f"{handle.place}/cancelled.json")
+
 # %% ../../nbs/cluster/44_remote.ipynb #4e9e785e
 def forgotten(
     handle: ClusterJob,
@@ -198,7 +205,7 @@ def forgotten(
         )
     if last.get("exit_code") == 0:
         return replace(state, phase="succeeded", finished=time_of(last.get("finished")))
-    if noted := read_json(Storage(handle.endpoint), f"{handle.place}/cancelled.json"):
+    if noted := _noted_end(handle):
         config = handle.facts.get("config", "")
         cause = cancelled(handle.place, record, noted["by"], config, noted.get("named", ""))
         return replace(state, phase="cancelled", why=cause, finished=time_of(noted.get("at")))

@@ -51,6 +51,7 @@ class Seen:
     record: dict[str, Any] | None = None  # of the run's newest attempt; empty where it has none, none where not known
     queue_entry: QueueEntry | None = None  # of a job that Kueue has suspended
     wakening: Wakening | None = None  # of a job that waits for others to end; none where that was not looked at
+    canceller: str = ""  # who cancelled it; empty where that is not known
 
     @property
     def name(self) -> str:
@@ -149,7 +150,7 @@ def _conclude(look: Seen, pods: list[dict[str, Any]], end: dict[str, Any], done:
     if has_failed(job):
         return of_failed(job, pods, end, look.record)
     if job["metadata"].get("deletionTimestamp"):
-        return of_deleted(job, pods, end, look.record)
+        return of_deleted(job, pods, end, look.record, look.canceller)
     if is_final(job, pods):
         return of_failed(job, pods, end, look.record)
     lost = [_on_a_lost_node(group, look.snapshot) for group in by_number(pods).values()]
