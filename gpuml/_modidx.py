@@ -4861,6 +4861,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'gpuml/training/unfinished.py'),
                                            'gpuml.training.unfinished._wait_for_end': ( 'training/unfinished.html#_wait_for_end',
                                                                                         'gpuml/training/unfinished.py'),
+                                           'gpuml.training.unfinished.alone_on': ( 'training/unfinished.html#alone_on',
+                                                                                   'gpuml/training/unfinished.py'),
                                            'gpuml.training.unfinished.check_can_go_on': ( 'training/unfinished.html#check_can_go_on',
                                                                                           'gpuml/training/unfinished.py'),
                                            'gpuml.training.unfinished.interrupted': ( 'training/unfinished.html#interrupted',

@@ -10,9 +10,12 @@ from gpuml.base.config import Config, data_moved
 from gpuml.base.errors import ConfigError, Preempted
 from gpuml.base.line import parse_words
 from gpuml.base.loading import load
-from gpuml.training.fit import fit
+from gpuml.training import start as starting
+from gpuml.training.fit import carry_out, fit
+from gpuml.training.own_job import OwnJob
 from gpuml.training.results import load_run
 from gpuml.training.resume import continue_run
+from gpuml.training.unfinished import alone_on
 from tests.conftest import runs_in
 from tests.test_interrupt import OVERRIDES, result, stop_at
 
@@ -182,3 +185,16 @@ def test_other_tokens_are_no_way_to_go_on(store, tiny, tmp_path):
         fit(load("dev", words), resume="latest")
     file.write_text(text)
     assert fit(load("dev", words), resume="latest").metrics["updates"] == 9
+
+
+def test_one_process_goes_on_with_a_run(store):
+    "Between the look at the record and the first update lie seconds, in which another process may begin the same"
+    with pytest.raises(Preempted):
+        fit(load("dev", OVERRIDES), watch=stop_at(4))
+    (folder,) = (store.parent / "outputs").glob("dev-*")
+    start = starting.begin(load("dev", OVERRIDES), folder.name, OwnJob())
+    kept = sorted(file.name for file in (folder / "checkpoints").iterdir())
+    with alone_on(folder), pytest.raises(ConfigError, match="is still running"):
+        carry_out(start)
+    assert sorted(file.name for file in (folder / "checkpoints").iterdir()) == kept
+    assert carry_out(start).metrics["updates"] == 9

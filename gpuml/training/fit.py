@@ -33,6 +33,7 @@ from .start import SAME_LINE, Start, begin, with_recipe
 from .stop import StopRequest, is_stop, stop_signals
 from .tracking import TrackedRun
 from .trained import lacks_only_results
+from .unfinished import alone_on
 
 # %% ../../nbs/training/95_fit.ipynb #a8d9eae3
 def fit(
@@ -88,7 +89,7 @@ def carry_out(
     processes = processes_of(start.config)
     report.note(processes.note)
     setting = Setting(start, report, StopRequest(NOTHING_LOST), RunCopy(start, report), limits)
-    with stop_signals(setting.stop):
+    with stop_signals(setting.stop), alone_on(start.folder):
         with ends_reported(report), failure_told(start, report):
             if processes.size > 1 and not start.is_certified:
                 train_together(setting, _needed(setting, processes))

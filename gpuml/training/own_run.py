@@ -47,7 +47,7 @@ from .stop import stop_signals
 from .store import find_store
 from .timesheet import Timesheet
 from .tracking import TrackedRun
-from .unfinished import interrupted
+from .unfinished import alone_on, interrupted
 from .versions import source
 
 # %% ../../nbs/training/96_own_run.ipynb #5d651887
@@ -118,11 +118,12 @@ def own_run(
         start = start_loop(config, resume, job)
         report.note(*start.notes)
         setting = Setting(start, report, stop, RunCopy(start, report))
-        with failure_told(start, report):
-            trained = _done_before(setting) if start.is_certified else _trained(setting, code)
-            record = yield from trained
-        if record:
-            finish(setting, record)
+        with alone_on(start.folder):
+            with failure_told(start, report):
+                trained = _done_before(setting) if start.is_certified else _trained(setting, code)
+                record = yield from trained
+            if record:
+                finish(setting, record)
 
 
 def _done_before(setting: Setting) -> Generator[OwnLoop, None, TrackedRun | None]:
