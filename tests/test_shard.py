@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from gpuml.base.errors import Preempted
+from gpuml.base.errors import Preempted, TrainError
 from gpuml.base.loading import load
 from gpuml.training.fit import fit
 from tests import forked
@@ -125,3 +125,26 @@ def test_a_run_goes_on_with_a_shared_model_and_with_a_whole_one(store, fault, mo
     assert all((weights[name] - w).norm() <= 1e-5 * w.norm() for name, w in expected.items() if w.norm() > 1e-3)
     assert done.metrics["accuracy"] == calm.metrics["accuracy"]
     assert len(done.predict(["good", "bad"])) == 2
+
+
+def test_a_torch_that_can_not_go_on_is_named(monkeypatch):
+    "Versions before 2.13 can't take up a shared model again whose pass has broken off"
+    import torch
+    from torch.distributed.fsdp import FSDPModule
+
+    from gpuml.training.shard import Shards
+    from gpuml.training.world import world
+
+    def full():
+        raise torch.OutOfMemoryError("no room")
+
+    with world(0, 1, None) as alone:
+        shards = Shards(alone, [])
+        with pytest.raises(
+            TrainError, match="in the first pass of a shared model: more GPUs, or a smaller data.max_length"
+        ):
+            shards.run("update", full)
+        shards.run("update", lambda: None)
+        monkeypatch.delattr(FSDPModule, "reset_iter_state", raising=False)
+        with pytest.raises(TrainError, match="torch .* can't go on with smaller .*, torch 2.13 or later can"):
+            shards.run("update", full)

@@ -106,6 +106,8 @@ def shared_norm(
 # %% ../../nbs/training/59_shard.ipynb #be485b44
 _GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # as torch called it before 2.13
 _REDUCE = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_REMEDY = "more GPUs, or a smaller data.max_length"  # where memory runs out
+_VERSION = f"torch {torch.__version__} can't go on with smaller micro-batches there, torch 2.13 or later can"
 
 
 class Sent(NamedTuple):
@@ -182,8 +184,10 @@ class Shards:
 
     def _complete(self, kind: str) -> None:
         "Do for the others what is left of a pass that broke off; raises `TrainError`"
-        if kind not in self._known or not hasattr(FSDPModule, "reset_iter_state"):
-            raise TrainError("out of memory in a part of a shared model: more GPUs, or a smaller data.max_length")
+        if kind not in self._known:
+            raise TrainError(f"out of memory in the first pass of a shared model: {_REMEDY}")
+        if not hasattr(FSDPModule, "reset_iter_state"):
+            raise TrainError(f"out of memory in a part of a shared model: {_REMEDY}; {_VERSION}")
         for root in self._roots:
             root.reset_iter_state()
         torch.cuda.empty_cache()
