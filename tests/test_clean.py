@@ -15,7 +15,7 @@ from gpuml.cluster import clean
 from gpuml.cluster.local import PROGRESS_FILE
 from gpuml.jobs.gpu_cell import VALUES
 from gpuml.training.recipe import FILE
-from gpuml.training.record import this_host
+from gpuml.training.record import WORK, this_host
 from gpuml.training.runs import output_folder
 from tests.conftest import gpuml
 from tests.test_projects import project_at, put_job
@@ -35,6 +35,7 @@ def put_run(root, name, certified=False, size=1000, **record):
     (folder / "checkpoints" / "step-00000004").mkdir(parents=True)
     (folder / "checkpoints" / "step-00000004" / "model").write_bytes(b"x" * size)
     shutil.copy(root / "config" / "dev.yaml", folder / "config.yaml")
+    (folder / WORK).touch()
     about = {"uri": "sqlite:///m", "page": "p", "experiment": "test", "artifacts": None, "params": {}, "tags": {}}
     write_json(folder / "tracking.json", about | {"run": name, "status": "KILLED", "reason": "interrupted"} | record)
     if certified:

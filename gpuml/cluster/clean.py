@@ -31,6 +31,7 @@ from ..jobs.handle import OVER
 from ..training.recipe import FILE as OWN_CODE
 from ..training.record import read_record, this_host
 from ..training.runs import work_folder
+from ..training.unfinished import WORK
 
 # %% ../../nbs/cluster/70_clean.ipynb #152768fe
 KINDS = ("runs", "jobs", "caches")
@@ -70,7 +71,7 @@ def _item(kind: str, path: Path, label: str, **facts: object) -> Item:
 RUN_FILES = (
     "config.yaml", "tracking.json", "metrics.jsonl", "metrics.json", "predictions.csv", "skipped.csv", "loss.svg", "confusion.svg",
     "certificate.json", "account.json", "evaluations", "note.txt", "checkpoints", "model", "state", "code.txt", "notebook.ipynb", "logs", "attempts", "cancelled.json",
-    PROGRESS_FILE, "machine.json", OWN_CODE, VALUES, ".stored", ".lock",
+    PROGRESS_FILE, "machine.json", OWN_CODE, VALUES, ".stored", ".lock", WORK,
 )  # fmt: skip
 JOB_FILES = ("job.json", STATE_FILE, PROGRESS_FILE, "log.txt", "worker.txt", LOCK_FILE)
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")  # what a write that was killed has left
