@@ -29,9 +29,8 @@ from .manifest import PREFIX
 from ..jobs.gpu_cell import VALUES
 from ..jobs.handle import OVER
 from ..training.recipe import FILE as OWN_CODE
-from ..training.record import read_record, this_host
+from ..training.record import WORK, read_record, this_host
 from ..training.runs import work_folder
-from ..training.unfinished import WORK
 
 # %% ../../nbs/cluster/70_clean.ipynb #152768fe
 KINDS = ("runs", "jobs", "caches")
