@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..base.files import fingerprint
 from ..data.dataset import Data
 from ..data.early import Early
-from ..data.encoder import describe_tokenizer
+from ..data.encoder import tokens_fingerprint
 from ..data.order_choice import choose_order
 from ..data.orders import Global, Order
 from ..data.testset import Testset, overlap_notes, read_testset
@@ -83,7 +82,7 @@ def open_material(
         if name == "windows":
             order = Windows(data, config, chosen.tokenizer, chosen.max_length, **asides, limits=windows)
         material = Material(order, data.labels, data)
-    material.tokens = fingerprint(describe_tokenizer(chosen.tokenizer), chosen.max_length)[:16]
+    material.tokens = tokens_fingerprint(chosen.tokenizer, chosen.max_length)
     material.test = _read_test(setting, chosen, material)
     setting.report.note(note, material.order.note)
     return material
