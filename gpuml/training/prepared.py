@@ -173,9 +173,14 @@ def _refuse_other_data(setting: Setting, then: dict[str, Any], material: Materia
     if "files" not in then:
         material.wait(setting.report)
     now = material.facts()
-    then = {"tokens": now.get("tokens"), **then}  # of an earlier version, which did not keep what names them
+    if "tokens" not in then:  # an earlier version did not keep what names them
+        now.pop("tokens", None)
     if then != now:
-        changes = ", ".join(f"{key}: {then.get(key)} → {now[key]}" for key in now if then.get(key) != now[key])
+        changes = {
+            key: f"{key}: {then.get(key)} → {now.get(key)}" for key in {**then, **now} if then.get(key) != now.get(key)
+        }
         run = setting.start.run_id
-        subject = "the tokenizer of model.name" if then == {**now, "tokens": then["tokens"]} else "the data"
-        raise ConfigError(f"--resume: {subject} changed since the checkpoint of {run} ({changes}); start a new run")
+        subject = "the tokenizer of model.name" if [*changes] == ["tokens"] else "the data"
+        raise ConfigError(
+            f"--resume: {subject} changed since the checkpoint of {run} ({', '.join(changes.values())}); start a new run"
+        )
