@@ -264,7 +264,8 @@ def reserve_kernel(descriptors: list[int]) -> tuple[list, list[int]] | None:
 def become(request: list, descriptors: list[int]) -> list[str]:
     "Take over what a process inherits; returns what is to be run"
     (program, *words), folder, environment, numbers, parent = request
-    aside = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 4 * MOST_OPEN) for descriptor in descriptors]
+    beyond = max(4 * MOST_OPEN, *numbers) + 1  # no number that is to be taken over lies there
+    aside = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, beyond) for descriptor in descriptors]
     for descriptor in descriptors:
         os.close(descriptor)
     for number, descriptor in zip(numbers, aside, strict=True):

@@ -1,5 +1,7 @@
 "The server of forked processes outlives whoever asks it"
 
+import fcntl
+import os
 import signal
 import subprocess
 import time
@@ -16,3 +18,15 @@ def test_who_asks_may_be_killed_at_any_moment():
         asking.wait()
     done = subprocess.run([forked.python(), "-c", "print('here')"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
+
+
+def test_descriptors_keep_their_numbers_however_high():
+    "A process of tests may have opened hundreds of files before"
+    pipes = [os.pipe() for _ in range(4)]
+    ends = [fcntl.fcntl(writing, fcntl.F_DUPFD, 260) for _, writing in pipes]
+    code = "import os, sys; [os.write(int(number), number.encode()) for number in sys.argv[1:]]"
+    done = subprocess.run([forked.python(), "-c", code, *map(str, ends)], pass_fds=ends)
+    assert done.returncode == 0
+    assert [os.read(reading, 99) for reading, _ in pipes] == [str(end).encode() for end in ends]
+    for number in (*ends, *(number for pipe in pipes for number in pipe)):
+        os.close(number)

@@ -84,7 +84,8 @@ def test_missing_values_and_odd_types_are_told_as_those_of_a_file(project):
     odd = pd.DataFrame({"text": ["a", None, float("nan"), pd.NA, pd.NaT, "", [1], b"x"], "label": labels})
     with pytest.raises(DataError) as e:
         read(with_frame(config, odd))
-    lines = str(e.value).splitlines()
+    *lines, way_out = str(e.value).splitlines()
+    assert way_out == "data.on_bad_row=skip leaves such rows out"
     assert [line.partition(": ")[0] for line in lines] == [f"DataFrame:{line}" for line in range(2, 9)]
     assert all("empty" in line for line in lines[:5]) and [line.partition("'text' is ")[2] for line in lines[5:]] == [
         "a list, not a text",
@@ -94,7 +95,7 @@ def test_missing_values_and_odd_types_are_told_as_those_of_a_file(project):
     for table in ([{"text": v, "label": "x"} for v in deep], pd.DataFrame({"text": deep, "label": ["x"] * len(deep)})):
         with pytest.raises(DataError) as e:
             read(with_frame(config, table))
-        lines = str(e.value).splitlines()
+        *lines, _ = str(e.value).splitlines()
         assert len(lines) == len(deep) and all("is a list, not a text" in line for line in lines[:3]), lines
         assert "is an object, not a text" in lines[3] and all("empty" in line for line in lines[4:])
     numbers = pd.DataFrame({"text": [f"text {i}" for i in range(8)], "label": pd.Series([1, 2] * 4, dtype="int8")})

@@ -302,6 +302,7 @@ def test_bad_rows(run):
     assert e.value.exit_code == Exit.BAD_DATA and str(e.value).splitlines() == [
         "a.csv:3: 3 fields where the header has 2; a text with ',' in it needs quotes",
         "a.csv:4: the text is empty",
+        "data.on_bad_row=skip leaves such rows out",
     ]
     assert not Path("out.csv").exists()
     done = run.predict_file("a.csv", "out.csv", [*CACHE, "data.on_bad_row=skip"])
