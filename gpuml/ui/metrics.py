@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..base.charts import Series, chart, fitting
+from ..base.charts import Series, chart, drawn_within
 from ..training.score_table import LOSS, SCORES
 
 # %% ../../nbs/ui/25_metrics.ipynb #a908027a
@@ -56,8 +56,7 @@ def charts(
     words = f"<div class='gpuml-note'>{'GPUs' if len(used) > 1 else 'GPU'} {', '.join(gpu)}</div>" if gpu else ""
 
     def drawn(most):
-        most = min(most, 36)
         scores = chart("scores", chosen(rising), 1.0, updates, most=most)
         return chart("loss", chosen(falling), updates=updates, most=most) + scores + words
 
-    return fitting(drawn, room)
+    return drawn_within(room, drawn, most=36)

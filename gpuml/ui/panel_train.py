@@ -74,13 +74,13 @@ def training_html(
     stopping = "<div class='gpuml-note' role='status'>stopping: finishes this update</div>" * training.stopping
     below = "" if error else stopping
     room = VIEW_CHARACTERS - len(below) - len("<div class='gpuml-charts'></div>")
-    is_broken = bool(error) and p.phase != "stopped"
-    head = head_html(p, training.notes, is_broken, room - len(charts(series, p.updates, 0)))
-    above = ("" if error and p.phase == "starting" else head) + below
-    curves = f"<div class='gpuml-charts'>{charts(series, p.updates, room - len(head))}</div>" if metrics else ""
+    notes, is_broken = training.notes, bool(error) and p.phase != "stopped"
+    drawn = charts(series, p.updates, room - len(head_html(p, notes, is_broken, room)))
+    head = "" if error and p.phase == "starting" else head_html(p, notes, is_broken, room - len(drawn))
+    curves = f"<div class='gpuml-charts'>{drawn}</div>" if metrics else ""
     kind = "note" if p.phase == "stopped" else "bad"
     alert = f"<div class='gpuml-{kind}' role='alert'>{as_html(error)}</div>" if error else ""
-    return above + curves + alert
+    return head + below + curves + alert
 
 
 def _sweep_html(name: str) -> str:

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..base.charts import fitting, loss_curve
+from ..base.charts import drawn_within, loss_curve
 from ..base.tables import short_html
 from ..training.headway import Headway, HeadwayFile
 from ..training.progress import Progress
@@ -45,14 +45,16 @@ def progress_html(
     words = facts(replace(headway, doing=headway.doing[:160]))
     head = f"<div>{mark}<b>{escape(p.run)}</b> · {short_html(' · '.join(words), 600)}</div>"
     above = f"<div>{head}{bar if p.steps and p.phase != 'failed' else ''}"
-    line = p.curve()
+    line, room = p.curve(), VIEW_CHARACTERS - len(f"{above}</div>")
+
+    def noted(room):
+        return notes_html(p.notes[-3:], "style='opacity:.75'", room)
 
     def drawn(most):
         return loss_curve(line, validation, p.steps, width=440, height=120, most=most)
 
-    room = VIEW_CHARACTERS - len(f"{above}</div>")
-    below = notes_html(p.notes[-3:], "style='opacity:.75'", room - len(drawn(8)))
-    return f"{above}{fitting(drawn, room - len(below))}{below}</div>"
+    curve = drawn_within(room - len(noted(room)), drawn)
+    return f"{above}{curve}{noted(room - len(curve))}</div>"
 
 # %% ../../nbs/ui/15_views.ipynb #85d073eb
 class OneOutput:
