@@ -19,6 +19,7 @@ from .manifest import grace_seconds, slug
 from .promise import Gaps
 from .speedup import Group, Pace
 from ..jobs.handle import read_json
+from ..training.attempts import is_number
 from ..training.record import RECORD
 
 # %% ../../nbs/cluster/54_earlier.ipynb #cd0d183c
@@ -47,7 +48,7 @@ def _metrics(storage: Storage, url: str) -> dict[str, Any] | None:
     with suppress(GpumlError, OSError):
         values = json_values(storage.read_now(url))
         amounts = [values.get(key, 0) for key in ("save_seconds", "seconds", "updates")]
-        if values and all(isinstance(n, int | float) and not isinstance(n, bool) and n >= 0 for n in amounts):
+        if values and all(map(is_number, amounts)):
             return values
     return None
 

@@ -24,7 +24,7 @@ from .calibration import WINDOW, Calibration, Forecast, calibrated
 from .durations import Durations
 from .forecast import Past
 from .promise import Gaps
-from ..training.attempts import Attempt, attempt_of, moment
+from ..training.attempts import Attempt, attempt_of, is_number, moment
 
 # %% ../../nbs/cluster/33_waits.ipynb #2988f963
 @dataclass(frozen=True)
@@ -136,8 +136,7 @@ def _wait_of(text: bytes) -> Wait:
     wait = Wait(**json.loads(text))
     moment(wait.submitted)
     spans = (wait.low, wait.median, wait.high, wait.promised)
-    are_right = all(isinstance(span, int | float) and span >= 0 for span in spans)  # NaN is not
-    if not (isinstance(wait.run, str) and wait.run and are_right) or any(isinstance(span, bool) for span in spans):
+    if not (isinstance(wait.run, str) and wait.run and all(map(is_number, spans))):
         raise ValueError("it is no wait")
     return wait
 

@@ -7,7 +7,6 @@ __all__ = ['OVER', 'PHASES', 'WAITING', 'SIGNS', 'State', 'Text', 'read_json', '
            'job_rows', 'rows_as_html']
 
 # %% ../../nbs/jobs/80_handle.ipynb #598cd8f6
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..base.errors import ClusterError, Exit, GpumlError
+from ..base.files import json_fields
 from ..base.place import place_of
 from ..base.storage import Storage
 from ..base.tables import Entry, Table, as_html
@@ -88,10 +88,10 @@ def read_json(
     storage: Storage,
     url: str,
 ) -> dict[str, Any] | None:
-    "A small JSON file in storage; none where it is not there, or storage does not answer"
+    "A small JSON file in storage; none where it is not there, or damaged, or storage does not answer"
     try:
         data = storage.read_now(url)
-        return json.loads(data) if data else None
+        return json_fields(data) if data else None
     except (GpumlError, ValueError):
         return None
 

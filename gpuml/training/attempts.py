@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PULSE', 'CELL', 'LOOP', 'Attempt', 'content', 'now', 'moment', 'surroundings', 'owner', 'numbers', 'is_amount',
-           'is_time', 'problem_in', 'read', 'attempt_of', 'newest', 'outcome', 'record', 'newest_checkpoint',
-           'close_silent']
+           'is_number', 'is_time', 'problem_in', 'read', 'attempt_of', 'newest', 'outcome', 'record',
+           'newest_checkpoint', 'close_silent']
 
 # %% ../../nbs/training/12_attempts.ipynb #0dc208b5
 import getpass
@@ -118,6 +118,13 @@ def is_amount(
 ) -> bool:
     "Whether it is a whole number from 0 on, which a float has exactly"
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53
+
+
+def is_number(
+    value: Any,  # a field's of a file, as JSON has it
+) -> bool:
+    "Whether it is a number from 0 on; NaN is none"
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def is_time(
